@@ -1,0 +1,77 @@
+"""The one meaning of a quantizer, shared by simulated and integer execution.
+
+    q  = clip(round(x * (1 / s)) + z, q_min, q_max)        integers
+    x^ = s * (q - z)                                       what the next operation sees
+
+``round`` is to nearest, ties to even. The reciprocal is taken in float32 and multiplied (not divided), because
+that is what torchao's and oneDNN's integer kernels do: the two executions then agree bit for bit on ``q``.
+
+Shapes: ``scale`` and ``zero_point`` broadcast against ``x``. ``scale`` is float32, ``zero_point`` int32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dq_plugins.errors import DQError
+
+MIN_BITS, MAX_BITS = 1, 16
+
+
+def integer_range(bits: int, *, narrow: bool = False) -> tuple[int, int]:
+    """Smallest and largest integer of a signed ``bits``-bit code.
+
+    Args:
+        bits: 1 to 16. One bit has the two codes -1 and 0 (use a binarizer for codes -1 and +1).
+        narrow: leave out the most negative code, so that the range is symmetric around zero.
+
+    Raises:
+        DQError: ``bits`` is out of range.
+    """
+    if not isinstance(bits, int) or not MIN_BITS <= bits <= MAX_BITS:
+        raise DQError(f"a quantizer has {MIN_BITS} to {MAX_BITS} bits, got bits={bits!r}")
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    return (low + 1 if narrow and bits > 1 else low), high
+
+
+def affine_parameters(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Scale and zero point that map the float range ``[low, high]`` onto the integers.
+
+    The range is first widened to contain zero, so that zero is represented exactly (padding, ReLU).
+    Symmetric: ``z = 0`` and ``s = max(|low|, |high|) / q_max``. An empty range gets scale 1.
+
+    Args:
+        low: lower clip bounds, any shape.
+        high: upper clip bounds, same shape.
+        bits: width of the code.
+        symmetric: whether the zero point is fixed at 0.
+
+    Returns:
+        ``(scale, zero_point)``: float32 and int32, the shape of ``low``.
+    """
+    low, high = low.float().clamp(max=0), high.float().clamp(min=0)
+    q_min, q_max = integer_range(bits)
+    if symmetric:
+        scale = torch.maximum(-low, high) / max(q_max, 1)
+        zero_point = torch.zeros_like(scale, dtype=torch.int32)
+        return torch.where(scale > 0, scale, torch.ones_like(scale)), zero_point
+    scale = (high - low) / (q_max - q_min)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    zero_point = (q_min - torch.round(low / scale)).clamp(q_min, q_max).to(torch.int32)
+    return scale, zero_point
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, q_min: int, q_max: int) -> Tensor:
+    """Integer codes of ``x``, still in a floating dtype (the caller picks the storage dtype)."""
+    return torch.clamp(torch.round(x * (1.0 / scale)) + zero_point, q_min, q_max)
+
+
+def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | int) -> Tensor:
+    """Float values of integer codes: ``s * (q - z)``."""
+    return (codes - zero_point) * scale
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, q_min: int, q_max: int) -> Tensor:
+    """Quantize and dequantize: the simulated quantizer. Computed in float32, returned in ``x.dtype``."""
+    return dequantize(quantize(x.float(), scale, zero_point, q_min, q_max), scale, zero_point).to(x.dtype)

@@ -1,0 +1,59 @@
+"""Every error of this library: one base class, one subclass per kind of trouble.
+
+A message is one paragraph that names the culprit, what was found, what was expected, and what to do.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+
+class DQError(Exception):
+    """Base of every error that dq-plugins raises on purpose."""
+
+
+class RegistryError(DQError):
+    """A plugin is unknown, in conflict, denied, incompatible or broken."""
+
+
+class MissingDependencyError(DQError):
+    """An optional package is needed and not installed; the message holds the pip line."""
+
+
+class TraceError(DQError):
+    """A denoiser cannot be traced into a dependency graph."""
+
+
+class TimestepError(DQError):
+    """A timestep is missing, malformed, or outside the range that was calibrated."""
+
+
+class CalibrationError(DQError):
+    """A calibration set is empty, incomplete, corrupt, or holds values that are not finite."""
+
+
+class PlanError(DQError):
+    """A plan is malformed, of another model, of a newer format, or names an unknown layer."""
+
+
+class RecipeError(DQError):
+    """A recipe or one of its passes has wrong options, a wrong order, or cannot run."""
+
+
+class BudgetError(DQError):
+    """A budget cannot be met; the message names the nearest feasible one."""
+
+
+def require(package: str, extra: str, purpose: str) -> None:
+    """Raise `MissingDependencyError` with the pip line unless ``package`` can be imported.
+
+    Args:
+        package: import name, for example ``"torchao"``.
+        extra: the extra of dq-plugins that installs it.
+        purpose: what it is needed for, as the end of "... is needed to".
+    """
+    if find_spec(package) is None:
+        raise MissingDependencyError(
+            f"{package!r} is needed to {purpose}, and it is not installed. "
+            f"Install it with: pip install 'dq-plugins[{extra}]'"
+        )

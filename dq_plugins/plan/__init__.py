@@ -1,0 +1,16 @@
+"""The plan: every quantization decision, per layer, as framework-neutral data."""
+
+from dq_plugins.plan.files import load_plan, save_plan
+from dq_plugins.plan.layers import ActivationQuant, LayerPlan, WeightQuant
+from dq_plugins.plan.plan import PassRecord, QuantPlan, Section
+
+__all__ = [
+    "ActivationQuant",
+    "LayerPlan",
+    "PassRecord",
+    "QuantPlan",
+    "Section",
+    "WeightQuant",
+    "load_plan",
+    "save_plan",
+]

@@ -1,0 +1,152 @@
+"""The plan in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from dq_plugins.errors import PlanError
+from dq_plugins.hashing import weights_hash
+from dq_plugins.plan.layers import LayerPlan
+from dq_plugins.timesteps import Schedule, TimestepGroups
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """A pass that contributed to a plan, with the options it ran with."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Section:
+    """What a pass adds beyond the per-layer fields, under its own name.
+
+    Attributes:
+        data: JSON-serialisable values.
+        tensors: named tensors.
+        critical: an adapter that does not know this section must refuse the plan, because ignoring it would
+            change the result. Findings (curves, scores, explanations) are not critical.
+    """
+
+    data: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    critical: bool = False
+
+
+@dataclass
+class QuantPlan:
+    """Every decision about one denoiser.
+
+    Attributes:
+        model: class name of the denoiser the plan was made for.
+        model_hash: `weights_hash` of its full-precision weights.
+        timestep_argument: name of the forward argument that carries the timestep.
+        schedule: timesteps of the sampling run that was recorded, in order.
+        groups: named sets of timestep groups.
+        layers: one entry for every quantizable layer, by fully qualified name.
+        sections: what passes added, by pass name.
+        passes: the passes that wrote the plan, in order.
+        recipe: name of the recipe.
+        seed: seed of every random choice.
+    """
+
+    model: str
+    model_hash: str
+    timestep_argument: str
+    schedule: Schedule
+    groups: dict[str, TimestepGroups] = field(default_factory=dict)
+    layers: dict[str, LayerPlan] = field(default_factory=dict)
+    sections: dict[str, Section] = field(default_factory=dict)
+    passes: list[PassRecord] = field(default_factory=list)
+    recipe: str = ""
+    seed: int = 0
+
+    def layer(self, name: str) -> LayerPlan:
+        """Entry of one layer; an unknown name raises `PlanError` with close matches."""
+        if name not in self.layers:
+            from difflib import get_close_matches
+
+            close = get_close_matches(name, self.layers, n=3)
+            raise PlanError(f"the plan has no layer {name!r}" + (f"; close: {', '.join(close)}" if close else ""))
+        return self.layers[name]
+
+    def validate(self) -> QuantPlan:
+        """Check the plan against itself.
+
+        Raises:
+            PlanError: an activation table names unknown groups or has another length than they have, or a layer is
+                left in full precision without a reason.
+        """
+        for name, layer in self.layers.items():
+            activation = layer.activation
+            if activation is not None:
+                if activation.groups not in self.groups:
+                    known = ", ".join(self.groups) or "none"
+                    raise PlanError(
+                        f"layer {name!r} uses timestep groups {activation.groups!r}; the plan has: {known}"
+                    )
+                expected = len(self.groups[activation.groups])
+                if len(activation.scale) != expected:
+                    raise PlanError(
+                        f"layer {name!r} has {len(activation.scale)} activation scales, but timestep groups "
+                        f"{activation.groups!r} are {expected}"
+                    )
+            if (layer.weight is None or activation is None) and not layer.kept:
+                raise PlanError(f"layer {name!r} is (partly) in full precision and the plan does not say why")
+        return self
+
+    def check_model(self, denoiser: nn.Module) -> None:
+        """Raise `PlanError` unless the plan was made for these weights and its layers exist."""
+        modules = dict(denoiser.named_modules())
+        unknown = [name for name in self.layers if name not in modules]
+        if unknown:
+            raise PlanError(
+                f"the plan names layer {unknown[0]!r} ({len(unknown)} such), which this {type(denoiser).__name__} "
+                f"does not have: it was made for another model ({self.model})"
+            )
+        found = weights_hash(denoiser)
+        if found != self.model_hash:
+            raise PlanError(
+                f"the plan was made for other weights of {self.model}: it holds hash {self.model_hash[:12]}, this "
+                f"{type(denoiser).__name__} has {found[:12]}. Make a plan for these weights, or load the original ones."
+            )
+
+    def refuse_unknown_sections(self, understood: set[str], adapter: str) -> None:
+        """Raise `PlanError` if a critical section is not among those ``adapter`` understands."""
+        unknown = sorted(n for n, s in self.sections.items() if s.critical and n not in understood)
+        if unknown:
+            raise PlanError(
+                f"adapter {adapter!r} does not implement {', '.join(unknown)}, which this plan depends on; "
+                "use another backend, or leave that pass out of the recipe"
+            )
+
+    @property
+    def hash(self) -> str:
+        """sha256 over everything the plan holds, tensors included."""
+        from dq_plugins.plan.files import plan_hash
+
+        return plan_hash(self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, QuantPlan) and self.hash == other.hash
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``plan.json`` and ``plan.safetensors`` into ``folder``; returns the folder."""
+        from dq_plugins.plan.files import save_plan
+
+        return save_plan(self, folder)
+
+    @staticmethod
+    def load(folder: str | Path) -> QuantPlan:
+        """Read a plan; see `dq_plugins.plan.load_plan` for the errors."""
+        from dq_plugins.plan.files import load_plan
+
+        return load_plan(folder)
