@@ -1,0 +1,35 @@
+"""Apply a plan to a denoiser through an adapter."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import nn
+
+from dq_plugins import registry
+from dq_plugins.plan import QuantPlan
+
+
+def apply(
+    denoiser: nn.Module, plan: QuantPlan, backend: str = "torchao", *, inplace: bool = False, **options: Any
+) -> nn.Module:
+    """Quantize a denoiser as the plan says.
+
+    Args:
+        denoiser: the full-precision denoiser the plan was made for.
+        plan: the plan.
+        backend: a registered adapter: ``"torchao"``, ``"brevitas"``, ``"simulate"`` (fake quantization), ...
+        inplace: change ``denoiser`` itself; otherwise a copy is quantized.
+        options: options of the adapter.
+
+    Returns:
+        The quantized denoiser.
+
+    Raises:
+        RegistryError: unknown backend, or its packages are missing.
+        PlanError: the plan is of another model, or needs what the backend does not implement.
+    """
+    adapter = registry.get("adapter", backend)
+    adapter = adapter() if isinstance(adapter, type) else adapter
+    return adapter.apply(denoiser if inplace else copy.deepcopy(denoiser), plan.validate(), **options)

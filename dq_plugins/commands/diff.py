@@ -1,0 +1,33 @@
+"""``dq-plugins diff``: what differs between two plans."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+HELP = "Compare two plans, decision by decision. Exit status 0 when equal, 1 when they differ."
+EXAMPLE = "dq-plugins diff plan-a/ plan-b/"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("left", help="folder of a plan")
+    parser.add_argument("right", help="folder of another plan")
+    parser.add_argument("--json", action="store_true", help="print a JSON list of {where, left, right}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the differences."""
+    from dq_plugins.plan import load_plan
+    from dq_plugins.plan.diff import diff_plans
+
+    differences = diff_plans(load_plan(args.left), load_plan(args.right))
+    if args.json:
+        print(json.dumps([asdict(d) for d in differences], indent=1))
+    elif not differences:
+        print("the plans are equal")
+    else:
+        for d in differences:
+            print(f"{d.where}\n  - {d.left}\n  + {d.right}")
+    return 1 if differences else 0

@@ -1,0 +1,57 @@
+"""What a pass may read while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from dq_plugins.calibration import CalibrationSet
+from dq_plugins.graph import Partition, partition
+
+T = TypeVar("T")
+
+
+@dataclass
+class PassContext:
+    """Inputs of a pass: the denoiser, the calibration set, targets, the seed, and shared results.
+
+    Attributes:
+        denoiser: the full-precision denoiser, frozen and in eval mode. Passes must leave its weights as they are.
+        calibration: recorded full-precision denoiser calls.
+        weight_bits: target width of weights.
+        act_bits: target width of activations; None leaves activations in floating point.
+        seed: seed of every random choice.
+        workdir: folder of the running pass for intermediate results, so that it can resume; None: no resume.
+    """
+
+    denoiser: nn.Module
+    calibration: CalibrationSet
+    weight_bits: int = 8
+    act_bits: int | None = 8
+    seed: int = 0
+    workdir: Path | None = None
+    _shared: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def partition(self) -> Partition:
+        """Roles and dependency signatures of the denoiser's layers, from its graph."""
+        example = self.calibration.example_inputs()
+        return partition(self.denoiser, example, timestep=self.calibration.timestep_argument)
+
+    def generator(self, *salt: int) -> torch.Generator:
+        """A CPU random generator of this run; different ``salt``, independent stream."""
+        generator = torch.Generator()
+        generator.manual_seed(hash((self.seed, *salt)) % 2**63)
+        return generator
+
+    def shared(self, key: Any, compute: Callable[[], T]) -> T:
+        """Result of ``compute``, kept for later passes of the same run under a hashable ``key``."""
+        if key not in self._shared:
+            self._shared[key] = compute()
+        return self._shared[key]

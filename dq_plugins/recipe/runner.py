@@ -1,0 +1,153 @@
+"""Run a recipe: from a denoiser and its calibration set to a plan, resumable pass by pass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from dq_plugins import registry
+from dq_plugins.errors import DQError, RecipeError
+from dq_plugins.hashing import hash_json, weights_hash
+from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan, load_plan, save_plan
+from dq_plugins.recipe.context import PassContext
+from dq_plugins.recipe.passes import Pass
+from dq_plugins.recipe.recipe import Recipe, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dq_plugins.calibration import CalibrationSet
+
+WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def empty_plan(context: PassContext, recipe: str) -> QuantPlan:
+    """A plan that lists every layer of the denoiser and quantizes none."""
+    layers = {
+        name: LayerPlan(kind=info.kind, roles=frozenset(info.roles))
+        for name, info in context.partition.layers.items()
+    }
+    for name, module in context.denoiser.named_modules():
+        if isinstance(module, WEIGHTED) and name not in layers:
+            layers[name] = LayerPlan(type(module).__name__.lower(), kept="the traced forward never runs it")
+    return QuantPlan(
+        model=type(context.denoiser).__name__,
+        model_hash=weights_hash(context.denoiser),
+        timestep_argument=context.calibration.timestep_argument,
+        schedule=context.calibration.schedule,
+        layers=dict(sorted(layers.items())),
+        recipe=recipe,
+        seed=context.seed,
+    )
+
+
+@contextmanager
+def _frozen(denoiser: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients on the parameters, restored afterwards."""
+    training = denoiser.training
+    required = [p for p in denoiser.parameters() if p.requires_grad]
+    denoiser.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        denoiser.train(training)
+        for parameter in required:
+            parameter.requires_grad_(True)
+
+
+def _signatures(context: PassContext, steps: tuple[Step, ...], model_hash: str) -> list[str]:
+    """One signature per step: of everything that determined the plan up to and including it."""
+    given = [model_hash, context.calibration.hash, context.weight_bits, context.act_bits, context.seed]
+    described = [[s.name, dict(s.options)] for s in steps]
+    return [hash_json([given, described[: i + 1]]) for i in range(len(steps))]
+
+
+def _resume(folders: list[Path], signatures: list[str]) -> tuple[int, QuantPlan | None]:
+    """Number of finished steps, and the plan after the last of them."""
+    for i in reversed(range(len(folders))):
+        marker = folders[i] / "done.json"
+        try:
+            if json.loads(marker.read_text())["signature"] == signatures[i]:
+                return i + 1, load_plan(folders[i])
+        except (OSError, ValueError, KeyError, DQError):
+            continue  # absent, of another run, or cut off while it was written: that step runs again
+    return 0, None
+
+
+def _run_pass(instance: Pass, plan: QuantPlan, context: PassContext, progress: bool) -> None:
+    running = instance.run(plan, context)
+    if running is None:
+        return
+    with tqdm(desc=instance.name, disable=not progress, leave=False) as bar:
+        for step in running:
+            bar.total = step.total
+            bar.set_postfix_str(step.what, refresh=False)
+            bar.update(step.done - bar.n)
+
+
+def make_plan(
+    denoiser: nn.Module,
+    calibration: CalibrationSet,
+    recipe: str | Recipe = "default",
+    *,
+    weight_bits: int = 8,
+    act_bits: int | None = 8,
+    seed: int = 0,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    workdir: str | Path | None = None,
+    progress: bool = True,
+) -> QuantPlan:
+    """Run a recipe's passes on a denoiser.
+
+    Same denoiser, calibration set, recipe, options and seed: the same plan, byte for byte.
+
+    Args:
+        denoiser: full-precision denoiser; any ``nn.Module`` whose forward takes a timestep.
+        calibration: calls recorded by `dq_plugins.record` from this denoiser.
+        recipe: registered name, or a `Recipe`.
+        weight_bits: target width of weights; passes may give single layers more or fewer.
+        act_bits: target width of activations; None leaves them in floating point.
+        seed: seed of every random choice.
+        options: overrides by pass name, for example ``{"timestep-groups": {"groups": 4}}``.
+        workdir: folder for intermediate results. The same call with the same folder resumes after an interruption.
+        progress: show a progress bar.
+
+    Returns:
+        The plan.
+
+    Raises:
+        RegistryError: unknown recipe or pass.
+        RecipeError: wrong options or order.
+        CalibrationError: the calibration set is of another model.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else registry.get("recipe", recipe)
+    recipe = recipe.with_options(options or {})
+    classes = {name: registry.get("pass", name) for name in recipe.passes()}
+    recipe.check_order(classes)
+    passes = [classes[step.name](**step.options) for step in recipe.steps]
+    model_hash = weights_hash(denoiser)
+    calibration.check_model(model_hash)
+    context = PassContext(denoiser, calibration, weight_bits, act_bits, seed)
+    root = Path(workdir) if workdir is not None else None
+    folders = [root / f"{i:02d}-{s.name}" for i, s in enumerate(recipe.steps)] if root else []
+    signatures = _signatures(context, recipe.steps, model_hash)
+    done, plan = _resume(folders, signatures)
+    with _frozen(denoiser), torch.no_grad():
+        plan = plan or empty_plan(context, recipe.name)
+        for i in range(done, len(passes)):
+            context.workdir = folders[i] if root else None
+            _run_pass(passes[i], plan, context, progress)
+            plan.passes.append(PassRecord(recipe.steps[i].name, passes[i].options.model_dump(mode="json")))
+            if root:
+                save_plan(plan, folders[i])
+                (folders[i] / "done.json").write_text(json.dumps({"signature": signatures[i]}))
+        if weights_hash(denoiser) != model_hash:
+            raise RecipeError(f"a pass of recipe {recipe.name!r} changed the denoiser's weights; passes only read them")
+    return plan.validate()
