@@ -45,7 +45,8 @@ def discover(installed: Iterable[Distribution] | None = None) -> tuple[Declarati
             if name not in found:  # the first one on sys.path is the one that Python imports
                 found[name] = list(_declarations(candidate, name))
         except Exception as error:  # one unreadable distribution must not hide the others
-            _log.warning("plugins of %s are left out, its metadata cannot be read: %s", candidate, error)
+            where = getattr(candidate, "_path", candidate)
+            _log.warning("the plugins of %s are left out, its metadata cannot be read: %s", where, error)
     return tuple(sorted((d for each in found.values() for d in each), key=_order))
 
 

@@ -27,7 +27,7 @@ from dq_plugins.registry.record import KINDS, Declaration
 VARIABLE = "DQ_PLUGINS"
 """Name of the environment variable."""
 
-_TERM = re.compile(r"(?P<deny>-)?(?:(?P<kind>[^:@]+):)?(?P<name>[^:@]+)(?:@(?P<distribution>[^:@]+))?")
+_TERM = re.compile(r"(?P<deny>-)?(?:(?P<kind>[^:@]+):)?(?P<name>(?!-)[^:@]+)(?:@(?P<distribution>[^:@]+))?")
 
 
 @dataclass(frozen=True)
