@@ -1,7 +1,7 @@
 """Content hashes: what ties a plan or a calibration set to the weights and the data it was made from.
 
-Every hash is sha256, as 64 hexadecimal digits. A tensor counts by its dtype, shape and values; not by its device,
-strides or storage. Tensors are read one at a time, so the extra memory is that of the largest one.
+Every hash is sha256, as 64 hexadecimal digits. A tensor counts by its dtype, shape and values; not by its
+device, strides or storage. Tensors are read one at a time, so the extra memory is that of the largest one.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 def weights_hash(module: nn.Module) -> str:
     """Hash of a module's weights: its parameters and persistent buffers, by name.
 
-    Independent of the device, of ``torch.compile``, of hooks and of non-persistent buffers. A module whose class sets
-    ``dq_quantizer_state = True`` is left out with everything below it, so attaching quantizers to a denoiser does not
-    change its hash as long as the weights stay where they were.
+    Independent of the device, of ``torch.compile``, of hooks and of non-persistent buffers. A module whose class
+    sets ``dq_quantizer_state = True`` is left out with everything below it, so attaching quantizers to a denoiser
+    does not change its hash as long as the weights stay where they were.
 
     Raises:
         DQError: a weight is on the meta device, so it has no values.
@@ -75,9 +75,7 @@ def _hash_named(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 def _feed(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
     if tensor.is_meta:
-        raise DQError(
-            f"tensor {name!r} is on the meta device and has no values to hash; load the weights first"
-        )
+        raise DQError(f"tensor {name!r} is on the meta device and has no values; load the weights first")
     parts = getattr(tensor, "__tensor_flatten__", None)
     if parts is not None:  # a wrapper subclass, such as torchao's: it counts by the plain tensors inside
         for part in parts()[0]:
