@@ -23,7 +23,8 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
         only: build the arguments of this sub-command only, so that starting one command imports one module.
     """
     parser = argparse.ArgumentParser(
-        prog="dq-plugins", description="Quantization passes for diffusion models. Each command's --help has an example."
+        prog="dq-plugins",
+        description="Quantization passes for diffusion models. Each command's --help has an example.",
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
@@ -58,7 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dq-plugins {args.command}: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
-        print(f"\ndq-plugins {args.command}: interrupted; the same command resumes where it can", file=sys.stderr)
+        print(
+            f"\ndq-plugins {args.command}: interrupted; the same command resumes where it can",
+            file=sys.stderr,
+        )
         return EXIT_INTERRUPTED
 
 

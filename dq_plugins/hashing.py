@@ -50,9 +50,9 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 def weights_hash(module: nn.Module) -> str:
     """Hash of a module's weights: its parameters and persistent buffers, by name.
 
-    Independent of the device, of ``torch.compile``, of hooks and of non-persistent buffers. A module whose class
-    sets ``dq_quantizer_state = True`` is left out with everything below it, so attaching quantizers to a denoiser
-    does not change its hash as long as the weights stay where they were.
+    Independent of the device, of ``torch.compile``, of hooks and of non-persistent buffers. A module whose
+    class sets ``dq_quantizer_state = True`` is left out with everything below it, so attaching quantizers to
+    a denoiser does not change its hash as long as the weights stay where they were.
 
     Raises:
         DQError: a weight is on the meta device, so it has no values.

@@ -95,6 +95,8 @@ class WeightRanges(Pass):
             scale, zero_point = weight_parameters(
                 weight, bits, symmetric=self.options.symmetric, method=self.options.method
             )
-            layer.weight = WeightQuant(bits, scale.cpu(), None if self.options.symmetric else zero_point.cpu())
+            layer.weight = WeightQuant(
+                bits, scale.cpu(), None if self.options.symmetric else zero_point.cpu()
+            )
             layer.kept = "activations stay in floating point: no pass has chosen their ranges"
         yield Progress(len(runs), len(runs))

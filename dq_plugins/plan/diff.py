@@ -38,7 +38,10 @@ def _layer(name: str, a: LayerPlan, b: LayerPlan) -> list[Difference]:
         found.append(Difference(f"{name}: width", a.width, b.width))
     if a.kept != b.kept:
         found.append(Difference(f"{name}: in full precision because", a.kept or "-", b.kept or "-"))
-    for quantizer, parts in (("weight", ("scale", "zero_point", "codes")), ("activation", ("scale", "zero_point"))):
+    for quantizer, parts in (
+        ("weight", ("scale", "zero_point", "codes")),
+        ("activation", ("scale", "zero_point")),
+    ):
         left, right = getattr(a, quantizer), getattr(b, quantizer)
         if left is None or right is None:
             continue
@@ -79,6 +82,10 @@ def diff_plans(left: QuantPlan, right: QuantPlan) -> list[Difference]:
         for key in sorted(a.tensors.keys() | b.tensors.keys()):
             if not _same(a.tensors.get(key), b.tensors.get(key)):
                 found.append(
-                    Difference(f"section {name}: {key}", _tensor_text(a.tensors.get(key)), _tensor_text(b.tensors.get(key)))
+                    Difference(
+                        f"section {name}: {key}",
+                        _tensor_text(a.tensors.get(key)),
+                        _tensor_text(b.tensors.get(key)),
+                    )
                 )
     return found

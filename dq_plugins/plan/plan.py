@@ -73,7 +73,9 @@ class QuantPlan:
             from difflib import get_close_matches
 
             close = get_close_matches(name, self.layers, n=3)
-            raise PlanError(f"the plan has no layer {name!r}" + (f"; close: {', '.join(close)}" if close else ""))
+            raise PlanError(
+                f"the plan has no layer {name!r}" + (f"; close: {', '.join(close)}" if close else "")
+            )
         return self.layers[name]
 
     def validate(self) -> QuantPlan:

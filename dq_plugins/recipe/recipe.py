@@ -62,7 +62,9 @@ class Recipe:
         for position, name in enumerate(names):
             missing = [r for r in classes[name].requires if r not in names[:position]]
             if missing:
-                raise RecipeError(f"recipe {self.name!r}: pass {name!r} needs {missing[0]!r} to run before it")
+                raise RecipeError(
+                    f"recipe {self.name!r}: pass {name!r} needs {missing[0]!r} to run before it"
+                )
             late = [a for a in classes[name].after if a in names[position + 1 :]]
             if late:
                 raise RecipeError(f"recipe {self.name!r}: pass {name!r} must come after {late[0]!r}")

@@ -25,7 +25,15 @@ if TYPE_CHECKING:
 
     from dq_plugins.calibration import CalibrationSet
 
-WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTED = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
 
 
 def empty_plan(context: PassContext, recipe: str) -> QuantPlan:
@@ -149,5 +157,7 @@ def make_plan(
                 save_plan(plan, folders[i])
                 (folders[i] / "done.json").write_text(json.dumps({"signature": signatures[i]}))
         if weights_hash(denoiser) != model_hash:
-            raise RecipeError(f"a pass of recipe {recipe.name!r} changed the denoiser's weights; passes only read them")
+            raise RecipeError(
+                f"a pass of recipe {recipe.name!r} changed the denoiser's weights; passes only read them"
+            )
     return plan.validate()

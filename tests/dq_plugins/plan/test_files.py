@@ -1,0 +1,143 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from plans import example_plan
+from torch import nn
+
+from dq_plugins.errors import PlanError
+from dq_plugins.hashing import weights_hash
+from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, WeightQuant
+from dq_plugins.timesteps import TimestepGroups
+
+
+def test_reloads_equal_hash_and_all(tmp_path: Path) -> None:
+    plan = example_plan()
+    loaded = QuantPlan.load(plan.save(tmp_path))
+    assert loaded == plan
+    assert loaded.hash == plan.hash
+    assert torch.equal(loaded.layers["a"].weight.codes, plan.layers["a"].weight.codes)
+    assert loaded.groups["all"] == plan.groups["all"]
+
+
+def test_same_plan_same_bytes(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        example_plan().save(tmp_path / name)
+    for file in ("plan.json", "plan.safetensors"):
+        assert (tmp_path / "x" / file).read_bytes() == (tmp_path / "y" / file).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: p.layers["a"].weight.scale.mul_(2),
+        lambda p: p.layers["a"].activation.zero_point.add_(1),
+        lambda p: p.sections["curve"].data["error"].append(0.5),
+        lambda p: p.groups.update(all=TimestepGroups((501.0,))),
+        lambda p: p.layers["b"].__setattr__("kept", "other"),
+    ],
+)
+def test_any_change_changes_the_hash(change) -> None:
+    plan = example_plan()
+    change(plan)
+    assert plan.hash != example_plan().hash
+
+
+def test_hash_is_the_same_in_another_process(tmp_path: Path) -> None:
+    plan = example_plan()
+    plan.save(tmp_path)
+    code = f"import dq_plugins.plan as p; print(p.load_plan({str(tmp_path)!r}).hash)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == plan.hash
+
+
+def edit(folder: Path, **changes) -> None:
+    path = folder / "plan.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "plan.json").unlink(), "missing"),
+        (lambda f: (f / "plan.json").write_text("{"), "not JSON"),
+        (lambda f: (f / "plan.json").write_text("[]"), "not a valid plan"),
+        (lambda f: (f / "plan.json").write_bytes(b"\x80\x04\x95"), "not JSON"),
+        (lambda f: edit(f, format_version=99), "Upgrade"),
+        (lambda f: edit(f, surprise=1), "surprise"),
+        (lambda f: edit(f, seed="zero"), "seed"),
+        (lambda f: (f / "plan.safetensors").unlink(), "cannot be read"),
+        (lambda f: (f / "plan.safetensors").write_bytes((f / "plan.safetensors").read_bytes()[:-4]), "cannot be read"),
+        (lambda f: (f / "plan.safetensors").write_bytes(b"\xff" * 64), "cannot be read"),
+        (lambda f: example_plan(1).save(f / "other") and (f / "other" / "plan.safetensors").replace(f / "plan.safetensors"), "hash differs"),
+    ],
+)  # fmt: skip
+def test_damaged_files_are_refused(tmp_path: Path, damage, message: str) -> None:
+    example_plan().save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(PlanError, match=message):
+        QuantPlan.load(tmp_path)
+
+
+def test_refuses_other_weights_and_other_layers() -> None:
+    net = nn.ModuleDict({"a": nn.Linear(5, 3), "b": nn.Conv2d(1, 1, 1)})
+    plan = example_plan()
+    plan.model_hash = weights_hash(net)
+    plan.check_model(net)
+    with torch.no_grad():
+        net["a"].weight[0, 0] += 1
+    with pytest.raises(PlanError, match="other weights"):
+        plan.check_model(net)
+    plan.layers["nowhere"] = LayerPlan("linear")
+    with pytest.raises(PlanError, match="'nowhere'"):
+        plan.check_model(net)
+
+
+def test_contradictions_are_found() -> None:
+    plan = example_plan()
+    plan.layers["a"].activation.groups = "none such"
+    with pytest.raises(PlanError, match="none such"):
+        plan.validate()
+    plan = example_plan()
+    plan.groups["all"] = TimestepGroups()
+    with pytest.raises(PlanError, match="2 activation scales"):
+        plan.validate()
+    plan = example_plan()
+    plan.layers["b"].kept = None
+    with pytest.raises(PlanError, match="does not say why"):
+        plan.validate()
+
+
+def test_unknown_layer_answers_with_close_names() -> None:
+    plan = example_plan()
+    plan.layers["up.attention.to_q"] = LayerPlan("linear")
+    with pytest.raises(PlanError, match=r"up\.attention\.to_q"):
+        plan.layer("up.attention.to_k")
+
+
+def test_critical_sections_must_be_understood() -> None:
+    plan = example_plan()
+    plan.refuse_unknown_sections(set(), "x")
+    plan.sections["curve"].critical = True
+    with pytest.raises(PlanError, match="curve"):
+        plan.refuse_unknown_sections(set(), "x")
+    plan.refuse_unknown_sections({"curve"}, "x")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: WeightQuant(4, torch.tensor([0.0])),
+        lambda: WeightQuant(4, torch.tensor([float("nan")])),
+        lambda: WeightQuant(4, torch.ones(2), zero_point=torch.zeros(3, dtype=torch.int32)),
+        lambda: WeightQuant(4, torch.ones(1), codes=torch.tensor([9], dtype=torch.int8)),
+        lambda: ActivationQuant(8, "g", torch.ones(2), torch.zeros(1, dtype=torch.int32)),
+        lambda: ActivationQuant(8, "g", torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32)),
+    ],
+)
+def test_impossible_quantizers_are_refused(make) -> None:
+    with pytest.raises(PlanError):
+        make()

@@ -1,0 +1,31 @@
+"""A small plan that uses every field."""
+
+from __future__ import annotations
+
+import torch
+
+from dq_plugins.plan import ActivationQuant, LayerPlan, PassRecord, QuantPlan, Section, WeightQuant
+from dq_plugins.timesteps import Schedule, TimestepGroups
+
+
+def example_plan(seed: int = 0) -> QuantPlan:
+    g = torch.Generator().manual_seed(seed)
+    weight = WeightQuant(
+        4, torch.rand(3, generator=g) + 0.1, codes=torch.randint(-8, 8, (3, 5), generator=g).to(torch.int8)
+    )
+    activation = ActivationQuant(8, "all", torch.tensor([0.1, 0.2]), torch.tensor([0, 3], dtype=torch.int32))
+    return QuantPlan(
+        model="Net",
+        model_hash="0" * 64,
+        timestep_argument="timestep",
+        schedule=Schedule((900.0, 100.0)),
+        groups={"all": TimestepGroups((500.0,), low=0.0)},
+        layers={
+            "a": LayerPlan("linear", frozenset({"first"}), weight, activation, None),
+            "b": LayerPlan("conv2d", kept="it is tiny"),
+        },
+        sections={"curve": Section({"error": [3.0, 1.0]}, {"x": torch.arange(3)})},
+        passes=[PassRecord("weight-ranges", {"bits": 4})],
+        recipe="default",
+        seed=seed,
+    )
