@@ -88,7 +88,8 @@ def test_weights_hash_of_meta_weights_says_so():
 def test_weights_hash_is_the_same_in_another_process():
     code = (
         "import torch; from torch import nn; from dq_plugins.hashing import weights_hash;"
-        "torch.manual_seed(0); print(weights_hash(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))))"
+        "torch.manual_seed(0);"
+        "print(weights_hash(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == weights_hash(small())
