@@ -1,0 +1,135 @@
+"""Imports point one way: adapters -> dq_plugins, passes -> plan, graph, calibration, observers, and never back."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+CORE = ROOT / "dq_plugins"
+FRAMEWORKS = {"torchao", "brevitas", "diffusers"}
+ADAPTERS = {"dq_torchao", "dq_brevitas", "dq_diffusers", "adapters"}
+ON_USE_ONLY = {"ortools", "matplotlib"}
+FOUNDATION = (
+    "affine", "calibration", "errors", "graph", "hashing", "metrics", "observers", "plan", "registry", "timesteps",
+)  # fmt: skip
+ABOVE = tuple(f"dq_plugins.{part}" for part in ("passes", "recipe", "application", "commands", "cli", "testing"))
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything imported, by statement or by `importlib.import_module`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = "." * node.level + (node.module or "")
+            yield node.lineno, base
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__"):
+                yield node.lineno, str(node.args[0].value)
+
+
+def at_import(tree: ast.Module) -> ast.Module:
+    """The tree without what runs only when a function is called or a type is checked."""
+
+    class Remove(ast.NodeTransformer):
+        def visit_FunctionDef(self, node):
+            return None
+
+        visit_AsyncFunctionDef = visit_Lambda = visit_FunctionDef  # noqa: N815
+
+        def visit_If(self, node):
+            return None if "TYPE_CHECKING" in ast.unparse(node.test) else self.generic_visit(node)
+
+    return Remove().visit(tree)
+
+
+def sources(*folders: Path) -> list[Path]:
+    found = [file for folder in folders for file in ([folder] if folder.is_file() else folder.rglob("*.py"))]
+    assert found, f"no Python file under {[str(folder) for folder in folders]}"
+    return found
+
+
+def trespasses(files: list[Path], forbidden: tuple[str, ...], *, only_at_import: bool = False) -> list[str]:
+    """``file:line imports name`` for every import of a forbidden module or of a part of one."""
+    found = []
+    for file in files:
+        tree = ast.parse(file.read_text(), str(file))
+        for line, name in imports(at_import(tree) if only_at_import else tree):
+            if any(name == each or name.startswith(f"{each}.") for each in forbidden):
+                found.append(f"{file}:{line} imports {name}")
+    return found
+
+
+def test_core_never_imports_a_framework_or_an_adapter():
+    assert trespasses(sources(CORE), (*FRAMEWORKS, *ADAPTERS)) == []
+
+
+def test_core_imports_solvers_and_plots_on_use_only():
+    assert trespasses(sources(CORE), tuple(ON_USE_ONLY), only_at_import=True) == []
+
+
+@pytest.mark.parametrize("part", FOUNDATION)
+def test_what_passes_stand_on_never_imports_what_stands_on_it(part):
+    path = next((path for path in (CORE / part, CORE / f"{part}.py") if path.exists()), None)
+    if path is None:
+        pytest.skip(f"there is no dq_plugins.{part} yet")
+    assert trespasses(sources(path), ABOVE) == []
+
+
+def test_passes_never_import_the_command_line_or_the_conformance_suites():
+    forbidden = ("dq_plugins.commands", "dq_plugins.cli", "dq_plugins.testing")
+    assert trespasses(sources(CORE / "passes"), forbidden) == []
+
+
+def test_registry_stands_on_errors_alone():
+    everything = {f"dq_plugins.{file.stem}" for file in CORE.iterdir() if file.suffix == ".py" or file.is_dir()}
+    allowed = {"dq_plugins.registry", "dq_plugins.errors"}
+    assert trespasses(sources(CORE / "registry"), tuple(everything - allowed)) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "frameworks"),
+    [
+        ("dq_torchao", {"brevitas", "diffusers", "dq_brevitas", "dq_diffusers"}),
+        ("dq_brevitas", {"torchao", "diffusers", "dq_torchao", "dq_diffusers"}),
+    ],
+)
+def test_adapter_imports_its_own_framework_only(folder, frameworks):
+    assert trespasses(sources(ROOT / "adapters" / folder), tuple(frameworks), only_at_import=True) == []
+
+
+def test_imports_are_absolute_so_that_these_tests_see_them():
+    found = [
+        f"{file}:{line}"
+        for file in sources(CORE, ROOT / "adapters")
+        for line, name in imports(ast.parse(file.read_text()))
+        if name.startswith(".")
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("source", "only_at_import", "caught"),
+    [
+        ("import torchao.quantization", False, True),
+        ("from torchao import quantize_", False, True),
+        ("def f():\n    import torchao", False, True),
+        ("def f():\n    import torchao", True, False),
+        ("class C:\n    import torchao", True, True),
+        ("if TYPE_CHECKING:\n    import torchao", True, False),
+        ("try:\n    import torchao\nexcept ImportError:\n    pass", True, True),
+        ("import importlib\nimportlib.import_module('torchao.x')", False, True),
+        ("import torchaoless", False, False),
+        ("torchao = 'import torchao'", False, False),
+    ],
+)
+def test_a_trespass_is_caught(tmp_path, source, only_at_import, caught):
+    file = tmp_path / "sample.py"
+    file.write_text(source)
+    assert bool(trespasses([file], ("torchao",), only_at_import=only_at_import)) is caught
