@@ -64,7 +64,7 @@ def test_json_record_tells_whose_where_and_why(capsys):
 @pytest.mark.usefixtures("environ")
 def test_table_has_a_line_per_plugin_and_the_reason_below_it(capsys):
     assert main(["list"]) == 0
-    header, broken, why, future, _, ours, fine = capsys.readouterr().out.splitlines()
+    header, broken, why, future, _, fine, ours = capsys.readouterr().out.splitlines()
     assert header.split() == ["kind", "name", "state", "distribution", "written", "in"]
     assert ours.split()[:4] == ["metric", "ours", "not", "loaded"]
     assert fine.split()[:5] == ["metric", "fine", "ok", "acme", "2.0"]

@@ -27,9 +27,7 @@ first = 2
 
 @pytest.fixture
 def package(workshop):
-    workshop.install(
-        "acme", modules={"acme_pkg/__init__": "raise AssertionError('imported')", "acme_pkg/mod": SOURCE}
-    )
+    workshop.install("acme", modules={"acme_pkg/__init__": "raise AssertionError('imported')", "acme_pkg/mod": SOURCE})
     return workshop.site / "acme_pkg"
 
 

@@ -66,9 +66,7 @@ def test_requirements_and_api_version_are_checked_at_get(registry):
 
 
 def test_installed_plugin_is_replaced_only_by_override(workshop, monkeypatch):
-    workshop.install(
-        "acme", "[dq_plugins.metrics]\nflux = acme_flux:flux\n", modules={"acme_flux": "flux = 1"}
-    )
+    workshop.install("acme", "[dq_plugins.metrics]\nflux = acme_flux:flux\n", modules={"acme_flux": "flux = 1"})
     registry = workshop.registry()
     monkeypatch.setattr(public, "_registry", registry)
     with pytest.raises(RegistryError, match=r"'acme' 1\.0"):

@@ -25,9 +25,7 @@ def test_code_is_loaded_at_first_use_and_once(one_metric):
 
 
 def test_unknown_name_answers_with_close_matches_and_the_list(one_metric):
-    with pytest.raises(
-        RegistryError, match=r"'flix'; did you mean 'flux'\? The names of kind metric: flux\."
-    ):
+    with pytest.raises(RegistryError, match=r"'flix'; did you mean 'flux'\? The names of kind metric: flux\."):
         one_metric().get("metric", "flix")
 
 
@@ -45,9 +43,7 @@ def test_unknown_kind_lists_the_kinds(one_metric):
 
 def test_conflict_raises_names_both_distributions_and_the_way_out(workshop, one_metric):
     one_metric()
-    workshop.install(
-        "zenith", "[dq_plugins.metrics]\nflux = z:f\nother = z:g\n", modules={"z": "f = 1\ng = 2"}
-    )
+    workshop.install("zenith", "[dq_plugins.metrics]\nflux = z:f\nother = z:g\n", modules={"z": "f = 1\ng = 2"})
     registry = workshop.registry()
     with pytest.raises(RegistryError) as caught:
         registry.get("metric", "flux")
