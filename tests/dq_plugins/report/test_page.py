@@ -1,0 +1,33 @@
+import re
+from pathlib import Path
+
+from dq_plugins.report import Page, Table
+from dq_plugins.report.plots import activation_ranges, lines, pairs_of_images
+
+
+def example() -> Page:
+    page = Page("A <title>")
+    page.heading("Results & figures")
+    page.table(Table(["layer", "dB"], [["a<b", 40.5], ["c", None]]), folded="all layers")
+    page.figure(lines({"ours": ([1, 2], [3.0, 4.0])}, "t", "dB"), "output SQNR")
+    page.figure(activation_ranges({"conv": ([1, 2, 3], [-1, -2, -3], [1, 2, 3])}, [1.5]), "ranges")
+    page.figure(pairs_of_images({"fp32": [[[0.0, 1.0], [1.0, 0.0]]]}, ["cat"]), "images")
+    page.image(b"\x89PNG", "a grid")
+    return page
+
+
+def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
+    text = example().save(tmp_path / "report.html").read_text()
+    assert "A &lt;title&gt;" in text
+    assert "a&lt;b" in text
+    assert "<script" not in text
+    assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', text)
+
+
+def test_same_data_same_bytes() -> None:
+    assert example().html() == example().html()
+
+
+def test_table_aligns_numbers_right() -> None:
+    text = str(Table(["name", "n"], [["a", 1], ["b", 200]]))
+    assert text.splitlines() == ["name    n", "----  ---", "a       1", "b     200"]
