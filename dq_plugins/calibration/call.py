@@ -1,0 +1,140 @@
+"""One recorded denoiser call, and how a call's arguments and timestep are read.
+
+Shapes: ``B`` samples in the batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dq_plugins.errors import CalibrationError, TimestepError
+from dq_plugins.graph.arguments import map_leaves, named_leaves
+
+
+@dataclass(frozen=True)
+class Call:
+    """One full-precision denoiser call.
+
+    Attributes:
+        index: position of the call in the recording.
+        timestep: what the denoiser was told, as a tensor: 0-d, ``[1]`` or ``[B]``.
+        kwargs: its arguments, by name, nested as they were given; ``denoiser(**call.kwargs)`` repeats the call.
+        output: first tensor of its output.
+    """
+
+    index: int
+    timestep: Tensor
+    kwargs: dict[str, Any]
+    output: Tensor
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The arguments flattened by path: ``{"sample": ..., "added_cond_kwargs.time_ids": ...}``."""
+        return dict(named_leaves(self.kwargs))
+
+    def to(self, device: torch.device | str) -> Call:
+        """The call with its tensors on ``device``."""
+        return self._mapped(lambda tensor: tensor.to(device))
+
+    def rows(self, index: Tensor, batch: int) -> Call:
+        """The call restricted to some of its ``batch`` samples.
+
+        Every tensor whose first dimension has the size of the batch is taken to hold one entry per sample.
+        """
+        return self._mapped(lambda x: x[index] if x.dim() and x.shape[0] == batch else x)
+
+    def run(self, denoiser: nn.Module) -> Tensor:
+        """First tensor of ``denoiser``'s output for these arguments, computed on the denoiser's device."""
+        weight = next(denoiser.parameters(), None)
+        call = self if weight is None else self.to(weight.device)
+        return first_tensor(denoiser(**call.kwargs))
+
+    def _mapped(self, function: Callable[[Tensor], Tensor]) -> Call:
+        def leaf(_: str, value: Any) -> Any:
+            return function(value) if isinstance(value, Tensor) else value
+
+        kwargs = map_leaves(self.kwargs, leaf)
+        return Call(self.index, function(self.timestep), kwargs, function(self.output))
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The first tensor of a denoiser's output: the output itself, or the first in a tuple, dictionary or dataclass.
+
+    Raises:
+        CalibrationError: there is none.
+    """
+    found = _find_tensor(output)
+    if found is None:
+        raise CalibrationError(
+            f"the denoiser returned a {type(output).__name__} without a tensor in it; expected a tensor, or a "
+            "tuple, dictionary or dataclass whose first tensor is the prediction"
+        )
+    return found
+
+
+def _find_tensor(output: Any) -> Tensor | None:
+    if isinstance(output, Tensor):
+        return output
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        output = [getattr(output, field.name) for field in dataclasses.fields(output)]
+    elif isinstance(output, Mapping):
+        output = list(output.values())
+    items = output if isinstance(output, list | tuple) else []
+    return next((found for item in items if (found := _find_tensor(item)) is not None), None)
+
+
+def bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of a call by name; those left at their default are left out.
+
+    Raises:
+        CalibrationError: an argument has no name of its own (``*args``, or positional-only).
+    """
+    bound = signature.bind(*args, **kwargs)
+    named: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(value)
+        elif kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY):
+            raise CalibrationError(
+                f"the denoiser was called with the positional argument {name!r}, which has no keyword to record it "
+                f"under (signature: {signature}). Wrap the denoiser in a module whose forward names its arguments."
+            )
+        else:
+            named[name] = value
+    return named
+
+
+def timestep_tensor(value: Any, argument: str) -> Tensor:
+    """A timestep as a tensor: 0-d, ``[1]`` or ``[B]``; numbers become 0-d int64 or float64.
+
+    Raises:
+        TimestepError: it is missing, of another type or shape, or not finite.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
+    if not isinstance(value, Tensor) or value.dim() > 1 or value.numel() == 0 or value.is_complex():
+        found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise TimestepError(
+            f"the denoiser was called with {argument}={found}; a timestep is a number, or a tensor of shape [], [1] "
+            "or [batch]"
+        )
+    if not bool(torch.isfinite(value).all()):
+        raise TimestepError(f"the denoiser was called with a timestep that is not finite: {argument}={value.tolist()}")
+    return value.detach()
+
+
+def timestep_values(timestep: Tensor) -> list[float]:
+    """Values of a timestep: one when the whole batch shares it, else one per sample."""
+    values = [float(v) for v in timestep.reshape(-1).tolist()]
+    return values[:1] if len(set(values)) == 1 else values

@@ -1,0 +1,133 @@
+"""Nested arguments and outputs of a denoiser as validated records plus tensors, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dq_plugins.calibration.schema import MappingNode, Node, SequenceNode, TensorNode, ValueNode
+from dq_plugins.errors import CalibrationError
+from dq_plugins.hashing import hash_tensor
+
+
+def encode(name: str, value: Any, tensors: dict[str, Tensor]) -> Node:
+    """Describe ``value``; a copy on the CPU of each tensor in it is added to ``tensors``, by content hash.
+
+    Args:
+        name: dotted path of the value, for error messages.
+        value: tensors, numbers, strings, None, and lists, tuples, dictionaries and output classes of these.
+        tensors: receives the copies.
+
+    Raises:
+        CalibrationError: a tensor or number is not finite, or the value has another type.
+    """
+    if isinstance(value, Tensor):
+        _check_finite(name, value)
+        copy = value.detach().to("cpu", copy=True).contiguous()
+        key = hash_tensor(copy)
+        tensors[key] = copy
+        return TensorNode(key=key)
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise CalibrationError(f"{name} is {value}; only finite values can be recorded")
+        return ValueNode(value=value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        owner = f"{type(value).__module__}:{type(value).__qualname__}"
+        return MappingNode(items=_encode_items(name, fields, tensors), output_class=owner)
+    if isinstance(value, Mapping):
+        return MappingNode(items=_encode_items(name, value, tensors))
+    if isinstance(value, list | tuple):
+        items = [encode(f"{name}.{i}", item, tensors) for i, item in enumerate(value)]
+        return SequenceNode(kind="list" if isinstance(value, list) else "tuple", items=items)
+    raise CalibrationError(
+        f"{name} is a {type(value).__name__}, which cannot be recorded. Denoiser arguments and outputs are tensors, "
+        "numbers, strings, None, and lists, tuples, dictionaries and dataclasses of these."
+    )
+
+
+def _encode_items(name: str, items: Mapping[Any, Any], tensors: dict[str, Tensor]) -> dict[str, Node]:
+    for key in items:
+        if not isinstance(key, str):
+            raise CalibrationError(f"{name} has the key {key!r}; only dictionaries with string keys can be recorded")
+    return {key: encode(f"{name}.{key}", item, tensors) for key, item in items.items()}
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return
+    bad = int((~torch.isfinite(tensor)).sum())
+    if bad:
+        raise CalibrationError(
+            f"{name} holds {bad} values that are NaN or infinite, out of {tensor.numel()} (shape "
+            f"{tuple(tensor.shape)}); quantization ranges can only be learned from finite values. Check that the "
+            "full-precision model samples correctly, for example in float32 instead of float16."
+        )
+
+
+def decode(node: Node, fetch: Callable[[str], Tensor]) -> Any:
+    """The value that `encode` described.
+
+    Args:
+        node: the description.
+        fetch: gives the tensor of a content hash.
+
+    Raises:
+        CalibrationError: the output class is not loaded in this process.
+    """
+    if isinstance(node, TensorNode):
+        return fetch(node.key)
+    if isinstance(node, ValueNode):
+        return node.value
+    if isinstance(node, SequenceNode):
+        items = [decode(item, fetch) for item in node.items]
+        return items if node.kind == "list" else tuple(items)
+    fields = {key: decode(item, fetch) for key, item in node.items.items()}
+    return fields if node.output_class is None else _output_class(node.output_class)(**fields)
+
+
+def _output_class(name: str) -> type:
+    # Looked up among loaded modules only: a manifest must never be able to import code.
+    module, _, path = name.partition(":")
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    if isinstance(found, type) and dataclasses.is_dataclass(found):
+        return found
+    raise CalibrationError(
+        f"a recorded output has the class {name!r}, which is not loaded in this process. Load the denoiser before "
+        "replaying its calls, or record it with return_dict=False."
+    )
+
+
+def tensor_keys(node: Node) -> Iterator[str]:
+    """Content hashes of the tensors of a description, in order."""
+    if isinstance(node, TensorNode):
+        yield node.key
+    elif isinstance(node, SequenceNode):
+        for item in node.items:
+            yield from tensor_keys(item)
+    elif isinstance(node, MappingNode):
+        for item in node.items.values():
+            yield from tensor_keys(item)
+
+
+def leaf_nodes(name: str, node: Node) -> Iterator[tuple[str, Node]]:
+    """Dotted paths and leaves (tensors and plain values) of a description, in order."""
+    if isinstance(node, SequenceNode):
+        for index, item in enumerate(node.items):
+            yield from leaf_nodes(f"{name}.{index}", item)
+    elif isinstance(node, MappingNode):
+        for key, item in node.items.items():
+            yield from leaf_nodes(f"{name}.{key}", item)
+    else:
+        yield name, node

@@ -1,0 +1,197 @@
+"""Recording: run full-precision sampling and keep every denoiser call."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from dq_plugins.calibration.calibration_set import CalibrationSet
+from dq_plugins.calibration.call import bind, first_tensor, timestep_tensor, timestep_values
+from dq_plugins.calibration.codec import decode, encode, leaf_nodes
+from dq_plugins.calibration.schema import CallRecord, Node, TensorNode
+from dq_plugins.calibration.writer import CalibrationWriter
+from dq_plugins.errors import CalibrationError
+from dq_plugins.graph.arguments import find_timestep_argument, named_leaves, unwrap
+
+
+def record(
+    denoiser: nn.Module,
+    sample: Callable[[nn.Module], Any],
+    out: str | Path,
+    *,
+    timestep: str | None = None,
+    total: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> CalibrationSet:
+    """Record the denoiser calls of full-precision sampling into a folder.
+
+    An interrupted recording is resumed by the same call: ``sample`` runs again from its start, the calls that are
+    on disk are answered from there without computing the denoiser, and recording goes on after them. This needs a
+    sampler that does the same every time: seed it inside ``sample``. On a complete recording the same call checks
+    that the sampler still does what was recorded, and adds whatever it does beyond.
+
+    Args:
+        denoiser: full-precision denoiser. It runs in eval mode without gradients, and is left as it was found.
+        sample: runs sampling, for example ``lambda denoiser: pipe(prompt, generator=torch.manual_seed(0))`` where
+            ``pipe`` holds this denoiser. Its result is not used.
+        out: folder of the calibration set.
+        timestep: name of the denoiser's timestep argument, where it is not a usual one.
+        total: number of denoiser calls, if known, for the time to the end in the progress bar.
+        overwrite: delete a calibration set that is in ``out`` and begin anew.
+        progress: show a progress bar.
+
+    Returns:
+        The complete calibration set.
+
+    Raises:
+        TimestepError: the denoiser has no timestep argument, or a call's timestep is malformed.
+        CalibrationError: a call holds NaN or infinity, ``sample`` never called the denoiser, it did something else
+            than the calls on disk, or ``out`` holds something else.
+    """
+    writer = CalibrationWriter(Path(out), denoiser, find_timestep_argument(denoiser, timestep), overwrite=overwrite)
+    recorder = _Recorder(writer, _signature(denoiser))
+    done = len(writer.calls)
+    with tqdm(desc="recording", unit="call", total=total, initial=done, disable=not progress) as bar:
+        try:
+            with _evaluated(denoiser), _forward_replaced(denoiser, recorder, bar), torch.no_grad():
+                sample(denoiser)
+            recorder.check_finished()
+        except BaseException:
+            writer.flush()
+            raise
+    writer.finish()
+    return CalibrationSet.open(out, verify=False)
+
+
+class _Recorder:
+    """Answers denoiser calls: from disk while there are recorded ones, by computing and recording them after."""
+
+    def __init__(self, writer: CalibrationWriter, signature: inspect.Signature) -> None:
+        self.writer = writer
+        self.signature = signature
+        self.position = 0
+
+    def __call__(self, compute: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer one call; ``compute`` is the denoiser's own forward."""
+        argument = self.writer.timestep_argument
+        named = bind(self.signature, args, kwargs)
+        timestep = timestep_values(timestep_tensor(named.get(argument), argument))
+        where = f"call {self.position} (timestep {', '.join(f'{t:g}' for t in timestep[:4])})"
+        tensors: dict[str, Tensor] = {}
+        # Encoded before the denoiser runs: it, or the sampler after it, may change its inputs in place.
+        inputs = {name: encode(f"{where}: argument {name}", v, tensors) for name, v in named.items()}
+        if self.position < len(self.writer.calls):
+            output = self._replay(where, inputs, tensors, _device(named))
+        else:
+            output = compute(*args, **kwargs)
+            first_tensor(output)
+            encoded = encode(f"{where}: output", output, tensors)
+            self.writer.append(CallRecord(timesteps=timestep, inputs=inputs, output=encoded), tensors)
+        self.position += 1
+        return output
+
+    def _replay(self, where: str, inputs: dict[str, Node], tensors: dict[str, Tensor], device: torch.device) -> Any:
+        recorded = self.writer.calls[self.position]
+        if inputs != recorded.inputs:
+            raise CalibrationError(
+                f"{where} differs from the one recorded in {self.writer.folder}: "
+                f"{self._difference(recorded.inputs, inputs, tensors)}. Resuming needs a sampler that does the same "
+                "every time: seed it inside `sample` (generator=torch.manual_seed(...)), with the same prompts, "
+                "steps and scheduler; or begin anew with overwrite=True."
+            )
+        return decode(recorded.output, lambda key: self.writer.fetch(key).to(device))
+
+    def _difference(self, old: dict[str, Node], new: dict[str, Node], tensors: dict[str, Tensor]) -> str:
+        old_leaves = {path: leaf for name, node in old.items() for path, leaf in leaf_nodes(name, node)}
+        new_leaves = {path: leaf for name, node in new.items() for path, leaf in leaf_nodes(name, node)}
+        for path in sorted({*old_leaves, *new_leaves}):
+            was, now = old_leaves.get(path), new_leaves.get(path)
+            if was == now:
+                continue
+            if was is None or now is None:
+                return f"argument {path} is {'new' if was is None else 'absent'}"
+            if isinstance(was, TensorNode) and isinstance(now, TensorNode):
+                return f"argument {path} {_tensor_difference(self.writer.fetch(was.key), tensors[now.key])}"
+            return f"argument {path} was {_leaf_text(was)}, is {_leaf_text(now)}"
+        return "its arguments are nested differently"
+
+    def check_finished(self) -> None:
+        """Raise `CalibrationError` unless sampling made calls, and as many as were recorded before."""
+        if not self.writer.calls:
+            raise CalibrationError(
+                "the sampler never called the denoiser, so nothing was recorded. `sample` gets the denoiser and must "
+                "run sampling with that very module (a pipeline must hold the same object, not a copy)."
+            )
+        if self.position < len(self.writer.calls):
+            raise CalibrationError(
+                f"the sampler made {self.position} denoiser calls; {self.writer.folder} already holds "
+                f"{len(self.writer.calls)}, recorded by a longer run. Use that calibration set, run the sampler it "
+                "was recorded with, or begin anew with overwrite=True."
+            )
+
+
+def _signature(denoiser: nn.Module) -> inspect.Signature:
+    # The class's forward first: one set on the instance is often a wrapper that takes *args, **kwargs.
+    module = unwrap(denoiser)
+    of_class = inspect.signature(type(module).forward.__get__(module))
+    named = any(p.kind is p.POSITIONAL_OR_KEYWORD or p.kind is p.KEYWORD_ONLY for p in of_class.parameters.values())
+    return of_class if named else inspect.signature(module.forward)
+
+
+def _leaf_text(node: Node) -> str:
+    return "a tensor" if isinstance(node, TensorNode) else repr(getattr(node, "value", node))
+
+
+def _tensor_difference(was: Tensor, now: Tensor) -> str:
+    if was.shape != now.shape or was.dtype != now.dtype:
+        return f"was {was.dtype} {tuple(was.shape)}, is {now.dtype} {tuple(now.shape)}"
+    return f"differs by up to {float((was.double() - now.double()).abs().max()):.3g}"
+
+
+def _device(named: dict[str, Any]) -> torch.device:
+    """Device of the largest tensor argument: the timestep alone may live on the host."""
+    found = [value for _, value in named_leaves(named) if isinstance(value, Tensor)]
+    return max(found, key=Tensor.numel).device if found else torch.device("cpu")
+
+
+@contextmanager
+def _evaluated(denoiser: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in denoiser.modules()}
+    denoiser.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@contextmanager
+def _forward_replaced(denoiser: nn.Module, recorder: _Recorder, bar: tqdm[Any]) -> Iterator[None]:
+    # The instance's forward, not a hook: a hook cannot answer a call without running the denoiser.
+    own = vars(denoiser).get("forward")
+    original = denoiser.forward
+
+    @functools.wraps(original)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        before = len(recorder.writer.calls)
+        output = recorder(original, args, kwargs)
+        bar.update(len(recorder.writer.calls) - before)
+        return output
+
+    object.__setattr__(denoiser, "forward", forward)
+    try:
+        yield
+    finally:
+        if own is None:
+            object.__delattr__(denoiser, "forward")
+        else:
+            object.__setattr__(denoiser, "forward", own)

@@ -1,0 +1,142 @@
+"""Tensors of a calibration set on disk: safetensors shards and the manifest that vouches for them.
+
+Every file is written beside its place and renamed into it, shards before the manifest that names them, so a folder
+is readable after an interruption at any moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from pydantic import ValidationError
+from safetensors import safe_open
+from torch import Tensor
+
+from dq_plugins.calibration.schema import FORMAT_VERSION, Manifest, ShardRecord
+from dq_plugins.errors import CalibrationError
+
+MANIFEST_NAME = "manifest.json"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that its name always stands for either the old content or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> ShardRecord:
+    """Write tensors, named by content hash, as one shard."""
+    name = f"shard-{number:05d}.safetensors"
+    data = safetensors.torch.save(dict(tensors))
+    write_atomically(folder / name, data)
+    return ShardRecord(file=name, size=len(data), sha256=hashlib.sha256(data).hexdigest(), tensors=list(tensors))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``manifest.json``."""
+    write_atomically(folder / MANIFEST_NAME, manifest.model_dump_json(exclude_defaults=False).encode())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate ``manifest.json``.
+
+    Raises:
+        CalibrationError: it is absent, damaged, or of a newer format.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        data: Any = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CalibrationError(
+            f"{folder} is not a calibration set: it has no {MANIFEST_NAME}. Record one with dq_plugins.record or "
+            "`dq-plugins record`."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CalibrationError(f"{path} cannot be read as JSON: {error}. The calibration set is damaged.") from error
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise CalibrationError(
+            f"{path} has format version {version}; this dq-plugins reads versions up to {FORMAT_VERSION}. "
+            "Upgrade dq-plugins, or record the calibration set again."
+        )
+    try:
+        return Manifest.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise CalibrationError(
+            f"{path} is not a calibration manifest: field {where!r}: {first['msg']}. The calibration set is damaged."
+        ) from error
+
+
+def check_shards(folder: Path, manifest: Manifest, *, content: bool = True) -> None:
+    """Check that every shard is present and whole, and that every call's tensors are in one.
+
+    Args:
+        folder: the calibration set.
+        manifest: what it should hold.
+        content: also read every byte and compare the hash.
+
+    Raises:
+        CalibrationError: a shard is missing, cut short, or altered.
+    """
+    for shard in manifest.shards:
+        path = folder / shard.file
+        way_out = "Restore the folder from a copy, or record the calibration set again with overwrite=True."
+        if not path.is_file():
+            raise CalibrationError(f"{path} is missing; the manifest beside it names it. {way_out}")
+        if path.stat().st_size != shard.size:
+            raise CalibrationError(
+                f"{path} has {path.stat().st_size} bytes, the manifest says {shard.size}: it is truncated or was "
+                f"replaced. {way_out}"
+            )
+        if content and file_sha256(path) != shard.sha256:
+            raise CalibrationError(f"{path} was altered: its sha256 differs from the manifest's. {way_out}")
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, read a piece at a time."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+class ShardReader:
+    """Tensors by content hash, each read from disk when it is asked for; shards are mapped, not loaded."""
+
+    def __init__(self, folder: Path, shards: list[ShardRecord]) -> None:
+        self.folder = folder
+        self._shard_of = {key: shard.file for shard in shards for key in shard.tensors}
+        self._open: dict[str, Callable[[str], Tensor]] = {}
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._shard_of
+
+    def get(self, key: str) -> Tensor:
+        """A fresh copy of the tensor with this content hash.
+
+        Raises:
+            CalibrationError: no shard has it.
+        """
+        name = self._shard_of.get(key)
+        if name is None:
+            raise CalibrationError(f"{self.folder}: no shard holds tensor {key[:12]}; the manifest is damaged")
+        if name not in self._open:
+            self._open[name] = safe_open(self.folder / name, framework="pt").get_tensor
+        # Cloned into aligned memory: on the mapped file's alignment some CPU kernels round differently.
+        return self._open[name](key).clone()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}

@@ -1,0 +1,133 @@
+"""Growing a calibration set call by call, so that an interruption loses seconds, not the recording."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from dq_plugins.calibration.codec import tensor_keys
+from dq_plugins.calibration.schedules import visited_schedules
+from dq_plugins.calibration.schema import CallRecord, Manifest, ShardRecord
+from dq_plugins.calibration.storage import (
+    MANIFEST_NAME,
+    ShardReader,
+    check_shards,
+    read_manifest,
+    write_manifest,
+    write_shard,
+)
+from dq_plugins.errors import CalibrationError
+from dq_plugins.hashing import weights_hash
+
+SHARD_BYTES = 64 * 2**20
+FLUSH_SECONDS = 30.0
+OWN_FILES = (MANIFEST_NAME, "shard-*.safetensors", "shard-*.safetensors.tmp", f"{MANIFEST_NAME}.tmp")
+
+
+class CalibrationWriter:
+    """Appends calls to a calibration set on disk.
+
+    Args:
+        folder: the calibration set; created, or continued when it holds one of the same model.
+        denoiser: the full-precision model; its weights hash ties the set to it.
+        timestep_argument: name of the forward argument that carries the timestep.
+        overwrite: begin anew where the folder holds a calibration set.
+
+    Raises:
+        CalibrationError: the folder holds something else, a damaged set, or one of another model.
+    """
+
+    def __init__(self, folder: Path, denoiser: nn.Module, timestep_argument: str, *, overwrite: bool = False) -> None:
+        self.folder = folder
+        self.timestep_argument = timestep_argument
+        self.calls: list[CallRecord] = []
+        self._shards: list[ShardRecord] = []
+        self._pending: dict[str, Tensor] = {}
+        self._complete = False
+        self._flushed_at = time.monotonic()
+        self._empty = Manifest(
+            complete=False,
+            model=type(denoiser).__name__,
+            model_hash=weights_hash(denoiser),
+            timestep_argument=timestep_argument,
+            schedules=[],
+            shards=[],
+            calls=[],
+        )
+        self._prepare(overwrite)
+        self._reader = ShardReader(folder, self._shards)
+        self._known = {key for shard in self._shards for key in shard.tensors}
+
+    def _prepare(self, overwrite: bool) -> None:
+        folder = self.folder
+        if folder.exists() and not folder.is_dir():
+            raise CalibrationError(f"{folder} is a file; a calibration set is a folder. Choose another name.")
+        foreign = folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file()
+        if foreign:
+            raise CalibrationError(
+                f"{folder} is not empty and is not a calibration set; choose another folder to record into"
+            )
+        if overwrite and folder.is_dir():
+            for pattern in OWN_FILES:
+                for path in folder.glob(pattern):
+                    path.unlink()
+        if (folder / MANIFEST_NAME).is_file():
+            self._continue()
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_manifest(folder, self._empty)
+
+    def _continue(self) -> None:
+        manifest = read_manifest(self.folder)
+        check_shards(self.folder, manifest)
+        for field in ("model", "model_hash", "timestep_argument"):
+            found, expected = getattr(manifest, field), getattr(self._empty, field)
+            if found != expected:
+                raise CalibrationError(
+                    f"{self.folder} was recorded from another denoiser: its {field} is {found[:40]}, this one's is "
+                    f"{expected[:40]}. Record into another folder, or begin anew with overwrite=True."
+                )
+        self.calls, self._shards = list(manifest.calls), list(manifest.shards)
+        self._complete = manifest.complete
+
+    def fetch(self, key: str) -> Tensor:
+        """A recorded tensor, by content hash."""
+        return self._pending[key].clone() if key in self._pending else self._reader.get(key)
+
+    def append(self, record: CallRecord, tensors: dict[str, Tensor]) -> None:
+        """Add a call; ``tensors`` holds at least those it names that are new."""
+        nodes = (*record.inputs.values(), record.output)
+        for key in (key for node in nodes for key in tensor_keys(node)):
+            if key not in self._known:
+                self._known.add(key)
+                self._pending[key] = tensors[key]
+        self.calls.append(record)
+        self._complete = False
+        waiting = sum(t.numel() * t.element_size() for t in self._pending.values())
+        if waiting >= SHARD_BYTES or time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Bring every call so far to disk."""
+        if self._pending:
+            # State changes only after the file is in place: interrupted here, the same flush can run again.
+            shard = write_shard(self.folder, len(self._shards), self._pending)
+            self._shards.append(shard)
+            self._pending = {}
+            self._reader = ShardReader(self.folder, self._shards)
+        schedules = visited_schedules(call.timesteps for call in self.calls)
+        update = {
+            "complete": self._complete,
+            "schedules": schedules,
+            "shards": self._shards,
+            "calls": self.calls,
+        }
+        write_manifest(self.folder, self._empty.model_copy(update=update))
+        self._flushed_at = time.monotonic()
+
+    def finish(self) -> None:
+        """Bring every call to disk and mark the calibration set as complete."""
+        self._complete = True
+        self.flush()
