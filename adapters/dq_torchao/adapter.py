@@ -1,0 +1,54 @@
+"""Plan -> torchao: every layer of a denoiser lowered in place, and its forward routed by the timestep."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dq_plugins.plan import QuantPlan
+from dq_plugins.timesteps import TimestepContext, attach_context
+from dq_plugins.timesteps.context import OutOfRange
+from dq_torchao.lowering import lower_layer
+
+UNDERSTOOD_SECTIONS: set[str] = set()
+"""Critical plan sections that this adapter implements."""
+
+
+def apply(model: nn.Module, plan: QuantPlan, *, out_of_range: OutOfRange = "error") -> nn.Module:
+    """Quantize ``model`` in place as ``plan`` says; layers that the kernels take run int8 x int8.
+
+    `dq_torchao.execution_report` tells afterwards how each layer runs and why.
+
+    Args:
+        model: the full-precision denoiser the plan was made for.
+        plan: the plan.
+        out_of_range: what a timestep outside the calibrated range does: ``"error"``, or ``"nearest"`` group.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        PlanError: the plan is of another model, or needs what this adapter does not implement.
+    """
+    plan.refuse_unknown_sections(UNDERSTOOD_SECTIONS, TorchAOAdapter.name)
+    plan.check_model(model)
+    return lower(model, plan, out_of_range)
+
+
+def lower(model: nn.Module, plan: QuantPlan, out_of_range: OutOfRange = "error") -> nn.Module:
+    """`apply` without its checks, for a plan that was just made for this very model."""
+    model.requires_grad_(False)
+    context = TimestepContext(plan.groups, out_of_range)
+    for name, layer_plan in plan.layers.items():
+        lower_layer(model.get_submodule(name), layer_plan, context)
+    attach_context(model, context, plan.timestep_argument)
+    return model
+
+
+class TorchAOAdapter:
+    """Backend ``torchao`` of `dq_plugins.apply`."""
+
+    name = "torchao"
+
+    def apply(self, model: nn.Module, plan: QuantPlan, *, out_of_range: OutOfRange = "error") -> nn.Module:
+        """Quantize ``model`` in place; see `dq_torchao.apply`."""
+        return apply(model, plan, out_of_range=out_of_range)

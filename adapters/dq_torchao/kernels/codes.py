@@ -1,0 +1,36 @@
+"""Activation codes in the integer dtype a device's kernels take.
+
+oneDNN multiplies unsigned activations fastest (AVX512-VNNI has one instruction for uint8 x int8), so on a CPU the
+signed codes of `dq_plugins.affine` are stored shifted by 128; the zero point moves along, the values do not.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dq_plugins.affine import integer_range
+
+
+def code_offset(device: torch.device) -> int:
+    """What is added to a signed code on ``device``: 128 where codes are unsigned, 0 elsewhere."""
+    return 128 if device.type == "cpu" else 0
+
+
+def activation_codes(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    """Codes of ``x``: `dq_plugins.affine.quantize`, shifted by `code_offset`, in one integer byte.
+
+    Args:
+        x: floating-point activations.
+        scale: float32, broadcasts against ``x``.
+        zero_point: int32, same shape; signed, that is, without the offset.
+        bits: width of the code, at most 8.
+
+    Returns:
+        uint8 (CPU) or int8 codes, the shape and memory format of ``x``.
+    """
+    offset = code_offset(x.device)
+    low, high = (bound + offset for bound in integer_range(bits))
+    # In place: eager mode then touches one buffer of the size of x. Inductor makes one loop of it either way.
+    codes = (x.float() * (1.0 / scale)).round_().add_(zero_point + offset).clamp_(low, high)
+    return codes.to(torch.uint8 if offset else torch.int8)

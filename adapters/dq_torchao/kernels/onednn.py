@@ -1,0 +1,76 @@
+"""The integer operators on x86 CPUs: oneDNN's prepacked int8 linear and convolution, uint8 x int8 -> int32.
+
+The kernels subtract the zero point themselves and treat padded borders as real zeros.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+from torch import Tensor
+
+from dq_torchao.kernels.operators import Kernel
+from dq_torchao.kernels.packing import PackedWeights
+
+_PACKED = PackedWeights()
+_NO_POST_OP = ("none", [], "")
+
+
+def kernel(operator: str) -> Kernel:
+    """The oneDNN kernel of ``operator``, or what keeps it from running here."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or not hasattr(torch.ops.onednn, "qlinear_pointwise"):
+        return Kernel("", "", "this build of PyTorch has no oneDNN int8 kernels for this processor")
+    if not torch.cpu._is_vnni_supported():
+        return Kernel("", "", "this processor has no VNNI instructions, without which int8 products saturate")
+    name = {"linear": "onednn.qlinear_pointwise", "conv2d": "onednn.qconv_pointwise"}[operator]
+    return Kernel(name, "uint8 x int8 -> int32")
+
+
+def _weight_zero_point(weight: Tensor) -> Tensor:
+    return torch.zeros(weight.shape[0], dtype=torch.int64)
+
+
+@torch.library.impl("dq_torchao::int8_linear", "CPU")
+def _linear(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    def pack() -> tuple[Tensor, Tensor]:
+        return torch.ops.onednn.qlinear_prepack(weight, None), _weight_zero_point(weight)
+
+    packed, weight_zero_point = _PACKED.get(weight, "linear", pack)
+    quantized = (codes.contiguous(), scale, zero_point, packed, weight_scale, weight_zero_point)
+    return torch.ops.onednn.qlinear_pointwise.tensor(*quantized, bias, 1.0, 0, dtype, *_NO_POST_OP)
+
+
+@torch.library.impl("dq_torchao::int8_conv2d", "CPU")
+def _conv2d(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    shape = list(codes.shape)
+    window = (stride, padding, dilation, groups)
+
+    def pack() -> tuple[Tensor, Tensor]:
+        # 128: any zero point but 0, which tells oneDNN to keep the sums it needs to subtract one.
+        packed = torch.ops.onednn.qconv_prepack(weight, weight_scale, 1.0, 128, *window, shape)
+        return packed, _weight_zero_point(weight)
+
+    packed, weight_zero_point = _PACKED.get(weight, tuple(shape), pack)
+    quantized = (codes, scale, zero_point, packed, weight_scale, weight_zero_point)
+    return torch.ops.onednn.qconv_pointwise.tensor(*quantized, bias, *window, 1.0, 0, dtype, *_NO_POST_OP)

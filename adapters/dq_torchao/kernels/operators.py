@@ -1,0 +1,74 @@
+"""The two integer operators: schemas, shapes, and which kernel a device runs.
+
+They are PyTorch custom operators, opaque to ``torch.compile``. Inductor fuses the quantization of the input into
+whatever produced it and calls the operator as it is: with freezing or without, in a whole graph or in a region, it
+cannot fall back to floating point and it cannot fold a scale that changes with the timestep.
+
+Shapes: activation codes ``[N, ..., K]`` or ``[N, C, H, W]``; weight codes int8 ``[O, K]`` or ``[O, C/groups, h, w]``;
+scale float32 and zero point int32 ``[]`` (the zero point of the stored codes, offset included); weight scale float32
+``[O]``; bias ``[O]`` or None.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_COMMON = "Tensor codes, Tensor scale, Tensor zero_point, Tensor weight, Tensor weight_scale, Tensor? bias"
+_WINDOW = "int[] stride, int[] padding, int[] dilation, int groups"
+
+# Exact strides: the convolutions want channels-last codes, and inductor would otherwise choose a layout itself.
+torch.library.define(
+    "dq_torchao::int8_linear", f"({_COMMON}, ScalarType dtype) -> Tensor", tags=(torch.Tag.needs_exact_strides,)
+)
+torch.library.define(
+    "dq_torchao::int8_conv2d",
+    f"({_COMMON}, {_WINDOW}, ScalarType dtype) -> Tensor",
+    tags=(torch.Tag.needs_exact_strides,),
+)
+
+int8_linear = torch.ops.dq_torchao.int8_linear.default
+int8_conv2d = torch.ops.dq_torchao.int8_conv2d.default
+
+
+class Kernel(NamedTuple):
+    """What runs an operator on a device; ``obstacle`` says why nothing does."""
+
+    name: str
+    compute: str
+    obstacle: str = ""
+
+
+@torch.library.register_fake("dq_torchao::int8_linear")
+def _(codes: Tensor, scale, zero_point, weight, weight_scale, bias, dtype) -> Tensor:
+    return codes.new_empty((*codes.shape[:-1], weight.shape[0]), dtype=dtype)
+
+
+@torch.library.register_fake("dq_torchao::int8_conv2d")
+def _(codes, scale, zero_point, weight, weight_scale, bias, stride, padding, dilation, groups, dtype) -> Tensor:
+    size = [
+        (codes.shape[d + 2] + 2 * padding[d] - dilation[d] * (weight.shape[d + 2] - 1) - 1) // stride[d] + 1
+        for d in range(2)
+    ]
+    shape = (codes.shape[0], weight.shape[0], *size)
+    return torch.empty(shape, dtype=dtype, device=codes.device, memory_format=torch.channels_last)
+
+
+def kernel_for(operator: str, device: torch.device) -> Kernel:
+    """The kernel that runs ``operator`` on ``device``.
+
+    Args:
+        operator: ``"linear"`` or ``"conv2d"``.
+        device: where the layer's weight lies.
+    """
+    if device.type == "cpu":
+        from dq_torchao.kernels import onednn
+
+        return onednn.kernel(operator)
+    if device.type == "cuda":
+        from dq_torchao.kernels import cuda
+
+        return cuda.kernel(operator)
+    return Kernel("", "", f"there is no integer kernel for device type {device.type!r}")

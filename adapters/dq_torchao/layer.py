@@ -1,0 +1,147 @@
+"""What integer Linear and Conv2d layers share: weight codes, the table of activation parameters, the routing.
+
+One formula holds for every kernel, with ``q`` the activation codes and ``w`` the weight codes:
+
+    y[o] = s[g] * s_w[o] * (sum_k q[k] w[o, k]  -  z[g] * sum_k w[o, k])  +  b[o]
+
+``g`` is the timestep group that the context selects by the value of t. The sum over the weight codes does not
+depend on the input, so it is computed once.
+
+Shapes: ``O`` outputs, ``K`` products per output, ``G`` groups, ``N`` batch.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from dq_plugins.plan import ActivationQuant, LayerPlan, WeightQuant
+from dq_plugins.simulate import select_per_sample
+from dq_plugins.timesteps import TimestepContext
+from dq_torchao.kernels import activation_codes, code_offset
+from dq_torchao.report import Execution
+
+
+class IntegerLayer(nn.Module):
+    """A layer with integer weights whose activation parameters come from a timestep-group table.
+
+    It is made in place from the floating-point layer (`from_float`), so that every reference to the layer, its
+    position in the denoiser and its hooks stay as they are.
+
+    Attributes:
+        weight_codes: int8, the shape of the original weight.
+        weight_scale: float32 ``[O]``.
+        weight_sum: float32 ``[O]``, ``s_w[o] * sum_k w[o, k]``.
+        act_scale: float32 ``[G]``.
+        act_zero_point: int32 ``[G]``, signed.
+        weight_bits: width of the weight codes.
+        act_bits: width of the activation codes.
+        group_name: name of the timestep groups that index the table.
+        context: what selects the group.
+        execution: how this layer runs.
+    """
+
+    operator: ClassVar[str]
+
+    weight_codes: Tensor
+    weight_scale: Tensor
+    weight_sum: Tensor
+    act_scale: Tensor
+    act_zero_point: Tensor
+    bias: Tensor | None
+    weight_bits: int
+    act_bits: int
+    group_name: str
+    context: TimestepContext
+    execution: Execution
+
+    @classmethod
+    def from_float(cls, layer: nn.Module, plan: LayerPlan, context: TimestepContext) -> IntegerLayer:
+        """Turn ``layer`` into an integer layer, in place.
+
+        Args:
+            layer: the floating-point layer.
+            plan: its decisions; both quantizers present, symmetric weights, at most 8 bits each.
+            context: the context attached to the denoiser.
+
+        Returns:
+            The same object, of this class.
+        """
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        assert plan.weight is not None
+        assert plan.activation is not None
+        del layer.weight
+        layer.__class__ = cls
+        assert isinstance(layer, cls)
+        layer._store_weight(plan.weight, weight.detach())
+        layer._store_table(plan.activation, weight.device)
+        layer.context = context
+        return layer
+
+    def _store_weight(self, quant: WeightQuant, weight: Tensor) -> None:
+        codes = quant.integers(weight).contiguous()
+        scale = quant.scale.to(weight.device, torch.float32).expand(len(weight)).clone()
+        self.weight_bits, self.weight_dtype = quant.bits, weight.dtype
+        self.register_buffer("weight_codes", codes)
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("weight_sum", scale * codes.flatten(1).sum(1, dtype=torch.int32))
+
+    def _store_table(self, quant: ActivationQuant, device: torch.device) -> None:
+        self.group_name, self.act_bits = quant.groups, quant.bits
+        self.register_buffer("act_scale", quant.scale.to(device, copy=True))
+        self.register_buffer("act_zero_point", quant.zero_point.to(device, copy=True))
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight this layer computes with, as a new floating-point tensor (for code that reads its dtype)."""
+        scale = self.weight_scale.reshape(-1, *[1] * (self.weight_codes.dim() - 1))
+        return (self.weight_codes * scale).to(self.weight_dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize ``x`` with the parameters of its timestep, multiply in integers, rescale."""
+        index = self.context.index(self.group_name).to(self.act_scale.device)
+        scale = select_per_sample(self.act_scale, index, x)
+        zero_point = select_per_sample(self.act_zero_point, index, x)
+        if scale.dim() == 0:
+            codes = activation_codes(self.padded(x), scale, zero_point, self.act_bits)
+            return self.multiply(codes, scale, zero_point + code_offset(x.device), self.bias, x.dtype)
+        return self._per_sample(x, scale, zero_point)
+
+    def _per_sample(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """The kernels take one scale: multiply the bare codes, then apply each sample's own parameters."""
+        codes = activation_codes(self.padded(x, wholly=True), scale, zero_point, self.act_bits)
+        one, offset = scale.new_ones(()), zero_point.new_full((), code_offset(x.device))
+        y = self.multiply(codes, one, offset, None, torch.float32, wholly=True)
+        y = scale * (y - zero_point * self.per_output(self.weight_sum))
+        if self.bias is not None:
+            y = y + self.per_output(self.bias)
+        return y.to(x.dtype)
+
+    def padded(self, x: Tensor, wholly: bool = False) -> Tensor:
+        """``x`` with the border that the kernel does not add by itself; ``wholly``: with all of it."""
+        return x
+
+    def multiply(
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        wholly: bool = False,
+    ) -> Tensor:
+        """``s * s_w * sum (q - z) w + b`` by the integer kernel; ``wholly``: the codes are padded already."""
+        raise NotImplementedError
+
+    def per_output(self, parameter: Tensor) -> Tensor:
+        """``[O]``, shaped to broadcast against the result."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Shape, widths and groups."""
+        shape = "x".join(str(n) for n in self.weight_codes.shape)
+        width = f"W{self.weight_bits}A{self.act_bits}"
+        return f"{shape}, {width}, groups={self.group_name!r} ({len(self.act_scale)}), {self.execution.state}"

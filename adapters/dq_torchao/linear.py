@@ -1,0 +1,34 @@
+"""Linear layers that multiply int8 codes.
+
+Shapes: ``x [N, ..., K]``, weight codes ``[O, K]``, result ``[N, ..., O]``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dq_torchao.kernels import int8_linear
+from dq_torchao.layer import IntegerLayer
+
+
+class IntegerLinear(IntegerLayer):
+    """Linear layer in integers, with activation parameters from the group table."""
+
+    operator = "linear"
+
+    def multiply(
+        self,
+        codes: Tensor,
+        scale: Tensor,
+        zero_point: Tensor,
+        bias: Tensor | None,
+        dtype: torch.dtype,
+        wholly: bool = False,
+    ) -> Tensor:
+        """See `IntegerLayer.multiply`."""
+        return int8_linear(codes, scale, zero_point, self.weight_codes, self.weight_scale, bias, dtype)
+
+    def per_output(self, parameter: Tensor) -> Tensor:
+        """``[O]``."""
+        return parameter

@@ -1,0 +1,68 @@
+"""One layer of a plan -> integer execution where the kernels can, simulation where they cannot, and the reason."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dq_plugins.errors import PlanError
+from dq_plugins.plan import LayerPlan
+from dq_plugins.simulate import simulate_layer
+from dq_plugins.timesteps import TimestepContext
+from dq_torchao.conv import IntegerConv2d
+from dq_torchao.kernels import kernel_for
+from dq_torchao.layer import IntegerLayer
+from dq_torchao.linear import IntegerLinear
+from dq_torchao.report import Execution
+
+INTEGER_LAYERS: dict[type[nn.Module], type[IntegerLayer]] = {nn.Linear: IntegerLinear, nn.Conv2d: IntegerConv2d}
+"""Integer counterpart of a layer class. Subclasses are left out: they may compute something else."""
+
+
+def obstacle(layer: nn.Module, plan: LayerPlan) -> str:
+    """Why ``layer`` cannot run in integers; empty when it can."""
+    if plan.weight is None or plan.activation is None:
+        return plan.kept or "the plan quantizes only its weight or only its input"
+    if plan.weight.bits > 8 or plan.activation.bits > 8:
+        return f"{plan.width} does not fit int8"
+    if not plan.weight.symmetric:
+        return "the integer kernels take weights with zero point 0, the plan has others"
+    if type(layer) not in INTEGER_LAYERS:
+        return f"there is no integer kernel for {type(layer).__name__}"
+    return kernel_for(INTEGER_LAYERS[type(layer)].operator, _weight(layer).device).obstacle
+
+
+def lower_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext) -> Execution:
+    """Make ``layer`` run as ``plan`` says, in place, and note how on ``layer.execution``.
+
+    Args:
+        layer: the full-precision layer.
+        plan: its decisions.
+        context: the context attached to the denoiser.
+
+    Returns:
+        How the layer runs from now on.
+    """
+    weight = _weight(layer)
+    dtype = str(weight.dtype).removeprefix("torch.")
+    reason = obstacle(layer, plan)
+    if plan.weight is None and plan.activation is None:
+        execution = Execution("full precision", plan.width, "", dtype, reason)
+    elif reason:
+        simulate_layer(layer, plan, context)
+        execution = Execution("simulated", plan.width, "", dtype, reason)
+    else:
+        integer = INTEGER_LAYERS[type(layer)].from_float(layer, plan, context)
+        kernel = kernel_for(integer.operator, weight.device)
+        execution = Execution("integer", plan.width, kernel.name, kernel.compute)
+    layer.execution = execution  # type: ignore[assignment]
+    return execution
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise PlanError(
+            f"a {type(layer).__name__} of the plan has no weight tensor: it cannot be quantized, or it is already. "
+            "Apply a plan to the full-precision denoiser."
+        )
+    return weight

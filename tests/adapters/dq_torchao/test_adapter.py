@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import dq_torchao
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+from torch._inductor import config as inductor_config
+from torchao.quantization import Int8StaticActivationInt8WeightConfig, PerRow, PerTensor, quantize_
+from torchao_models import TIMESTEPS, Denoiser, denoiser_plan, sqnr
+
+import dq_plugins.simulate
+from dq_plugins.errors import PlanError
+from dq_plugins.plan import LayerPlan
+from dq_plugins.timesteps import TimestepGroups
+
+
+def build(seed: int = 0) -> Denoiser:
+    torch.manual_seed(seed)
+    return Denoiser().eval().requires_grad_(False)
+
+
+def batch(timestep: float | list[float], seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    t = torch.tensor(timestep)
+    return {"sample": torch.randn(2, 4, 8, 8, generator=generator), "timestep": t}
+
+
+def test_every_timestep_agrees_with_simulation():
+    model, reference = build(), build()
+    plan = denoiser_plan(model)
+    dq_torchao.apply(model, plan)
+    dq_plugins.simulate.SimulateAdapter().apply(reference, plan)
+    for timestep in (*TIMESTEPS, [100.0, 900.0]):
+        assert sqnr(reference(**batch(timestep)), model(**batch(timestep))) > 45
+
+
+def test_one_group_equals_the_static_quantizer_bit_for_bit():
+    model, one = build(), build()
+    plan = denoiser_plan(model)
+    static = denoiser_plan(one, TimestepGroups())
+    dq_torchao.apply(model, plan)
+    dq_torchao.apply(one, static)
+    assert torch.equal(model(**batch(100.0)), one(**batch(100.0)))  # the one group holds the first group's range
+    assert not torch.equal(model(**batch(900.0)), one(**batch(900.0)))
+
+
+def test_one_group_is_torchaos_static_quantizer():
+    torch.manual_seed(0)
+    ours, stock = nn.Sequential(nn.Linear(32, 16)), nn.Sequential(nn.Linear(32, 16))
+    stock.load_state_dict(ours.state_dict())
+
+    def forward(self: nn.Module, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return self[0](x)
+
+    class Wrapped(nn.Sequential):
+        pass
+
+    Wrapped.forward = forward  # type: ignore[assignment]
+    ours = Wrapped(*ours)
+    plan = denoiser_plan(ours, TimestepGroups(), symmetric=True)
+    scale = plan.layers["0"].activation.scale
+    config = Int8StaticActivationInt8WeightConfig(
+        act_quant_scale=scale.reshape(1, 1), granularity=[PerTensor(), PerRow()], set_inductor_config=False
+    )
+    quantize_(stock, config)
+    plan.layers["0"].weight.scale = stock[0].weight.scale.flatten().clone()
+    dq_torchao.apply(ours, plan)
+    x = torch.randn(5, 32) * 3
+    torch.testing.assert_close(ours(x, timestep=torch.tensor(3.0)), stock(x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("freezing", [False, True])
+def test_compiled_graph_selects_every_group_without_recompiling(freezing):
+    model = build()
+    dq_torchao.apply(model, denoiser_plan(model))
+    torch.compiler.reset()
+    counters.clear()
+    with torch.no_grad(), inductor_config.patch(freezing=freezing):
+        compiled = torch.compile(model, fullgraph=True)
+        for timestep in (*TIMESTEPS, 120.0):
+            assert sqnr(model(**batch(timestep)), compiled(**batch(timestep))) > 60
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_copies_are_independent_and_pickle():
+    model = build()
+    dq_torchao.apply(model, denoiser_plan(model))
+    expected = [model(**batch(t)) for t in TIMESTEPS]
+    for clone in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert clone.up.context is not model.up.context
+        assert all(torch.equal(clone(**batch(t)), e) for t, e in zip(TIMESTEPS, expected, strict=True))
+
+
+def test_report_says_how_each_layer_runs_and_why():
+    model = build()
+    plan = denoiser_plan(model)
+    plan.layers["down"].weight.bits = 16
+    plan.layers["conv_out"] = LayerPlan("conv2d", kept="it makes the image")
+    report = dq_torchao.execution_report(dq_torchao.apply(model, plan))
+    assert list(report) == ["time", "conv_in", "up", "down", "conv_out"]
+    assert (report["up"].state, report["up"].width) == ("integer", "W8A8")
+    assert report["up"].kernel
+    assert (report["down"].state, report["down"].reason) == ("simulated", "W16A8 does not fit int8")
+    assert (report["conv_out"].state, report["conv_out"].reason) == ("full precision", "it makes the image")
+
+
+def test_plan_of_another_model_is_refused():
+    with pytest.raises(PlanError, match="other weights"):
+        dq_torchao.apply(build(seed=1), denoiser_plan(build(seed=0)))

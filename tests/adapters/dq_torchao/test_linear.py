@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from dq_torchao.lowering import lower_layer
+from torch import nn
+from torchao_models import layer_plan
+
+from dq_plugins.plan import LayerPlan
+from dq_plugins.simulate import simulate_layer
+from dq_plugins.timesteps import TimestepContext, TimestepGroups
+
+GROUPS = TimestepGroups((300.0, 700.0))
+
+
+def pair(layer: nn.Module, plan: LayerPlan) -> tuple[nn.Module, nn.Module, TimestepContext]:
+    context = TimestepContext({"all": GROUPS})
+    integer, simulated = copy.deepcopy(layer), copy.deepcopy(layer)
+    assert lower_layer(integer, plan, context).state == "integer"
+    return integer, simulate_layer(simulated, plan, context), context
+
+
+@pytest.mark.parametrize(
+    ("act_bits", "weight_bits", "symmetric"), itertools.product((8, 6, 4), (8, 4, 2), (False, True))
+)
+@pytest.mark.parametrize("timestep", [torch.tensor(500.0), torch.tensor([100.0, 800.0])])
+def test_integer_linear_equals_simulation(act_bits, weight_bits, symmetric, timestep):
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 10, bias=weight_bits != 2)
+    plan = layer_plan(layer, act_bits=act_bits, weight_bits=weight_bits, symmetric=symmetric)
+    integer, simulated, context = pair(layer, plan)
+    context.select(timestep)
+    for shape in ((2, 24), (4, 5, 24), (2, 3, 5, 24)):
+        x = torch.randn(shape) * 4
+        torch.testing.assert_close(integer(x), simulated(x), rtol=1e-5, atol=1e-4)
