@@ -1,0 +1,19 @@
+import time
+
+from dq_plugins.evaluation import compare_latency
+
+
+def test_rounds_are_interleaved_and_ordered_by_cost() -> None:
+    order = []
+
+    def call(name: str, seconds: float):
+        def run() -> None:
+            order.append(name)
+            time.sleep(seconds)
+
+        return run
+
+    result = compare_latency({"slow": call("slow", 0.02), "fast": call("fast", 0.0)}, rounds=3, warmup=1)
+    assert order == ["slow", "fast"] * 5
+    assert result["fast"].median < result["slow"].median
+    assert result["slow"].low <= result["slow"].median <= result["slow"].high
