@@ -1,0 +1,21 @@
+"""The dependency graph of a denoiser and what follows from it: temporal block, roles, frontier, budgets."""
+
+from dq_plugins.graph.arguments import TIMESTEP_NAMES, find_timestep_argument
+from dq_plugins.graph.frontier import FrontierTensor
+from dq_plugins.graph.partition import LayerInfo, Partition, partition
+from dq_plugins.graph.roles import Role
+from dq_plugins.graph.signatures import SIGNATURES, Signature
+from dq_plugins.graph.trace import trace
+
+__all__ = [
+    "SIGNATURES",
+    "TIMESTEP_NAMES",
+    "FrontierTensor",
+    "LayerInfo",
+    "Partition",
+    "Role",
+    "Signature",
+    "find_timestep_argument",
+    "partition",
+    "trace",
+]

@@ -1,0 +1,183 @@
+"""Which argument of a denoiser's forward is which, and example inputs as a flat, named list of tensors."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dq_plugins.errors import TimestepError, TraceError
+
+TIMESTEP_NAMES = (
+    "timestep",
+    "timesteps",
+    "time_step",
+    "time_steps",
+    "diffusion_step",
+    "diffusion_steps",
+    "timestep_ratio",
+    "t",
+    "ts",
+    "time",
+    "times",
+    "sigma",
+    "sigmas",
+    "noise_level",
+    "noise_levels",
+    "noise_label",
+    "noise_labels",
+    "c_noise",
+    "log_snr",
+    "logsnr",
+    "lambda_t",
+    "gamma",
+    "gammas",
+)
+"""Names that denoisers use for the timestep, most specific first: the first one found wins."""
+
+
+def unwrap(denoiser: nn.Module) -> nn.Module:
+    """The module itself, where ``torch.compile`` has put a wrapper around it."""
+    inner = getattr(denoiser, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else denoiser
+
+
+def argument_names(denoiser: nn.Module) -> tuple[str, ...]:
+    """Names of the arguments of the denoiser's forward, in order, ``self`` and ``*``/``**`` left out.
+
+    A forward set on the instance (by a hook library, or by timestep routing) counts only where the class's own
+    forward names nothing: wrappers often take ``*args, **kwargs``.
+    """
+    module = unwrap(denoiser)
+    names = _named_parameters(type(module).forward, skip=1)
+    if not names and "forward" in vars(module):
+        names = _named_parameters(module.forward, skip=0)
+    return names
+
+
+def _named_parameters(function: Callable[..., Any], skip: int) -> tuple[str, ...]:
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = list(inspect.signature(function).parameters.values())[skip:]
+    return tuple(p.name for p in parameters if p.kind not in variadic)
+
+
+def find_timestep_argument(denoiser: nn.Module, timestep: str | None = None) -> str:
+    """The name of the argument that carries the timestep.
+
+    Args:
+        denoiser: any module that sampling calls once a step.
+        timestep: its name, where it is not one of `TIMESTEP_NAMES`; checked against the signature.
+
+    Returns:
+        The argument's name.
+
+    Raises:
+        TimestepError: no argument has a usual name, or the given name is not an argument.
+
+    Example:
+        >>> class Denoiser(nn.Module):
+        ...     def forward(self, x, sigma, context=None): ...
+        >>> find_timestep_argument(Denoiser())
+        'sigma'
+    """
+    names = argument_names(denoiser)
+    seen = ", ".join(names) or "none that has a name"
+    owner = type(unwrap(denoiser)).__name__
+    if timestep is not None:
+        if timestep not in names:
+            raise TimestepError(
+                f"{owner}.forward has no argument {timestep!r} to carry the timestep; its arguments are: {seen}. "
+                "Give the name of one of these as timestep='...'."
+            )
+        return timestep
+    for usual in TIMESTEP_NAMES:
+        if usual in names:
+            return usual
+    raise TimestepError(
+        f"{owner}.forward has no argument with a usual name for the timestep ({', '.join(TIMESTEP_NAMES[:8])}, "
+        f"...); its arguments are: {seen}. If one of them is the timestep, name it: timestep='...' (on the command "
+        "line: --timestep NAME). If none is, this model does not change with a timestep and is not a denoiser."
+    )
+
+
+def root(name: str) -> str:
+    """The argument that a dotted input name belongs to: ``"added_cond_kwargs.time_ids"`` -> its first part."""
+    return name.partition(".")[0]
+
+
+def named_leaves(inputs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Leaves of nested arguments with dotted names, in order.
+
+    Dictionaries, lists and tuples are entered; anything else is a leaf.
+
+    Example:
+        >>> [name for name, _ in named_leaves({"x": 1, "cond": {"ids": [2, 3]}})]
+        ['x', 'cond.ids.0', 'cond.ids.1']
+    """
+    for key, value in inputs.items():
+        yield from _leaves(str(key), value)
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(f"{name}.{key}", item)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _leaves(f"{name}.{index}", item)
+    else:
+        yield name, value
+
+
+def map_leaves(inputs: Mapping[str, Any], function: Callable[[str, Any], Any]) -> dict[str, Any]:
+    """The same nesting with every leaf replaced by ``function(dotted_name, leaf)``."""
+    return {key: _map(str(key), value, function) for key, value in inputs.items()}
+
+
+def _map(name: str, value: Any, function: Callable[[str, Any], Any]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _map(f"{name}.{key}", item, function) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = [_map(f"{name}.{index}", item, function) for index, item in enumerate(value)]
+        if isinstance(value, list):
+            return items
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return function(name, value)
+
+
+def number_to_tensor(inputs: Mapping[str, Any], timestep: str | None) -> dict[str, Any]:
+    """``inputs`` with a timestep that is a Python number made a 0-d tensor, so that it can be followed.
+
+    A number would become a constant of the graph, and nothing would seem to depend on the timestep.
+    """
+    value = inputs.get(timestep) if timestep is not None else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return dict(inputs)
+    dtype = torch.int64 if isinstance(value, int) else torch.float32
+    return {**inputs, str(timestep): torch.tensor(value, dtype=dtype)}
+
+
+def check_inputs(denoiser: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Raise `TraceError` unless ``inputs`` are keyword arguments of the denoiser with a tensor among them."""
+    owner = type(unwrap(denoiser)).__name__
+    names = argument_names(denoiser)
+    unknown = [key for key in inputs if names and key not in names]
+    if unknown and not _takes_any_keyword(denoiser):
+        raise TraceError(
+            f"{owner}.forward has no argument {unknown[0]!r}, which the example inputs name; its arguments are: "
+            f"{', '.join(names)}. Example inputs are a dictionary of the denoiser's own keyword arguments."
+        )
+    if not any(isinstance(value, Tensor) for _, value in named_leaves(inputs)):
+        raise TraceError(
+            f"the example inputs for {owner} hold no tensor, so nothing can be followed through it. Give a "
+            f"dictionary with the tensors of one call, for example the sample and the timestep; the arguments "
+            f"of its forward are: {', '.join(names)}."
+        )
+
+
+def _takes_any_keyword(denoiser: nn.Module) -> bool:
+    parameters = inspect.signature(type(unwrap(denoiser)).forward).parameters.values()
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)

@@ -1,0 +1,51 @@
+"""Repeated blocks of a denoiser, found by where residual connections close."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from dq_plugins.graph.flow import Flow
+
+
+def residual_additions(flow: Flow) -> Iterator[tuple[str, str, str]]:
+    """Additions that close a residual connection: ``(node, operand, operand)``.
+
+    Both operands depend on the sample, have the shape of the result, and differ in the number of layers behind them.
+    The last tells them from rotary embeddings, which add two rearrangements of one layer's output.
+    """
+    for node in flow.graph:
+        if flow.op(node) != "add":
+            continue
+        operands = flow.operands(node)
+        first, second = operands.get(0), operands.get(1)
+        if first is None or second is None or flow.depth[first] == flow.depth[second]:
+            continue
+        if all(flow.signature[o] == "sample" and flow.shape(o) == flow.shape(node) for o in (first, second)):
+            yield node, first, second
+
+
+def closing_modules(flow: Flow) -> set[str]:
+    """Modules whose own code closes a residual connection, the denoiser itself left out."""
+    return {flow.module(node) for node, _, _ in residual_additions(flow)} - {""}
+
+
+def find_blocks(flow: Flow, layers: Iterable[str]) -> dict[str, str]:
+    """The block of every layer: the innermost module around it that closes a residual connection itself.
+
+    Args:
+        flow: the denoiser's graph.
+        layers: fully qualified names.
+
+    Returns:
+        Per layer the name of its block, ``""`` for layers outside of every block (first and last layers, the
+        embedding of the timestep).
+    """
+    closing = closing_modules(flow)
+    return {layer: block_of(layer.rpartition(".")[0], closing) for layer in layers}
+
+
+def block_of(module: str, closing: set[str]) -> str:
+    """The innermost of the ``closing`` modules that contains ``module`` or is it; ``""`` where none does."""
+    while module and module not in closing:
+        module = module.rpartition(".")[0]
+    return module

@@ -1,0 +1,152 @@
+"""Run ``torch.export`` on a weightless twin of a denoiser, in the ways that different code styles need."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+
+from dq_plugins.errors import TraceError
+from dq_plugins.graph.arguments import map_leaves, named_leaves, unwrap
+from dq_plugins.graph.twin import empty_on, weightless_twin
+
+PREFIX = "denoiser"
+"""Attribute of the exported wrapper that holds the denoiser: the first part of every name in the program."""
+
+
+class Exported(NamedTuple):
+    """A traced denoiser: the program and the dotted names of its tensor inputs, in order."""
+
+    program: ExportedProgram
+    input_names: tuple[str, ...]
+
+
+class _Attempt(NamedTuple):
+    description: str
+    device: str
+    strict: bool
+
+
+# Meta tensors come first: they are the plainest. Code that asks the device for its autocast settings does not know
+# the meta device, and runs on fake CPU tensors instead. Code that reads Python values out of tensors, or builds
+# modules as it goes, may only pass the bytecode tracer (strict).
+_ATTEMPTS = (
+    _Attempt("on meta tensors", "meta", strict=False),
+    _Attempt("on fake CPU tensors", "cpu", strict=False),
+    _Attempt("on meta tensors, strict", "meta", strict=True),
+)
+
+
+def export_denoiser(denoiser: nn.Module, inputs: Mapping[str, Any]) -> Exported:
+    """Export a denoiser without touching it and without memory for its weights.
+
+    Args:
+        denoiser: on any device.
+        inputs: keyword arguments of one call; tensors may be nested in dictionaries, lists and tuples.
+
+    Returns:
+        The program, whose parameter names start with `PREFIX`, and the names of its inputs.
+
+    Raises:
+        TraceError: no way of tracing gets through; the message holds the reason of each.
+    """
+    failures: list[tuple[_Attempt, Exception]] = []
+    for attempt in _ATTEMPTS:
+        try:
+            return _export(unwrap(denoiser), inputs, attempt)
+        except TraceError:
+            raise
+        except Exception as error:  # torch.export raises whatever the model's code and its own passes raise
+            failures.append((attempt, error))
+    raise TraceError(_explain(denoiser, failures)) from failures[0][1]
+
+
+def _export(denoiser: nn.Module, inputs: Mapping[str, Any], attempt: _Attempt) -> Exported:
+    fake = contextlib.nullcontext() if attempt.device == "meta" else FakeTensorMode(allow_non_fake_inputs=True)
+    allocate = empty_on(attempt.device)
+
+    def stand_in(tensor: Tensor) -> Tensor:
+        with fake:
+            return allocate(tensor)
+
+    call = _Call(weightless_twin(denoiser, stand_in), inputs)
+    tensors = tuple(stand_in(value) for _, value in named_leaves(inputs) if isinstance(value, Tensor))
+    with _quiet(), torch.no_grad():
+        program = torch.export.export(call, tensors, strict=attempt.strict)
+    return Exported(program, call.names)
+
+
+class _Call(nn.Module):
+    """The denoiser as a function of a flat list of tensors; nested arguments and outputs are packed here."""
+
+    def __init__(self, denoiser: nn.Module, inputs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.template = map_leaves(inputs, lambda name, value: None if isinstance(value, Tensor) else value)
+        self.names = tuple(name for name, value in named_leaves(inputs) if isinstance(value, Tensor))
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Call the denoiser and return the tensors of its output, flattened."""
+        given = dict(zip(self.names, tensors, strict=True))
+        output = self.denoiser(**map_leaves(self.template, lambda name, value: given.get(name, value)))
+        found = tuple(_tensors_of(output))
+        if not found:
+            raise TraceError(
+                f"the forward of {type(self.denoiser).__name__} returned {type(output).__name__}, with no tensor in "
+                "it that could be the denoised sample. Return a tensor, or a tuple, dictionary or dataclass of tensors."
+            )
+        return found
+
+
+def _tensors_of(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors_of(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from _tensors_of(value)
+    elif dataclasses.is_dataclass(output):
+        for field in dataclasses.fields(output):
+            yield from _tensors_of(getattr(output, field.name))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the warnings and log lines of one export: they speak of code that the user did not write."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._dynamo", "torch.fx")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _explain(denoiser: nn.Module, failures: list[tuple[_Attempt, Exception]]) -> str:
+    reasons = "; ".join(f"{attempt.description}: {_first_line(error)}" for attempt, error in failures)
+    return (
+        f"{type(unwrap(denoiser)).__name__} cannot be traced by torch.export with these example inputs ({reasons}). "
+        "Check first that the denoiser runs on the example inputs. If it does, its forward reads tensor values to "
+        "decide what to do (a Python `if`, `.item()`, `.tolist()` or boolean indexing on a tensor); compute "
+        "such values from shapes or pass them as Python arguments. The traceback above shows the line."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or "no message"
+    line = next(line.strip() for line in text.splitlines() if line.strip())
+    return f"{type(error).__name__}: {line[:200]}"

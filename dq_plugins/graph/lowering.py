@@ -1,0 +1,257 @@
+"""From an exported program to a `networkx.DiGraph` of plain data: one node per tensor op, in execution order."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from math import prod
+from typing import Any
+
+import networkx as nx
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind
+
+from dq_plugins.errors import TraceError
+from dq_plugins.graph import ops
+from dq_plugins.graph.export import PREFIX, Exported
+from dq_plugins.graph.macs import count_macs
+from dq_plugins.graph.owners import Owners
+
+
+def lower(exported: Exported, denoiser: nn.Module) -> nx.DiGraph:
+    """Lower an exported program; see `dq_plugins.graph.trace` for what the nodes and edges carry."""
+    return _Lowering(exported, Owners(denoiser)).run()
+
+
+class _Parameter(str):
+    """A parameter's name, where the walk would otherwise meet a node."""
+
+
+_Source = tuple[int, Any, str | None]
+"""One operand: its position, its value, and the node that last wrote to its memory in place (or None)."""
+
+
+class _Lowering:
+    """One walk over the program. A value is a node's name, a `_Parameter`, a list of values, or None (no tensor)."""
+
+    def __init__(self, exported: Exported, owners: Owners) -> None:
+        self.program, self.input_names = exported
+        self.owners = owners
+        self.graph: nx.DiGraph = nx.DiGraph()
+        self.values: dict[fx.Node, Any] = {}
+        self.weights: dict[str, tuple[str, ...]] = {}  # node -> parameters it is computed from without a layer
+        self.writers: dict[int, str] = {}  # storage -> the last node that wrote to it in place
+        self.aliases: dict[fx.Node, fx.Node] = {}  # placeholder of an inlined region -> what it stands for
+
+    def run(self) -> nx.DiGraph:
+        inputs = iter(self.input_names)
+        placeholders = [n for n in self.program.graph.nodes if n.op == "placeholder"]
+        for node, spec in zip(placeholders, self.program.graph_signature.input_specs, strict=True):
+            if spec.kind is InputKind.PARAMETER:
+                self.values[node] = _Parameter(_without_prefix(spec.target))
+            elif spec.kind is InputKind.USER_INPUT:
+                name = next(inputs)
+                self.values[node] = self._add(f"input:{name}", node, "input", "input", [], depends=[name])
+            elif isinstance(node.meta.get("val"), Tensor):
+                name = _without_prefix(spec.target or node.name)
+                self.values[node] = self._add(f"constant:{name}", node, "constant", "constant", [])
+        self._walk(self.program.graph, self.program.graph_module, prefix="")
+        self.graph.remove_nodes_from([n for n in nx.isolates(self.graph) if n.startswith("constant:")])
+        return self.graph
+
+    def _walk(self, graph: fx.Graph, owner: nn.Module, prefix: str) -> list[Any]:
+        """Lower the ops of one graph; returns the values of its outputs."""
+        outputs: list[Any] = []
+        for node in graph.nodes:
+            if node.op == "output":
+                outputs = [self.values.get(n) for n in ops.tensor_operands(node)]
+                if not prefix:
+                    self._add("output", node, "output", "output", self._sources(node))
+            elif node.op == "get_attr":
+                self._constant(node, getattr(owner, str(node.target), None), prefix)
+            elif node.op == "call_function":
+                region = _region(node, owner)
+                if region is not None:
+                    self.values[node] = self._inline(node, region, prefix)
+                else:
+                    self._call(node, prefix)
+        return outputs
+
+    def _constant(self, node: fx.Node, value: Any, prefix: str) -> None:
+        if isinstance(value, Tensor):
+            self.values[node] = self._add(f"constant:{prefix}{node.name}", node, "constant", "constant", [])
+
+    def _inline(self, node: fx.Node, region: fx.GraphModule, prefix: str) -> list[Any]:
+        """Lower a control region in place: its placeholders stand for the last operands of the call."""
+        placeholders = [n for n in region.graph.nodes if n.op == "placeholder"]
+        operands = [n for n in node.args if isinstance(n, fx.Node)]
+        operands = operands[len(operands) - len(placeholders) :]
+        for placeholder, operand in zip(placeholders, operands, strict=True):
+            self.values[placeholder] = self.values.get(operand)
+            self.aliases[placeholder] = self.aliases.get(operand, operand)
+        return self._walk(region.graph, region, f"{prefix}{node.name}.")
+
+    def _call(self, node: fx.Node, prefix: str) -> None:
+        operands = ops.tensor_operands(node)
+        first = self.values.get(operands[0]) if operands else None
+        if ops.base_name(node.target) == "getitem" and isinstance(first, list):
+            self.values[node] = first[node.args[1]]
+            return
+        if node.meta.get("val") is None and not ops.written_operands(node):
+            return  # assertions about metadata
+        name = prefix + node.name
+        self.values[node] = self._add_op(name, node)
+        for written in ops.written_operands(node):
+            key = self._storage(written)
+            if key is not None:
+                self.writers[key] = name
+
+    def _storage(self, node: fx.Node) -> int | None:
+        return ops.storage_key(self.aliases.get(node, node).meta.get("val"))
+
+    def _sources(self, node: fx.Node) -> list[_Source]:
+        found = []
+        for position, operand in enumerate(ops.tensor_operands(node)):
+            key = self._storage(operand)
+            writer = self.writers.get(key) if key is not None else None
+            found.append((position, self.values.get(operand), writer))
+        return found
+
+    def _add_op(self, name: str, node: fx.Node) -> str:
+        base = ops.base_name(node.target)
+        sources = self._sources(node)
+        kept = ops.value_operands(base, len(sources))
+        settings = ops.options(node)
+        shapes = [_shape(n.meta.get("val")) or [] for n in ops.tensor_operands(node)]
+        weight, at = self._weight(base, sources)
+        self._add(
+            name,
+            node,
+            ops.full_name(node.target),
+            ops.kind_of(base, is_layer=at is not None),
+            [sources[i] for i in kept],
+            layer=self.owners.layer(weight, _module(node)[0]) if weight else "",
+            macs=count_macs(base, shapes, _shape(node.meta.get("val")) or [], settings.get("equation", "")),
+            operand_shapes=shapes,
+            layer_operands=at,
+            options=settings,
+        )
+        if weight:
+            self.weights[name] = ()  # what a layer computes is an activation, even when nothing reaches it
+        return name
+
+    def _weight(self, base: str, sources: list[_Source]) -> tuple[tuple[str, ...], tuple[int, int] | None]:
+        """Parameters behind the weight of a layer op and its (input, weight) positions; empty for other ops."""
+        for at in ops.LAYER_OPERANDS.get(base, ()):
+            value = sources[at[1]][1] if at[1] < len(sources) else None
+            names = self._parameters_of(value)
+            if names and not self._depends_of(value):
+                return names, at
+        return (), None
+
+    def _parameters_of(self, value: Any) -> tuple[str, ...]:
+        if isinstance(value, _Parameter):
+            return (str(value),)
+        return self.weights.get(value, ()) if isinstance(value, str) else ()
+
+    def _depends_of(self, value: Any) -> list[str]:
+        return [] if isinstance(value, _Parameter) or value is None else self.graph.nodes[value]["depends"]
+
+    def _add(
+        self,
+        name: str,
+        node: fx.Node,
+        op: str,
+        kind: str,
+        sources: list[_Source],
+        depends: Iterable[str] = (),
+        layer: str = "",
+        macs: int = 0,
+        operand_shapes: Iterable[list[int]] = (),
+        layer_operands: tuple[int, int] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Add one node with its edges; parameters are attributes, not nodes."""
+        values = [v for _, v, _ in sources] + [writer for _, _, writer in sources]
+        reached = set(depends).union(*(self._depends_of(v) for v in values))
+        names = sorted({p for v in values for p in self._parameters_of(v)})
+        tensor = node.meta.get("val")
+        shape = _shape(tensor)
+        module, module_type = _module(node)
+        self.graph.add_node(
+            name,
+            op=op,
+            kind=kind,
+            module=module,
+            module_type=module_type,
+            layer=layer,
+            shape=shape,
+            dtype=str(tensor.dtype).removeprefix("torch.") if isinstance(tensor, Tensor) else None,
+            macs=macs,
+            operand_shapes=list(operand_shapes),
+            input_operand=layer_operands[0] if layer_operands else None,
+            weight_operand=layer_operands[1] if layer_operands else None,
+            activation_numel=_numel(tensor),
+            parameters=names,
+            param_numel=sum(self.owners.numel(p) for p in names),
+            param_bytes=sum(self.owners.nbytes(p) for p in names),
+            depends=sorted(reached),
+            options=dict(options or {}),
+        )
+        self.weights[name] = () if reached else tuple(names)
+        self._connect(name, sources)
+        return name
+
+    def _connect(self, name: str, sources: list[_Source]) -> None:
+        positions: dict[str, list[int]] = defaultdict(list)
+        for position, value, writer in sources:
+            for source in dict.fromkeys((value, writer)):
+                if isinstance(source, str) and not isinstance(source, _Parameter):
+                    positions[source].append(position)
+        for source, at in positions.items():
+            self.graph.add_edge(source, name, positions=at)
+
+
+def _region(node: fx.Node, owner: nn.Module) -> fx.GraphModule | None:
+    """The body of a control region (``wrap_with_autocast`` and its kin), where ``node`` calls one."""
+    for argument in node.args:
+        if isinstance(argument, fx.Node) and argument.op == "get_attr":
+            body = getattr(owner, str(argument.target), None)
+            if isinstance(body, fx.GraphModule):
+                return body
+    return None
+
+
+def _module(node: fx.Node) -> tuple[str, str]:
+    """Fully qualified name and class name of the innermost module whose code the op belongs to."""
+    stack = node.meta.get("nn_module_stack")
+    if not stack:
+        return "", ""
+    path, kind = list(stack.values())[-1]
+    kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+    if path == "":  # the wrapper itself, which only packs arguments
+        return "", ""
+    return _without_prefix(path), kind.rpartition(".")[2]
+
+
+def _without_prefix(name: str) -> str:
+    name = name.partition("@")[0]
+    return "" if name == PREFIX else name.removeprefix(f"{PREFIX}.")
+
+
+def _shape(value: Any) -> list[int] | None:
+    if not isinstance(value, Tensor):
+        return None
+    try:
+        return [int(size) for size in value.shape]
+    except Exception as error:  # a size that only the data decides
+        raise TraceError(
+            f"a tensor of the denoiser has a shape that depends on tensor values ({tuple(value.shape)}), so its cost "
+            "cannot be known. Compute sizes from shapes, or pass them as Python arguments."
+        ) from error
+
+
+def _numel(value: Any) -> int:
+    if isinstance(value, list | tuple):
+        return sum(_numel(item) for item in value)
+    return prod(_shape(value) or [0]) if isinstance(value, Tensor) and value.dim() else int(isinstance(value, Tensor))

@@ -1,0 +1,170 @@
+"""Roles of layers, found from how data flows, never from the names of modules."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import Literal
+
+from dq_plugins.graph.attention import find_attentions
+from dq_plugins.graph.blocks import residual_additions
+from dq_plugins.graph.flow import Flow
+
+Role = Literal[
+    "first",
+    "last",
+    "temporal",
+    "temporal_first",
+    "condition",
+    "mixed",
+    "constant",
+    "shortcut",
+    "downsample",
+    "upsample",
+    "cross_attention_key",
+    "cross_attention_value",
+]
+"""What a layer is for:
+
+- ``first``, ``last``: no other layer that depends on the sample comes before it, or after it;
+- ``temporal``, ``condition``, ``mixed``, ``constant``: its dependency signature;
+- ``temporal_first``: a temporal layer with no layer before it: where the timestep's embedding enters;
+- ``shortcut``: a 1x1 convolution or linear layer parallel to the main path of a residual connection;
+- ``downsample``, ``upsample``: a convolution that changes the resolution, the first layer left out;
+- ``cross_attention_key``, ``cross_attention_value``: it depends on conditions alone and feeds the key, or the value,
+  of an attention whose query depends on the sample.
+"""
+
+_UPSAMPLING = ("upsample", "interpolate", "pixel_shuffle")
+
+
+def find_roles(flow: Flow, signatures: Mapping[str, str]) -> dict[str, frozenset[str]]:
+    """Roles of every layer.
+
+    Args:
+        flow: the denoiser's graph.
+        signatures: signature of every layer.
+
+    Returns:
+        Per layer its roles, possibly none.
+    """
+    roles: dict[str, set[str]] = defaultdict(set)
+    for layer, signature in signatures.items():
+        if signature != "sample":
+            roles[layer].add(signature)
+    for finder in (_ends, _entries_of_time, _resampling, _shortcuts, _cross_attention):
+        for layer, role in finder(flow):
+            roles[layer].add(role)
+    return {layer: frozenset(roles[layer]) for layer in signatures}
+
+
+def _ends(flow: Flow) -> Iterator[tuple[str, Role]]:
+    to_output: set[str] = {"output"}
+    followed: set[str] = set()  # nodes with a layer after them, on a way to the output
+    for node in reversed(list(flow.graph)):
+        after = [s for s in flow.graph.successors(node) if s in to_output]
+        if after:
+            to_output.add(node)
+        if any(s in followed or flow.layer(s) for s in after):
+            followed.add(node)
+    for node in flow.layer_nodes():
+        if flow.signature[node] == "sample" and node in to_output:
+            if flow.depth[node] == 1:
+                yield flow.layer(node), "first"
+            if node not in followed:
+                yield flow.layer(node), "last"
+
+
+def _entries_of_time(flow: Flow) -> Iterator[tuple[str, Role]]:
+    preceded: set[str] = set()
+    for node in flow.graph:
+        if any(p in preceded or flow.layer(p) for p in flow.graph.predecessors(node)):
+            preceded.add(node)
+    for node in flow.layer_nodes():
+        if flow.signature[node] == "temporal" and node not in preceded:
+            yield flow.layer(node), "temporal_first"
+
+
+def _resampling(flow: Flow) -> Iterator[tuple[str, Role]]:
+    for node in flow.layer_nodes():
+        data = flow.graph.nodes[node]
+        if not data["kind"].startswith("conv") or flow.signature[node] != "sample" or flow.depth[node] == 1:
+            continue
+        stride = data["options"].get("stride", 1)
+        strided = prod(stride) > 1 if isinstance(stride, list) else stride > 1
+        if strided:
+            yield flow.layer(node), "upsample" if "transpose" in data["kind"] else "downsample"
+        elif any(word in flow.op(_through_views(flow, node)) for word in _UPSAMPLING):
+            yield flow.layer(node), "upsample"
+
+
+def _through_views(flow: Flow, node: str) -> str:
+    """The op that computes a node's first operand, rearrangements and casts passed over."""
+    source = flow.layer_input(node) or node
+    while flow.graph.nodes[source]["kind"] == "view" and 0 in flow.operands(source):
+        source = flow.operands(source)[0]
+    return source
+
+
+def _shortcuts(flow: Flow) -> Iterator[tuple[str, Role]]:
+    for _, first, second in residual_additions(flow):
+        for side, other in ((first, second), (second, first)):
+            node = _single_layer(flow, side)
+            if node is not None and _is_pointwise(flow, node) and _parallel(flow, node, other):
+                yield flow.layer(node), "shortcut"
+
+
+_SCALING = ("mul", "div")
+
+
+def _single_layer(flow: Flow, node: str) -> str | None:
+    """The layer node that ``node`` is, up to rearrangements and scalar factors; None where there is more to it."""
+    while not flow.layer(node):
+        sources = list(flow.graph.predecessors(node))
+        if len(sources) != 1 or (flow.op(node) not in _SCALING and flow.graph.nodes[node]["kind"] != "view"):
+            return None
+        node = sources[0]
+    return node
+
+
+def _is_pointwise(flow: Flow, node: str) -> bool:
+    data = flow.graph.nodes[node]
+    if data["kind"] == "linear":
+        return True
+    return data["kind"].startswith("conv") and prod(data["operand_shapes"][data["weight_operand"]][2:]) == 1
+
+
+def _parallel(flow: Flow, node: str, other: str) -> bool:
+    """Whether the input of the layer ``node`` also reaches ``other`` through at least two layers, or a wider one."""
+    source = flow.layer_input(node)
+    if source is None or flow.order[source] > flow.order[other]:
+        return False
+    last = _single_layer(flow, other)
+    wide = last is not None and not _is_pointwise(flow, last)
+    needed = 1 if wide else 2
+    return _layers_between(flow, source, other, avoiding=node) >= needed
+
+
+def _layers_between(flow: Flow, source: str, target: str, avoiding: str) -> int:
+    """Largest number of layers on a path from ``source`` to ``target``, both ends included; 0 without a path."""
+    most: dict[str, int] = {source: 0}
+    for candidate in list(flow.graph)[flow.order[source] + 1 : flow.order[target] + 1]:
+        before = [most[p] for p in flow.graph.predecessors(candidate) if p in most]
+        if before and candidate != avoiding:
+            most[candidate] = max(before) + int(bool(flow.layer(candidate)))
+    return most.get(target, 0)
+
+
+def _cross_attention(flow: Flow) -> Iterator[tuple[str, Role]]:
+    for attention in find_attentions(flow):
+        if flow.signature[attention.query] != "sample":
+            continue
+        sides: tuple[tuple[str, Role], ...] = (
+            (attention.key, "cross_attention_key"),
+            (attention.value, "cross_attention_value"),
+        )
+        for start, role in sides:
+            for node in flow.layers_before([start]):
+                if flow.signature[node] == "condition":
+                    yield flow.layer(node), role

@@ -1,0 +1,129 @@
+"""Dependency signatures: which kinds of input reach a value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, get_args
+
+import networkx as nx
+
+from dq_plugins.errors import TraceError
+from dq_plugins.graph.arguments import root
+
+Signature = Literal["temporal", "condition", "mixed", "sample", "constant"]
+"""What a value depends on:
+
+- ``temporal``: the timestep alone: one value per timestep of the schedule;
+- ``condition``: conditions alone: one value per sampling run;
+- ``mixed``: the timestep and conditions, not the sample: one value per timestep and run;
+- ``sample``: the noisy sample (and anything else);
+- ``constant``: no argument at all: one value, for example a projected position table.
+"""
+
+SIGNATURES: tuple[Signature, ...] = get_args(Signature)
+
+
+def classify(depends: Iterable[str], timestep: str, sample: str) -> Signature:
+    """Signature of a value that the arguments ``depends`` reach.
+
+    Args:
+        depends: names of input tensors; the parts of a nested argument count as the argument.
+        timestep: name of the timestep argument.
+        sample: name of the argument through which the noisy sample enters.
+
+    Example:
+        >>> classify({"timestep", "added_cond_kwargs.time_ids"}, "timestep", "sample")
+        'mixed'
+    """
+    arguments = {root(name) for name in depends}
+    if sample in arguments:
+        return "sample"
+    if timestep in arguments:
+        return "temporal" if arguments == {timestep} else "mixed"
+    return "condition" if arguments else "constant"
+
+
+def node_signatures(graph: nx.DiGraph, timestep: str, sample: str) -> dict[str, Signature]:
+    """Signature of every node of a dependency graph."""
+    return {n: classify(data["depends"], timestep, sample) for n, data in graph.nodes(data=True)}
+
+
+def find_sample_argument(graph: nx.DiGraph, timestep: str, sample: str | None = None) -> str:
+    """The argument through which the noisy sample enters.
+
+    It is the first tensor argument, the timestep left out, that reaches the output and has the output's shape; where
+    none has, the first whose shape differs from the output's in one dimension only (denoisers that predict a variance
+    as well, or that take a condition concatenated to the sample, differ in the number of channels).
+
+    Args:
+        graph: dependency graph of the denoiser.
+        timestep: name of the timestep argument.
+        sample: its name, where the search would be wrong; checked.
+
+    Returns:
+        The argument's name; for a sample given as a list of tensors, the name of the list.
+
+    Raises:
+        TraceError: the search finds none, or the given one does not reach the output.
+    """
+    inputs = {n: d for n, d in graph.nodes(data=True) if d["op"] == "input" and root(d["depends"][0]) != timestep}
+    reaching = {root(name) for name in graph.nodes["output"]["depends"]}
+    arguments = list(dict.fromkeys(root(d["depends"][0]) for d in inputs.values()))
+    if sample is not None:
+        if sample not in arguments or sample not in reaching:
+            raise TraceError(
+                f"{sample!r} was given as the noisy sample, but no tensor of that name reaches the denoiser's output. "
+                f"Tensors that do: {', '.join(sorted(reaching - {timestep})) or 'none'}."
+            )
+        return sample
+    output = _output_shape(graph)
+    for differing in (0, 1):
+        for data in inputs.values():
+            name = root(data["depends"][0])
+            if name in reaching and _differing(data["shape"], output) == differing:
+                return name
+    shapes = ", ".join(f"{root(d['depends'][0])} {tuple(d['shape'])}" for d in inputs.values()) or "none"
+    raise TraceError(
+        f"no argument looks like the noisy sample: one is expected that reaches the output and has its shape "
+        f"{tuple(output)}, give or take the channels. Tensor arguments: {shapes}. Name the right one: sample='...' "
+        "(on the command line: --sample NAME)."
+    )
+
+
+def _output_shape(graph: nx.DiGraph) -> list[int]:
+    """Shape of the first tensor of the output."""
+    for source, _, data in graph.in_edges("output", data=True):
+        if 0 in data["positions"]:
+            return graph.nodes[source]["shape"]
+    return []
+
+
+def _differing(shape: list[int], other: list[int]) -> int:
+    if len(shape) != len(other) or not shape:
+        return max(len(shape), len(other), 2)
+    return sum(a != b for a, b in zip(shape, other, strict=True))
+
+
+def module_signatures(graph: nx.DiGraph, timestep: str, sample: str) -> dict[str, Signature]:
+    """Signature of every module that ran, containers included: of all that its ops depend on."""
+    depends: dict[str, set[str]] = {}
+    for data in graph.nodes.values():
+        if data["op"] in ("input", "output", "constant"):
+            continue
+        for module in _enclosing(data["module"]):
+            depends.setdefault(module, set()).update(data["depends"])
+    return {module: classify(names, timestep, sample) for module, names in sorted(depends.items())}
+
+
+def parameter_signatures(graph: nx.DiGraph, timestep: str, sample: str) -> dict[str, Signature]:
+    """Signature of every parameter that is used: of all that the ops which take it depend on."""
+    depends: dict[str, set[str]] = {}
+    for data in graph.nodes.values():
+        for name in data["parameters"]:
+            depends.setdefault(name, set()).update(data["depends"])
+    return {name: classify(names, timestep, sample) for name, names in sorted(depends.items())}
+
+
+def _enclosing(module: str) -> list[str]:
+    parts = module.split(".") if module else []
+    return ["", *(".".join(parts[: i + 1]) for i in range(len(parts)))]

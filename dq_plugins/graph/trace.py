@@ -1,0 +1,73 @@
+"""Trace a denoiser into its dependency graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import networkx as nx
+from torch import nn
+
+from dq_plugins.errors import TimestepError
+from dq_plugins.graph.arguments import argument_names, check_inputs, find_timestep_argument, number_to_tensor
+from dq_plugins.graph.export import export_denoiser
+from dq_plugins.graph.lowering import lower
+
+
+def trace(denoiser: nn.Module, example_inputs: dict[str, Any]) -> nx.DiGraph:
+    """The dependency graph of one call of a denoiser, as plain data.
+
+    Nothing is computed and no weight is copied or moved: the denoiser may be of any size and on any device, the meta
+    device included, and is left untouched. Hooks and forwards set on instances are not part of the graph.
+
+    Every node is one tensor op, in execution order, named as ``torch.export`` names it; inputs are ``"input:NAME"``
+    and the last node is ``"output"``. Node attributes (all JSON-serialisable, see
+    `networkx.node_link_data`):
+
+    ====================  ================================================================================
+    ``op``                the op, ``"aten.conv2d.default"``
+    ``kind``              layer kind (``linear``, ``conv2d``, ..., ``embedding``) where its weight comes from
+                          parameters; else ``attention``, ``matmul``, ``view``, ``op``, ``input``, ``output``
+    ``module``            fully qualified name of the innermost module that runs it; ``module_type`` its class
+    ``layer``             the module whose weight it uses, for a layer kind; else ``""``
+    ``shape``, ``dtype``  of its output; None for ops with several outputs
+    ``operand_shapes``    shapes of its tensor operands, in order
+                          for a layer, ``input_operand`` and ``weight_operand`` are two positions in it
+    ``macs``              multiply-accumulate operations for the batch of the example inputs
+    ``activation_numel``  elements of its output
+    ``parameters``        names of the parameters that it uses, directly or through constant ops;
+                          ``param_numel`` and ``param_bytes`` their sizes
+    ``depends``           names of the arguments whose values reach it, sorted; nested ones dotted,
+                          ``"added_cond_kwargs.time_ids"``
+    ``options``           the op's other arguments: stride, dim, equation, ...
+    ====================  ================================================================================
+
+    An edge says that a value reaches an op; ``positions`` are the operand positions it takes.
+
+    Args:
+        denoiser: any module that ``torch.export`` can follow.
+        example_inputs: keyword arguments of one call. Tensors give shapes and dtypes only; they may be nested in
+            dictionaries, lists and tuples, and may be on the meta device. A timestep that is a number is made a
+            tensor, so that it can be followed.
+
+    Returns:
+        The graph.
+
+    Raises:
+        TraceError: the denoiser cannot be followed; the message says where it stopped, for each way of tracing.
+    """
+    check_inputs(denoiser, example_inputs)
+    inputs = _in_signature_order(denoiser, number_to_tensor(example_inputs, _usual_timestep(denoiser)))
+    return lower(export_denoiser(denoiser, inputs), denoiser)
+
+
+def _usual_timestep(denoiser: nn.Module) -> str | None:
+    try:
+        return find_timestep_argument(denoiser)
+    except TimestepError:
+        return None
+
+
+def _in_signature_order(denoiser: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs in the order of the forward's arguments, so that the same call always gives the same graph."""
+    order = {name: position for position, name in enumerate(argument_names(denoiser))}
+    return dict(sorted(inputs.items(), key=lambda item: order.get(item[0], len(order))))
