@@ -36,6 +36,8 @@ def _layer(name: str, a: LayerPlan, b: LayerPlan) -> list[Difference]:
     found = []
     if a.width != b.width:
         found.append(Difference(f"{name}: width", a.width, b.width))
+    if a.weight and b.weight and a.weight.scheme != b.weight.scheme:
+        found.append(Difference(f"{name}: weight scheme", a.weight.scheme, b.weight.scheme))
     if a.kept != b.kept:
         found.append(Difference(f"{name}: in full precision because", a.kept or "-", b.kept or "-"))
     for quantizer, parts in (

@@ -51,6 +51,7 @@ def _layer_record(layer: LayerPlan) -> dict[str, Any]:
             "bits": weight.bits,
             "symmetric": weight.symmetric,
             "learned_rounding": weight.codes is not None,
+            "scheme": weight.scheme,
         },
         "activation": activation and {"bits": activation.bits, "groups": activation.groups},
         "kept": layer.kept,
@@ -165,6 +166,7 @@ def _layer(name: str, record: LayerRecord, tensors: dict[str, Tensor]) -> LayerP
             scale=get("weight.scale"),
             zero_point=None if record.weight.symmetric else get("weight.zero_point"),
             codes=get("weight.codes") if record.weight.learned_rounding else None,
+            scheme=record.weight.scheme,
         )
     if record.activation is not None:
         activation = ActivationQuant(

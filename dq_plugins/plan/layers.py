@@ -6,6 +6,7 @@ Shapes: ``O`` output channels (dimension 0 of the weight), ``G`` timestep groups
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,16 +36,26 @@ class WeightQuant:
         scale: float32 ``[O]`` (per output channel) or ``[1]`` (per tensor).
         zero_point: int32, same shape; None means symmetric.
         codes: int8 (int16 above 8 bits) integers of the weight's shape when rounding was learned; None: nearest.
+        scheme: ``"affine"``, or ``"binary"``: the codes -1 and +1 of one bit, the signs of the weight (0 counts as +1).
+            Affine codes of one bit are -1 and 0.
     """
 
     bits: int
     scale: Tensor
     zero_point: Tensor | None = None
     codes: Tensor | None = None
+    scheme: Literal["affine", "binary"] = "affine"
 
     def __post_init__(self) -> None:
         q_min, q_max = integer_range(self.bits)
         _finite_positive(self.scale, "weight")
+        if self.scheme not in ("affine", "binary"):
+            raise PlanError(f"a weight's scheme is 'affine' or 'binary', got {self.scheme!r}")
+        if self.scheme == "binary" and (self.bits != 1 or self.zero_point is not None or self.codes is not None):
+            raise PlanError(
+                "a binary weight has one bit, no zero point and no learned codes (they are the signs of the weight); "
+                f"got bits={self.bits}"
+            )
         if self.zero_point is not None and self.zero_point.shape != self.scale.shape:
             raise PlanError(
                 f"weight zero point has shape {tuple(self.zero_point.shape)}, scale {tuple(self.scale.shape)}"
@@ -60,6 +71,8 @@ class WeightQuant:
     def integers(self, weight: Tensor) -> Tensor:
         """Integer codes of ``weight`` as int8 (int16 above 8 bits), by the learned rounding or to nearest."""
         storage = torch.int8 if self.bits <= 8 else torch.int16
+        if self.scheme == "binary":
+            return torch.where(weight >= 0, 1, -1).to(storage)
         if self.codes is not None:
             return self.codes.to(device=weight.device, dtype=storage)
         zero_point = 0 if self.zero_point is None else _per_channel(self.zero_point, weight)

@@ -6,7 +6,7 @@ Tensor names: ``layers/<fqn>/weight.scale``, ``.../weight.zero_point``, ``.../we
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -25,6 +25,7 @@ class WeightRecord(Record):
     bits: int = Field(ge=1, le=16)
     symmetric: bool
     learned_rounding: bool
+    scheme: Literal["affine", "binary"]
 
 
 class ActivationRecord(Record):

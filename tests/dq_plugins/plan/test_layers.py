@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dq_plugins.errors import PlanError
+from dq_plugins.plan import WeightQuant
+
+
+def test_binary_weights_are_scaled_signs_and_zero_is_positive():
+    weight = torch.tensor([[0.5, -0.1], [0.0, -3.0]])
+    quant = WeightQuant(1, torch.tensor([2.0, 0.25]), scheme="binary")
+    assert quant.integers(weight).tolist() == [[1, -1], [1, -1]]
+    assert quant.integers(weight).dtype == torch.int8
+    assert quant.fake(weight).tolist() == [[2.0, -2.0], [0.25, -0.25]]
+
+
+def test_affine_weights_of_one_bit_have_the_codes_minus_one_and_zero():
+    quant = WeightQuant(1, torch.ones(1))
+    assert set(quant.integers(torch.linspace(-3, 3, 50)[None]).flatten().tolist()) == {-1, 0}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bits": 2},
+        {"bits": 1, "zero_point": torch.zeros(1, dtype=torch.int32)},
+        {"bits": 1, "codes": torch.zeros(1, 1, dtype=torch.int8)},
+    ],
+)
+def test_a_binary_weight_has_nothing_but_signs_and_a_scale(wrong):
+    with pytest.raises(PlanError, match="binary weight"):
+        WeightQuant(scale=torch.ones(1), scheme="binary", **wrong)
+
+
+def test_unknown_scheme_is_refused():
+    with pytest.raises(PlanError, match="scheme"):
+        WeightQuant(4, torch.ones(1), scheme="ternary")
