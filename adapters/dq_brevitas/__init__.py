@@ -1,0 +1,58 @@
+"""Brevitas adapter: quantizers that know the timestep, plans as layer maps, and plans read back after training.
+
+Importing this package needs Brevitas; its parts are loaded at first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from dq_plugins.errors import require
+
+require("brevitas", "brevitas", "use dq_brevitas")
+
+_HOME = {
+    "BrevitasAdapter": "adapter",
+    "attach_timesteps": "routing",
+    "bake_weights": "weights",
+    "calibration_coverage": "coverage",
+    "check_gptq": "gptq",
+    "convert_to_timestep": "conversion",
+    "evenly_spaced_groups": "routing",
+    "export_onnx_qcdq": "export",
+    "export_torch": "export",
+    "float_model": "float_model",
+    "freeze_timestep_group": "freezing",
+    "gptq_mode": "gptq",
+    "inference_mode": "export",
+    "layer_map": "layer_map",
+    "learned_weight_scales": "gptq",
+    "load": "files",
+    "plan_from_model": "reading",
+    "restart_calibration": "coverage",
+    "save": "files",
+}
+_QUANTIZERS = (
+    "Int8ActFiniteSetFloat",
+    "Int8ActPerTimestepFixedPoint",
+    "Int8ActPerTimestepFloat",
+    "Int8ActPerTimestepFloatMSE",
+    "ShiftedUint8ActFiniteSetFloat",
+    "ShiftedUint8ActPerTimestepFixedPoint",
+    "ShiftedUint8ActPerTimestepFloat",
+    "Uint8ActPerTimestepFloat",
+)
+_HOME |= dict.fromkeys(_QUANTIZERS, "quantizers")
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

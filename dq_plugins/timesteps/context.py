@@ -150,6 +150,12 @@ def context_of(denoiser: nn.Module) -> TimestepContext | None:
     return routed.context if routed else None
 
 
+def argument_of(denoiser: nn.Module) -> str | None:
+    """Name of the timestep argument that an attached context reads, or None."""
+    routed = _routed(denoiser)
+    return routed.argument if routed else None
+
+
 def detach_context(denoiser: nn.Module) -> None:
     """Restore the forward that `attach_context` found; nothing happens when none is attached."""
     routed = _routed(denoiser)

@@ -1,0 +1,62 @@
+"""Adapter ``brevitas``: lower a plan into a Brevitas model, ready for training, calibration and export."""
+
+from __future__ import annotations
+
+from dq_brevitas import host  # noqa: F401  isort: skip
+from brevitas.graph.quantize import layerwise_quantize
+from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
+from torch import nn
+
+from dq_brevitas.float_model import QUANT_CLASSES
+from dq_brevitas.layer_map import layer_map
+from dq_plugins.errors import PlanError
+from dq_plugins.plan import QuantPlan
+from dq_plugins.timesteps import TimestepContext, attach_context
+from dq_plugins.timesteps.context import OutOfRange
+
+UNDERSTOOD_SECTIONS: set[str] = set()
+
+
+class BrevitasAdapter:
+    """Backend ``brevitas``: fake quantization with trainable scales and stock Brevitas layers."""
+
+    name = "brevitas"
+
+    def apply(self, model: nn.Module, plan: QuantPlan, *, out_of_range: OutOfRange = "error") -> nn.Module:
+        """Quantize ``model`` in place as the plan says.
+
+        Args:
+            model: the full-precision denoiser the plan was made for.
+            plan: the plan.
+            out_of_range: ``"error"`` or ``"nearest"`` for timesteps outside the calibrated range.
+
+        Returns:
+            The model, with Brevitas layers in place of the planned ones; other layers are untouched.
+
+        Raises:
+            PlanError: another model, a section this adapter does not implement, or a layer Brevitas cannot replace.
+        """
+        plan.validate()
+        plan.refuse_unknown_sections(UNDERSTOOD_SECTIONS, self.name)
+        plan.check_model(model)
+        planned = {n for n, layer in plan.layers.items() if layer.weight is not None or layer.activation is not None}
+        _check_classes(model, planned)
+        context = TimestepContext(plan.groups, out_of_range)
+        others = [n for n, m in model.named_modules() if type(m) in QUANT_CLASSES and n not in planned]
+        quantized = layerwise_quantize(model, layer_map(plan, context), name_blacklist=others)
+        left = [n for n in planned if not isinstance(quantized.get_submodule(n), QuantWeightBiasInputOutputLayer)]
+        if left:
+            raise PlanError(f"Brevitas did not replace layer {left[0]!r}, which the plan quantizes")
+        attach_context(quantized, context, plan.timestep_argument)
+        return quantized
+
+
+def _check_classes(model: nn.Module, planned: set[str]) -> None:
+    for name in sorted(planned):
+        found = type(model.get_submodule(name))
+        if found not in QUANT_CLASSES:
+            known = ", ".join(sorted(c.__name__ for c in QUANT_CLASSES))
+            raise PlanError(
+                f"the plan quantizes {name!r}, a {found.__name__}; Brevitas replaces layers of exactly the classes "
+                f"{known}, so a subclass would be skipped. Leave the layer out of the plan or use another backend."
+            )

@@ -1,0 +1,157 @@
+"""A Brevitas model on disk: ``model.safetensors`` with its state, ``model.json`` with what the state is for.
+
+No pickle: Brevitas models cannot be pickled (their quantizers are classes made on the fly), and pickled files run code
+when they are loaded. The quantizers themselves are code; loading needs a model quantized in the same way, either by the
+script that made it or by `BrevitasAdapter` from the plan.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from dq_brevitas import host  # noqa: F401  isort: skip
+import safetensors.torch
+from brevitas.graph.calibrate import load_quant_model_mode
+from pydantic import ValidationError
+from torch import nn
+
+from dq_brevitas.proxy import timestep_proxies
+from dq_brevitas.records import ModelRecord
+from dq_brevitas.weights import quantized_layers
+from dq_plugins.errors import DQError
+from dq_plugins.hashing import hash_tensors
+from dq_plugins.timesteps import TimestepContext, TimestepGroups, argument_of, attach_context, context_of
+
+JSON_NAME, TENSORS_NAME = "model.json", "model.safetensors"
+
+
+def _bound(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _widths(model: nn.Module) -> dict[str, dict[str, int | None]]:
+    """Widths of every layer, which the state does not hold."""
+    widths = {}
+    for name, layer in quantized_layers(model).items():
+        parts = {"weight": layer.weight_quant, "input": layer.input_quant}
+        widths[name] = {k: int(p.bit_width()) if p.is_quant_enabled else None for k, p in parts.items()}
+    return widths
+
+
+def save(model: nn.Module, folder: str | Path) -> Path:
+    """Write the state of a Brevitas model, its widths and its timestep groups.
+
+    The float copies that ``gptq_mode`` may have added (``weight_orig``) are left out: nothing computes with them.
+
+    Args:
+        model: a model quantized by Brevitas, with or without timestep groups.
+        folder: made if it does not exist.
+
+    Returns:
+        The folder.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in _state(model).items()}
+    context = context_of(model)
+    groups = {} if context is None else context.groups
+    record: dict[str, Any] = {
+        "format_version": 1,
+        "model": type(model).__name__,
+        "timestep_argument": argument_of(model),
+        "out_of_range": context.out_of_range if context else None,
+        "groups": {
+            n: {"edges": list(g.edges), "low": _bound(g.low), "high": _bound(g.high)} for n, g in groups.items()
+        },
+        "widths": _widths(model),
+        "state_hash": hash_tensors(state),
+    }
+    text = json.dumps(ModelRecord.model_validate(record).model_dump(), indent=1, sort_keys=True, allow_nan=False)
+    _write(folder / TENSORS_NAME, safetensors.torch.save(state))
+    _write(folder / JSON_NAME, (text + "\n").encode())
+    return folder
+
+
+def load(model: nn.Module, folder: str | Path) -> nn.Module:
+    """Load what `save` wrote into a model that was quantized in the same way, in place.
+
+    Timestep groups are attached from the file; biases that bias correction added are created.
+
+    Args:
+        model: a model with the same quantizers: the quantization script's, or ``BrevitasAdapter().apply(model, plan)``.
+        folder: where `save` wrote.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        DQError: files missing or damaged, or the model is quantized in another way; the message names the layer.
+    """
+    record, state = _read(Path(folder))
+    context = TimestepContext(
+        {
+            n: TimestepGroups(
+                tuple(g.edges), -math.inf if g.low is None else g.low, math.inf if g.high is None else g.high
+            )
+            for n, g in record.groups.items()
+        },
+        record.out_of_range or "error",
+    )
+    for proxy in timestep_proxies(model).values():
+        proxy.bind(context)
+    _check_widths(record, model)
+    if record.timestep_argument is not None:
+        attach_context(model, context, record.timestep_argument)
+    with load_quant_model_mode(model):
+        found = model.load_state_dict(state, strict=False)
+    missing = [k for k in found.missing_keys if not k.endswith(".weight_orig")]
+    if missing or found.unexpected_keys:
+        raise DQError(
+            f"{folder} does not fit this model: missing {missing[:3]}, unexpected {found.unexpected_keys[:3]}. "
+            "Quantize the model as it was quantized before saving."
+        )
+    return model
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    return {k: v for k, v in model.state_dict().items() if not k.endswith(".weight_orig")}
+
+
+def _check_widths(record: ModelRecord, model: nn.Module) -> None:
+    have = quantized_layers(model)
+    for name, widths in record.widths.items():
+        if name not in have:
+            raise DQError(
+                f"layer {name!r} was quantized when the model was saved and is not now; quantize the model as before, "
+                "for example with BrevitasAdapter from its plan"
+            )
+        parts = {"weight": have[name].weight_quant, "input": have[name].input_quant}
+        for part, saved in widths.items():
+            proxy = parts[part]
+            found = int(proxy.bit_width()) if proxy.is_quant_enabled else None
+            if found != saved:
+                raise DQError(f"the {part} of layer {name!r} was saved with {saved} bits; this model has {found}")
+
+
+def _read(folder: Path) -> tuple[ModelRecord, dict[str, Any]]:
+    for name in (JSON_NAME, TENSORS_NAME):
+        if not (folder / name).is_file():
+            raise DQError(f"no Brevitas model at {folder}: {name} is missing")
+    try:
+        record = ModelRecord.model_validate(json.loads((folder / JSON_NAME).read_bytes()))
+        state = safetensors.torch.load((folder / TENSORS_NAME).read_bytes())
+    except (ValidationError, ValueError, safetensors.SafetensorError) as error:
+        raise DQError(f"the Brevitas model at {folder} is damaged: {error}") from error
+    if hash_tensors(state) != record.state_hash:
+        raise DQError(f"{folder / TENSORS_NAME} does not belong to the {JSON_NAME} beside it, or was altered")
+    return record, state
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

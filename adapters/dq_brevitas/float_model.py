@@ -1,0 +1,81 @@
+"""The full-precision denoiser inside a Brevitas model."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+
+from dq_brevitas import host  # noqa: F401  isort: skip
+import brevitas.nn as qnn
+from brevitas.proxy.quant_proxy import QuantProxyFromInjector
+from torch import nn
+
+from dq_brevitas.weights import quantized_layers
+from dq_plugins.errors import DQError
+from dq_plugins.timesteps import detach_context
+
+#: Brevitas layer and the PyTorch layer it replaces; the order goes from special to general.
+PLAIN_CLASSES: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
+    (qnn.QuantConvTranspose1d, nn.ConvTranspose1d),
+    (qnn.QuantConvTranspose2d, nn.ConvTranspose2d),
+    (qnn.QuantConvTranspose3d, nn.ConvTranspose3d),
+    (qnn.QuantConv1d, nn.Conv1d),
+    (qnn.QuantConv2d, nn.Conv2d),
+    (qnn.QuantConv3d, nn.Conv3d),
+    (qnn.QuantLinear, nn.Linear),
+)
+QUANT_CLASSES: dict[type[nn.Module], type[nn.Module]] = {plain: quant for quant, plain in PLAIN_CLASSES}
+
+
+def plain_class(name: str, layer: nn.Module) -> type[nn.Module]:
+    """PyTorch class of a Brevitas layer.
+
+    Raises:
+        DQError: the layer has no counterpart.
+    """
+    for quantized, plain in PLAIN_CLASSES:
+        if isinstance(layer, quantized):
+            return plain
+    raise DQError(f"layer {name!r} is a {type(layer).__name__}, which has no full-precision counterpart")
+
+
+def float_model(model: nn.Module) -> nn.Module:
+    """A full-precision copy of a Brevitas model: the denoiser as trained, without its quantizers.
+
+    Weights are the float weights behind the quantizers, biases include bias correction. It is the denoiser that a plan
+    read by `plan_from_model` belongs to, and what the plan can be applied to with any backend.
+
+    Args:
+        model: a denoiser quantized by layers (``layerwise_quantize``, a layer map, or `BrevitasAdapter`).
+
+    Returns:
+        The copy, with plain PyTorch layers and no timestep context.
+
+    Raises:
+        DQError: a quantized layer has no full-precision counterpart.
+    """
+    twin = copy.deepcopy(model)
+    detach_context(twin)
+    for name, layer in quantized_layers(twin).items():
+        _set(twin, name, _plain_layer(plain_class(name, layer), layer))
+    for name, module in twin.named_modules():
+        if isinstance(module, QuantProxyFromInjector) and module.is_quant_enabled:
+            raise DQError(
+                f"quantizer {name!r} is not part of a layer with a weight, so a full-precision copy without it would "
+                "be another model; quantize layer inputs (input_quant) instead of inserting activation quantizers"
+            )
+    return twin
+
+
+def _plain_layer(plain: type[nn.Module], layer: nn.Module) -> nn.Module:
+    names = set(inspect.signature(plain).parameters) - {"bias", "device", "dtype"}
+    bare = plain(**{name: getattr(layer, name) for name in names}, bias=layer.bias is not None, device="meta")
+    bare.weight = nn.Parameter(layer.weight.detach(), layer.weight.requires_grad)
+    if layer.bias is not None:
+        bare.bias = nn.Parameter(layer.bias.detach(), layer.bias.requires_grad)
+    return bare.train(layer.training)
+
+
+def _set(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

@@ -1,0 +1,210 @@
+"""A learned number per timestep group, initialised from statistics the way Brevitas initialises its scalar ones.
+
+Life of a table, as in `brevitas.core.scaling.ParameterFromRuntimeStatsScaling`, but per group:
+
+1. collecting: in training mode (which ``calibration_mode`` switches on) a call updates the running statistic of the
+   groups it visits, and uses the statistic of this very batch;
+2. finished: after ``collect_stats_steps`` calls of a group, or at the end of ``calibration_mode``, the group's running
+   statistic becomes its entry of the parameter ``value``, which trains like any other.
+
+``calibration_mode`` recognises a table by its attributes ``collect_stats_steps`` and ``momentum`` and by the method
+``init_scale`` or ``init_zp``; MSE searches by ``local_loss_mode``. Nothing else of Brevitas needs to know.
+
+Shapes: ``G`` groups, index ``[1]`` (whole batch) or ``[B]`` (per sample).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from dq_brevitas import host  # noqa: F401  isort: skip
+import brevitas.config as brevitas_config
+import torch
+from torch import Tensor, nn
+
+from dq_plugins.errors import CalibrationError
+from dq_plugins.simulate import select_per_sample
+from dq_plugins.timesteps import TimestepContext
+
+Reduction = Literal["mean", "max"]
+
+
+class TimestepTable(nn.Module):
+    """Base of the scale table and the zero-point table.
+
+    Args:
+        context: the context of the denoiser this table is part of.
+        groups: name of the timestep groups that index the table.
+        steps: calls of a group in training mode during which its statistic is collected.
+        momentum: weight of the newest call in the running statistic; None averages (``calibration_mode`` sets that).
+        reduction: ``"mean"`` as Brevitas, or ``"max"`` for the largest call, which a finite set of inputs wants.
+        empty: entry of a group of which nothing is known.
+        initial: ``[G]`` known entries; collecting is skipped unless `restart` is called.
+        dtype: of the parameter.
+        device: of the parameter.
+    """
+
+    dq_quantizer_state = True
+
+    def __init__(
+        self,
+        context: TimestepContext,
+        groups: str,
+        steps: int,
+        momentum: float | None,
+        reduction: Reduction,
+        empty: float,
+        initial: Tensor | None,
+        dtype: torch.dtype | None,
+        device: torch.device | None,
+    ) -> None:
+        super().__init__()
+        if reduction not in ("mean", "max"):
+            raise CalibrationError(f"timestep_reduction is 'mean' or 'max', got {reduction!r}")
+        size = len(context.groups[groups])
+        if initial is not None and initial.shape != (size,):
+            raise CalibrationError(
+                f"timestep groups {groups!r} are {size}, but the initial table has shape {tuple(initial.shape)}"
+            )
+        self.context, self.groups = context, groups
+        self.collect_stats_steps, self.momentum, self.reduction = steps, momentum, reduction
+        self.local_loss_mode = False
+        self.counts = [0] * size
+        self.collecting, self.known = initial is None, initial is not None
+        start = torch.full((size,), empty) if initial is None else initial.detach().float().clone()
+        self.register_buffer("buffer", start.to(dtype=dtype or torch.float32, device=device), persistent=False)
+
+    def create_parameter(self) -> None:
+        """Create ``value`` from the known entries; the last step of a subclass's constructor."""
+        self.value = nn.Parameter(self.write(self.buffer.clone()))
+
+    def write(self, table: Tensor) -> Tensor:
+        """Entries -> parameter domain (a power-of-two scale is learned as its logarithm)."""
+        return table
+
+    def read(self, value: Tensor) -> Tensor:
+        """Parameter domain -> entries."""
+        return value
+
+    def statistic(self, x: Tensor) -> Tensor:
+        """The 0-d statistic of one batch."""
+        raise NotImplementedError
+
+    def entries(self) -> Tensor:
+        """``[G]`` entries inference uses now."""
+        return self.read(self._parameter())
+
+    def select(self, table: Tensor, x: Tensor) -> Tensor:
+        """Entries of the samples of ``x``: 0-d, or ``[N, 1, ..., 1]``."""
+        return select_per_sample(table, self.context.index(self.groups).to(table.device), x)
+
+    @torch.compiler.disable
+    def observe(self, x: Tensor) -> Tensor:
+        """Update the running statistics; the ``[G]`` entries this batch is quantized with."""
+        table = self.entries()
+        for group, rows in self._rows(x):
+            if self.counts[group] >= self.collect_stats_steps:
+                continue
+            found = self.statistic(rows).reshape(())
+            self._accumulate(group, found.detach())
+            where = torch.tensor([group], device=table.device)
+            table = table.index_put((where,), found.to(table).reshape(1))
+        if min(self.counts) >= self.collect_stats_steps:
+            self.finish()
+        return table + 0.0 * self.value.sum()  # a parameter without gradient makes distributed training wait for it
+
+    def finish(self) -> None:
+        """End collecting: running statistics become the parameter. Nothing happens before the first call."""
+        if not self.collecting or not (self.known or any(self.counts)):
+            return
+        empty = [g for g, n in enumerate(self.counts) if n == 0]
+        if empty and any(self.counts):
+            source = "their previous ranges" if self.known else "the ranges of the nearest calibrated group"
+            warnings.warn(
+                f"timestep groups {empty} of {len(self.counts)} ({self.groups!r}) saw no calibration data and keep "
+                f"{source}. Calibrate on a schedule that visits every group, or use fewer groups.",
+                stacklevel=2,
+            )
+        with torch.no_grad():
+            self.value.copy_(self._parameter())
+        self.collecting, self.known = False, True
+
+    def restart(self) -> None:
+        """Collect anew, from the entries there are: a group that sees no data keeps its entry."""
+        with torch.no_grad():
+            self.buffer.copy_(self.entries())
+        self.known = self.known or any(n > 0 for n in self.counts)
+        self.counts, self.collecting = [0] * len(self.counts), True
+
+    def _rows(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        numbers = torch.arange(len(self.counts), device=x.device)
+        rows = self.select(numbers, x).reshape(-1)
+        if rows.numel() == 1:
+            yield int(rows), x
+            return
+        for group in rows.unique().tolist():
+            yield group, x[rows == group]
+
+    def _accumulate(self, group: int, found: Tensor) -> None:
+        entry, n = self.buffer[group], self.counts[group]
+        if n == 0:
+            entry.copy_(found)
+        elif self.reduction == "max":
+            entry.copy_(torch.where(found.abs() > entry.abs(), found, entry))
+        elif self.momentum is None:
+            entry.mul_(n / (n + 1)).add_(found / (n + 1))
+        else:
+            entry.mul_(1 - self.momentum).add_(self.momentum * found)
+        self.counts[group] = n + 1
+        if self.counts[group] == self.collect_stats_steps:
+            with torch.no_grad():
+                self.value[group] = self.write(entry)
+
+    def _parameter(self) -> Tensor:
+        """``[G]`` parameter: what is learned, or still collected."""
+        if not self.collecting:
+            return self.value
+        finished = torch.tensor([n >= self.collect_stats_steps for n in self.counts], device=self.value.device)
+        return torch.where(finished, self.value, self.write(self._filled()))
+
+    def _filled(self) -> Tensor:
+        """Running statistics, those of unseen groups taken from the nearest seen one."""
+        seen = [g for g, n in enumerate(self.counts) if n]
+        if self.known or not seen:
+            return self.buffer
+        nearest = [min(seen, key=lambda s: abs(s - g)) for g in range(len(self.counts))]
+        return self.buffer[torch.tensor(nearest, device=self.buffer.device)]
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """As Brevitas: the entries in use, or no key at all while nothing is known."""
+        state = super().state_dict(*args, destination=destination, prefix=prefix, keep_vars=keep_vars)
+        if not self.collecting:
+            return state
+        if self.known or any(self.counts) or brevitas_config._FULL_STATE_DICT:
+            state[prefix + "value"] = self._parameter().detach()
+        else:
+            del state[prefix + "value"]
+        return state
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        key = prefix + "value"
+        if key in state_dict and state_dict[key].dim() == 0:  # a checkpoint of the stock, per-tensor quantizer
+            state_dict[key] = state_dict[key].expand(self.value.shape).clone()
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if key in state_dict:
+            self.collecting, self.known = False, True
+        elif brevitas_config.IGNORE_MISSING_KEYS and key in missing_keys:
+            missing_keys.remove(key)

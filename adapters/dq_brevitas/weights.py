@@ -1,0 +1,43 @@
+"""Weights that already lie on their quantization grid."""
+
+from __future__ import annotations
+
+from dq_brevitas import host  # noqa: F401  isort: skip
+import torch
+from brevitas.inject.enum import FloatToIntImplType
+from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
+from brevitas.quant_tensor.base_quant_tensor import _unpack_quant_tensor
+from torch import nn
+
+
+def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Brevitas layers with a weight, by name, whether their quantizers are enabled or not."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, QuantWeightBiasInputOutputLayer)}
+
+
+@torch.no_grad()
+def bake_weights(model: nn.Module) -> nn.Module:
+    """Replace every quantized weight by its quantized value, in place.
+
+    A baked weight re-quantizes to itself by any arithmetic (division or reciprocal, Brevitas or onnxruntime), so
+    learned rounding survives in a plain checkpoint: a learned-round quantizer becomes one that rounds to nearest.
+
+    Returns:
+        ``model``.
+    """
+    for layer in quantized_layers(model).values():
+        proxy = layer.weight_quant
+        if not proxy.is_quant_enabled:
+            continue
+        training = proxy.training
+        proxy.eval()  # learned rounding is a hard decision in evaluation only
+        layer.weight.data = _unpack_quant_tensor(layer.quant_weight()).detach().to(layer.weight.dtype).clone()
+        if proxy.rounding_mode and "LEARNED" in proxy.rounding_mode.upper():
+            state = proxy.state_dict()
+            proxy.quant_injector = proxy.quant_injector.let(float_to_int_impl_type=FloatToIntImplType.ROUND)
+            proxy.init_tensor_quant()
+            own = proxy.state_dict()
+            own.update({k: v for k, v in state.items() if k in own})
+            proxy.load_state_dict(own)
+        proxy.train(training)
+    return model
