@@ -76,6 +76,8 @@ class BinaryBasis(nn.Module):
         clip: magnitude beyond which the gradient to the weight stops.
     """
 
+    dq_quantizer_state = True
+
     def __init__(self, weight: Tensor, clip: float = 1.0) -> None:
         super().__init__()
         self.clip = clip
@@ -110,6 +112,7 @@ class EvolvableBasis(nn.Module):
         fitted: start at `fitted_scales` instead of the paper's `residual_scales`.
     """
 
+    dq_quantizer_state = True
     stage_one: Tensor
 
     def __init__(

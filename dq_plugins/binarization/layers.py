@@ -133,6 +133,14 @@ def train_quantized(
     return denoiser
 
 
+def make_plain(layer: QuantizedTraining) -> nn.Module:
+    """Undo `train_quantized` for one layer, in place: its class of before, the latent weight, no quantizers."""
+    (plain,) = (kind for kind, trained in TRAINED.items() if type(layer) is trained)
+    del layer.weight_quantizer, layer.input_quantizer
+    layer.__class__ = plain
+    return layer
+
+
 def trained_layers(model: nn.Module) -> dict[str, QuantizedTraining]:
     """Layers of ``model`` that train quantized, by fully qualified name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, QuantizedTraining)}

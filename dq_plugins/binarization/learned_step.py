@@ -69,6 +69,7 @@ class LearnedStepActivation(nn.Module):
         started: whether the first batch has set it; saved with the checkpoint.
     """
 
+    dq_quantizer_state = True
     started: Tensor
 
     def __init__(self, bits: int, device: torch.device | str | None = None) -> None:
@@ -116,6 +117,8 @@ class LearnedStepWeight(nn.Module):
         weight: ``[O, ...]``.
         bits: width of the code.
     """
+
+    dq_quantizer_state = True
 
     def __init__(self, weight: Tensor, bits: int = 8) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ Shapes: features ``[B, C, ...]`` (convolutional, 3 or more dimensions after a ba
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -74,23 +74,25 @@ class FeatureTap:
     Args:
         model: a denoiser.
         names: fully qualified names of its blocks.
+        training: keep outputs with gradients only, so that sampling in between does not interfere.
 
     Raises:
         DQError: a name is unknown.
     """
 
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+    def __init__(self, model: nn.Module, names: tuple[str, ...], *, training: bool = False) -> None:
         modules = dict(model.named_modules())
         unknown = [name for name in names if name not in modules]
         if unknown:
             raise DQError(f"{type(model).__name__} has no block {unknown[0]!r}, so its features cannot be compared")
-        self.names = names
+        self.names, self.training = names, training
         self.features: dict[str, Tensor] = {}
         self._handles = [modules[name].register_forward_hook(self._keeper(name)) for name in names]
 
-    def _keeper(self, name: str):  # noqa: ANN202
+    def _keeper(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            self.features[name] = first_tensor(output)
+            if torch.is_grad_enabled() or not self.training:
+                self.features[name] = first_tensor(output)
 
         return keep
 

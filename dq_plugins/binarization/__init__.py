@@ -1,0 +1,54 @@
+"""One bit a weight: binarizers that train, what helps them train, and storage and execution of the result.
+
+Source: BinaryDM (Zheng et al., ICLR 2025). In the order of use: `binarydm_choices` says which layer trains how,
+`train_quantized` makes it so, `BinaryDMCallback` stands beside the training loop, `to_integer` stores 8 weights to a
+byte and multiplies integers.
+"""
+
+from dq_plugins.binarization.binarizers import (
+    BinaryBasis,
+    EvolvableBasis,
+    evolution_penalty,
+    evolvable_bases,
+    evolve,
+    second_scale_mean,
+)
+from dq_plugins.binarization.callback import BinaryDMCallback
+from dq_plugins.binarization.checkpoint import load_checkpoint, save_checkpoint
+from dq_plugins.binarization.choices import BinaryDMChoices, binarydm_choices
+from dq_plugins.binarization.ema import MovingAverage
+from dq_plugins.binarization.finish import to_integer
+from dq_plugins.binarization.layers import LayerChoice, train_quantized, trained_layers
+from dq_plugins.binarization.learned_step import LearnedStepActivation, LearnedStepWeight
+from dq_plugins.binarization.mimicking import LowRankMimicking, principal_directions
+from dq_plugins.binarization.packing import pack_signs, packed_bytes, unpack_signs
+from dq_plugins.binarization.savings import operations, total_size, weight_sizes
+
+__all__ = [
+    "BinaryBasis",
+    "BinaryDMCallback",
+    "BinaryDMChoices",
+    "EvolvableBasis",
+    "LayerChoice",
+    "LearnedStepActivation",
+    "LearnedStepWeight",
+    "LowRankMimicking",
+    "MovingAverage",
+    "binarydm_choices",
+    "evolution_penalty",
+    "evolvable_bases",
+    "evolve",
+    "load_checkpoint",
+    "operations",
+    "pack_signs",
+    "packed_bytes",
+    "principal_directions",
+    "save_checkpoint",
+    "second_scale_mean",
+    "to_integer",
+    "total_size",
+    "train_quantized",
+    "trained_layers",
+    "unpack_signs",
+    "weight_sizes",
+]
