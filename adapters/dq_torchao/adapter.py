@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from dq_plugins.plan import QuantPlan
 from dq_plugins.timesteps import TimestepContext, attach_context
 from dq_plugins.timesteps.context import OutOfRange
 from dq_torchao.lowering import lower_layer
+from dq_torchao.report import Timing
+from dq_torchao.tuning import tune
 
 UNDERSTOOD_SECTIONS: set[str] = set()
 """Critical plan sections that this adapter implements."""
 
 
-def apply(model: nn.Module, plan: QuantPlan, *, out_of_range: OutOfRange = "error") -> nn.Module:
+def apply(
+    model: nn.Module,
+    plan: QuantPlan,
+    *,
+    out_of_range: OutOfRange = "error",
+    example_inputs: Mapping[str, Any] | None = None,
+    choices: Mapping[str, Timing] | None = None,
+) -> nn.Module:
     """Quantize ``model`` in place as ``plan`` says; layers that the kernels take run int8 x int8.
 
     `dq_torchao.execution_report` tells afterwards how each layer runs and why.
@@ -22,6 +34,9 @@ def apply(model: nn.Module, plan: QuantPlan, *, out_of_range: OutOfRange = "erro
         model: the full-precision denoiser the plan was made for.
         plan: the plan.
         out_of_range: what a timestep outside the calibrated range does: ``"error"``, or ``"nearest"`` group.
+        example_inputs: keyword arguments of one call of the denoiser. With them every layer is timed (`tune`), and
+            one that is slower in integers stays in floating point. Without, every layer that can run in integers does.
+        choices: what `tune` returned earlier, instead of ``example_inputs``.
 
     Returns:
         ``model``.
@@ -31,15 +46,12 @@ def apply(model: nn.Module, plan: QuantPlan, *, out_of_range: OutOfRange = "erro
     """
     plan.refuse_unknown_sections(UNDERSTOOD_SECTIONS, TorchAOAdapter.name)
     plan.check_model(model)
-    return lower(model, plan, out_of_range)
-
-
-def lower(model: nn.Module, plan: QuantPlan, out_of_range: OutOfRange = "error") -> nn.Module:
-    """`apply` without its checks, for a plan that was just made for this very model."""
     model.requires_grad_(False)
+    if choices is None:
+        choices = tune(model, plan, example_inputs) if example_inputs is not None else {}
     context = TimestepContext(plan.groups, out_of_range)
     for name, layer_plan in plan.layers.items():
-        lower_layer(model.get_submodule(name), layer_plan, context)
+        lower_layer(model.get_submodule(name), layer_plan, context, choices.get(name))
     attach_context(model, context, plan.timestep_argument)
     return model
 
@@ -49,6 +61,6 @@ class TorchAOAdapter:
 
     name = "torchao"
 
-    def apply(self, model: nn.Module, plan: QuantPlan, *, out_of_range: OutOfRange = "error") -> nn.Module:
-        """Quantize ``model`` in place; see `dq_torchao.apply`."""
-        return apply(model, plan, out_of_range=out_of_range)
+    def apply(self, model: nn.Module, plan: QuantPlan, **options: Any) -> nn.Module:
+        """Quantize ``model`` in place; the options are those of `dq_torchao.apply`."""
+        return apply(model, plan, **options)

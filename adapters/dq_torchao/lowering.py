@@ -12,7 +12,7 @@ from dq_torchao.conv import IntegerConv2d
 from dq_torchao.kernels import kernel_for
 from dq_torchao.layer import IntegerLayer
 from dq_torchao.linear import IntegerLinear
-from dq_torchao.report import Execution
+from dq_torchao.report import Execution, Timing
 
 INTEGER_LAYERS: dict[type[nn.Module], type[IntegerLayer]] = {nn.Linear: IntegerLinear, nn.Conv2d: IntegerConv2d}
 """Integer counterpart of a layer class. Subclasses are left out: they may compute something else."""
@@ -31,13 +31,14 @@ def obstacle(layer: nn.Module, plan: LayerPlan) -> str:
     return kernel_for(INTEGER_LAYERS[type(layer)].operator, _weight(layer).device).obstacle
 
 
-def lower_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext) -> Execution:
+def lower_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, timing: Timing | None = None) -> Execution:
     """Make ``layer`` run as ``plan`` says, in place, and note how on ``layer.execution``.
 
     Args:
         layer: the full-precision layer.
         plan: its decisions.
         context: the context attached to the denoiser.
+        timing: how long it takes in integers and in floating point; it stays in floating point where that is faster.
 
     Returns:
         How the layer runs from now on.
@@ -50,10 +51,12 @@ def lower_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext) -> 
     elif reason:
         simulate_layer(layer, plan, context)
         execution = Execution("simulated", plan.width, "", dtype, reason)
+    elif timing is not None and not timing.integer_pays:
+        execution = Execution("full precision", plan.width, "", dtype, str(timing))
     else:
         integer = INTEGER_LAYERS[type(layer)].from_float(layer, plan, context)
         kernel = kernel_for(integer.operator, weight.device)
-        execution = Execution("integer", plan.width, kernel.name, kernel.compute)
+        execution = Execution("integer", plan.width, kernel.name, kernel.compute, str(timing or ""))
     layer.execution = execution  # type: ignore[assignment]
     return execution
 

@@ -11,6 +11,7 @@ scale float32 and zero point int32 ``[]`` (the zero point of the stored codes, o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -48,6 +49,18 @@ def _(codes: Tensor, scale, zero_point, weight, weight_scale, bias, dtype) -> Te
 
 @torch.library.register_fake("dq_torchao::int8_conv2d")
 def _(codes, scale, zero_point, weight, weight_scale, bias, stride, padding, dilation, groups, dtype) -> Tensor:
+    return empty_conv2d_output(codes, weight, stride, padding, dilation, dtype)
+
+
+def empty_conv2d_output(
+    codes: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
+    """Memory for the result of a convolution: ``[N, O, H', W']``, channels last."""
     size = [
         (codes.shape[d + 2] + 2 * padding[d] - dilation[d] * (weight.shape[d + 2] - 1) - 1) // stride[d] + 1
         for d in range(2)

@@ -1,0 +1,101 @@
+"""The integer operators on NVIDIA GPUs: one Triton implicit GEMM, int8 x int8 -> int32, for both.
+
+A convolution is a matrix product whose left operand is gathered from the image while it runs (no im2col in memory):
+
+    rows  m = (image, y, x) of the output      [M = N H' W']
+    cols  n = output channel                   [O]
+    inner k = (row, column of the window, c)   [h w C], channel fastest, so that loads are contiguous
+
+A linear layer is the same with a 1 x 1 image. Borders read the code of zero, the zero point. Afterwards
+``s s_w (sum q w - z sum w) + b`` is computed on the int32 sums before they leave the registers. Scale and zero point
+are read from device memory: no host synchronisation, and CUDA graphs replay with the timestep's own.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from dq_torchao.kernels.operators import Kernel, empty_conv2d_output
+from dq_torchao.kernels.packing import PackedWeights
+
+_PACKED = PackedWeights()
+_NO_WINDOW = ((1, 1), (0, 0), (1, 1))
+
+
+def kernel(operator: str) -> Kernel:
+    """The Triton kernel of ``operator``, or what keeps it from running here."""
+    if find_spec("triton") is None:
+        return Kernel("", "", "the GPU kernels are written in Triton, and it is not installed")
+    return Kernel(f"triton implicit GEMM ({operator})", "int8 x int8 -> int32")
+
+
+def _packed(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight codes ``[O, h w C]`` with the channel fastest, and their int32 sum ``[O]``."""
+
+    def pack() -> tuple[Tensor, Tensor]:
+        channel_last = weight.permute(0, 2, 3, 1) if weight.dim() == 4 else weight
+        matrix = channel_last.reshape(weight.shape[0], -1).contiguous()
+        return matrix, matrix.sum(1, dtype=torch.int32)
+
+    return _PACKED.get(weight, "channel fastest", pack)
+
+
+@torch.library.impl("dq_torchao::int8_linear", "CUDA")
+def _linear(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    from dq_torchao.kernels.triton_gemm import implicit_gemm
+
+    image = codes.reshape(-1, 1, 1, codes.shape[-1]).contiguous()
+    y = codes.new_empty((*codes.shape[:-1], weight.shape[0]), dtype=dtype)
+    view = y.view(-1, 1, 1, weight.shape[0])
+    implicit_gemm(image, view, scale, zero_point, *_packed(weight), weight_scale, bias, (1, 1), *_NO_WINDOW)
+    return y
+
+
+@torch.library.impl("dq_torchao::int8_conv2d", "CUDA")
+def _conv2d(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    from dq_torchao.kernels.triton_gemm import implicit_gemm
+
+    y = empty_conv2d_output(codes, weight, stride, padding, dilation, dtype)
+    image, output = codes.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)  # channels last in memory: plain NHWC views
+    matrix, code_sum = _packed(weight)
+    inputs, outputs = codes.shape[1] // groups, weight.shape[0] // groups
+    for group in range(groups):
+        rows = slice(group * outputs, (group + 1) * outputs)
+        implicit_gemm(
+            image[..., group * inputs : (group + 1) * inputs],
+            output[..., rows],
+            scale,
+            zero_point,
+            matrix[rows],
+            code_sum[rows],
+            weight_scale[rows],
+            None if bias is None else bias[rows],
+            (weight.shape[2], weight.shape[3]),
+            stride,
+            padding,
+            dilation,
+        )
+    return y

@@ -1,0 +1,108 @@
+"""Integer or floating point, per layer, by measurement: a layer goes integer only where that pays.
+
+Small or oddly shaped layers can be slower in integers: quantizing their input costs more than the multiplication saves.
+Both forms of every layer are timed side by side at the shapes the denoiser calls it with; layers alike are timed once.
+A choice depends on the machine and its load, so it is data: keep it, and apply it again for a bit-identical model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dq_plugins.errors import PlanError
+from dq_plugins.evaluation.latency import compare_latency
+from dq_plugins.plan import LayerPlan, QuantPlan
+from dq_plugins.timesteps import TimestepContext
+from dq_torchao.lowering import lower_layer, obstacle
+from dq_torchao.report import Timing
+
+ROUNDS = 7
+WINDOW = ("stride", "padding", "dilation", "groups", "padding_mode")
+
+
+class InputLayout(NamedTuple):
+    """What the speed of a layer depends on, of an input."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+    def random(self, device: torch.device) -> Tensor:
+        """A random input of this layout."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device).normal_()
+
+
+@torch.no_grad()
+def tune(model: nn.Module, plan: QuantPlan, example_inputs: Mapping[str, Any]) -> dict[str, Timing]:
+    """Time every layer that can run in integers, in eager mode, both ways.
+
+    Args:
+        model: the full-precision denoiser the plan was made for; it is left as it is.
+        plan: the plan.
+        example_inputs: keyword arguments of one call of the denoiser, of the batch and image size to be fast at.
+
+    Returns:
+        By layer; for the ``choices`` of `dq_torchao.apply`. Layers that the call does not reach are missing.
+    """
+    layers = {name: model.get_submodule(name) for name in plan.layers}
+    candidates = {name: layer for name, layer in layers.items() if not obstacle(layer, plan.layers[name])}
+    layouts = record_layouts(model, candidates, example_inputs)
+    known: dict[Hashable, Timing] = {}
+    timings = {}
+    for name, layer in candidates.items():
+        if not layouts[name]:
+            continue
+        layer_plan = plan.layers[name]
+        weight = layer.weight
+        window = tuple(str(getattr(layer, attribute, None)) for attribute in WINDOW)
+        key = (type(layer), tuple(weight.shape), layer.bias is None, window, layer_plan.width, tuple(layouts[name]))
+        if key not in known:
+            known[key] = time_layer(layer, layer_plan, plan, layouts[name])
+        timings[name] = known[key]
+    return timings
+
+
+def record_layouts(
+    model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Mapping[str, Any]
+) -> dict[str, list[InputLayout]]:
+    """Layouts of the inputs of ``layers`` in one call of ``model``, by layer, in the order of the calls."""
+    layouts: dict[str, list[InputLayout]] = {name: [] for name in layers}
+
+    def recorder(name: str) -> Any:
+        def record(_: nn.Module, args: tuple[Any, ...]) -> None:
+            x = args[0]
+            layouts[name].append(InputLayout(tuple(x.shape), x.stride(), x.dtype))
+
+        return record
+
+    handles = [layer.register_forward_pre_hook(recorder(name)) for name, layer in layers.items()]
+    try:
+        model(**example_inputs)
+    except TypeError as error:
+        raise PlanError(f"the example inputs do not fit {type(model).__name__}.forward: {error}") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    return layouts
+
+
+def time_layer(layer: nn.Module, layer_plan: LayerPlan, plan: QuantPlan, layouts: list[InputLayout]) -> Timing:
+    """Time both forms of one layer at the given inputs."""
+    context = TimestepContext(plan.groups, "nearest")
+    context.select(plan.schedule.timesteps[0])
+    integer = copy.deepcopy(layer)
+    lower_layer(integer, layer_plan, context)
+    device = next(layer.parameters()).device
+    totals = {"integer": 0.0, "floating": 0.0}
+    for layout in layouts:
+        x = layout.random(device)
+        # Default arguments bind x now: the lambdas outlive this turn of the loop.
+        forms = {"integer": lambda x=x: integer(x), "floating": lambda x=x: layer(x)}
+        for form, latency in compare_latency(forms, rounds=ROUNDS, warmup=1).items():
+            totals[form] += latency.low
+    return Timing(**totals)

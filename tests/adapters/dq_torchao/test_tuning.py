@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import dq_torchao
+import pytest
+import torch
+from dq_torchao import Timing
+from torchao_models import Denoiser, denoiser_plan
+
+from dq_plugins.errors import PlanError
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    return {"sample": torch.randn(2, 4, 8, 8), "timestep": torch.tensor(500.0)}
+
+
+def test_times_every_layer_that_can_run_in_integers_and_leaves_the_model_alone():
+    model = Denoiser()
+    plan = denoiser_plan(model)
+    before = model(**inputs() | {"sample": torch.ones(1, 4, 8, 8)})
+    timings = dq_torchao.tune(model, plan, inputs())
+    assert list(timings) == ["conv_in", "up", "down", "conv_out"]  # layer ``time`` is not quantized
+    assert all(t.integer > 0 and t.floating > 0 for t in timings.values())
+    assert torch.equal(model(**inputs() | {"sample": torch.ones(1, 4, 8, 8)}), before)
+
+
+def test_layers_go_integer_only_where_it_pays():
+    model = Denoiser()
+    weight = model.down.weight
+    choices = {"up": Timing(integer=1.0, floating=2.0), "down": Timing(integer=2.0, floating=1.0)}
+    dq_torchao.apply(model, denoiser_plan(model), choices=choices)
+    report = dq_torchao.execution_report(model)
+    assert report["up"].state == "integer"
+    assert report["down"].state == "full precision"
+    assert report["down"].reason == "measured: integer 2.000 ms, floating point 1.000 ms"
+    assert model.down.weight is weight
+    assert report["conv_in"].state == "integer"  # not measured: integer as the plan says
+
+
+def test_layers_alike_are_timed_once(monkeypatch):
+    timed = []
+
+    def fake(layer, *_):
+        timed.append(layer)
+        return Timing(1.0, 2.0)
+
+    monkeypatch.setattr("dq_torchao.tuning.time_layer", fake)
+    model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3)), torch.nn.Linear(4, 2))
+    model.forward = lambda sample, timestep: torch.nn.Sequential.forward(model, sample)
+    timings = dq_torchao.tune(model, denoiser_plan(model), {"sample": torch.ones(2, 4), "timestep": torch.tensor(1.0)})
+    assert list(timings) == ["0", "1", "2", "3"]
+    assert len(timed) == 2
+
+
+def test_wrong_example_inputs_are_named():
+    with pytest.raises(PlanError, match="do not fit Denoiser"):
+        dq_torchao.tune(Denoiser(), denoiser_plan(Denoiser()), {"image": torch.ones(1)})
