@@ -1,1 +1,33 @@
 """Quantization passes for diffusion models, for torchao, Brevitas and plain PyTorch."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from dq_plugins.application import apply
+from dq_plugins.calibration import CalibrationSet, record
+from dq_plugins.errors import DQError
+from dq_plugins.graph import partition, trace
+from dq_plugins.plan import QuantPlan
+from dq_plugins.recipe import make_plan
+from dq_plugins.registry import get, names, register
+from dq_plugins.timesteps import Schedule, TimestepGroups
+
+try:
+    __version__ = version("dq-plugins")
+except PackageNotFoundError:  # run from a source tree that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "CalibrationSet",
+    "DQError",
+    "QuantPlan",
+    "Schedule",
+    "TimestepGroups",
+    "apply",
+    "get",
+    "make_plan",
+    "names",
+    "partition",
+    "record",
+    "register",
+    "trace",
+]

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from dq_plugins.affine import fake_quantize, integer_range
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan
+from dq_plugins.temporal import table as temporal_table
 from dq_plugins.timesteps import TimestepContext, attach_context
+from dq_plugins.timesteps.context import OutOfRange
 
-UNDERSTOOD_SECTIONS: set[str] = set()
+UNDERSTOOD_SECTIONS = {temporal_table.SECTION}
 
 
 def select_per_sample(table: Tensor, index: Tensor, x: Tensor) -> Tensor:
@@ -103,19 +105,29 @@ class SimulateAdapter:
 
     name = "simulate"
 
-    def apply(self, model: nn.Module, plan: QuantPlan, *, out_of_range: str = "error") -> nn.Module:
+    def apply(
+        self,
+        model: nn.Module,
+        plan: QuantPlan,
+        *,
+        out_of_range: OutOfRange = "error",
+        temporal_fallback: temporal_table.Outside = "error",
+    ) -> nn.Module:
         """Simulate ``plan`` on ``model`` in place.
 
         Args:
             model: the full-precision denoiser the plan was made for.
             plan: the plan.
             out_of_range: ``"error"`` or ``"nearest"`` for timesteps outside the calibrated range.
+            temporal_fallback: ``"error"`` or ``"live"`` for timesteps outside the temporal table.
         """
         plan.refuse_unknown_sections(UNDERSTOOD_SECTIONS, self.name)
         plan.check_model(model)
         model.requires_grad_(False)
-        context = TimestepContext(plan.groups, out_of_range)  # type: ignore[arg-type]
+        context = TimestepContext(plan.groups, out_of_range)
+        tabulated = temporal_table.install_tables(model, plan, context, temporal_fallback)
         for name, layer_plan in plan.layers.items():
-            simulate_layer(model.get_submodule(name), layer_plan, context)
+            if name not in tabulated:
+                simulate_layer(model.get_submodule(name), layer_plan, context)
         attach_context(model, context, plan.timestep_argument)
         return model

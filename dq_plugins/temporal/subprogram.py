@@ -26,12 +26,19 @@ class Subprogram:
         inputs: dotted names of the denoiser's tensor arguments that the part reads.
         parameters: names of the parameters and buffers that it reads.
         outputs: names of the nodes that it computes, as in the dependency graph.
+        device: where it runs.
     """
 
     def __init__(
-        self, module: fx.GraphModule, inputs: Sequence[str], parameters: Sequence[str], outputs: Sequence[str]
+        self,
+        module: fx.GraphModule,
+        inputs: Sequence[str],
+        parameters: Sequence[str],
+        outputs: Sequence[str],
+        device: torch.device,
     ) -> None:
         self._module = module
+        self.device = device
         self.inputs = tuple(inputs)
         self.parameters = tuple(parameters)
         self.outputs = tuple(outputs)
@@ -104,7 +111,7 @@ class _Cutter:
         graph.lint()
         module = fx.GraphModule(root, graph)
         names = [self.arguments[n.name] for n in arguments], [self.weights[n.name] for n in weights]
-        return Subprogram(module, *names, wanted)
+        return Subprogram(module, *names, wanted, self.device)
 
     def _needed(self, wanted: list[str]) -> set[fx.Node]:
         pending = [self.by_name[name] for name in wanted]
@@ -128,8 +135,8 @@ class _Cutter:
             raise TraceError(f"node {node.name!r} ({node.op}) is a region of control flow; it cannot be cut out")
         copy = graph.node_copy(node, lambda n: copies[n])
         # the trace ran on stand-ins for tensors, and ops that make tensors remember their device
-        copy.args = fx.map_aggregate(copy.args, self._place)  # type: ignore[assignment]
-        copy.kwargs = fx.map_aggregate(copy.kwargs, self._place)  # type: ignore[assignment]
+        copy.args = fx.node.map_aggregate(copy.args, self._place)  # type: ignore[assignment]
+        copy.kwargs = fx.node.map_aggregate(copy.kwargs, self._place)  # type: ignore[assignment]
         return copy
 
     def _place(self, argument: Any) -> Any:
