@@ -48,6 +48,10 @@ class Owners:
         parameter = self._parameters[name]
         return parameter.numel() * parameter.element_size()
 
+    def total(self) -> int:
+        """Elements of all parameters, tied ones counted once."""
+        return sum(parameter.numel() for parameter in self._denoiser.parameters())
+
     def params(self, layer: str) -> int:
         """Elements of all parameters that a module holds itself."""
         return sum(self.numel(name) for name in self._held[layer])

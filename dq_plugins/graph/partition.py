@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import networkx as nx
 from torch import nn
@@ -57,6 +57,14 @@ class LayerInfo:
     block: str
 
 
+class ParameterInfo(NamedTuple):
+    """One parameter that is used: what the ops which take it depend on, its elements and its bytes as stored."""
+
+    signature: Signature
+    numel: int
+    nbytes: int
+
+
 @dataclass(frozen=True)
 class Partition:
     """The layers of a denoiser by what they depend on.
@@ -67,7 +75,8 @@ class Partition:
         layers: every layer that ran, in execution order.
         frontier: the tensors through which the timestep reaches the rest.
         modules: signature of every module that ran, containers included.
-        parameters: signature of every parameter that is used, those of layers and all others.
+        parameters: every parameter that is used, those of layers and all others.
+        total_params: elements of all parameters of the denoiser, unused ones included.
         graph: the dependency graph that all of this was found in.
     """
 
@@ -76,7 +85,8 @@ class Partition:
     layers: Mapping[str, LayerInfo]
     frontier: tuple[FrontierTensor, ...]
     modules: Mapping[str, Signature]
-    parameters: Mapping[str, Signature]
+    parameters: Mapping[str, ParameterInfo]
+    total_params: int
     graph: nx.DiGraph = field(repr=False, compare=False)
 
     @property
@@ -154,13 +164,18 @@ def partition(
     graph = trace(denoiser, number_to_tensor(example_inputs, argument))
     entry = find_sample_argument(graph, argument, sample)
     flow = Flow(graph, argument, entry)
+    owners = Owners(denoiser)
     return Partition(
         timestep=argument,
         sample_argument=entry,
-        layers=_describe_layers(flow, Owners(denoiser), argument, entry),
+        layers=_describe_layers(flow, owners, argument, entry),
         frontier=find_frontier(flow),
         modules=module_signatures(graph, argument, entry),
-        parameters=parameter_signatures(graph, argument, entry),
+        parameters={
+            name: ParameterInfo(signature, owners.numel(name), owners.nbytes(name))
+            for name, signature in parameter_signatures(graph, argument, entry).items()
+        },
+        total_params=owners.total(),
         graph=graph,
     )
 

@@ -138,12 +138,25 @@ def _is_pointwise(flow: Flow, node: str) -> bool:
 def _parallel(flow: Flow, node: str, other: str) -> bool:
     """Whether the input of the layer ``node`` also reaches ``other`` through at least two layers, or a wider one."""
     source = flow.layer_input(node)
-    if source is None or flow.order[source] > flow.order[other]:
+    if source is None:
+        return False
+    source = _branching_point(flow, source)
+    if flow.order[source] > flow.order[other]:
         return False
     last = _single_layer(flow, other)
     wide = last is not None and not _is_pointwise(flow, last)
     needed = 1 if wide else 2
     return _layers_between(flow, source, other, avoiding=node) >= needed
+
+
+def _branching_point(flow: Flow, node: str) -> str:
+    """The nearest layer, meeting of tensors or input behind a node: copies, norms and resampling are passed over."""
+    while not flow.layer(node):
+        sources = list(flow.graph.predecessors(node))
+        if len(sources) != 1:
+            break
+        node = sources[0]
+    return node
 
 
 def _layers_between(flow: Flow, source: str, target: str, avoiding: str) -> int:

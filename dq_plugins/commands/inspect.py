@@ -1,0 +1,127 @@
+"""``dq-plugins inspect``: what the layers of a denoiser depend on, from its config alone."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+HELP = "Print the partition of a denoiser (what depends on timestep, conditions, sample) from its config alone."
+EXAMPLE = """
+dq-plugins inspect ./stable-diffusion-v1-5
+dq-plugins inspect ./model/unet/config.json --json
+"""
+
+_MEANING = {
+    "temporal": "timestep alone",
+    "condition": "conditions alone",
+    "mixed": "timestep and conditions",
+    "sample": "the noisy sample",
+    "constant": "nothing",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("model", help="a diffusers config.json, a model's folder, or a saved pipeline's folder")
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    parser.add_argument("--layers", action="store_true", help="also list every layer")
+    parser.add_argument("--timestep", metavar="NAME", help="the argument that carries the timestep, if not found")
+    parser.add_argument("--sample", metavar="NAME", help="the argument that carries the noisy sample, if not found")
+    parser.add_argument("--batch", type=int, default=1, help="batch that MACs are counted for (default: 1)")
+    parser.add_argument("--size", type=int, help="height and width of the latent sample (default: the config's, or 64)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build the denoiser without weights, trace it, and print its partition."""
+    from dq_plugins import registry
+    from dq_plugins.graph import partition, summarise
+
+    adapter = registry.get("adapter", "diffusers")()
+    denoiser = adapter.build_from_config(args.model)
+    inputs = adapter.example_inputs(denoiser, batch=args.batch, size=args.size)
+    summary = summarise(partition(denoiser, inputs, timestep=args.timestep, sample=args.sample))
+    if args.json:
+        print(json.dumps({"denoiser": type(denoiser).__name__, **summary}, indent=1))
+    else:
+        print(render(type(denoiser).__name__, summary, list_layers=args.layers))
+    return 0
+
+
+def render(name: str, summary: dict[str, Any], list_layers: bool = False) -> str:
+    """The summary of a partition as text.
+
+    Args:
+        name: of the denoiser.
+        summary: as `dq_plugins.graph.summarise` returns it.
+        list_layers: whether to list every layer.
+    """
+    total = summary["parameters"]["total"]
+    inputs = ", ".join(f"{key} {row['shape']}" for key, row in summary["inputs"].items())
+    lines = [
+        f"{name}: {human(total)} parameters, {human(summary['macs']['total'])} MACs a call, "
+        f"of which attention {human(summary['macs']['attention'])}",
+        f"inputs: {inputs}",
+        f"the timestep is {summary['timestep']!r}, the noisy sample is {summary['sample']!r}",
+        "",
+        f"{'depends on':<26}{'layers':>8}{'modules':>9}{'parameters':>12}{'':>8}{'MACs':>10}",
+    ]
+    for signature, row in summary["signatures"].items():
+        share = f"{100 * row['parameters'] / max(total, 1):.1f} %"
+        lines.append(
+            f"{_MEANING[signature]:<26}{row['layers']:>8}{row['modules']:>9}"
+            f"{human(row['parameters']):>12}{share:>8}{human(row['macs']):>10}"
+        )
+    if summary["parameters"]["unused"]:
+        lines.append(f"{'(not used in this call)':<43}{human(summary['parameters']['unused']):>12}")
+    lines += ["", "roles", *_role_lines(summary["roles"]), "", *_frontier_lines(summary["frontier"])]
+    if list_layers:
+        lines += ["", "layers", *(_layer_line(layer, row) for layer, row in summary["layers"].items())]
+    return "\n".join(lines)
+
+
+def _role_lines(roles: dict[str, list[str]]) -> list[str]:
+    shown = 2
+    return [
+        f"  {role:<24}{len(layers):>5}  {', '.join(layers[:shown])}{', ...' if len(layers) > shown else ''}"
+        for role, layers in roles.items()
+    ]
+
+
+def _frontier_lines(frontier: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for signature in ("temporal", "mixed"):
+        rows = [row for row in frontier if row["signature"] == signature]
+        if rows:
+            values = sum(_numel(row["shape"]) for row in rows)
+            lines.append(
+                f"{len(rows)} tensors of {human(values)} values carry what depends on {_MEANING[signature]} into the "
+                f"rest, for example the output of {rows[0]['module'] or rows[0]['node']}"
+            )
+    return lines or ["the timestep reaches nothing"]
+
+
+def _layer_line(name: str, row: dict[str, Any]) -> str:
+    shape = "x".join(str(size) for size in row["weight_shape"])
+    return f"  {name}  {row['kind']} {shape}  {human(row['macs'])} MACs  {' '.join([row['signature'], *row['roles']])}"
+
+
+def _numel(shape: list[int]) -> int:
+    numel = 1
+    for size in shape:
+        numel *= size
+    return numel
+
+
+def human(count: int) -> str:
+    """A count with three digits and a unit.
+
+    Example:
+        >>> human(859_520_964)
+        '860 M'
+    """
+    value, units = float(count), ["", "k", "M", "G", "T", "P"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    digits = 0 if not units[0] and count < 1000 and len(units) == 6 else max(0, 3 - len(str(int(value))))
+    return f"{value:.{digits}f} {units[0]}".strip()

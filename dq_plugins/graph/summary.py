@@ -1,0 +1,93 @@
+"""A partition as plain data: what ``dq-plugins inspect`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dq_plugins.graph.frontier import FrontierTensor
+from dq_plugins.graph.partition import LayerInfo, Partition
+from dq_plugins.graph.signatures import SIGNATURES
+
+
+def summarise(partition: Partition) -> dict[str, Any]:
+    """Everything that the partition of a denoiser says, JSON-serialisable.
+
+    Args:
+        partition: of any denoiser.
+
+    Returns:
+        A dictionary with the keys ``timestep``, ``sample``, ``inputs`` (shape and dtype by dotted name),
+        ``parameters`` (elements: ``total``, ``unused``), ``macs`` (``layers``, ``attention``: products of two
+        activations, ``total``), ``signatures`` (per signature: number of layers and of leaf modules, parameters,
+        MACs of layers), ``roles`` (layers by role), ``frontier`` and ``layers`` (every attribute of each).
+    """
+    products = sum(data["macs"] for data in partition.graph.nodes.values() if not data["layer"])
+    in_layers = sum(layer.macs for layer in partition.layers.values())
+    used = sum(parameter.numel for parameter in partition.parameters.values())
+    return {
+        "timestep": partition.timestep,
+        "sample": partition.sample_argument,
+        "inputs": {
+            data["depends"][0]: {"shape": data["shape"], "dtype": data["dtype"]}
+            for data in partition.graph.nodes.values()
+            if data["op"] == "input"
+        },
+        "parameters": {"total": partition.total_params, "unused": partition.total_params - used},
+        "macs": {"layers": in_layers, "attention": products, "total": in_layers + products},
+        "signatures": {signature: _totals(partition, signature) for signature in SIGNATURES},
+        "roles": _by_role(partition.layers),
+        "frontier": [_frontier_row(tensor) for tensor in partition.frontier],
+        "layers": {name: _layer_row(layer) for name, layer in partition.layers.items()},
+    }
+
+
+def leaf_modules(partition: Partition) -> list[str]:
+    """Modules that ran and contain no other module that ran."""
+    containers = {name.rpartition(".")[0] for name in partition.modules if name}
+    return [name for name in partition.modules if name not in containers]
+
+
+def _totals(partition: Partition, signature: str) -> dict[str, int]:
+    layers = [layer for layer in partition.layers.values() if layer.signature == signature]
+    return {
+        "layers": len(layers),
+        "modules": sum(partition.modules[name] == signature for name in leaf_modules(partition)),
+        "parameters": sum(p.numel for p in partition.parameters.values() if p.signature == signature),
+        "macs": sum(layer.macs for layer in layers),
+    }
+
+
+def _by_role(layers: Mapping[str, LayerInfo]) -> dict[str, list[str]]:
+    roles = sorted({role for layer in layers.values() for role in layer.roles})
+    return {role: [name for name, layer in layers.items() if role in layer.roles] for role in roles}
+
+
+def _layer_row(layer: LayerInfo) -> dict[str, Any]:
+    return {
+        "kind": layer.kind,
+        "type": layer.type_name,
+        "signature": layer.signature,
+        "depends": sorted(layer.depends),
+        "roles": sorted(layer.roles),
+        "block": layer.block,
+        "params": layer.params,
+        "weight_shape": list(layer.weight_shape),
+        "macs": layer.macs,
+        "input_shape": list(layer.input_shape),
+        "output_shape": list(layer.output_shape),
+    }
+
+
+def _frontier_row(tensor: FrontierTensor) -> dict[str, Any]:
+    return {
+        "node": tensor.node,
+        "layer": tensor.layer,
+        "module": tensor.module,
+        "signature": tensor.signature,
+        "shape": list(tensor.shape),
+        "reaches": sorted(tensor.reaches),
+        "consumers": list(tensor.consumers),
+        "consumer_layers": list(tensor.consumer_layers),
+        "upstream": sorted(tensor.upstream),
+    }
