@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from choice_programs import network_program, small_programs
+from hypothesis import given, settings
+
+from dq_plugins.errors import BudgetError
+from dq_plugins.solvers import Budget, ChoiceProgram, Solver
+from dq_plugins.solvers.baselines import exhaustive, greedy, threshold
+from dq_plugins.solvers.cp_sat import cp_sat
+from dq_plugins.solvers.mip import mip
+
+EXACT: list[Solver] = [cp_sat, mip]
+
+
+@pytest.mark.parametrize("solver", EXACT)
+@given(program=small_programs())
+@settings(max_examples=120, deadline=None)
+def test_optimum_is_that_of_brute_force(solver: Solver, program: ChoiceProgram):
+    best, found = exhaustive(program), solver(program)
+    assert found.status == best.status
+    if best.status == "optimal":
+        assert found.objective == pytest.approx(best.objective, abs=found.tolerance + 1e-12)
+        assert program.feasible(found.choice)
+        assert found.bound <= best.objective + 1e-12
+        assert found.objective == program.value(found.choice)
+    else:
+        assert found.choice.size == 0
+        assert found.objective == np.inf
+
+
+@pytest.mark.parametrize("solver", EXACT)
+def test_budgets_of_a_network_hold_to_the_last_unit_and_the_proof_closes(solver: Solver):
+    program = network_program()
+    found = solver(program)
+    assert found.status == "optimal"
+    assert all(budget.used(found.choice) <= budget.limit for budget in program.budgets)
+    assert found.gap <= 1e-5
+    assert found.objective < greedy(program).objective < threshold(program).objective
+
+
+def test_exact_solvers_agree_on_a_network():
+    program = network_program(seed=3)
+    assert cp_sat(program).objective == pytest.approx(mip(program, backend="CBC").objective, rel=1e-5)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_the_optimum(workers: int):
+    program = network_program(seed=5)
+    assert cp_sat(program, workers=workers).objective == pytest.approx(mip(program).objective, rel=1e-5)
+
+
+def test_tolerance_is_kept_and_reported():
+    program = network_program(seed=1)
+    exact, loose = cp_sat(program), cp_sat(program, tolerance=1e-2)
+    assert exact.objective <= loose.objective <= exact.objective * 1.0101
+    assert loose.gap <= 1e-2
+    assert loose.tolerance >= loose.objective - exact.objective
+
+
+def test_time_limit_gives_a_feasible_choice_and_its_gap():
+    found = cp_sat(network_program(300, seed=2), seconds=1e-6)
+    assert found.status == "feasible"
+    assert found.bound < found.objective
+    assert 0 < found.gap < 0.05
+
+
+def test_hint_is_used_where_it_is_the_best_known():
+    program = network_program(300, seed=2)
+    best = cp_sat(program)
+    assert cp_sat(program, hint=best.choice, seconds=1e-6).objective == best.objective
+
+
+def test_infeasible_hint_is_ignored():
+    program = network_program(seed=1)
+    finest = program.cheapest(program.error)
+    assert not program.feasible(finest)
+    assert cp_sat(program, hint=finest).objective == cp_sat(program).objective
+
+
+def test_binding_budgets_are_those_that_would_buy_less_error():
+    error = {"a": [9.0, 1.0], "b": [4.0, 0.5]}
+    tight, slack = {"a": [2, 4], "b": [2, 4]}, {"a": [1, 1], "b": [1, 1]}
+    found = cp_sat(ChoiceProgram.of(error, {"bits": (tight, 6), "layers": (slack, 100)}))
+    assert found.binding == ("bits",)
+    assert [use.used for use in found.uses] == [6, 2]
+
+
+def test_negative_errors_are_allowed_so_that_scores_can_be_maximised():
+    program = ChoiceProgram.of({"a": [-1.0, -5.0], "b": [-2.0, -3.0]}, {"bits": ({"a": [1, 2], "b": [1, 2]}, 3)})
+    assert cp_sat(program).objective == -7
+
+
+def test_unknown_backend_is_refused():
+    with pytest.raises(BudgetError, match="SCIP and CBC"):
+        mip(network_program(5), backend="XPRESS")  # type: ignore[arg-type]
+
+
+def test_float_budget_is_never_exceeded_at_its_exact_limit():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        cost = rng.uniform(0, 1e-3, 20)
+        program = ChoiceProgram(tuple("abcde"), np.arange(6) * 4, rng.uniform(0, 1, 20), ())
+        limit = Budget("ms", cost, 0.0).used(program.start[:-1] + rng.integers(0, 4, 5))
+        limited = ChoiceProgram(program.names, program.start, program.error, (Budget("ms", cost, limit),))
+        best = exhaustive(limited)
+        eased = exhaustive(limited.with_limits({"ms": limit * (1 - 1e-9)}))
+        found = cp_sat(limited)
+        assert limited.feasible(found.choice)
+        assert best.objective <= found.objective + 1e-12
+        assert found.objective <= eased.objective + 1e-9

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from choice_programs import network_program, small_programs
+from hypothesis import assume, given, settings
+
+from dq_plugins.errors import BudgetError
+from dq_plugins.solvers import ChoiceProgram
+from dq_plugins.solvers.baselines import exhaustive
+from dq_plugins.solvers.cp_sat import cp_sat
+from dq_plugins.solvers.nearest import nearest_limits
+
+
+def overshoot(program: ChoiceProgram, used: dict[str, float]) -> float:
+    units = {b.name: max(b.limit, b.used(program.cheapest(b.cost))) or b.cost.max() or 1 for b in program.budgets}
+    return max(max(used[b.name] - b.limit, 0) / units[b.name] for b in program.budgets)
+
+
+@given(program=small_programs())
+@settings(max_examples=80, deadline=None)
+def test_nearest_budgets_can_be_met_and_none_are_nearer(program: ChoiceProgram):
+    assume(exhaustive(program).status == "infeasible")
+    nearest = nearest_limits(program)
+    assert cp_sat(program.with_limits(nearest)).status == "optimal"
+    choices = (np.array(c) for c in itertools.product(*program.menus()))
+    least = min(overshoot(program, {b.name: b.used(c) for b in program.budgets}) for c in choices)
+    asked = {b.name: nearest.get(b.name, b.limit) for b in program.budgets}
+    assert overshoot(program, asked) <= least * (1 + 1e-3) + 1e-9
+
+
+def test_infeasible_solution_names_the_nearest_budget():
+    program = network_program()
+    least = program.budgets[0].used(program.cheapest(program.budgets[0].cost))
+    found = cp_sat(program.with_limits({"bits": least / 2}))
+    assert found.status == "infeasible"
+    assert found.nearest["bits"] == pytest.approx(least, rel=1e-6)
+    with pytest.raises(BudgetError, match=r"nearest budget that can be met: bits .*asked"):
+        found.require()
