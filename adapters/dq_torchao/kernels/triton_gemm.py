@@ -3,13 +3,14 @@
 Shapes: image ``[N, H, W, C]`` and output ``[N, H', W', O]``, channel stride 1; weight matrix ``[O, h w C]`` contiguous.
 """
 
+# ruff: noqa: N803  (compile-time constants of a Triton kernel are upper case)
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
-import triton
-import triton.language as tl
+import triton  # pyrefly: ignore [missing-import]  # not part of CPU builds
+import triton.language as tl  # pyrefly: ignore [missing-import]
 from torch import Tensor
 
 

@@ -1,0 +1,182 @@
+"""Calibration by sampling: observe layers while a pipeline runs, then make a plan and lower it.
+
+`prepare` routes the denoiser's forward by its timestep argument, exactly as the quantized denoiser will be, and hooks
+the layers. `convert` turns what they saw into a `QuantPlan` (optimal groups, one range per layer and group) and
+applies it in place.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from dq_plugins.affine import affine_parameters
+from dq_plugins.errors import CalibrationError
+from dq_plugins.graph import find_timestep_argument
+from dq_plugins.hashing import weights_hash
+from dq_plugins.observers import optimal_groups
+from dq_plugins.passes.weight_ranges import weight_parameters
+from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, Section, WeightQuant
+from dq_plugins.timesteps import Schedule, TimestepContext, attach_context, context_of, detach_context
+from dq_torchao.adapter import apply
+from dq_torchao.collecting import StatisticsStore
+from dq_torchao.config import TimestepInt8Config
+
+ERROR_POWER = {"mse": 2.0, "shrink": 2.4}
+GROUPS = "all"
+
+
+class CalibrationContext(TimestepContext):
+    """The context of a denoiser that is being calibrated: layers report their inputs to it.
+
+    Attributes:
+        config: the configuration it was prepared with.
+        argument: name of the timestep argument.
+        store: what was seen.
+        values: timesteps of the call that runs.
+        hooks: of the prepared layers, by name.
+    """
+
+    def __init__(self, config: TimestepInt8Config, argument: str) -> None:
+        super().__init__({})
+        self.config, self.argument = config, argument
+        self.store = StatisticsStore()
+        self.values: list[float] = []
+        self.hooks: dict[str, Any] = {}
+
+    def select(self, timestep: Tensor | float) -> None:
+        """Note the timestep(s) of the call that starts."""
+        super().select(timestep)
+        assert self.timestep is not None
+        self.values = self.timestep.float().tolist()
+        self.store.open(self.values)
+
+    def observe(self, name: str, x: Tensor) -> None:
+        """See the input of layer ``name``, at the timestep of the forward that is running."""
+        if self.timestep is None:
+            raise CalibrationError(
+                f"layer {name!r} was called outside the denoiser's forward while calibrating, so its timestep is not "
+                "known; call the denoiser itself"
+            )
+        # Equal timesteps: one update. Else each sample counts for its own.
+        parts = [x] if len(set(self.values)) == 1 else x.chunk(len(self.values))
+        for timestep, part in zip(self.values, parts, strict=False):
+            try:
+                self.store.update(name, timestep, part)
+            except CalibrationError as error:
+                raise CalibrationError(f"input of layer {name!r} at timestep {timestep:g}: {error}") from error
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise CalibrationError("a denoiser that is being calibrated cannot be copied; convert it first")
+
+
+def prepare(denoiser: nn.Module, layers: Iterable[nn.Module], config: TimestepInt8Config) -> CalibrationContext:
+    """Observe ``layers`` whenever ``denoiser`` runs; its outputs stay those of full precision.
+
+    Args:
+        denoiser: the module whose forward takes the timestep.
+        layers: some of its layers; may be called again for more.
+        config: with ``step="prepare"``.
+
+    Raises:
+        TimestepError: forward has no timestep argument.
+    """
+    context = context_of(denoiser)
+    if not isinstance(context, CalibrationContext):
+        argument = find_timestep_argument(denoiser, config.timestep)
+        context = CalibrationContext(config, argument)
+        attach_context(denoiser, context, argument)
+    names = {module: name for name, module in denoiser.named_modules()}
+    for layer in layers:
+        name = names[layer]
+        if name not in context.hooks:
+            context.hooks[name] = layer.register_forward_pre_hook(_observer(context, name), prepend=True)
+    return context
+
+
+def _observer(context: CalibrationContext, name: str) -> Any:
+    def observe(_: nn.Module, args: tuple[Any, ...]) -> None:
+        context.observe(name, args[0])
+
+    return observe
+
+
+def convert(denoiser: nn.Module) -> QuantPlan:
+    """Quantize a calibrated ``denoiser`` in place.
+
+    Returns:
+        The plan it was quantized with.
+
+    Raises:
+        CalibrationError: it was not prepared, or did not run since.
+    """
+    context = context_of(denoiser)
+    if not isinstance(context, CalibrationContext):
+        raise CalibrationError(
+            f"this {type(denoiser).__name__} was not prepared: first quantize_(denoiser, TimestepInt8Config"
+            '(step="prepare")), then sample with it, then step="convert"'
+        )
+    if not context.store.timesteps:
+        raise CalibrationError(
+            f"this {type(denoiser).__name__} was prepared but has not run since, so nothing is known about its "
+            "activations: sample with it (a few prompts) before converting it"
+        )
+    detach_context(denoiser)
+    for hook in context.hooks.values():
+        hook.remove()
+    plan = make_plan(denoiser, context)
+    apply(denoiser, plan, out_of_range=context.config.out_of_range)
+    return plan
+
+
+def make_plan(denoiser: nn.Module, context: CalibrationContext) -> QuantPlan:
+    """The plan that follows from what the layers saw."""
+    config, timesteps = context.config, context.store.timesteps
+    power = ERROR_POWER[config.observer]
+    tables = context.store.error_tables(context.hooks, config.act_bits, symmetric=config.symmetric, power=power)
+    grouping = optimal_groups(tables, timesteps, max_groups=config.groups, bounds=validity(timesteps))
+    ranges = grouping.ranges(config.groups)
+    return QuantPlan(
+        model=type(denoiser).__name__,
+        model_hash=weights_hash(denoiser),
+        timestep_argument=context.argument,
+        schedule=Schedule(timesteps),
+        groups={GROUPS: grouping.groups(config.groups)},
+        layers={n: layer_plan(denoiser.get_submodule(n), ranges.get(n), config) for n in context.hooks},
+        sections={"timestep-groups": Section({"curve": list(grouping.curve)})},
+        recipe="quantize_",
+    ).validate()
+
+
+@torch.no_grad()
+def layer_plan(layer: nn.Module, ranges: tuple[Tensor, Tensor] | None, config: TimestepInt8Config) -> LayerPlan:
+    """The plan of one layer.
+
+    Args:
+        layer: the full-precision layer.
+        ranges: ``low [G]`` and ``high [G]`` of its input; None when it never ran.
+        config: the widths.
+    """
+    kind = type(layer).__name__.lower()
+    if ranges is None:
+        return LayerPlan(kind, kept="it did not run during calibration")
+    # At 8 bits min-max loses nothing measurable, and the search takes a minute on a large denoiser.
+    method = "minmax" if config.weight_bits >= 8 else "shrink"
+    weight_scale, _ = weight_parameters(layer.weight, config.weight_bits, method=method)  # type: ignore[arg-type]
+    scale, zero_point = affine_parameters(*ranges, config.act_bits, symmetric=config.symmetric)
+    activation = ActivationQuant(config.act_bits, GROUPS, scale, zero_point)
+    return LayerPlan(kind, weight=WeightQuant(config.weight_bits, weight_scale.cpu()), activation=activation, kept=None)
+
+
+def validity(timesteps: tuple[float, ...]) -> tuple[float, float]:
+    """From and to which timestep the groups may be used: one step of the schedule beyond what was seen.
+
+    A schedule of another length visits other timesteps between and slightly beyond the calibrated ones.
+    """
+    step = max((b - a for a, b in itertools.pairwise(timesteps)), default=math.inf)
+    return timesteps[0] - step, timesteps[-1] + step

@@ -1,0 +1,109 @@
+"""``quantize_(denoiser, TimestepInt8Config(...))``: calibration by sampling, behind torchao's own verb.
+
+torchao hands a handler one layer at a time, and timesteps arrive at the denoiser, so the handler needs the module that
+``quantize_`` was called with. torchao does not pass it on; it is read from the frame of ``quantize_``, which holds it
+under the name of its public argument. A registry of "the denoiser being prepared" or a global forward hook would do
+the same with state that outlives the call. Where there is no such frame, the error says how to pass the denoiser.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from torchao.core.config import AOBaseConfig
+from torchao.quantization import quantize_
+from torchao.quantization.transform_module import register_quantize_module_handler
+
+from dq_plugins.affine import integer_range
+from dq_plugins.errors import DQError
+from dq_plugins.timesteps import context_of
+
+STEPS = ("prepare", "convert")
+OBSERVERS = ("mse", "shrink")
+
+
+@dataclass
+class TimestepInt8Config(AOBaseConfig):
+    """int8 weights times int8 activations, with one activation range per layer and timestep group.
+
+    Attributes:
+        step: ``"prepare"`` observes layers while you sample; ``"convert"`` quantizes them (other fields are then
+            ignored: those of the preparation hold).
+        groups: largest number of timestep groups; the groups are chosen to make the least error.
+        weight_bits: width of weight codes, 2 to 8; products are computed in int8 all the same.
+        act_bits: width of activation codes, 2 to 8.
+        timestep: name of the forward argument that carries the timestep; found by itself where it is usual.
+        observer: error that ranges minimise: ``"mse"``, or ``"shrink"`` (p = 2.4, as in Q-Diffusion).
+        symmetric: whether activation zero points are fixed at 0.
+        out_of_range: what a timestep outside the calibrated range does: ``"error"``, or ``"nearest"`` group.
+
+    Example::
+
+        quantize_(pipe.unet, TimestepInt8Config(step="prepare", groups=8))
+        for prompt in prompts:
+            pipe(prompt)
+        quantize_(pipe.unet, TimestepInt8Config(step="convert"))
+
+    Linear layers only, as is torchao's default; with convolutions: ``filter_fn=dq_torchao.linear_and_conv2d``.
+    """
+
+    step: Literal["prepare", "convert"] = "prepare"
+    groups: int = 8
+    weight_bits: int = 8
+    act_bits: int = 8
+    timestep: str | None = None
+    observer: Literal["mse", "shrink"] = "mse"
+    symmetric: bool = False
+    out_of_range: Literal["error", "nearest"] = "error"
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.step not in STEPS:
+            raise DQError(f"TimestepInt8Config: step is one of {', '.join(STEPS)}, got {self.step!r}")
+        if self.observer not in OBSERVERS:
+            raise DQError(
+                f"TimestepInt8Config: observer is one of {', '.join(OBSERVERS)}, got {self.observer!r}; any registered "
+                "observer can be used by a recipe: dq_plugins.make_plan, then dq_torchao.apply"
+            )
+        if self.groups < 1:
+            raise DQError(f"TimestepInt8Config: at least one timestep group is needed, got groups={self.groups}")
+        for name in ("weight_bits", "act_bits"):
+            bits = getattr(self, name)
+            integer_range(bits)
+            if not 2 <= bits <= 8:
+                raise DQError(f"TimestepInt8Config: {name} must be 2 to 8 to run in int8, got {bits}")
+
+
+def linear_and_conv2d(module: nn.Module, name: str = "") -> bool:
+    """A ``filter_fn`` for ``quantize_`` that selects linear layers and 2-d convolutions."""
+    return type(module) in (nn.Linear, nn.Conv2d)
+
+
+@register_quantize_module_handler(TimestepInt8Config)
+def _transform(layer: nn.Module, config: TimestepInt8Config) -> nn.Module:
+    """torchao's handler: called once for every layer that the filter selects."""
+    from dq_torchao.calibration import CalibrationContext, convert, prepare
+
+    denoiser = _module_being_quantized()
+    if config.step == "prepare":
+        prepare(denoiser, [layer], config)
+    elif isinstance(context := context_of(denoiser), CalibrationContext) or context is None:
+        convert(denoiser)  # all layers at once: groups are shared. The remaining calls find it done.
+    return layer
+
+
+def _module_being_quantized() -> nn.Module:
+    """The first argument of the running ``quantize_``."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is quantize_.__code__:
+            return frame.f_locals["model"]
+        frame = frame.f_back
+    raise DQError(
+        "TimestepInt8Config was applied to a layer outside torchao's quantize_(denoiser, config), so the denoiser is "
+        "not known. Call quantize_ on the whole denoiser, or use dq_torchao.prepare(denoiser, layers, config) and "
+        "dq_torchao.convert(denoiser)."
+    )

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import copy
+
+import dq_torchao
+import pytest
+import torch
+from dq_torchao import TimestepInt8Config, linear_and_conv2d
+from torch import nn
+from torchao.core.config import AOBaseConfig
+from torchao.quantization import quantize_
+from torchao_models import Denoiser, sqnr
+
+from dq_plugins.errors import CalibrationError, DQError, TimestepError
+from dq_plugins.timesteps import context_of
+
+TIMESTEPS = (900.0, 700.0, 500.0, 300.0, 100.0)
+
+
+def build() -> Denoiser:
+    torch.manual_seed(0)
+    return Denoiser().eval().requires_grad_(False)
+
+
+def inputs(timestep: float, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    sample = torch.randn(2, 4, 8, 8, generator=generator) * (1 + timestep / 100)  # the range moves with t
+    return {"sample": sample, "timestep": torch.tensor(timestep)}
+
+
+def calibrated(**options: object) -> Denoiser:
+    model = build()
+    quantize_(model, TimestepInt8Config(step="prepare", **options), filter_fn=linear_and_conv2d)
+    for seed in range(2):
+        for t in TIMESTEPS:
+            model(**inputs(t, seed))
+    return model
+
+
+def test_prepare_sample_convert_with_torchaos_default_filter():
+    model, reference = build(), build()
+    quantize_(model, TimestepInt8Config(step="prepare", groups=3))
+    for t in TIMESTEPS:
+        assert torch.equal(model(**inputs(t)), reference(**inputs(t)))  # still full precision
+    quantize_(model, TimestepInt8Config(step="convert"))
+    report = dq_torchao.execution_report(model)
+    assert {name: e.state for name, e in report.items()} == dict.fromkeys(("time", "up", "down"), "integer")
+    assert len(context_of(model).groups["all"]) == 3
+    for t in TIMESTEPS:
+        assert sqnr(reference(**inputs(t)), model(**inputs(t))) > 30
+
+
+def test_more_groups_make_less_error_at_four_bits():
+    reference, models = build(), {}
+    for groups in (1, 5):
+        models[groups] = calibrated(groups=groups, act_bits=4)
+        quantize_(models[groups], TimestepInt8Config(step="convert"))
+    error = {
+        groups: sum(float((reference(**inputs(t)) - model(**inputs(t))).pow(2).sum()) for t in TIMESTEPS[2:])
+        for groups, model in models.items()
+    }
+    assert error[5] < 0.5 * error[1]
+
+
+def test_convert_takes_all_prepared_layers_whatever_its_filter():
+    model = calibrated()
+    quantize_(model, TimestepInt8Config(step="convert"))
+    assert all(e.state == "integer" for e in dq_torchao.execution_report(model).values())
+    assert len(dq_torchao.execution_report(model)) == 5
+
+
+def test_statistics_do_not_depend_on_the_order_of_calls():
+    plans = []
+    for order in (TIMESTEPS, TIMESTEPS[::-1]):
+        model = build()
+        dq_torchao.prepare(model, [model.up, model.conv_in], TimestepInt8Config(groups=2))
+        for seed in range(2):
+            for t in order:
+                model(**inputs(t, seed))
+        plans.append(dq_torchao.convert(model))
+    assert plans[0].hash == plans[1].hash
+
+
+def test_samples_with_their_own_timesteps_count_for_those():
+    together, apart = build(), build()
+    for model in (together, apart):
+        dq_torchao.prepare(model, [model.conv_in], TimestepInt8Config(groups=2))
+    low, high = inputs(100.0), inputs(900.0)
+    sample = torch.cat([low["sample"], high["sample"]])
+    together(sample=sample, timestep=torch.tensor([100.0, 100.0, 900.0, 900.0]))
+    apart(**low)
+    apart(**high)
+    dq_torchao.convert(together)
+    dq_torchao.convert(apart)
+    assert torch.equal(together.conv_in.act_scale, apart.conv_in.act_scale)
+    assert together.conv_in.act_scale[1] > 3 * together.conv_in.act_scale[0]
+
+
+def test_other_schedules_of_the_same_range_work_and_far_timesteps_are_refused():
+    model = calibrated()
+    quantize_(model, TimestepInt8Config(step="convert"))
+    model(**inputs(950.0))
+    model(**inputs(420.0))
+    with pytest.raises(TimestepError, match="1500"):
+        model(**inputs(1500.0))
+
+
+def test_a_layer_that_never_ran_is_kept_with_the_reason():
+    model = build()
+    model.unused = nn.Linear(3, 3)
+    quantize_(model, TimestepInt8Config(step="prepare"))
+    model(**inputs(500.0))
+    quantize_(model, TimestepInt8Config(step="convert"))
+    execution = dq_torchao.execution_report(model)["unused"]
+    assert (execution.state, execution.reason) == ("full precision", "it did not run during calibration")
+
+
+def test_convert_without_prepare_says_so():
+    with pytest.raises(CalibrationError, match="was not prepared"):
+        quantize_(build(), TimestepInt8Config(step="convert"))
+
+
+def test_convert_without_sampling_says_so():
+    model = build()
+    quantize_(model, TimestepInt8Config(step="prepare"))
+    with pytest.raises(CalibrationError, match="has not run since"):
+        quantize_(model, TimestepInt8Config(step="convert"))
+
+
+def test_model_without_a_timestep_says_so():
+    with pytest.raises(TimestepError):
+        quantize_(nn.Sequential(nn.Linear(2, 2)), TimestepInt8Config(step="prepare"))
+
+
+def test_nan_names_layer_and_timestep():
+    model = build()
+    quantize_(model, TimestepInt8Config(step="prepare"))
+    bad = inputs(700.0)
+    bad["sample"][0, 0, 0, 0] = torch.nan
+    with pytest.raises(CalibrationError, match=r"layer 'up' at timestep 700: \d+ of"):
+        model(**bad)
+
+
+def test_copy_of_a_prepared_denoiser_is_refused():
+    with pytest.raises(CalibrationError, match="convert it first"):
+        copy.deepcopy(calibrated())
+
+
+@pytest.mark.parametrize(
+    "options", [{"step": "quantize"}, {"groups": 0}, {"act_bits": 9}, {"weight_bits": 1}, {"observer": "guess"}]
+)
+def test_wrong_options_are_refused(options):
+    with pytest.raises(DQError, match="TimestepInt8Config"):
+        TimestepInt8Config(**options)
+
+
+def test_is_a_torchao_config():
+    assert isinstance(TimestepInt8Config(), AOBaseConfig)
