@@ -8,13 +8,14 @@ from typing import Any
 from torch import nn
 
 from dq_plugins.plan import QuantPlan
+from dq_plugins.temporal import table as temporal_table
 from dq_plugins.timesteps import TimestepContext, attach_context
 from dq_plugins.timesteps.context import OutOfRange
 from dq_torchao.lowering import lower_layer
-from dq_torchao.report import Timing
+from dq_torchao.report import Execution, Timing
 from dq_torchao.tuning import tune
 
-UNDERSTOOD_SECTIONS: set[str] = set()
+UNDERSTOOD_SECTIONS = {temporal_table.SECTION}
 """Critical plan sections that this adapter implements."""
 
 
@@ -23,6 +24,7 @@ def apply(
     plan: QuantPlan,
     *,
     out_of_range: OutOfRange = "error",
+    temporal_fallback: temporal_table.Outside = "error",
     example_inputs: Mapping[str, Any] | None = None,
     choices: Mapping[str, Timing] | None = None,
 ) -> nn.Module:
@@ -34,6 +36,8 @@ def apply(
         model: the full-precision denoiser the plan was made for.
         plan: the plan.
         out_of_range: what a timestep outside the calibrated range does: ``"error"``, or ``"nearest"`` group.
+        temporal_fallback: what a timestep that the plan's temporal table lacks does: ``"error"``, or ``"live"``, which
+            keeps the temporal block to compute it.
         example_inputs: keyword arguments of one call of the denoiser. With them every layer is timed (`tune`), and
             one that is slower in integers stays in floating point. Without, every layer that can run in integers does.
         choices: what `tune` returned earlier, instead of ``example_inputs``.
@@ -50,8 +54,13 @@ def apply(
     if choices is None:
         choices = tune(model, plan, example_inputs) if example_inputs is not None else {}
     context = TimestepContext(plan.groups, out_of_range)
+    tabled = temporal_table.install_tables(model, plan, context, temporal_fallback)
     for name, layer_plan in plan.layers.items():
-        lower_layer(model.get_submodule(name), layer_plan, context, choices.get(name))
+        layer = model.get_submodule(name)
+        if name in tabled:
+            layer.execution = Execution("full precision", layer_plan.width, "temporal table", "", layer_plan.kept or "")
+        else:
+            lower_layer(layer, layer_plan, context, choices.get(name))
     attach_context(model, context, plan.timestep_argument)
     return model
 

@@ -15,7 +15,13 @@ from torchao_models import TIMESTEPS, Denoiser, denoiser_plan, sqnr
 import dq_plugins.simulate
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import LayerPlan
+from dq_plugins.temporal.table import table_section
+from dq_plugins.testing.adapters import AdapterConformance
 from dq_plugins.timesteps import TimestepGroups
+
+
+class TestConformance(AdapterConformance):
+    name = "torchao"
 
 
 def build(seed: int = 0) -> Denoiser:
@@ -111,3 +117,17 @@ def test_report_says_how_each_layer_runs_and_why():
 def test_plan_of_another_model_is_refused():
     with pytest.raises(PlanError, match="other weights"):
         dq_torchao.apply(build(seed=1), denoiser_plan(build(seed=0)))
+
+
+def test_temporal_table_replaces_its_layers():
+    model, reference = build(), build()
+    plan = denoiser_plan(model)
+    t = torch.tensor(TIMESTEPS)
+    rows = {"time": reference.time(t[:, None] / 1000)}
+    plan.sections["temporal-table"] = table_section(TIMESTEPS, rows, [])
+    plan.layers["time"] = LayerPlan("linear", kept="looked up in the temporal table")
+    dq_torchao.apply(model, plan)
+    dq_plugins.simulate.SimulateAdapter().apply(reference, denoiser_plan(reference))
+    execution = dq_torchao.execution_report(model)["time"]
+    assert (execution.kernel, execution.reason) == ("temporal table", "looked up in the temporal table")
+    assert sqnr(reference(**batch(500.0)), model(**batch(500.0))) > 45
