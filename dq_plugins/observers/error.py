@@ -1,0 +1,50 @@
+"""The error a quantizer makes on weighted values, for many candidate ranges at once.
+
+Shapes: ``N`` weighted values, ``C`` candidate ranges.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
+
+CHUNK = 1 << 16  # elements of a temporary: the quantizer's temporaries then stay in the cache
+
+
+def range_errors(
+    values: Tensor,
+    weights: Tensor,
+    low: Tensor,
+    high: Tensor,
+    bits: int,
+    *,
+    symmetric: bool,
+    power: float = 2.0,
+) -> Tensor:
+    """Mean of ``|x - x^|^power`` for every candidate range, with the quantizer that executes.
+
+    Args:
+        values: float32 ``[N]``.
+        weights: how often each value occurs, ``[N]``.
+        low: lower clip bounds ``[C]``.
+        high: upper clip bounds ``[C]``.
+        bits: width of the code.
+        symmetric: whether the zero point is 0.
+        power: p of the error norm.
+
+    Returns:
+        float64 ``[C]``.
+    """
+    q_min, q_max = integer_range(bits)
+    scale, zero_point = affine_parameters(low, high, bits, symmetric=symmetric)
+    share = weights.double() / weights.double().sum()
+    errors = torch.empty(low.numel(), dtype=torch.float64)
+    step = max(1, CHUNK // max(values.numel(), 1))
+    for c in range(0, low.numel(), step):
+        s, z = scale[c : c + step, None], zero_point[c : c + step, None]
+        error = fake_quantize(values, s, z, q_min, q_max).sub_(values)
+        error = error.square_() if power == 2 else error.abs_().pow_(power)
+        errors[c : c + step] = error.double() @ share
+    return errors

@@ -1,0 +1,103 @@
+"""The range with the least squared error, exactly: a sweep over all scales at which some value changes its code.
+
+For a fixed zero point the squared error of scale s is, with the integers ``k_i = clip(round(x_i / s))``,
+
+    E(s) = sum_i w_i (x_i - s k_i)^2 = C - 2 s A + s^2 B,    A = sum w x k,  B = sum w k^2.
+
+Between two scales at which a ``k_i`` changes (``|x_i| / s = k + 1/2``), A and B are constant and E is a parabola with
+its minimum at A / B. So sorting the changes and summing up their steps in A and B gives the global minimum. The cost
+is one sort of (values x levels) numbers for each zero point.
+
+Shapes: ``N`` weighted values, ``K`` changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from dq_plugins.affine import integer_range
+
+
+def exact_range(
+    values: Tensor,
+    weights: Tensor,
+    bits: int,
+    *,
+    symmetric: bool,
+    zeros: Iterable[int] | None = None,
+    scales: tuple[float, float] = (0.0, math.inf),
+) -> tuple[float, float]:
+    """The range with the least squared error over all scales and zero points, or over some.
+
+    Args:
+        values: float32 ``[N]``.
+        weights: how often each value occurs, ``[N]``.
+        bits: width of the code.
+        symmetric: whether the zero point is 0.
+        zeros: zero points to consider; all by default.
+        scales: smallest and largest scale to consider; all by default.
+
+    Returns:
+        ``(low, high)``; `dq_plugins.affine.affine_parameters` gives back the scale and the zero point.
+    """
+    q_min, q_max = integer_range(bits)
+    q_max = max(q_max, 1) if symmetric else q_max  # as affine_parameters has it
+    best, found = math.inf, (0.0, 0.0)
+    for zero in [0] if symmetric else (range(q_min, q_max + 1) if zeros is None else zeros):
+        below, above = zero - q_min, q_max - zero
+        scale, error = best_scale(values, weights, (below, above), scales)
+        if error < best:
+            best = error
+            found = (-scale * (above if symmetric else below), scale * above)
+    return found
+
+
+def best_scale(
+    values: Tensor, weights: Tensor, levels: tuple[int, int], scales: tuple[float, float] = (0.0, math.inf)
+) -> tuple[float, float]:
+    """Scale with the least squared error, and that error (a weighted sum).
+
+    Args:
+        values: ``[N]``.
+        weights: ``[N]``.
+        levels: number of integers below and above zero.
+        scales: smallest and largest scale to consider.
+    """
+    present = values != 0  # zero is always exact
+    values, weights = values[present].double(), weights[present].double()
+    if not values.numel():
+        return 1.0, 0.0
+    size = values.abs()
+    smallest, largest = scales[0], min(scales[1], 2 * float(size.max()))  # twice the size: all round to zero
+    limit = torch.where(values < 0, float(levels[0]), float(levels[1])).double()
+    change, owner, code = _changes(size, limit, smallest, largest)
+
+    start = torch.minimum(torch.round(size / largest), limit)
+    first_a, first_b = (weights * size * start).sum(), (weights * start.square()).sum()
+    a = first_a + torch.nn.functional.pad(((weights * size)[owner]).cumsum(0), (1, 0))
+    b = first_b + torch.nn.functional.pad((weights[owner] * (2 * code + 1)).cumsum(0), (1, 0))
+    bounds = torch.cat([change.new_tensor([largest]), change, change.new_tensor([smallest])])
+    scale = torch.where(b > 0, a / b.clamp(min=1e-300), bounds[0])
+    scale = torch.minimum(torch.maximum(scale, bounds[1:]), bounds[:-1])
+    error = (weights * size.square()).sum() - 2 * scale * a + scale.square() * b
+    best = int(error.argmin())
+    return float(scale[best]), max(float(error[best]), 0.0)
+
+
+def _changes(size: Tensor, limit: Tensor, smallest: float, largest: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Where codes change as the scale shrinks from ``largest`` to ``smallest``, in that order.
+
+    Returns:
+        The scales ``[K]``, the index of the value that changes ``[K]``, and its code before the change ``[K]``.
+    """
+    start = torch.minimum(torch.round(size / largest), limit)
+    counts = (torch.minimum(torch.round(size / smallest), limit) - start).clamp_(min=0).long()
+    owner = torch.repeat_interleave(torch.arange(size.numel()), counts)
+    within = torch.arange(owner.numel()) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    code = start[owner] + within
+    change, order = (size[owner] / (code + 0.5)).clamp(smallest, largest).sort(descending=True)
+    return change, owner[order], code[order]

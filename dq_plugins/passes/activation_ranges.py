@@ -1,0 +1,106 @@
+"""Pass ``activation-ranges``: the clip range of every layer's input in every timestep group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dq_plugins import registry
+from dq_plugins.affine import affine_parameters
+from dq_plugins.observers.grouping import best_candidates
+from dq_plugins.observers.observing import observe_groups
+from dq_plugins.passes.activations import DEFAULT_GROUPS, activation_bits, error_tables, statistics
+from dq_plugins.plan import ActivationQuant, QuantPlan
+from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
+from dq_plugins.timesteps import TimestepGroups
+
+Ranges = dict[str, tuple[Tensor, Tensor]]
+
+
+class ActivationRanges(Pass):
+    """Write every layer's activation quantizer."""
+
+    name = "activation-ranges"
+    after = ("timestep-groups",)
+
+    class Options(PassOptions):
+        """Options of ``activation-ranges``.
+
+        Attributes:
+            observer: ``"mse"`` (least error among candidate ranges, the same that ``timestep-groups`` compares),
+                ``"minmax"``, or any other registered observer.
+            bits: width; None takes the recipe's target.
+            edge_bits: least width of the first and last layers.
+            symmetric: zero point 0.
+            power: p of the error norm of ``"mse"``.
+        """
+
+        observer: str = "mse"
+        bits: int | None = Field(None, ge=2, le=16)
+        edge_bits: int = Field(8, ge=2, le=16)
+        symmetric: bool = False
+        power: float = Field(2.0, gt=0)
+
+    options: Options
+    Options: ClassVar[type[PassOptions]] = Options
+
+    def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
+        """Choose the ranges; without ``timestep-groups`` before, one range holds for all timesteps."""
+        o = self.options
+        bits = activation_bits(plan, context, o.bits, o.edge_bits)
+        if not bits:
+            for layer in plan.layers.values():
+                if layer.weight is not None:
+                    layer.kept = "activations stay in floating point, as asked"
+            return
+        low, high = context.calibration.timestep_range
+        groups = plan.groups.setdefault(DEFAULT_GROUPS, TimestepGroups((), low, high))
+        ranges = self._ranges(context, bits, groups)
+        for done, (name, width) in enumerate(bits.items()):
+            scale, zero_point = affine_parameters(*ranges[name], width, symmetric=o.symmetric)
+            layer = plan.layers[name]
+            layer.activation = ActivationQuant(width, DEFAULT_GROUPS, scale.cpu(), zero_point.cpu())
+            layer.kept = None if layer.weight is not None else "its weight has no quantizer"
+            yield Progress(done + 1, len(bits), name)
+
+    def _ranges(self, context: PassContext, bits: dict[str, int], groups: TimestepGroups) -> Ranges:
+        if self.options.observer == "mse":
+            return self._least_error(context, bits, groups)
+        if self.options.observer == "minmax":
+            return self._extremes(context, bits, groups)
+        observer = registry.get("observer", self.options.observer)
+        return observe_groups(
+            context.denoiser,
+            context.calibration,
+            tuple(sorted(bits)),
+            lambda name: observer(bits=bits[name], symmetric=self.options.symmetric),
+            groups,
+        )
+
+    def _least_error(self, context: PassContext, bits: dict[str, int], groups: TimestepGroups) -> Ranges:
+        tables = error_tables(context, bits, symmetric=self.options.symmetric, power=self.options.power)
+        membership = _membership(context, groups)
+        chosen = {name: best_candidates(table, membership, len(groups)) for name, table in tables.items()}
+        return {name: (tables[name].low[index], tables[name].high[index]) for name, index in chosen.items()}
+
+    def _extremes(self, context: PassContext, bits: dict[str, int], groups: TimestepGroups) -> Ranges:
+        found, membership = statistics(context, tuple(sorted(bits))), _membership(context, groups)
+        ranges = {}
+        for name in bits:
+            low, high = found.low(name).float(), found.high(name).float()
+            # a group without recorded timesteps gets the range of all of them
+            start = torch.full((len(groups),), float(low.min())), torch.full((len(groups),), float(high.max()))
+            ranges[name] = (
+                start[0].scatter_reduce(0, membership, low, "amin", include_self=False),
+                start[1].scatter_reduce(0, membership, high, "amax", include_self=False),
+            )
+        return ranges
+
+
+def _membership(context: PassContext, groups: TimestepGroups) -> Tensor:
+    """Group of every recorded timestep, int64 ``[T]``."""
+    return torch.tensor([groups.of(t) for t in context.calibration.timesteps])

@@ -1,0 +1,52 @@
+import pytest
+import torch
+from denoisers import recorded, tiny_denoiser
+
+import dq_plugins as dq
+from dq_plugins.recipe import Recipe, Step
+
+SCHEDULE = tuple(float(t) for t in range(951, 0, -100))
+
+
+def plan_with(tmp_path, seed: int, *steps: Step, **options) -> tuple[torch.nn.Module, dq.QuantPlan]:
+    denoiser = tiny_denoiser(seed)
+    calibration = recorded(denoiser, tmp_path / f"calib-{seed}", schedule=SCHEDULE)
+    recipe = Recipe("test", "", (Step("weight-ranges"), *steps))
+    return denoiser, dq.make_plan(denoiser, calibration, recipe, progress=False, **options)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_feature_error_falls_far_below_nearest_rounding(tmp_path, seed: int) -> None:
+    _, plan = plan_with(
+        tmp_path, seed, Step("temporal-reconstruction", {"iterations": 400}), weight_bits=4, act_bits=None
+    )
+    found = plan.sections["temporal-reconstruction"].data
+    assert found["after"]["cosine"] <= 0.4 * found["before"]["cosine"]
+    assert found["after"]["relative"] < found["before"]["relative"]
+    assert found["after"]["mismatch"] == 0
+
+
+def test_only_the_temporal_block_gets_codes(tmp_path) -> None:
+    _, plan = plan_with(tmp_path, 0, Step("temporal-reconstruction", {"iterations": 20}), weight_bits=3)
+    assert {n for n, layer in plan.layers.items() if layer.weight.codes is not None} <= {
+        "p",
+        "q",
+        "body.0.beta",
+        "body.1.beta",
+    }
+
+
+def test_same_seed_same_plan(tmp_path) -> None:
+    steps = Step("temporal-reconstruction", {"iterations": 30, "batch": 3})
+    plans = [plan_with(tmp_path / str(i), 0, steps, weight_bits=4)[1] for i in range(2)]
+    assert plans[0] == plans[1]
+    recipe = Recipe("test", "", (Step("weight-ranges"), steps))
+    denoiser = tiny_denoiser(0)
+    calibration = recorded(denoiser, tmp_path / "other", schedule=SCHEDULE)
+    assert plans[0] != dq.make_plan(denoiser, calibration, recipe, weight_bits=4, seed=1, progress=False)
+
+
+def test_paper_preset_is_the_papers() -> None:
+    settings = dq.get("pass", "temporal-reconstruction")(preset="paper")._settings()
+    assert (settings.iterations, settings.learning_rate, settings.weight) == (20_000, 1e-3, 0.01)
+    assert (settings.beta_start, settings.beta_end, settings.warmup) == (20.0, 2.0, 0.2)
