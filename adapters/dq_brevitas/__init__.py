@@ -16,6 +16,7 @@ _HOME = {
     "BrevitasAdapter": "adapter",
     "attach_timesteps": "routing",
     "bake_weights": "weights",
+    "binary_layer_map": "binary",
     "calibration_coverage": "coverage",
     "check_gptq": "gptq",
     "convert_to_timestep": "conversion",
@@ -23,10 +24,11 @@ _HOME = {
     "export_onnx_qcdq": "export",
     "export_torch": "export",
     "float_model": "float_model",
+    "freeze_binary": "binary",
     "freeze_timestep_group": "freezing",
     "gptq_mode": "gptq",
     "inference_mode": "export",
-    "layer_map": "layer_map",
+    "layer_map": "lowering",
     "learned_weight_scales": "gptq",
     "load": "files",
     "plan_from_model": "reading",
@@ -34,13 +36,16 @@ _HOME = {
     "save": "files",
 }
 _QUANTIZERS = (
+    "EvolvableBasisWeight",
     "Int8ActFiniteSetFloat",
+    "Int8ActLearnedStep",
     "Int8ActPerTimestepFixedPoint",
     "Int8ActPerTimestepFloat",
     "Int8ActPerTimestepFloatMSE",
     "ShiftedUint8ActFiniteSetFloat",
     "ShiftedUint8ActPerTimestepFixedPoint",
     "ShiftedUint8ActPerTimestepFloat",
+    "SignedBinaryWeightPerChannelFloat",
     "Uint8ActPerTimestepFloat",
 )
 _HOME |= dict.fromkeys(_QUANTIZERS, "quantizers")

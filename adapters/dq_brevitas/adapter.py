@@ -8,13 +8,15 @@ from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from torch import nn
 
 from dq_brevitas.float_model import QUANT_CLASSES
-from dq_brevitas.layer_map import layer_map
+from dq_brevitas.lowering import layer_map
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan
+from dq_plugins.temporal import table as temporal_table
 from dq_plugins.timesteps import TimestepContext, attach_context
 from dq_plugins.timesteps.context import OutOfRange
 
-UNDERSTOOD_SECTIONS: set[str] = set()
+UNDERSTOOD_SECTIONS = {temporal_table.SECTION}
+"""Critical plan sections that this adapter implements."""
 
 
 class BrevitasAdapter:
@@ -22,13 +24,21 @@ class BrevitasAdapter:
 
     name = "brevitas"
 
-    def apply(self, model: nn.Module, plan: QuantPlan, *, out_of_range: OutOfRange = "error") -> nn.Module:
+    def apply(
+        self,
+        model: nn.Module,
+        plan: QuantPlan,
+        *,
+        out_of_range: OutOfRange = "error",
+        temporal_fallback: temporal_table.Outside = "error",
+    ) -> nn.Module:
         """Quantize ``model`` in place as the plan says.
 
         Args:
             model: the full-precision denoiser the plan was made for.
             plan: the plan.
             out_of_range: ``"error"`` or ``"nearest"`` for timesteps outside the calibrated range.
+            temporal_fallback: ``"error"`` or ``"live"`` for timesteps outside the temporal table.
 
         Returns:
             The model, with Brevitas layers in place of the planned ones; other layers are untouched.
@@ -42,6 +52,7 @@ class BrevitasAdapter:
         planned = {n for n, layer in plan.layers.items() if layer.weight is not None or layer.activation is not None}
         _check_classes(model, planned)
         context = TimestepContext(plan.groups, out_of_range)
+        planned -= temporal_table.install_tables(model, plan, context, temporal_fallback)
         others = [n for n, m in model.named_modules() if type(m) in QUANT_CLASSES and n not in planned]
         quantized = layerwise_quantize(model, layer_map(plan, context), name_blacklist=others)
         left = [n for n in planned if not isinstance(quantized.get_submodule(n), QuantWeightBiasInputOutputLayer)]

@@ -12,6 +12,7 @@ from torch import nn
 
 from dq_brevitas.weights import quantized_layers
 from dq_plugins.errors import DQError
+from dq_plugins.temporal.table import NotComputed, TableLookup
 from dq_plugins.timesteps import detach_context
 
 #: Brevitas layer and the PyTorch layer it replaces; the order goes from special to general.
@@ -39,7 +40,7 @@ def plain_class(name: str, layer: nn.Module) -> type[nn.Module]:
     raise DQError(f"layer {name!r} is a {type(layer).__name__}, which has no full-precision counterpart")
 
 
-def float_model(model: nn.Module) -> nn.Module:
+def float_model(model: nn.Module, original: nn.Module | None = None) -> nn.Module:
     """A full-precision copy of a Brevitas model: the denoiser as trained, without its quantizers.
 
     Weights are the float weights behind the quantizers, biases include bias correction. It is the denoiser that a plan
@@ -47,15 +48,17 @@ def float_model(model: nn.Module) -> nn.Module:
 
     Args:
         model: a denoiser quantized by layers (``layerwise_quantize``, a layer map, or `BrevitasAdapter`).
+        original: the denoiser it was made from; needed where a temporal table has replaced layers.
 
     Returns:
         The copy, with plain PyTorch layers and no timestep context.
 
     Raises:
-        DQError: a quantized layer has no full-precision counterpart.
+        DQError: a quantized layer has no full-precision counterpart, or layers are gone and ``original`` is not given.
     """
     twin = copy.deepcopy(model)
     detach_context(twin)
+    _restore_temporal(twin, original)
     for name, layer in quantized_layers(twin).items():
         _set(twin, name, _plain_layer(plain_class(name, layer), layer))
     for name, module in twin.named_modules():
@@ -65,6 +68,18 @@ def float_model(model: nn.Module) -> nn.Module:
                 "be another model; quantize layer inputs (input_quant) instead of inserting activation quantizers"
             )
     return twin
+
+
+def _restore_temporal(twin: nn.Module, original: nn.Module | None) -> None:
+    for name, module in list(twin.named_modules()):
+        if not isinstance(module, TableLookup | NotComputed):
+            continue
+        if original is None:
+            raise DQError(
+                f"layer {name!r} was replaced by the temporal table and its weights are not in the model any more; "
+                "pass the denoiser the plan was made for as original=..."
+            )
+        _set(twin, name, copy.deepcopy(original.get_submodule(name)))
 
 
 def _plain_layer(plain: type[nn.Module], layer: nn.Module) -> nn.Module:

@@ -2,9 +2,9 @@
 
 Brevitas computes ``q = clip(round(x / s + z))``; this library and the integer kernels compute
 ``q = clip(round(x * (1 / s)) + z)`` (see `dq_plugins.affine`). The two differ by one code where the quotient lies
-within a rounding error of a tie, in about one element of a million. `ReciprocalIntQuant` is the second form: quantizers made
-from a plan use it, so they agree with the plan bit for bit. Quantizers chosen by hand keep Brevitas' form, so that one
-timestep group equals the stock quantizer bit for bit; ``.let(int_quant=ReciprocalIntQuant)`` switches any of them.
+within a rounding error of a tie. `ReciprocalIntQuant` is the second form: quantizers made from a plan use it, so they
+agree with the plan bit for bit. Quantizers chosen by hand keep Brevitas' form, so that one timestep group equals the
+stock quantizer bit for bit; ``.let(int_quant=ReciprocalIntQuant)`` switches any of them.
 """
 
 from __future__ import annotations

@@ -91,7 +91,8 @@ class TimestepActQuantProxyFromInjector(ActQuantProxyFromInjector):
             return super().create_quant_tensor(qt_args, x)
         for layer in self.tracked_module_list:
             bias = getattr(layer, "bias_quant", None)
-            if getattr(layer, "bias", None) is not None and bias is not None and bias.is_quant_enabled:
+            has_bias = bias is not None and getattr(layer, "bias", None) is not None
+            if has_bias and bias.is_quant_enabled and bias.requires_input_scale:
                 raise TimestepError(
                     f"{_layer_name(self)} quantizes its bias with the scale of its input, and with one timestep per "
                     "sample every sample has another one. Quantize it with bias_quant=None, or call the denoiser with "

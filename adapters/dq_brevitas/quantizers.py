@@ -19,6 +19,7 @@ of temporal features, TFMQ-DM (arXiv 2311.16503).
 from __future__ import annotations
 
 from dq_brevitas import host  # noqa: F401  isort: skip
+from brevitas.core.stats import NegativeMinOrZero
 from brevitas.inject import ExtendedInjector
 from brevitas.inject.enum import StatsOp
 from brevitas.quant import (
@@ -30,6 +31,9 @@ from brevitas.quant import (
     Uint8ActPerTensorFloat,
 )
 
+from dq_brevitas.binary import EvolvableBasisWeight as EvolvableBasisWeight
+from dq_brevitas.binary import Int8ActLearnedStep as Int8ActLearnedStep
+from dq_brevitas.binary import SignedBinaryWeightPerChannelFloat as SignedBinaryWeightPerChannelFloat
 from dq_brevitas.integer import TimestepIntQuant
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
 from dq_brevitas.scaling import TimestepScaling, TimestepZeroPoint
@@ -100,4 +104,4 @@ class ShiftedUint8ActFiniteSetFloat(FiniteSetMixin, ShiftedUint8ActPerTimestepFl
     """8-bit asymmetric activations of the temporal block, one exact range per timestep of the schedule."""
 
     scaling_stats_op = StatsOp.MIN_MAX
-    low_percentile_q = 0.0
+    zero_point_stats_impl = NegativeMinOrZero

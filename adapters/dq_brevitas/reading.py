@@ -15,26 +15,32 @@ from torch import Tensor, nn
 from dq_brevitas.float_model import float_model, plain_class
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
 from dq_brevitas.weights import quantized_layers
-from dq_plugins.affine import integer_range
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
 from dq_plugins.plan import ActivationQuant, LayerPlan, PassRecord, QuantPlan, WeightQuant
 from dq_plugins.timesteps import Schedule, TimestepGroups, argument_of, context_of
 
-ALL_TIMESTEPS = "all"
+ALL_TIMESTEPS = "all-timesteps"
+"""Groups of the stock per-tensor quantizers: one for every timestep."""
 
 
 def plan_from_model(
-    model: nn.Module, schedule: Schedule, *, base: QuantPlan | None = None, argument: str | None = None
+    model: nn.Module,
+    schedule: Schedule,
+    *,
+    base: QuantPlan | None = None,
+    original: nn.Module | None = None,
+    argument: str | None = None,
 ) -> QuantPlan:
     """The plan that a Brevitas model carries out.
 
-    Apply it to `float_model(model)`, whose weights are the trained ones.
+    Apply it to ``float_model(model)``, whose weights are the trained ones.
 
     Args:
         model: a denoiser quantized with Brevitas: calibrated, trained, or made from a plan.
         schedule: timesteps of the sampling the plan is for.
         base: the plan the model came from; layer kinds and roles, sections, recipe and seed are kept from it.
+        original: the denoiser the model was made from; needed where a temporal table has replaced layers.
         argument: name of the timestep argument, for a model without a timestep context.
 
     Returns:
@@ -51,7 +57,7 @@ def plan_from_model(
     argument = argument or argument_of(model) or (base.timestep_argument if base else None)
     if argument is None:
         raise PlanError("the model has no timestep context; name its timestep argument with argument='...'")
-    twin = float_model(model)
+    twin = float_model(model, original)
     return QuantPlan(
         model=type(model).__name__,
         model_hash=weights_hash(twin),
@@ -103,10 +109,12 @@ def _read_weight(name: str, layer: nn.Module) -> WeightQuant:
             f"the weights of layer {name!r} are not integers times a scale (several bases, or a zero point that is not "
             "an integer), which a plan cannot say; freeze or bake the quantizer first"
         )
+    codes = exact.round()
+    if bits == 1 and torch.equal(codes, torch.where(layer.weight >= 0, 1.0, -1.0)):
+        return WeightQuant(1, scale.cpu(), scheme="binary")
+    bits = max(bits, 2)  # signs that are not those of the weight are codes -1 and +1 of two bits
     offset = 0 if quantized.signed else 2 ** (bits - 1)
-    codes, zero_point = exact.round() - offset, zero_point.round() - offset
-    while codes.max() > integer_range(bits)[1]:  # a binary weight has codes -1 and +1, which need two bits
-        bits += 1
+    codes, zero_point = codes - offset, zero_point.round() - offset
     return WeightQuant(
         bits=bits,
         scale=scale.cpu(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 
 from torch import nn
@@ -10,10 +9,9 @@ from torch import nn
 from dq_brevitas.proxy import timestep_proxies
 from dq_brevitas.quantizers import DEFAULT_GROUPS, FINITE_SET_GROUPS
 from dq_plugins.errors import TimestepError
+from dq_plugins.graph.arguments import find_timestep_argument
 from dq_plugins.timesteps import Schedule, TimestepContext, TimestepGroups, attach_context
 from dq_plugins.timesteps.context import OutOfRange
-
-USUAL_ARGUMENTS = ("timestep", "timesteps", "t", "sigma", "noise_level")
 
 
 def evenly_spaced_groups(count: int, low: float = 0.0, high: float = 1000.0) -> TimestepGroups:
@@ -28,22 +26,6 @@ def evenly_spaced_groups(count: int, low: float = 0.0, high: float = 1000.0) -> 
     if count < 1:
         raise TimestepError(f"timestep groups are at least 1, got {count}")
     return TimestepGroups(tuple(low + (high - low) * g / count for g in range(1, count)))
-
-
-def timestep_argument(model: nn.Module) -> str:
-    """Name of the forward argument that carries the timestep, where it has a usual one.
-
-    Raises:
-        TimestepError: it has not.
-    """
-    arguments = list(inspect.signature(model.forward).parameters)
-    for name in USUAL_ARGUMENTS:
-        if name in arguments:
-            return name
-    raise TimestepError(
-        f"none of the arguments of {type(model).__name__}.forward ({', '.join(arguments)}) is a usual name of the "
-        "timestep; say which one carries it with argument='...'"
-    )
 
 
 def attach_timesteps(
@@ -85,7 +67,7 @@ def attach_timesteps(
             "dq_brevitas.quantizers, or turn its own into such with dq_brevitas.convert_to_timestep."
         )
     context = TimestepContext(named, out_of_range)
-    argument = argument or timestep_argument(model)
+    argument = find_timestep_argument(model, argument)
     for proxy in proxies.values():
         proxy.bind(context)
     attach_context(model, context, argument)

@@ -68,6 +68,14 @@ class PlanAct(TimestepActMixin, _PlanQuant, ActQuantSolver):
     scaling_stats_op = StatsOp.MAX  # should somebody restart its calibration
 
 
+class PlanBinaryWeight(PlanWeight):
+    """Binary weight quantizer of a plan: the sign of the weight times a scale, a parameter."""
+
+    quant_type = QuantType.BINARY
+    narrow_range = True
+    bit_width = 1
+
+
 def _shifted(zero_point: Tensor, bits: int, where: str) -> Tensor:
     q_min, q_max = integer_range(bits)
     if int(zero_point.min()) < q_min or int(zero_point.max()) > q_max:
@@ -106,6 +114,8 @@ def weight_quantizer(quant: WeightQuant, layer: nn.Module, name: str = "the laye
         raise PlanError(f"{name!r} has {weight.shape[0]} output channels and the plan {quant.scale.numel()} scales")
     shape = (quant.scale.numel(), *[1] * (weight.dim() - 1)) if quant.scale.numel() > 1 else ()
     scale = quant.scale.float().reshape(shape)
+    if quant.scheme == "binary":
+        return PlanBinaryWeight.let(scaling_init=scale, scaling_shape=shape)
     injector = PlanWeight.let(
         bit_width=quant.bits,
         scaling_init=scale * _threshold(quant.bits, signed=quant.symmetric),

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from brevitas.nn import QuantLinear
+from torch import nn
+
+import dq_plugins as dq
+from dq_brevitas import BrevitasAdapter
+from dq_plugins.errors import PlanError
+from dq_plugins.hashing import weights_hash
+from dq_plugins.plan import LayerPlan
+from dq_plugins.simulate import SimulateAdapter
+from dq_plugins.temporal.table import SECTION, table_section
+from dq_plugins.testing.adapters import AdapterConformance
+from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
+from dq_plugins.testing.plans import handmade_plan
+
+
+class TestConformance(AdapterConformance):
+
+    name = "brevitas"
+    simulated_db = 200.0  # bit for bit
+
+
+def test_it_is_registered():
+    model = TinyDenoiser()
+    quantized = dq.apply(model, handmade_plan(model), backend="brevitas")
+    assert isinstance(quantized.up, QuantLinear)
+    assert type(model.up) is nn.Linear
+
+
+def test_layers_outside_the_plan_keep_their_class():
+    model = TinyDenoiser()
+    plan = handmade_plan(model)
+    plan.layers["up"] = LayerPlan("linear", kept="too precious")
+    del plan.layers["down"]
+    quantized = BrevitasAdapter().apply(model, plan)
+    assert type(quantized.up) is type(quantized.down) is nn.Linear
+
+
+def test_a_subclass_that_brevitas_would_skip_is_refused_before_anything_changes():
+    class LoudLinear(nn.Linear):
+        pass
+
+    model = TinyDenoiser()
+    model.up.__class__ = LoudLinear
+    plan = handmade_plan(model)
+    with pytest.raises(PlanError, match=r"'up', a LoudLinear"):
+        BrevitasAdapter().apply(model, plan)
+    assert type(model.down) is nn.Linear
+
+
+def with_table(model: TinyDenoiser):
+    plan = handmade_plan(model)
+    rows = {"modulation": torch.randn(5, 16)}
+    plan.sections[SECTION] = table_section(tuple(map(float, sorted(TIMESTEPS))), rows, ["time_out"])
+    return plan
+
+
+def test_the_temporal_table_takes_the_place_of_its_layers(calls):
+    plan = with_table(TinyDenoiser())
+    model, simulated = BrevitasAdapter().apply(TinyDenoiser(), plan), SimulateAdapter().apply(TinyDenoiser(), plan)
+    assert all(torch.equal(model(**call), simulated(**call)) for call in calls)
+    live = BrevitasAdapter().apply(TinyDenoiser(), plan, temporal_fallback="live")
+    assert torch.isfinite(live(**{**calls[0], "timestep": torch.tensor([123.0])})).all()
+
+
+def test_training_and_a_copy_leave_the_plan_alone(calls):
+    model = TinyDenoiser()
+    plan = handmade_plan(model)
+    before = plan.hash
+    quantized = copy.deepcopy(BrevitasAdapter().apply(model, plan)).train()
+    optimizer = torch.optim.SGD(quantized.parameters(), 0.1)
+    quantized(**calls[0]).square().mean().backward()
+    optimizer.step()
+    assert plan.hash == before
+    assert weights_hash(TinyDenoiser()) == plan.model_hash
