@@ -33,6 +33,8 @@ def exact_range(
 ) -> tuple[float, float]:
     """The range with the least squared error over all scales and zero points, or over some.
 
+    Ranges that reach more than half a step beyond the values are left out: codes out there would be wasted.
+
     Args:
         values: float32 ``[N]``.
         weights: how often each value occurs, ``[N]``.
@@ -45,15 +47,29 @@ def exact_range(
         ``(low, high)``; `dq_plugins.affine.affine_parameters` gives back the scale and the zero point.
     """
     q_min, q_max = integer_range(bits)
-    q_max = max(q_max, 1) if symmetric else q_max  # as affine_parameters has it
     best, found = math.inf, (0.0, 0.0)
     for zero in [0] if symmetric else (range(q_min, q_max + 1) if zeros is None else zeros):
-        below, above = zero - q_min, q_max - zero
-        scale, error = best_scale(values, weights, (below, above), scales)
+        levels = (zero - q_min, q_max - zero)
+        largest = _largest_scale(values, levels, symmetric)
+        if largest == 0:
+            continue
+        scale, error = best_scale(values, weights, levels, (scales[0], min(scales[1], largest)))
         if error < best:
             best = error
-            found = (-scale * (above if symmetric else below), scale * above)
+            bound = scale * max(q_max, 1)  # as affine_parameters has it
+            found = (-bound, bound) if symmetric else (-scale * levels[0], scale * levels[1])
     return found
+
+
+def _largest_scale(values: Tensor, levels: tuple[int, int], symmetric: bool) -> float:
+    """Scale at which the range reaches half a step beyond the values."""
+    below, above = max(-float(values.min()), 0.0), max(float(values.max()), 0.0)
+    if symmetric:
+        below = above = max(below, above)
+        levels = (max(levels[1], 1),) * 2
+    half_step = (below + above) / sum(levels) / 2
+    ends = zip((below, above), levels, strict=True)
+    return min((end + half_step) / level for end, level in ends if level > 0)
 
 
 def best_scale(
@@ -72,7 +88,8 @@ def best_scale(
     if not values.numel():
         return 1.0, 0.0
     size = values.abs()
-    smallest, largest = scales[0], min(scales[1], 2 * float(size.max()))  # twice the size: all round to zero
+    largest = min(scales[1], 2 * float(size.max()))  # at twice the size all round to zero
+    smallest = min(scales[0], largest)
     limit = torch.where(values < 0, float(levels[0]), float(levels[1])).double()
     change, owner, code = _changes(size, limit, smallest, largest)
 

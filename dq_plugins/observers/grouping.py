@@ -47,6 +47,26 @@ def run_costs(table: ErrorTable) -> tuple[Tensor, Tensor]:
     return cost, choice
 
 
+def best_candidates(table: ErrorTable, membership: Tensor, count: int) -> Tensor:
+    """Best candidate range of each group, whoever chose the groups.
+
+    The candidate that is best for all timesteps stays unless another is really better (by more than rounding), so a
+    layer that does not change with the timestep gets the same range everywhere. A group without timesteps has it too.
+
+    Args:
+        table: errors of one layer.
+        membership: group of each timestep, int64 ``[T]``.
+        count: number of groups.
+
+    Returns:
+        Indices of candidates, int64 ``[G]``.
+    """
+    sums = torch.zeros((count, table.error.shape[1]), dtype=torch.float64).index_add_(0, membership, table.error)
+    static = int(table.error.sum(0).argmin())
+    least, choice = sums.min(dim=1)
+    return torch.where(least < sums[:, static] * (1 - TIE), choice, static)
+
+
 def best_partitions(cost: Tensor, max_groups: int | None = None) -> tuple[Tensor, list[tuple[int, ...]]]:
     """Partitions into 1, 2, ... contiguous groups with the least summed cost.
 
@@ -103,45 +123,28 @@ class Grouping:
 
     def ranges(self, count: int) -> dict[str, tuple[Tensor, Tensor]]:
         """Best candidate of every layer in each of ``count`` groups: float32 ``low [G]`` and ``high [G]``."""
-        chosen = {layer: self._choose(table, count) for layer, table in self.tables.items()}
+        membership, groups = self._membership(count)
+        chosen = {layer: best_candidates(table, membership, groups) for layer, table in self.tables.items()}
         return {layer: (self.tables[layer].low[c], self.tables[layer].high[c]) for layer, c in chosen.items()}
 
     def errors(self, count: int) -> dict[str, float]:
         """Error of every layer with ``count`` groups, relative to its signal power, mean over timesteps."""
-        index = self._index(count)
-        sizes = torch.tensor([b - a for a, b in pairwise([0, *self.starts[index], len(self.timesteps)])])
+        membership, groups = self._membership(count)
         found = {}
         for layer, table in self.tables.items():
-            chosen = self._choose(table, count).repeat_interleave(sizes)
+            chosen = best_candidates(table, membership, groups)[membership]
             found[layer] = float(table.error.gather(1, chosen[:, None]).mean()) / _power(table)
         return found
+
+    def _membership(self, count: int) -> tuple[Tensor, int]:
+        starts = self.starts[self._index(count)]
+        sizes = torch.tensor([b - a for a, b in pairwise([0, *starts, len(self.timesteps)])])
+        return torch.repeat_interleave(sizes), len(sizes)
 
     def _index(self, count: int) -> int:
         if count < 1:
             raise DQError(f"at least one timestep group is needed, got {count}")
         return min(count, len(self.starts)) - 1
-
-    def _choose(self, table: ErrorTable, count: int) -> Tensor:
-        """Candidate of each group ``[G]``."""
-        sizes = torch.tensor([b - a for a, b in pairwise([0, *self.starts[self._index(count)], len(self.timesteps)])])
-        return best_candidates(table, torch.arange(len(sizes)).repeat_interleave(sizes), len(sizes))
-
-
-def best_candidates(table: ErrorTable, membership: Tensor, count: int) -> Tensor:
-    """Candidate range of each group: the one best for all timesteps unless another is really better.
-
-    Args:
-        table: error table of a layer.
-        membership: group of every timestep, int64 ``[T]``; any groups, contiguous or not.
-        count: number of groups; one without timesteps gets the candidate that is best for all.
-
-    Returns:
-        Indices of candidates, int64 ``[G]``.
-    """
-    sums = table.error.new_zeros(count, table.error.shape[1]).index_add(0, membership, table.error)
-    static = int(table.error.sum(0).argmin())
-    least, choice = sums.min(dim=1)
-    return torch.where(least < sums[:, static] * (1 - TIE), choice, static)
 
 
 def _power(table: ErrorTable) -> float:
