@@ -10,7 +10,7 @@ index of every named set of groups, runs the original forward, and clears the in
   a context of their own, and two denoisers in one process never meet;
 - nothing counts calls: shuffled, skipped, repeated or per-sample timesteps select by value.
 
-Index shapes: ``[1]`` when the whole batch has one timestep, ``[B]`` when every sample has its own.
+Index shapes: ``[1]`` when the whole batch has one timestep, ``[B]`` when every sample may have its own.
 """
 
 from __future__ import annotations
@@ -54,18 +54,20 @@ class TimestepContext:
         if t.dim() > 1:
             raise TimestepError(f"a timestep is a number, 0-d or one per sample; got shape {tuple(t.shape)}")
         t = t.reshape(-1)
-        if self.out_of_range == "error" and not torch.compiler.is_compiling():
-            self._check(t)
+        # On an accelerator reading a value would stall the device at every step, and in a compiled graph there is
+        # none to read: only eager code on the host looks at the values.
+        if t.device.type == "cpu" and not torch.compiler.is_compiling():
+            t = self._checked(t)
         self.timestep = t
         self._index = {name: groups.index(t) for name, groups in self.groups.items()}
 
-    def _check(self, t: Tensor) -> None:
-        # On an accelerator reading the value would stall the device at every step, so only the host checks.
-        if t.device.type != "cpu" or not self.groups:
-            return
+    def _checked(self, t: Tensor) -> Tensor:
+        """``t``, or one entry of it when all samples have the same: one set of parameters is then enough."""
         smallest, largest = (float(v) for v in t.float().aminmax())
-        for groups in self.groups.values():
-            groups.check(smallest, largest)
+        if self.out_of_range == "error":
+            for groups in self.groups.values():
+                groups.check(smallest, largest)
+        return t[:1] if smallest == largest else t
 
     def clear(self) -> None:
         """Forget the selection: a layer called outside the denoiser's forward then says so."""

@@ -68,6 +68,14 @@ def test_per_sample_timesteps_equal_single_calls() -> None:
         torch.testing.assert_close(batch[i], denoiser(X[i : i + 1], torch.tensor(t))[0])
 
 
+def test_equal_timesteps_of_a_batch_select_once() -> None:
+    context = TimestepContext({"g": GROUPS})
+    context.select(torch.tensor([400, 400, 400]))
+    assert context.index("g").tolist() == [1]
+    context.select(torch.tensor([400, 400, 700]))
+    assert context.index("g").tolist() == [1, 1, 2]
+
+
 def test_guidance_in_one_batch_equals_two_calls() -> None:
     denoiser, t = routed(), torch.tensor(450)
     both = denoiser(torch.cat([X, -X]), t)
