@@ -17,6 +17,7 @@ class Sound(Pass):
 
     name = "under-test"
     requires = ("weight-ranges",)
+    after = ("a-pass-of-a-package-that-is-not-installed",)
 
     class Options(PassOptions):
         mark: int = 1
@@ -58,8 +59,8 @@ class AnyOption(Sound):
         super().__init__(mark=options.get("mark", 1))
 
 
-class NamesNobody(Sound):
-    after = ("no-such-pass",)
+class RequiresNobody(Sound):
+    requires = ("no-such-pass",)
 
 
 class Speechless(Sound):
@@ -123,7 +124,7 @@ FAULTS = {
     Misnamed: "it is a pass class under its registered name",
     OptionWithoutDefault: "options have defaults",
     AnyOption: "unknown option is refused",
-    NamesNobody: "passes it names exist",
+    RequiresNobody: "passes it requires exist",
     Speechless: "plan is valid and survives a round trip",
     Idle: "it decides something",
     GlobalRandom: "same seed same plan",
