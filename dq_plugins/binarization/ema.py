@@ -14,7 +14,7 @@ class MovingAverage:
 
     Args:
         model: whose parameters are averaged.
-        decay: largest decay. At step n it is ``min(decay, (1 + n) / (10 + n))``, so that early averages forget the start.
+        decay: largest decay. At step n it is ``min(decay, (1 + n) / (10 + n))``: early averages forget the start.
 
     Attributes:
         average: by parameter name.

@@ -28,9 +28,9 @@ def round_ste(x: Tensor) -> Tensor:
     return torch.round(x).detach() + (x - x.detach())
 
 
-def scale_gradient(x: Tensor, factor: float) -> Tensor:
-    """``x`` itself, bit for bit, with its gradient multiplied by ``factor``."""
-    return x.detach() + (x - x.detach()) * factor
+def scale_gradient_factor(step: Tensor, numel: int, bits: int) -> Tensor:
+    """``step`` itself, bit for bit, with its gradient multiplied by ``1 / sqrt(numel Q_P)``."""
+    return step.detach() + (step - step.detach()) / math.sqrt(numel * integer_range(bits)[1])
 
 
 def fake_quantize_ste(x: Tensor, step: Tensor, bits: int, numel: int) -> Tensor:
@@ -43,7 +43,7 @@ def fake_quantize_ste(x: Tensor, step: Tensor, bits: int, numel: int) -> Tensor:
         numel: elements that one step serves.
     """
     q_min, q_max = integer_range(bits)
-    s = scale_gradient(step.abs().clamp_min(SMALLEST_STEP), 1 / math.sqrt(numel * q_max))
+    s = scale_gradient_factor(step.abs().clamp_min(SMALLEST_STEP), numel, bits)
     q = round_ste((x.float() * (1.0 / s)).clamp(q_min, q_max))
     return (q * s).to(x.dtype)
 

@@ -1,7 +1,7 @@
 """Low-rank representation mimicking: the student follows the teacher's blocks where the teacher's features live.
 
-Source: BinaryDM, section 3.3. For block ``i`` with features ``e`` of ``c`` channels, the principal directions ``P`` of the
-teacher's features over channels (all samples and positions count as observations), the first ``round(c / K)`` of them:
+Source: BinaryDM, section 3.3. For block ``i`` with features ``e`` of ``c`` channels, ``P`` holds the first
+``round(c / K)`` principal directions of the teacher's features over channels; samples and positions are observations:
 
     L_LRM = mean_i mean_elements ( P^T e_teacher - P^T e_student )^2          K = 4
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -160,7 +161,7 @@ def test_the_regulariser_of_the_paper_shrinks_the_second_scale_and_the_jump_at_t
     with_penalty, jump = train_with_penalty(tau=9e-2)
     without, jump_without = train_with_penalty(tau=0.0)
     assert with_penalty[-1] < 0.05
-    assert all(later <= earlier + 0.02 for earlier, later in zip(with_penalty, with_penalty[1:], strict=False))
+    assert all(later <= earlier + 0.02 for earlier, later in pairwise(with_penalty))
     assert min(without) > 0.5
     assert jump < 1.1
     assert jump_without > 1.3

@@ -21,7 +21,9 @@ def schemes(choices):
 
 def test_two_bases_where_features_are_at_least_half_the_inputs_side(part):
     found = schemes(binarydm_choices(part))
-    large = {f"{block}.{layer}" for block in ("down.0", "down.1", "up.0", "up.1") for layer in ("conv1", "time", "conv2")}
+    large = {
+        f"{block}.{layer}" for block in ("down.0", "down.1", "up.0", "up.1") for layer in ("conv1", "time", "conv2")
+    }
     assert {n for n, s in found.items() if s == "evolvable"} == large
     assert {n for n, s in found.items() if s == "binary"} == {"middle.conv1", "middle.time", "middle.conv2"}
     assert {n for n, s in found.items() if s == "int8"} == {"embed", "first", "last"}

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from dq_plugins.binarization import integer
-from dq_plugins.binarization.integer import bit_planes, bit_serial_matmul, int_matmul, pack_rows, plane_weights, popcount
+from dq_plugins.binarization.integer import (
+    bit_planes,
+    bit_serial_matmul,
+    int_matmul,
+    pack_rows,
+    plane_weights,
+    popcount,
+)
 from dq_plugins.errors import DQError
 
 

@@ -32,7 +32,9 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-@pytest.mark.parametrize(("weight", "bits", "kernel"), [("binary", 8, "int8"), ("binary", 4, "bit-serial"), ("int8", 8, "auto")])
+@pytest.mark.parametrize(
+    ("weight", "bits", "kernel"), [("binary", 8, "int8"), ("binary", 4, "bit-serial"), ("int8", 8, "auto")]
+)
 def test_integer_execution_equals_fake_quantization(kind, weight, bits, kernel):
     torch.manual_seed(0)
     make, shape = LAYERS[kind]

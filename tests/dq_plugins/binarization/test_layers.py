@@ -25,9 +25,15 @@ def test_layers_keep_identity_parameters_and_keys():
 
 def test_weights_in_the_forward_have_as_many_values_as_bits_allow():
     model = tiny_denoiser()
-    choices = {"first": LayerChoice("int8"), "middle.conv1": LayerChoice("binary"), "middle.conv2": LayerChoice("evolvable")}
+    choices = {
+        "first": LayerChoice("int8"),
+        "middle.conv1": LayerChoice("binary"),
+        "middle.conv2": LayerChoice("evolvable"),
+    }
     train_quantized(model, choices)
-    per_channel = {n: layer.quantized_weight().flatten(1)[0].unique().numel() for n, layer in trained_layers(model).items()}
+    per_channel = {
+        n: layer.quantized_weight().flatten(1)[0].unique().numel() for n, layer in trained_layers(model).items()
+    }
     assert per_channel["middle.conv1"] == 2
     assert per_channel["middle.conv2"] == 4
     assert per_channel["first"] > 20

@@ -40,14 +40,14 @@ def test_gradients_are_those_of_the_paper():
 
 
 def test_training_the_step_reduces_the_error_of_a_bad_start():
-    x = torch.randn(4000)
+    x = torch.randn(4000, generator=torch.Generator().manual_seed(0))
     quantizer = LearnedStepActivation(4)
     quantizer(x)
     with torch.no_grad():
         quantizer.step.mul_(4)
-    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.01)
     first = None
-    for _ in range(150):
+    for _ in range(250):
         optimizer.zero_grad()
         error = (quantizer(x) - x).square().mean()
         error.backward()

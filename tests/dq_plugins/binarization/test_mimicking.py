@@ -39,7 +39,7 @@ def test_directions_find_the_planted_subspace_of_the_channels(shape):
 
 
 def test_directions_come_in_order_of_variance():
-    features, planted = planted_features((2000, 8), strong=8)
+    features, _ = planted_features((2000, 8), strong=8)
     directions = principal_directions(features[None], reduction=1)
     variance = (by_channel(features[None]) @ directions).var(0)
     assert (variance.diff() < 0).all()
@@ -51,7 +51,7 @@ def test_rank(channels, expected):
 
 
 def test_a_student_that_differs_outside_the_subspace_only_has_no_loss_and_no_gradient():
-    teacher, planted = planted_features((4, 16, 6, 6), strong=4)
+    teacher, _ = planted_features((4, 16, 6, 6), strong=4)
     directions = principal_directions(teacher)
     outside = torch.eye(16) - directions @ directions.t()
     noise = torch.randn(4 * 36, 16) @ outside
