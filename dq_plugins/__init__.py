@@ -8,7 +8,7 @@ from dq_plugins.errors import DQError
 from dq_plugins.graph import partition, trace
 from dq_plugins.plan import QuantPlan
 from dq_plugins.recipe import make_plan
-from dq_plugins.registry import get, names, register
+from dq_plugins.registry import get, names, plugins, register, temporary
 from dq_plugins.timesteps import Schedule, TimestepGroups
 
 try:
@@ -27,7 +27,9 @@ __all__ = [
     "make_plan",
     "names",
     "partition",
+    "plugins",
     "record",
     "register",
+    "temporary",
     "trace",
 ]
