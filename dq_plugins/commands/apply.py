@@ -1,0 +1,38 @@
+"""``dq-plugins apply``: how each layer of a plan executes in a backend."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "Apply a plan to a model and show how each layer executes: integer, simulated or full precision, and why."
+EXAMPLE = "dq-plugins apply examples/denoisers/digits plan/ --backend torchao"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("model", help="folder of a diffusers pipeline")
+    parser.add_argument("plan", help="folder of a plan")
+    parser.add_argument("--backend", default="torchao", help="adapter that executes the plan")
+    parser.add_argument("--json", action="store_true", help="print {layer: execution}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Apply and print."""
+    import json
+    from dataclasses import asdict
+
+    from dq_plugins.application import apply
+    from dq_plugins.commands.host import load_denoiser
+    from dq_plugins.evaluation.execution import executions
+    from dq_plugins.plan import load_plan
+    from dq_plugins.report import Table
+
+    _, denoiser = load_denoiser(args.model)
+    plan = load_plan(args.plan)
+    found = executions(apply(denoiser, plan, args.backend), plan)
+    if args.json:
+        print(json.dumps({name: asdict(e) for name, e in found.items()}, indent=1))
+    else:
+        rows = [[name, e.width, e.state, e.kernel or e.compute, e.reason] for name, e in found.items()]
+        print(Table(["layer", "width", "runs", "kernel", "why"], rows))
+    return 0

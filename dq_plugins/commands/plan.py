@@ -1,0 +1,92 @@
+"""``dq-plugins plan``: run a recipe on a recorded calibration set."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "Make a quantization plan from a model and its calibration set."
+EXAMPLE = """
+dq-plugins record examples/denoisers/digits --out calib/ --steps 20 --images 16
+dq-plugins plan examples/denoisers/digits calib/ --recipe default --weight-bits 8 --act-bits 8 --out plan/
+"""
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of every command that runs a recipe."""
+    parser.add_argument("--recipe", default="default", help="registered recipe (see dq-plugins list)")
+    parser.add_argument("--weight-bits", type=int, default=8, help="target width of weights")
+    parser.add_argument("--act-bits", type=int, default=8, help="target width of activations; 32 leaves them alone")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="PASS.NAME=VALUE",
+        help="option of a pass, for example timestep-groups.groups=4; repeatable",
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("model", help="folder of a diffusers pipeline")
+    parser.add_argument("calibration", help="folder written by dq-plugins record")
+    parser.add_argument("--out", required=True, help="folder for the plan; the same command resumes there")
+    add_recipe_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make and save the plan, and print what it decided."""
+    from dq_plugins.calibration import CalibrationSet
+    from dq_plugins.commands.host import load_denoiser
+    from dq_plugins.commands.summary import plan_table
+
+    _, denoiser = load_denoiser(args.model)
+    plan = run_recipe(args, denoiser, CalibrationSet.open(args.calibration), Path(args.out))
+    print(plan_table(plan))
+    print(f"\nplan {plan.hash[:12]} written to {args.out}")
+    return 0
+
+
+def run_recipe(args: argparse.Namespace, denoiser, calibration, out: Path):
+    """Run the recipe that ``args`` name; intermediate results lie in ``out/work`` until the plan is whole."""
+    import shutil
+
+    from dq_plugins.recipe import make_plan
+
+    plan = make_plan(
+        denoiser,
+        calibration,
+        args.recipe,
+        weight_bits=args.weight_bits,
+        act_bits=None if args.act_bits >= 32 else args.act_bits,
+        seed=args.seed,
+        options=parse_options(args.option),
+        workdir=out / "work",
+    )
+    plan.save(out)
+    shutil.rmtree(out / "work")
+    return plan
+
+
+def parse_options(texts: list[str]) -> dict[str, dict[str, object]]:
+    """``["timestep-groups.groups=4"]`` -> ``{"timestep-groups": {"groups": 4}}``; values are JSON, else text.
+
+    Raises:
+        RecipeError: a text has another form.
+    """
+    import json
+
+    from dq_plugins.errors import RecipeError
+
+    options: dict[str, dict[str, object]] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        name, dot, field = key.partition(".")
+        if not (equals and dot and name and field):
+            raise RecipeError(f"--option takes PASS.NAME=VALUE, for example timestep-groups.groups=4; got {text!r}")
+        try:
+            options.setdefault(name, {})[field] = json.loads(value)
+        except ValueError:
+            options.setdefault(name, {})[field] = value
+    return options

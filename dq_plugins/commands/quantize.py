@@ -1,0 +1,41 @@
+"""``dq-plugins quantize``: record, plan and check in one command."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dq_plugins.commands.plan import add_recipe_arguments, run_recipe
+
+HELP = "Quantize the denoiser of a diffusers pipeline: record, plan, apply, measure."
+EXAMPLE = "dq-plugins quantize examples/denoisers/digits --recipe default --weight-bits 8 --out ./quantized"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    from dq_plugins.commands.record import add_sampling_arguments
+
+    parser.add_argument("model", help="folder of a diffusers pipeline")
+    parser.add_argument("--out", required=True, help="folder for calib/ and plan/; the same command resumes there")
+    parser.add_argument("--backend", default="torchao", help="adapter that executes the plan")
+    add_sampling_arguments(parser)
+    add_recipe_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Record into ``out/calib``, plan into ``out/plan``, apply, and print the output error per timestep."""
+    from dq_plugins.application import apply
+    from dq_plugins.commands.evaluate import sqnr_table
+    from dq_plugins.commands.host import load_denoiser
+    from dq_plugins.commands.record import record_pipeline
+    from dq_plugins.commands.summary import plan_table
+
+    out = Path(args.out)
+    calibration = record_pipeline(args, out / "calib")
+    _, denoiser = load_denoiser(args.model)
+    plan = run_recipe(args, denoiser, calibration, out / "plan")
+    print(plan_table(plan))
+    print()
+    print(sqnr_table({args.backend: apply(denoiser, plan, args.backend)}, calibration))
+    print(f"\nplan written to {out / 'plan'}; use it with dq_plugins.apply(denoiser, plan, backend={args.backend!r})")
+    return 0
