@@ -164,7 +164,8 @@ class EvolvableBasisWeight(SignedBinaryWeightPerChannelFloat):
     Examples:
         >>> from brevitas.nn import QuantLinear
         >>> from dq_plugins.binarization import evolve
-        >>> fc = QuantLinear(10, 5, bias=False, weight_quant=EvolvableBasisWeight)
+        >>> _ = torch.manual_seed(0)
+        >>> fc = QuantLinear(64, 5, bias=False, weight_quant=EvolvableBasisWeight)
         >>> len(fc.quant_weight().value[0].unique())
         4
         >>> evolve(fc), len(fc.quant_weight().value[0].unique())
