@@ -180,7 +180,8 @@ def optimal_groups(
         if table.error.shape[0] != steps:
             raise DQError(f"the error table of {layer!r} has {table.error.shape[0]} timesteps, expected {steps}")
         weight = weights[layer] if weights is not None else 1.0 / (_power(table) * steps)
-        total += weight * run_costs(table)[0]
+        cost, _ = run_costs(table)
+        total += torch.where(cost.isinf(), cost, weight * cost)  # a weight of 0 must not make empty runs NaN
     curve, starts = best_partitions(total, max_groups)
     return Grouping(tuple(timesteps), tuple(curve.tolist()), tuple(starts), dict(tables), bounds)
 

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
+from dq_plugins.calibration import record
+from dq_plugins.errors import CalibrationError
+from dq_plugins.observers import collect, observe_groups, optimal_groups
+from dq_plugins.observers.minmax import MinMaxObserver
+from dq_plugins.observers.streaming import stream_inputs
+from dq_plugins.timesteps import TimestepGroups
+
+TIMESTEPS = (900, 700, 500, 300, 100)
+
+
+class Denoiser(nn.Module):
+    """``moves`` sees inputs that grow with the timestep, ``still`` inputs that do not, ``unused`` none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.moves = nn.Conv2d(3, 3, 3, padding=1)
+        self.still = nn.Linear(5, 3)
+        self.unused = nn.Linear(2, 2)
+        self.calls = 0
+
+    def forward(self, x, t, cond):
+        self.calls += 1
+        scale = (torch.as_tensor(t, dtype=torch.float32) / 100).reshape(-1, 1, 1, 1)
+        return self.moves(input=x * scale) + self.still(cond)[:, :, None, None]
+
+
+@pytest.fixture
+def denoiser():
+    return Denoiser()
+
+
+@pytest.fixture
+def calib(tmp_path, denoiser):
+    def sample(d):
+        generator = torch.Generator().manual_seed(0)
+        cond = torch.randn(2, 5, generator=generator)
+        for _ in range(2):
+            for t in TIMESTEPS:
+                d(torch.randn(2, 3, 8, 8, generator=generator), t, cond)
+
+    return record(denoiser, sample, tmp_path / "calib", progress=False)
+
+
+def inputs_at(denoiser, calib, layer, t):
+    seen = []
+    for _ in stream_inputs(denoiser, calib, [layer], lambda _, x: seen.append(x.clone()), timesteps=[t]):
+        pass
+    return torch.cat(seen)
+
+
+def test_ends_counts_and_power_are_exact(denoiser, calib):
+    found = collect(denoiser, calib, ["moves", "still"])
+    assert found.timesteps == (100.0, 300.0, 500.0, 700.0, 900.0)
+    for i, t in enumerate(found.timesteps):
+        x = inputs_at(denoiser, calib, "moves", t)
+        assert int(found.count("moves")[i]) == x.numel() == 2 * 2 * 3 * 64
+        assert (float(found.low("moves")[i]), float(found.high("moves")[i])) == (float(x.min()), float(x.max()))
+        assert float(found.mean_square("moves")[i]) == pytest.approx(float(x.double().square().mean()))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [8, 6, 4])
+def test_groups_lower_the_real_error_of_layers_that_move_and_raise_none(denoiser, calib, bits, symmetric):
+    layers = ["moves", "still"]
+    found = collect(denoiser, calib, layers)
+    grouping = optimal_groups(found.error_tables(bits, symmetric=symmetric), found.timesteps)
+
+    def real(layer, count):
+        groups, (low, high) = grouping.groups(count), grouping.ranges(count)[layer]
+        total = 0.0
+        for t in found.timesteps:
+            x, g = inputs_at(denoiser, calib, layer, t), groups.of(t)
+            scale, zero = affine_parameters(low[g], high[g], bits, symmetric=symmetric)
+            total += float((fake_quantize(x, scale, zero, *integer_range(bits)) - x).double().square().mean())
+        return total
+
+    assert real("moves", 3) < 0.75 * real("moves", 1)
+    assert real("still", 3) == real("still", 1)
+    power = float(found.mean_square("moves").sum())
+    assert grouping.errors(1)["moves"] * power == pytest.approx(real("moves", 1), rel=0.02)
+
+
+def test_error_tables_take_a_width_for_each_layer(denoiser, calib):
+    found = collect(denoiser, calib, ["moves", "still"])
+    mixed = found.error_tables({"moves": 4, "still": 8})
+    assert torch.equal(mixed["moves"].error, found.error_table("moves", 4).error)
+    assert torch.equal(mixed["still"].error, found.error_table("still", 8).error)
+
+
+def test_an_interrupted_collection_goes_on_where_it_stopped(denoiser, calib, tmp_path):
+    whole = collect(denoiser, calib, ["moves"], folder=tmp_path / "whole")
+    denoiser.calls = 0
+    folder = tmp_path / "part"
+    stop_at = 5  # calls; two a timestep, so two timesteps are finished and a third has begun
+
+    def stop(module, *_):
+        if module.calls == stop_at:
+            raise KeyboardInterrupt
+
+    handle = denoiser.register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        collect(denoiser, calib, ["moves"], folder=folder)
+    handle.remove()
+    denoiser.calls = 0
+    resumed = collect(denoiser, calib, ["moves"], folder=folder)
+    assert denoiser.calls == 2 * 3
+    assert torch.equal(resumed.error_table("moves", 4).error, whole.error_table("moves", 4).error)
+
+
+def test_other_layers_in_the_same_folder_are_collected_anew(denoiser, calib, tmp_path):
+    collect(denoiser, calib, ["moves"], folder=tmp_path)
+    assert int(collect(denoiser, calib, ["still"], folder=tmp_path).count("still").sum()) == 2 * 2 * 5 * 5
+
+
+def test_collecting_twice_gives_the_same_bits(denoiser, calib):
+    a, b = (collect(denoiser, calib, ["moves"]).error_table("moves", 8) for _ in range(2))
+    assert torch.equal(a.error, b.error)
+
+
+def test_the_denoiser_is_left_as_it_was_found(denoiser, calib):
+    denoiser.train()
+    denoiser.still.eval()
+    collect(denoiser, calib, ["moves"])
+    assert denoiser.moves.training
+    assert not denoiser.still.training
+    assert not denoiser.moves._forward_pre_hooks
+
+
+def test_nan_inputs_name_layer_and_timestep(denoiser, calib):
+    def spoil(module, args, kwargs):
+        if float(kwargs["t"]) == 500:
+            kwargs["x"] = kwargs["x"] * torch.nan
+        return args, kwargs
+
+    denoiser.register_forward_pre_hook(spoil, with_kwargs=True)
+    with pytest.raises(CalibrationError, match=r"layer 'moves' at timestep 500: 384 of 384 activations are NaN"):
+        collect(denoiser, calib, ["moves"])
+    assert not denoiser.moves._forward_pre_hooks
+
+
+def test_unknown_and_unused_layers_are_named(denoiser, calib):
+    with pytest.raises(CalibrationError, match="has no layer 'move'; close names: moves"):
+        collect(denoiser, calib, ["move"])
+    with pytest.raises(CalibrationError, match=r"'unused' .* did not run at timestep 100"):
+        collect(denoiser, calib, ["moves", "unused"])
+    with pytest.raises(CalibrationError, match="no statistics were collected for layer 'still'"):
+        collect(denoiser, calib, ["moves"]).low("still")
+
+
+def test_any_observer_gives_ranges_by_group(denoiser, calib):
+    groups = TimestepGroups((200.0, 800.0))
+    low, high = observe_groups(denoiser, calib, ["moves"], lambda _: MinMaxObserver(symmetric=False), groups)["moves"]
+    found = collect(denoiser, calib, ["moves"])
+    assert high.tolist() == [float(found.high("moves")[s].max()) for s in (slice(0, 1), slice(1, 4), slice(4, 5))]
+    assert low.tolist() == [float(found.low("moves")[s].min()) for s in (slice(0, 1), slice(1, 4), slice(4, 5))]
+
+
+def test_a_group_without_recorded_timesteps_has_the_range_of_all(denoiser, calib):
+    groups = TimestepGroups((110.0, 120.0))
+    _, high = observe_groups(denoiser, calib, ["moves"], lambda _: MinMaxObserver(), groups)["moves"]
+    assert float(high[1]) == float(high.max())
+
+
+def test_samples_with_their_own_timesteps_are_told_apart(denoiser, tmp_path):
+    def sample(d):
+        d(torch.ones(3, 3, 8, 8), torch.tensor([900, 100, 900]), torch.zeros(3, 5))
+
+    calib = record(denoiser, sample, tmp_path, progress=False)
+    found = collect(denoiser, calib, ["moves"])
+    assert found.high("moves").tolist() == [1.0, 9.0]
+    assert found.count("moves").tolist() == [192, 384]
