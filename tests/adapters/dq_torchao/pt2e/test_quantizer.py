@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from dq_torchao.pt2e import TimestepX86Quantizer
+from torch._dynamo.utils import counters
+from torch._inductor import config as inductor_config
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao_models import Denoiser, sqnr
+
+from dq_plugins.errors import CalibrationError, TimestepError
+
+TIMESTEPS = (900.0, 700.0, 500.0, 300.0, 100.0)
+
+
+def build() -> Denoiser:
+    torch.manual_seed(0)
+    return Denoiser(width=32).eval().requires_grad_(False)
+
+
+def inputs(timestep: float) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(int(timestep))
+    sample = torch.randn(2, 4, 8, 8, generator=generator) * (1 + timestep / 50)  # the range moves with t
+    return {"sample": sample, "timestep": torch.tensor(timestep)}
+
+
+def quantized(model: torch.nn.Module, **options: object) -> torch.fx.GraphModule:
+    exported = torch.export.export(model, (), inputs(500.0)).module()
+    prepared = prepare_pt2e(exported, TimestepX86Quantizer(**options))
+    for t in TIMESTEPS:
+        torch.testing.assert_close(prepared(**inputs(t)), model(**inputs(t)), rtol=1e-5, atol=1e-5)
+    return convert_pt2e(prepared)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_every_group_is_close_to_full_precision(symmetric):
+    model = build()
+    graph = quantized(model, groups=5, symmetric=symmetric, min_inputs=1)
+    for t in TIMESTEPS:
+        assert sqnr(model(**inputs(t)), graph(**inputs(t))) > 33
+
+
+def test_groups_follow_the_timestep():
+    model = build()
+    one, five = quantized(model, groups=1), quantized(model, groups=5)
+    t = TIMESTEPS[-1]  # the smallest range
+    assert sqnr(model(**inputs(t)), five(**inputs(t))) > 6 + sqnr(model(**inputs(t)), one(**inputs(t)))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_compiled_with_freezing_it_runs_in_int8_at_every_timestep(symmetric):
+    graph = quantized(build(), groups=5, symmetric=symmetric)
+    eager = [graph(**inputs(t)) for t in TIMESTEPS]
+    torch.compiler.reset()
+    counters.clear()
+    with torch.no_grad(), inductor_config.patch(freezing=True):
+        compiled = torch.compile(graph, fullgraph=True)
+        for expected, t in zip(eager, TIMESTEPS, strict=True):
+            assert sqnr(expected, compiled(**inputs(t))) > 40
+    # two linear layers and the last convolution; the others have fewer than 16 input channels
+    assert counters["inductor"]["qlinear_unary_lower_count"] + counters["inductor"]["qlinear_binary_lower_count"] == 2
+    assert counters["inductor"]["qconv_unary_lower_count"] == 1
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_layers_can_be_kept():
+    model = build()
+    targets = [str(n.target) for n in quantized(model, keep=["up", "down", "conv_out"]).graph.nodes]
+    assert not any("quantize_per_tensor" in t for t in targets)
+
+
+def test_graph_without_a_timestep_says_so():
+    linear = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),)).module()
+    with pytest.raises(TimestepError, match="no input named 'like a timestep'"):
+        prepare_pt2e(linear, TimestepX86Quantizer())
+
+
+def test_conversion_without_calibration_says_so():
+    exported = torch.export.export(build(), (), inputs(500.0)).module()
+    with pytest.raises(CalibrationError, match="has not run"):
+        convert_pt2e(prepare_pt2e(exported, TimestepX86Quantizer()))
