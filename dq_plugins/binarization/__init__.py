@@ -15,9 +15,9 @@ from dq_plugins.binarization.binarizers import (
 )
 from dq_plugins.binarization.callback import BinaryDMCallback
 from dq_plugins.binarization.checkpoint import load_checkpoint, save_checkpoint
-from dq_plugins.binarization.choices import BinaryDMChoices, binarydm_choices
+from dq_plugins.binarization.choices import BinaryDMChoices, binarydm_choices, choices_of
 from dq_plugins.binarization.ema import MovingAverage
-from dq_plugins.binarization.finish import to_integer
+from dq_plugins.binarization.finish import to_integer, to_plan
 from dq_plugins.binarization.layers import LayerChoice, train_quantized, trained_layers
 from dq_plugins.binarization.learned_step import LearnedStepActivation, LearnedStepWeight
 from dq_plugins.binarization.mimicking import LowRankMimicking, principal_directions
@@ -35,6 +35,7 @@ __all__ = [
     "LowRankMimicking",
     "MovingAverage",
     "binarydm_choices",
+    "choices_of",
     "evolution_penalty",
     "evolvable_bases",
     "evolve",
@@ -46,6 +47,7 @@ __all__ = [
     "save_checkpoint",
     "second_scale_mean",
     "to_integer",
+    "to_plan",
     "total_size",
     "train_quantized",
     "trained_layers",

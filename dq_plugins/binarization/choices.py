@@ -18,8 +18,12 @@ from dataclasses import dataclass
 from math import prod
 
 from dq_plugins.binarization.layers import LayerChoice
-from dq_plugins.errors import DQError
+from dq_plugins.errors import DQError, PlanError
 from dq_plugins.graph import LayerInfo, Partition
+from dq_plugins.plan import LayerPlan, QuantPlan
+
+SECTION = "binarize"
+"""Section of a plan that says which layers and blocks train with two bases, and which blocks are mimicked."""
 
 TRAINABLE_KINDS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 
@@ -129,3 +133,34 @@ def binarydm_choices(
     if not any(choice.binary for choice in layers.values()):
         raise DQError("no layer of this denoiser can be binarized: it has only first and last layers")
     return BinaryDMChoices(layers, timestep_blocks(part), evolvable_blocks, kept)
+
+
+def _choice_of(name: str, layer: LayerPlan, evolvable: frozenset[str]) -> LayerChoice:
+    act_bits = layer.activation.bits if layer.activation else None
+    if layer.weight is not None and layer.weight.scheme == "binary":
+        return LayerChoice("evolvable" if name in evolvable else "binary", act_bits)
+    if layer.weight is None or layer.weight.bits != 8:
+        found = layer.weight.bits if layer.weight else "no"
+        raise PlanError(f"layer {name!r} has {found} weight bits in the plan; layers train with 1 or 8")
+    return LayerChoice("int8", act_bits)
+
+
+def choices_of(plan: QuantPlan) -> BinaryDMChoices:
+    """How to train what a plan of the recipe ``binarydm`` says.
+
+    Args:
+        plan: with the section that pass ``binarize`` writes.
+
+    Raises:
+        PlanError: the plan has no such section, or gives a layer a width that cannot be trained.
+    """
+    if SECTION not in plan.sections:
+        raise PlanError(
+            f"the plan (recipe {plan.recipe!r}) does not say how to train binary weights: make it with recipe "
+            "'binarydm', or with a recipe that has the pass 'binarize'"
+        )
+    data = plan.sections[SECTION].data
+    evolvable = frozenset(data["evolvable"])
+    layers = {n: _choice_of(n, layer, evolvable) for n, layer in plan.layers.items() if layer.weight is not None}
+    kept = {n: layer.kept or "" for n, layer in plan.layers.items() if layer.weight is None}
+    return BinaryDMChoices(layers, tuple(data["mimicked_blocks"]), tuple(data["evolvable_blocks"]), kept)

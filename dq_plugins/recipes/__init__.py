@@ -33,3 +33,13 @@ TFMQ = Recipe(
         Step("finite-set-ranges"),
     ),
 )
+
+BINARYDM = Recipe(
+    "binarydm",
+    "BinaryDM: one bit a weight; where training starts, see dq_plugins.binarization",
+    (
+        Step("binarize"),
+        Step("timestep-groups", {"groups": 1}),
+        Step("activation-ranges", {"symmetric": True}),
+    ),
+)
