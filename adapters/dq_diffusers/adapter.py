@@ -11,6 +11,8 @@ from torch import nn
 class DiffusersAdapter:
     """Builds denoisers from diffusers configs without weights, and knows what their forwards take."""
 
+    name = "diffusers"
+
     def build_from_config(self, path: str | Path) -> nn.Module:
         """A denoiser on the meta device; see `dq_diffusers.config.build_from_config`."""
         from dq_diffusers.config import build_from_config

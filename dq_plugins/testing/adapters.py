@@ -1,8 +1,13 @@
-"""Conformance of adapters: ``apply(model, plan, **options) -> nn.Module`` lowers a plan into a framework."""
+"""Conformance of adapters: ``apply(model, plan, **options) -> nn.Module`` lowers a plan into a framework.
+
+An adapter may instead lend what its framework knows about denoisers: ``build_from_config(path)`` and
+``example_inputs(model)``. What concerns plans is skipped for such a one.
+"""
 
 from __future__ import annotations
 
 import copy
+import unittest
 from typing import Any, ClassVar
 
 import torch
@@ -41,9 +46,15 @@ class AdapterConformance(Conformance):
         """A full-precision denoiser, the same at every call."""
         return TinyDenoiser()
 
+    def adapter(self) -> Any:
+        """The adapter; a class is made without arguments, as `dq_plugins.apply` does."""
+        return self.plugin() if isinstance(self.plugin, type) else self.plugin
+
     def apply(self, plan: QuantPlan, model: nn.Module | None = None, **options: Any) -> nn.Module:
         """Lower ``plan`` onto ``model`` with this suite's options."""
-        adapter = self.plugin() if isinstance(self.plugin, type) else self.plugin
+        adapter = self.adapter()
+        if not hasattr(adapter, "apply"):
+            raise unittest.SkipTest(f"the adapter {self.name!r} lowers no plans")
         return adapter.apply(self.denoiser() if model is None else model, plan, **{**self.options, **options})
 
     @torch.no_grad()
@@ -55,6 +66,13 @@ class AdapterConformance(Conformance):
         """``name`` is what messages call the adapter."""
         found = getattr(self.plugin, "name", None)
         expect(found == self.name, f"the adapter registered as {self.name!r} has the name {found!r}")
+
+    def test_it_does_what_an_adapter_does(self) -> None:
+        """Lowers plans, or lends what its framework knows about denoisers."""
+        roles = (("apply",), ("build_from_config", "example_inputs"))
+        adapter = self.adapter()
+        able = any(all(callable(getattr(adapter, each, None)) for each in role) for role in roles)
+        expect(able, f"the adapter {self.name!r} has neither apply nor build_from_config and example_inputs")
 
     def test_output_is_close_to_full_precision(self) -> None:
         """Eight bits cost little, at every timestep of the schedule."""

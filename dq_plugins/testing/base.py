@@ -7,6 +7,7 @@ The suites are plain classes with ``test_`` methods. pytest collects a subclass 
 from __future__ import annotations
 
 import re
+import unittest
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -40,6 +41,8 @@ def refused(what: str, *errors: type[Exception]) -> Iterator[None]:
     names = " or ".join(error.__name__ for error in allowed)
     try:
         yield
+    except unittest.SkipTest:
+        raise
     except allowed:
         return
     except Exception as error:

@@ -6,8 +6,11 @@ import itertools
 import pytest
 import torch
 
+from dq_plugins import registry
 from dq_plugins.simulate import SimulateAdapter, simulate_layer
+from dq_plugins.testing import run_suite, suite_for
 from dq_plugins.testing.adapters import AdapterConformance
+from dq_plugins.testing.denoiser import TinyDenoiser
 from dq_plugins.timesteps import TimestepContext, attach_context
 
 
@@ -19,6 +22,12 @@ class Sound(SimulateAdapter):
 
 class Misnamed(Sound):
     name = "someone-else"
+
+
+class Mute:
+    """Neither lowers plans nor knows denoisers."""
+
+    name = "under-test"
 
 
 class DoesNothing(Sound):
@@ -119,6 +128,7 @@ class AnyOption(Sound):
 
 FAULTS = {
     Misnamed: {"it goes by its registered name"},
+    Mute: {"it does what an adapter does"},
     DoesNothing: {"output is close to full precision"},
     FewerBits: {"output is close to full precision"},
     LastGroupOnly: {"output agrees with simulation in every group"},
@@ -138,6 +148,23 @@ FAULTS = {
 @pytest.mark.parametrize("adapter", [Sound, Sound()], ids=["class", "instance"])
 def test_a_sound_adapter_passes_as_a_class_and_as_an_instance(failures, adapter):
     assert failures(AdapterConformance, adapter) == set()
+
+
+def test_adapter_that_lends_and_does_not_lower_is_not_asked_to_lower():
+    class Lender:
+        """Knows denoisers."""
+
+        name = "lender"
+
+        def build_from_config(self, path):
+            return TinyDenoiser()
+
+        def example_inputs(self, model):
+            return {}
+
+    with registry.temporary("adapter", "lender", Lender):
+        outcomes = {result.outcome for result in run_suite(suite_for("adapter", "lender"))}
+    assert outcomes == {"passed", "skipped"}
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
