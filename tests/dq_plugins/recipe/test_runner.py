@@ -1,0 +1,150 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from denoisers import recorded, tiny_denoiser
+from torch import nn
+
+import dq_plugins as dq
+from dq_plugins import registry
+from dq_plugins.errors import CalibrationError, PlanError, RecipeError
+from dq_plugins.recipe import Pass, PassOptions, Progress, Recipe, Step
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    denoiser = tiny_denoiser()
+    return denoiser, recorded(denoiser, tmp_path_factory.mktemp("calib"))
+
+
+class Counting(Pass):
+    """Counts its runs, and can be told to fail."""
+
+    name = "counting"
+    runs = 0
+    fail = False
+
+    class Options(PassOptions):
+        value: int = 1
+
+    def run(self, plan, context) -> Iterator[Progress]:
+        type(self).runs += 1
+        yield Progress(0, 1)
+        if type(self).fail:
+            raise KeyboardInterrupt
+        plan.sections[self.name] = dq.plan.Section({"value": self.options.value})
+
+
+@pytest.fixture
+def counting():
+    Counting.runs, Counting.fail = 0, False
+    with registry.temporary("pass", "counting", Counting):
+        yield Counting
+
+
+def test_same_call_same_plan_byte_for_byte(case, tmp_path) -> None:
+    plans = [dq.make_plan(*case, "default", progress=False) for _ in range(2)]
+    for name, plan in zip("ab", plans, strict=True):
+        plan.save(tmp_path / name)
+    for file in ("plan.json", "plan.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_every_layer_is_listed_and_left_out_ones_say_why(case) -> None:
+    denoiser, calibration = case
+    plan = dq.make_plan(denoiser, calibration, Recipe("w", "", (Step("weight-ranges"),)), progress=False)
+    weighted = {n for n, m in denoiser.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    assert set(plan.layers) == weighted
+    assert all(layer.kept for layer in plan.layers.values())
+
+
+def test_weights_are_untouched_and_gradients_restored(case, tmp_path) -> None:
+    denoiser = tiny_denoiser(3)
+    denoiser.enter.weight.requires_grad_(True)
+    denoiser.train()
+    calibration = recorded(denoiser, tmp_path)
+    before = {k: v.clone() for k, v in denoiser.state_dict().items()}
+    dq.make_plan(denoiser, calibration, "tfmq", options={"temporal-reconstruction": {"iterations": 5}}, progress=False)
+    assert all(torch.equal(v, before[k]) for k, v in denoiser.state_dict().items())
+    assert denoiser.enter.weight.requires_grad
+    assert not denoiser.leave.weight.requires_grad
+    assert denoiser.training
+
+
+def test_resumes_after_the_last_finished_pass(case, tmp_path, counting) -> None:
+    recipe = Recipe("r", "", (Step("weight-ranges"), Step("counting")))
+    counting.fail = True
+    with pytest.raises(KeyboardInterrupt):
+        dq.make_plan(*case, recipe, workdir=tmp_path, progress=False)
+    counting.fail = False
+    plan = dq.make_plan(*case, recipe, workdir=tmp_path, progress=False)
+    again = dq.make_plan(*case, recipe, workdir=tmp_path, progress=False)
+    assert counting.runs == 2
+    assert plan == again == dq.make_plan(*case, recipe, progress=False)
+
+
+def test_other_options_do_not_resume(case, tmp_path, counting) -> None:
+    for value in (1, 2, 2):
+        plan = dq.make_plan(
+            *case, Recipe("r", "", (Step("counting", {"value": value}),)), workdir=tmp_path, progress=False
+        )
+    assert counting.runs == 2
+    assert plan.sections["counting"].data == {"value": 2}
+
+
+def test_a_damaged_intermediate_result_runs_again(case, tmp_path, counting) -> None:
+    recipe = Recipe("r", "", (Step("counting"),))
+    dq.make_plan(*case, recipe, workdir=tmp_path, progress=False)
+    (tmp_path / "00-counting" / "plan.safetensors").write_bytes(b"")
+    dq.make_plan(*case, recipe, workdir=tmp_path, progress=False)
+    assert counting.runs == 2
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ((Step("finite-set-ranges"),), "needs 'weight-ranges'"),
+        ((Step("activation-ranges"), Step("timestep-groups")), "must come after 'timestep-groups'"),
+        ((), "no passes"),
+    ],
+)
+def test_wrong_order_is_refused(case, steps, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        dq.make_plan(*case, Recipe("r", "", steps), progress=False)
+
+
+@pytest.mark.parametrize("options", [{"weight-ranges": {"bit": 4}}, {"weight-ranges": {"bits": "many"}}])
+def test_wrong_options_name_the_pass_and_its_options(case, options) -> None:
+    with pytest.raises(RecipeError, match=r"'weight-ranges'.*its options are: bits, edge_bits"):
+        dq.make_plan(*case, "fast", options=options, progress=False)
+
+
+def test_options_for_a_pass_that_does_not_run_are_refused(case) -> None:
+    with pytest.raises(RecipeError, match="no pass 'nothing'"):
+        dq.make_plan(*case, "fast", options={"nothing": {}}, progress=False)
+
+
+def test_calibration_of_another_model_is_refused(case) -> None:
+    with pytest.raises(CalibrationError, match="other weights"):
+        dq.make_plan(tiny_denoiser(9), case[1], "fast", progress=False)
+
+
+def test_a_pass_that_changes_weights_is_caught(case, tmp_path) -> None:
+    class Vandal(Pass):
+        name = "vandal"
+
+        def run(self, plan, context) -> None:
+            context.denoiser.enter.weight.add_(1)
+
+    denoiser = tiny_denoiser(4)
+    with registry.temporary("pass", "vandal", Vandal), pytest.raises(RecipeError, match="changed the denoiser"):
+        dq.make_plan(denoiser, recorded(denoiser, tmp_path), Recipe("r", "", (Step("vandal"),)), progress=False)
+
+
+def test_nan_weights_name_the_layer(tmp_path) -> None:
+    denoiser = tiny_denoiser(5)
+    calibration = recorded(denoiser, tmp_path)
+    denoiser.body[0].alpha.weight[0, 0, 0, 0] = float("nan")
+    calibration._manifest = calibration._manifest.model_copy(update={"model_hash": dq.hashing.weights_hash(denoiser)})
+    with pytest.raises(PlanError, match=r"body\.0\.alpha"):
+        dq.make_plan(denoiser, calibration, "fast", progress=False)
