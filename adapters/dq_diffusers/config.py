@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dq_diffusers.host import diffusers_attribute
 from dq_plugins.errors import DQError
 
 DENOISER_FOLDERS = ("transformer", "unet", "prior", "decoder")
@@ -76,13 +77,12 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _model_class(name: Any, file: Path) -> Any:
-    import diffusers
-
-    cls = getattr(diffusers, name, None) if isinstance(name, str) and name.isidentifier() else None
+    cls = diffusers_attribute(name) if isinstance(name, str) and name.isidentifier() else None
     if not (isinstance(cls, type) and issubclass(cls, nn.Module) and hasattr(cls, "from_config")):
         raise DQError(
-            f"{file}: its _class_name is {name!r}, which is no model of diffusers {diffusers.__version__}. Expected is "
-            "the config of a U-Net or transformer that diffusers knows, such as UNet2DConditionModel; for a denoiser "
-            "of your own, call dq_plugins.partition(denoiser, example_inputs) from Python."
+            f"{file}: its _class_name is {name!r}, which is no model of diffusers "
+            f"{diffusers_attribute('__version__')}. Expected is the config of a U-Net or transformer that diffusers "
+            "knows, such as UNet2DConditionModel; for a denoiser of your own, call "
+            "dq_plugins.partition(denoiser, example_inputs) from Python."
         )
     return cls

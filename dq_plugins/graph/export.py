@@ -123,7 +123,10 @@ def _tensors_of(output: Any) -> Iterator[Tensor]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the warnings and log lines of one export: they speak of code that the user did not write."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._dynamo", "torch.fx")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("torch.export", "torch._dynamo", "torch.fx", "torch._subclasses.fake_tensor")
+    ]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

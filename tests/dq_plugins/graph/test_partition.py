@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from odd_denoisers import Obelisk, Quarry, TwoLayers
+from torch import nn
+
+from dq_plugins.errors import TimestepError, TraceError
+from dq_plugins.graph import Partition, partition
+
+
+@pytest.fixture(scope="module")
+def quarry() -> Partition:
+    return partition(Quarry(), Quarry.inputs())
+
+
+@pytest.fixture(scope="module")
+def obelisk() -> Partition:
+    return partition(Obelisk(), Obelisk.inputs())
+
+
+def test_a_unet_with_odd_names_is_taken_apart(quarry):
+    assert (quarry.timestep, quarry.sample_argument) == ("noise_level", "noisy")
+    assert quarry.temporal == {"alpha.0", "alpha.2", "b.film", "d.film", "f.film"}
+    assert quarry.condition == {"m.index", "m.content"}
+    assert quarry.mixed == quarry.constant == frozenset()
+    assert quarry.sample == set(
+        ["a", "c", "u", "z", "b.p", "b.q", "d.p", "d.q", "d.r", "m.ask", "m.back", "f.p", "f.q", "f.r"]
+    )
+
+
+def test_a_transformer_that_mixes_time_and_class_is_taken_apart(obelisk):
+    assert (obelisk.timestep, obelisk.sample_argument) == ("t", "tokens")
+    assert obelisk.temporal == {"when"}
+    assert obelisk.condition == {"what"}
+    assert obelisk.mixed == {"slabs.0.mod", "slabs.1.mod"}
+    assert obelisk.constant == {"place"}
+
+
+def test_every_layer_is_in_exactly_one_part(quarry, obelisk):
+    for part in (quarry, obelisk):
+        parts = [part.temporal, part.condition, part.mixed, part.sample, part.constant]
+        assert sorted(name for names in parts for name in names) == sorted(part.layers)
+
+
+def test_layer_facts_read_off_the_code(obelisk):
+    info = obelisk.layers["slabs.1.one"]
+    assert (info.name, info.kind, info.type_name) == ("slabs.1.one", "linear", "Linear")
+    assert (info.params, info.weight_shape, info.macs) == (16 * 32 + 32, (32, 16), 2 * 4 * 16 * 32)
+    assert (info.input_shape, info.output_shape) == ((2, 4, 16), (2, 4, 32))
+    assert (info.signature, info.block) == ("sample", "slabs.1")
+    assert info.depends == {"tokens", "t", "kind"}
+    assert (obelisk.layers["what"].kind, obelisk.layers["what"].input_shape) == ("embedding", (2,))
+
+
+def test_parameters_outside_of_layers_are_accounted_for(obelisk):
+    model = Obelisk()
+    assert obelisk.parameters["table"].signature == "temporal"
+    assert obelisk.parameters["table"].numel == 32
+    assert obelisk.parameters["table"].nbytes == 128
+    assert set(obelisk.parameters) == {name for name, _ in model.named_parameters()}
+    assert obelisk.total_params == sum(p.numel() for p in model.parameters())
+
+
+def test_modules_have_signatures_too(quarry):
+    assert quarry.modules["w"] == "temporal"
+    assert quarry.modules["alpha.1"] == "temporal"
+    assert quarry.modules["alpha"] == "temporal"
+    assert quarry.modules["m"] == quarry.modules["b"] == "sample"
+
+
+class Twice(TwoLayers):
+    def forward(self, x, t):
+        return self.body(x) + self.body(self.time(t))
+
+
+def test_a_layer_used_twice_takes_the_union_and_counts_both():
+    info = partition(Twice(), TwoLayers.inputs()).layers["body"]
+    assert info.signature == "sample"
+    assert info.macs == 2 * (2 * 4 * 4)
+
+
+class Unusual(TwoLayers):
+    def forward(self, x, level, hint):
+        return self.body(hint) + self.time(level) + 0 * x
+
+
+def test_unusual_arguments_are_named_by_the_caller():
+    inputs = {"x": torch.zeros(2, 4), "level": torch.zeros(2, 4), "hint": torch.zeros(2, 4)}
+    part = partition(Unusual(), inputs, timestep="level", sample="hint")
+    assert (part.temporal, part.sample) == ({"time"}, {"body"})
+    assert partition(Unusual(), inputs, timestep="level").sample == frozenset()
+    with pytest.raises(TimestepError):
+        partition(Unusual(), inputs)
+
+
+def test_a_network_without_a_sample_of_the_outputs_shape_is_refused():
+    class Encoder(TwoLayers):
+        def forward(self, x, t):
+            return self.body(x).sum()
+
+    with pytest.raises(TraceError, match="no argument looks like the noisy sample"):
+        partition(Encoder(), TwoLayers.inputs())
+
+
+def test_the_timestep_may_be_a_number_under_an_unusual_name():
+    class Numbered(TwoLayers):
+        def forward(self, x, level):
+            return self.body(x) + self.time(level.reshape(1, 1).expand(1, 4).float())
+
+    part = partition(Numbered(), {"x": torch.zeros(2, 4), "level": 3}, timestep="level")
+    assert part.temporal == {"time"}
+
+
+class Pooling(TwoLayers):
+    """A learned query, projected, attends over the sample: its product with the keys is no layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 4))
+        self.ask = nn.Linear(4, 4)
+
+    def forward(self, x, t):
+        keys = self.body(x)
+        scores = self.ask(self.query) @ keys.transpose(0, 1)
+        return x + scores.softmax(-1) @ keys + self.time(t)
+
+
+def test_a_constant_activation_is_not_taken_for_a_weight():
+    part = partition(Pooling(), TwoLayers.inputs())
+    assert part.constant == {"ask"}
+    assert set(part.layers) == {"time", "body", "ask"}
