@@ -1,0 +1,24 @@
+"""Every Python block of the documentation runs, each document from top to bottom in a process of its own."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_python_blocks_run(document: Path, tmp_path: Path) -> None:
+    blocks = BLOCK.findall(document.read_text())
+    if not blocks:
+        pytest.skip(f"{document.name} has no Python blocks")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    script = tmp_path / "document.py"
+    script.write_text("\n".join(f"# block {i + 1} of {document.name}\n{block}" for i, block in enumerate(blocks)))
+    done = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
