@@ -24,3 +24,21 @@ class DiffusersAdapter:
         from dq_diffusers.example_inputs import example_inputs
 
         return example_inputs(model, **sizes)
+
+    def load_pipeline(self, path: str | Path) -> Any:
+        """A saved pipeline, in full precision; see `dq_diffusers.recording.load_pipeline`."""
+        from dq_diffusers.recording import load_pipeline
+
+        return load_pipeline(path)
+
+    def denoiser_of(self, pipe: Any) -> tuple[str, nn.Module]:
+        """Attribute name and module of a pipeline's denoiser; see `dq_diffusers.recording.denoiser_of`."""
+        from dq_diffusers.recording import denoiser_of
+
+        return denoiser_of(pipe)
+
+    def sampler(self, pipe: Any, **options: Any) -> Any:
+        """A repeatable sampler for `dq_plugins.record`; see `dq_diffusers.recording.sampler`."""
+        from dq_diffusers.recording import sampler
+
+        return sampler(pipe, **options)

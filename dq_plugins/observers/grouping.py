@@ -32,19 +32,18 @@ from dq_plugins.timesteps import TimestepGroups
 TIE = 1e-9  # relative difference below which errors count as equal
 
 
-def run_costs(table: ErrorTable) -> tuple[Tensor, Tensor]:
-    """Best candidate of every run of timesteps.
+def run_costs(table: ErrorTable) -> Tensor:
+    """Error of every run of timesteps with its best candidate.
 
     Returns:
-        ``cost``: float64 ``[T, T + 1]``, where ``cost[i, j]`` is the summed error of timesteps ``i..j-1`` with the
-        best candidate (infinite for ``j <= i``), and ``choice``: its index, int64 ``[T, T + 1]``.
+        float64 ``[T, T + 1]``: entry ``[i, j]`` is the summed error of timesteps ``i .. j - 1``, infinite for
+        ``j <= i``.
     """
     steps = table.error.shape[0]
     cost = torch.full((steps, steps + 1), torch.inf, dtype=torch.float64)
-    choice = torch.zeros((steps, steps + 1), dtype=torch.int64)
     for i in range(steps):
-        cost[i, i + 1 :], choice[i, i + 1 :] = table.error[i:].cumsum(0).min(dim=1)
-    return cost, choice
+        cost[i, i + 1 :] = table.error[i:].cumsum(0).amin(dim=1)
+    return cost
 
 
 def best_candidates(table: ErrorTable, membership: Tensor, count: int) -> Tensor:
@@ -180,7 +179,7 @@ def optimal_groups(
         if table.error.shape[0] != steps:
             raise DQError(f"the error table of {layer!r} has {table.error.shape[0]} timesteps, expected {steps}")
         weight = weights[layer] if weights is not None else 1.0 / (_power(table) * steps)
-        cost, _ = run_costs(table)
+        cost = run_costs(table)
         total += torch.where(cost.isinf(), cost, weight * cost)  # a weight of 0 must not make empty runs NaN
     curve, starts = best_partitions(total, max_groups)
     return Grouping(tuple(timesteps), tuple(curve.tolist()), tuple(starts), dict(tables), bounds)

@@ -1,0 +1,233 @@
+"""Running any diffusers pipeline the way recording needs it: same inputs, same noise, same calls every time."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Sequence
+from contextlib import contextmanager
+from itertools import cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dq_plugins.errors import DQError, TimestepError
+from dq_plugins.graph.arguments import find_timestep_argument
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_USUAL_NAMES = ("unet", "transformer", "prior", "decoder")
+
+
+def load_pipeline(path: str | Path) -> Any:
+    """Load a pipeline in full precision.
+
+    Args:
+        path: folder that a pipeline was saved to, or its name on the Hugging Face hub (``"owner/name"``).
+
+    Raises:
+        DQError: there is no pipeline.
+    """
+    from dq_diffusers.host import diffusers_attribute
+    from dq_diffusers.pipelines import load_pipeline as load_folder
+
+    if Path(path).exists() or not _HUB_NAME.fullmatch(str(path)):
+        return load_folder(path)
+    try:
+        return diffusers_attribute("DiffusionPipeline").from_pretrained(str(path))
+    except OSError as error:
+        raise DQError(
+            f"{str(path)!r} is neither a folder here nor a pipeline that the hub hands out: {error}"
+        ) from error
+
+
+def denoiser_of(pipe: Any) -> tuple[str, nn.Module]:
+    """The component that sampling calls once a step: the one whose forward takes a timestep.
+
+    Args:
+        pipe: a diffusers pipeline.
+
+    Returns:
+        Its attribute name (``"unet"``, ``"transformer"``, ...) and the module.
+
+    Raises:
+        DQError: no component takes a timestep, or several do and none has a usual name.
+    """
+    modules = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    found = [name for name, module in modules.items() if _takes_timestep(module)]
+    usual = [name for name in _USUAL_NAMES if name in found]
+    if not found or (len(found) > 1 and not usual):
+        raise DQError(
+            f"{type(pipe).__name__} has no single component that takes a timestep (found: "
+            f"{', '.join(found) or 'none'}; components: {', '.join(modules) or 'none'}). Record the denoiser "
+            "itself with dq_plugins.record."
+        )
+    name = found[0] if len(found) == 1 else usual[0]
+    return name, modules[name]
+
+
+def _takes_timestep(module: nn.Module) -> bool:
+    try:
+        find_timestep_argument(module)
+    except TimestepError:
+        return False
+    return True
+
+
+class PipelineSampler:
+    """Runs a pipeline with a given denoiser; made by `sampler`.
+
+    Image ``i`` starts from the noise of seed ``seed + i`` whatever the batch size, on the CPU, so a recording can be
+    resumed and compared on any device. Latents are not decoded: the denoiser's calls are what counts.
+    """
+
+    def __init__(self, pipe: Any, conditions: dict[str, Sequence[Any]], options: dict[str, Any]) -> None:
+        """Use `sampler`."""
+        self.pipe = pipe
+        self.attribute, _ = denoiser_of(pipe)
+        self.conditions = conditions
+        self.steps: int = options["steps"]
+        self.images: int = options["images"]
+        self.batch: int = options["batch"]
+        self.seed: int = options["seed"]
+        self.extra: dict[str, Any] = options["extra"]
+
+    @property
+    def total(self) -> int | None:
+        """Number of denoiser calls, if the scheduler tells it beforehand and guidance runs as one batch."""
+        scheduler = copy.deepcopy(self.pipe.scheduler)
+        try:
+            scheduler.set_timesteps(self.steps)
+        except (TypeError, ValueError):
+            return None  # some schedulers need the size of the image first
+        return len(scheduler.timesteps) * -(-self.images // self.batch)
+
+    def __call__(self, denoiser: nn.Module) -> list[Any]:
+        """Sample every image with ``denoiser`` in the pipeline's place for it.
+
+        Returns:
+            The pipeline's outputs, one for each batch.
+        """
+        with _placed(self.pipe, self.attribute, denoiser), _quiet(self.pipe):
+            starts = range(0, self.images, self.batch)
+            return [self._run(range(a, min(a + self.batch, self.images))) for a in starts]
+
+    def _run(self, images: range) -> Any:
+        generators = [torch.Generator().manual_seed(self.seed + i) for i in images]
+        conditions = {name: [values[i] for i in images] for name, values in self.conditions.items()}
+        size = {} if conditions else {"batch_size": len(images)}
+        return self.pipe(**conditions, **size, num_inference_steps=self.steps, generator=generators, **self.extra)
+
+
+def sampler(
+    pipe: Any,
+    *,
+    prompts: Sequence[str] | None = None,
+    class_labels: Sequence[int] | None = None,
+    steps: int = 20,
+    seed: int = 0,
+    images: int = 8,
+    batch: int = 8,
+    guidance_scale: float | None = None,
+) -> PipelineSampler:
+    """A sampler for `dq_plugins.record`, for any pipeline that takes prompts, class labels, or nothing.
+
+    Args:
+        pipe: a diffusers pipeline.
+        prompts: what to draw, repeated in turn up to ``images``; for pipelines that take a prompt.
+        class_labels: classes to draw, likewise; by default all classes in turn.
+        steps: denoising steps.
+        seed: seed of the first image; the next has the next seed.
+        images: number of images.
+        batch: images sampled at once.
+        guidance_scale: weight of classifier-free guidance; the pipeline's default when None.
+
+    Returns:
+        A callable that takes the denoiser; its ``total`` is the number of denoiser calls, where known.
+
+    Raises:
+        DQError: conditions the pipeline does not take, none where it needs them, or a number below 1.
+
+    Example::
+
+        name, denoiser = denoiser_of(pipe)
+        calib = dq_plugins.record(denoiser, sampler(pipe, prompts=["a red fox"]), "calib/")
+    """
+    if min(steps, images, batch) < 1:
+        raise DQError(f"steps, images and batch are at least 1, got {steps}, {images} and {batch}")
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    conditions = _conditions(pipe, accepted, prompts, class_labels, images)
+    extra: dict[str, Any] = {}
+    if guidance_scale is not None:
+        extra["guidance_scale"] = guidance_scale
+    if "output_type" in accepted and getattr(pipe, "vae", None) is not None:
+        extra["output_type"] = "latent" if "prompt" in accepted else "np"
+    elif "output_type" in accepted:
+        extra["output_type"] = "np"
+    unknown = [name for name in extra if name not in accepted]
+    if unknown:
+        raise DQError(f"{type(pipe).__name__} takes no {unknown[0]!r}")
+    options = {"steps": steps, "images": images, "batch": batch, "seed": seed, "extra": extra}
+    return PipelineSampler(pipe, conditions, options)
+
+
+def _conditions(
+    pipe: Any,
+    accepted: Any,
+    prompts: Sequence[str] | None,
+    class_labels: Sequence[int] | None,
+    images: int,
+) -> dict[str, Sequence[Any]]:
+    given = {"prompt": prompts, "class_labels": class_labels}
+    owner = type(pipe).__name__
+    for name, values in given.items():
+        if values is not None and (name not in accepted or not values):
+            takes = [n for n in given if n in accepted]
+            reason = f"takes no {name}" if name not in accepted else f"was given an empty list of {name}"
+            raise DQError(f"{owner} {reason}; it takes: {', '.join(takes) or 'no condition'}")
+    if "prompt" in accepted:
+        if prompts is None:
+            raise DQError(f"{owner} draws from text: give prompts (on the command line: --prompts FILE or TEXT ...)")
+        return {"prompt": list(islice(cycle(prompts), images))}
+    if "class_labels" in accepted:
+        labels = class_labels if class_labels is not None else range(_class_count(pipe))
+        return {"class_labels": list(islice(cycle(labels), images))}
+    return {}
+
+
+def _class_count(pipe: Any) -> int:
+    config = denoiser_of(pipe)[1].config
+    count = config.get("num_embeds_ada_norm") or config.get("num_class_embeds")
+    if not count:
+        raise DQError(
+            f"the config of {type(pipe).__name__}'s denoiser does not say how many classes it knows; give them"
+        )
+    return int(count)
+
+
+@contextmanager
+def _placed(pipe: Any, attribute: str, denoiser: nn.Module) -> Iterator[None]:
+    original = getattr(pipe, attribute)
+    if denoiser is original:
+        yield
+        return
+    setattr(pipe, attribute, denoiser)
+    try:
+        yield
+    finally:
+        setattr(pipe, attribute, original)
+
+
+@contextmanager
+def _quiet(pipe: Any) -> Iterator[None]:
+    before = dict(getattr(pipe, "_progress_bar_config", {}))
+    pipe.set_progress_bar_config(**{**before, "disable": True})
+    try:
+        yield
+    finally:
+        pipe.set_progress_bar_config(**before)
