@@ -23,7 +23,7 @@ _HOME = {
     "evenly_spaced_groups": "routing",
     "export_onnx_qcdq": "export",
     "export_torch": "export",
-    "float_model": "float_model",
+    "float_model": "plain",
     "freeze_binary": "binary",
     "freeze_timestep_group": "freezing",
     "gptq_mode": "gptq",

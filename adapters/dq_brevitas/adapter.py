@@ -7,7 +7,7 @@ from brevitas.graph.quantize import layerwise_quantize
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
 from torch import nn
 
-from dq_brevitas.float_model import QUANT_CLASSES
+from dq_brevitas.plain import QUANT_CLASSES
 from dq_brevitas.lowering import layer_map
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan

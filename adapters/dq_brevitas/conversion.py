@@ -10,6 +10,7 @@ import torch
 from brevitas.core.quant import RescalingIntQuant
 from brevitas.core.stats import SCALAR_SHAPE
 from brevitas.core.zero_point import ZeroZeroPoint
+from brevitas.inject.enum import StatsOp
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector, ActQuantProxyFromInjectorBase
 from torch import Tensor, nn
 
@@ -99,6 +100,8 @@ def _converted(name: str, old: nn.Module, groups: str) -> TimestepActQuantProxyF
         timestep_groups=groups,
         timestep_reduction="mean",
     )
+    if "scaling_stats_op" not in injector:  # a range given as a constant comes without a statistic
+        injector = injector.let(scaling_stats_op=StatsOp.MAX)
     if not isinstance(quantizer.zero_point_impl, ZeroZeroPoint):
         injector = injector.let(zero_point_impl=TimestepZeroPoint)
     new = TimestepActQuantProxyFromInjector(old.tracked_module_list[0], injector)

@@ -26,7 +26,7 @@ from brevitas.inject.enum import (
 from brevitas.quant.solver import ActQuantSolver, WeightQuantSolver
 from torch import Tensor, nn
 
-from dq_brevitas.float_model import QUANT_CLASSES
+from dq_brevitas.plain import QUANT_CLASSES
 from dq_brevitas.integer import ReciprocalIntQuant
 from dq_brevitas.quantizers import TimestepActMixin
 from dq_brevitas.scaling import TimestepZeroPoint

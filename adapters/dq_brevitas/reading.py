@@ -12,7 +12,7 @@ from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
 from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
-from dq_brevitas.float_model import float_model, plain_class
+from dq_brevitas.plain import float_model, plain_class
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
 from dq_brevitas.weights import quantized_layers
 from dq_plugins.errors import PlanError

@@ -33,11 +33,9 @@ def bake_weights(model: nn.Module) -> nn.Module:
         proxy.eval()  # learned rounding is a hard decision in evaluation only
         layer.weight.data = _unpack_quant_tensor(layer.quant_weight()).detach().to(layer.weight.dtype).clone()
         if proxy.rounding_mode and "LEARNED" in proxy.rounding_mode.upper():
-            state = proxy.state_dict()
+            kept = {k: v for k, v in proxy.state_dict().items() if "float_to_int_impl" not in k}
             proxy.quant_injector = proxy.quant_injector.let(float_to_int_impl_type=FloatToIntImplType.ROUND)
             proxy.init_tensor_quant()
-            own = proxy.state_dict()
-            own.update({k: v for k, v in state.items() if k in own})
-            proxy.load_state_dict(own)
+            proxy.load_state_dict(kept)
         proxy.train(training)
     return model

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from brevitas import nn as qnn
+from brevitas import quant as stock
+from brevitas.quant.scaled_int import Int8ActPerTensorFloatMinMaxInit
+from torch import nn
+
+from dq_brevitas import attach_timesteps, convert_to_timestep, quantizers
+from dq_brevitas.proxy import TimestepActQuantProxyFromInjector, timestep_proxies
+from dq_plugins.errors import DQError
+from dq_plugins.testing.denoiser import TIMESTEPS
+from dq_plugins.timesteps import TimestepGroups
+
+PER_TIMESTEP = TimestepGroups.one_per_timestep(TIMESTEPS)
+NAMES = ["Int8ActPerTensorFloat", "ShiftedUint8ActPerTensorFloat", "Int8ActPerTensorFixedPoint"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_calibrated_model_computes_the_same_until_it_is_recalibrated(name, quantize, calibrate, calls):
+    model = calibrate(quantize(getattr(stock, name)))
+    before = [model(**call) for call in calls]
+    assert convert_to_timestep(model, PER_TIMESTEP) is model
+    assert len(timestep_proxies(model)) == 8
+    assert all(torch.equal(a, model.eval()(**call)) for a, call in zip(before, calls, strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recalibrated_it_equals_a_model_built_from_the_injector(name, quantize, calibrate, calls):
+    converted = convert_to_timestep(calibrate(quantize(getattr(stock, name))), PER_TIMESTEP)
+    injected = getattr(quantizers, name.replace("PerTensor", "PerTimestep"))
+    built = attach_timesteps(quantize(injected), PER_TIMESTEP)
+    for model in (calibrate(converted), calibrate(built)):
+        model.eval()
+    assert all(torch.equal(converted(**call), built(**call)) for call in calls)
+    assert list(converted.state_dict()) == list(built.state_dict())
+
+
+def test_without_recalibration_training_goes_on_from_the_ranges_there_are(quantize, calibrate, calls):
+    model = calibrate(quantize(stock.Int8ActPerTensorFloat))
+    scale = model.first.input_quant.scale().clone()
+    convert_to_timestep(model, PER_TIMESTEP, recalibrate=False).train()
+    model(**calls[0])
+    torch.testing.assert_close(model.first.input_quant.scale_table(), scale.expand(5), rtol=0, atol=0)
+
+
+def test_an_uncalibrated_model_is_converted_and_then_calibrates(quantize, calibrate):
+    model = calibrate(convert_to_timestep(quantize(stock.Int8ActPerTensorFloat), PER_TIMESTEP))
+    assert len(model.first.input_quant.scale_table().unique()) == 5
+
+
+def test_a_range_given_as_a_constant_is_kept_for_every_group(quantize, calls):
+    act = Int8ActPerTensorFloatMinMaxInit.let(min_val=-4.0, max_val=4.0)
+    model = quantize(act)
+    before = model(**calls[0])
+    convert_to_timestep(model, PER_TIMESTEP, recalibrate=False)
+    assert torch.equal(model(**calls[0]), before)
+
+
+def test_a_shared_quantizer_stays_shared():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = qnn.QuantLinear(4, 4, bias=True, input_quant=stock.Int8ActPerTensorFloat)
+            self.b = qnn.QuantLinear(4, 4, bias=True, input_quant=self.a.input_quant)
+
+        def forward(self, x, t):
+            return self.a(x) + self.b(x)
+
+    model = convert_to_timestep(Pair(), 4)
+    assert isinstance(model.a.input_quant, TimestepActQuantProxyFromInjector)
+    assert model.a.input_quant is model.b.input_quant
+
+
+def test_a_dynamic_quantizer_is_refused_by_name_and_can_be_skipped(quantize):
+    from brevitas.quant.experimental.mx_quant_ocp import MXInt8Act
+
+    model = quantize(stock.Int8ActPerTensorFloat)
+    model.up = qnn.QuantLinear(16, 32, bias=True, input_quant=MXInt8Act)
+    with pytest.raises(DQError, match=r"'up.input_quant'"):
+        convert_to_timestep(model, 4)
+    assert len(timestep_proxies(model)) == 0, "a refused model must be intact"
+    assert len(timestep_proxies(convert_to_timestep(model, 4, skip=["up.input_quant"]))) == 7
+    with pytest.raises(DQError, match="'nowhere'"):
+        convert_to_timestep(model, 4, skip=["nowhere"])
+
+
+def test_several_sets_of_groups_are_told_apart_by_name(quantize, calibrate):
+    sets = {"coarse": TimestepGroups((500.0,)), "fine": PER_TIMESTEP}
+    model = calibrate(convert_to_timestep(quantize(stock.Int8ActPerTensorFloat), sets, use="fine"))
+    assert {len(p.scale_table()) for p in timestep_proxies(model).values()} == {5}
