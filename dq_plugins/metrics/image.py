@@ -21,7 +21,7 @@ K1, K2 = 0.01, 0.03
 """Stabilising constants of SSIM, relative to the value range (Wang et al. 2004)."""
 
 
-def _value_range(reference: Tensor, value_range: float | None) -> float:
+def value_range_of(reference: Tensor, value_range: float | None) -> float:
     """The given range, or that of the reference's values; 1 for a constant reference."""
     if value_range is None:
         value_range = float(reference.max() - reference.min()) or 1.0
@@ -42,20 +42,20 @@ def psnr(reference: Tensor, output: Tensor, *, value_range: float | None = None)
     Returns:
         Infinite when an image is equal to its reference.
     """
-    peak = _value_range(reference, value_range)
+    peak = value_range_of(reference, value_range)
     errors = (reference - output).square().flatten(1).mean(1) if reference.dim() > 1 else (reference - output).square()
     ratios = [10 * math.log10(peak**2 / e) if e > 0 else math.inf for e in errors.tolist()]
     return sum(ratios) / len(ratios)
 
 
-def _gaussian(size: int, device: torch.device) -> Tensor:
+def gaussian_window(size: int, device: torch.device) -> Tensor:
     """Separable window ``[size]``, sum 1; sigma shrinks with windows smaller than the usual one."""
     offset = torch.arange(size, dtype=torch.float64, device=device) - (size - 1) / 2
     weights = torch.exp(-(offset**2) / (2 * (SIGMA * size / WINDOW) ** 2))
     return weights / weights.sum()
 
 
-def _blur(x: Tensor, window: Tensor) -> Tensor:
+def blur(x: Tensor, window: Tensor) -> Tensor:
     """Gaussian mean over every full window: ``[N, 1, H, W] -> [N, 1, H - n + 1, W - n + 1]``."""
     return F.conv2d(F.conv2d(x, window[None, None, :, None]), window[None, None, None, :])
 
@@ -73,13 +73,13 @@ def ssim_map(reference: Tensor, output: Tensor, value_range: float) -> Tensor:
     """
     batch, channels, height, width = reference.shape
     size = min(WINDOW, (height - 1) // 2 * 2 + 1, (width - 1) // 2 * 2 + 1)
-    window = _gaussian(size, reference.device)
+    window = gaussian_window(size, reference.device)
     x, y = (t.reshape(batch * channels, 1, height, width) for t in (reference, output))
-    mean_x, mean_y = _blur(x, window), _blur(y, window)
+    mean_x, mean_y = blur(x, window), blur(y, window)
     # the noise of rounding must not make a variance negative
-    variance_x = (_blur(x * x, window) - mean_x**2).clamp(min=0)
-    variance_y = (_blur(y * y, window) - mean_y**2).clamp(min=0)
-    covariance = _blur(x * y, window) - mean_x * mean_y
+    variance_x = (blur(x * x, window) - mean_x**2).clamp(min=0)
+    variance_y = (blur(y * y, window) - mean_y**2).clamp(min=0)
+    covariance = blur(x * y, window) - mean_x * mean_y
     c1, c2 = (K1 * value_range) ** 2, (K2 * value_range) ** 2
     luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
     structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
@@ -101,4 +101,4 @@ def ssim(reference: Tensor, output: Tensor, *, value_range: float | None = None)
     """
     if reference.dim() != 4:
         raise DQError(f"metric 'ssim' compares images [B, C, H, W]; got shape {tuple(reference.shape)}")
-    return float(ssim_map(reference, output, _value_range(reference, value_range)).mean())
+    return float(ssim_map(reference, output, value_range_of(reference, value_range)).mean())

@@ -1,0 +1,23 @@
+"""How much quantizing one layer's weight or input at one width disturbs the denoiser, for all layers and widths."""
+
+from dq_plugins.sensitivity.candidates import Candidates, Entry, Side
+from dq_plugins.sensitivity.exact import ExactContent, ExactQuality
+from dq_plugins.sensitivity.measure import measure
+from dq_plugins.sensitivity.probes import ContentProbes, QualityProbes
+from dq_plugins.sensitivity.table import Check, SensitivityTable
+from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
+
+__all__ = [
+    "Candidates",
+    "Check",
+    "ContentProbes",
+    "Entry",
+    "ExactContent",
+    "ExactQuality",
+    "QualityProbes",
+    "SensitivityTable",
+    "Side",
+    "Trajectory",
+    "measure",
+    "trajectories_of",
+]

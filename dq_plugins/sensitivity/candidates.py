@@ -1,0 +1,164 @@
+"""Every quantizer that bit allocation may choose from: by layer, side and width.
+
+Shapes: ``G`` timestep groups, ``B`` samples in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dq_plugins.affine import fake_quantize, integer_range
+from dq_plugins.errors import PlanError
+from dq_plugins.hashing import hash_json, hash_tensors
+from dq_plugins.plan import ActivationQuant, WeightQuant
+from dq_plugins.timesteps import TimestepGroups
+
+Side = Literal["weight", "activation"]
+
+
+class Entry(NamedTuple):
+    """One thing to measure: one side of one layer at one width."""
+
+    layer: str
+    side: Side
+    bits: int
+
+    def __str__(self) -> str:
+        """``layer.weight@4``, the key of the entry in a store."""
+        return f"{self.layer}.{self.side}@{self.bits}"
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Quantizers of every layer, side and width: what is measured, and what an allocation is then made of.
+
+    Attributes:
+        weights: layer -> bits -> weight quantizer.
+        activations: layer -> bits -> quantizer of the layer's input.
+        groups: the timestep groups that the activation quantizers name.
+    """
+
+    weights: Mapping[str, Mapping[int, WeightQuant]]
+    activations: Mapping[str, Mapping[int, ActivationQuant]]
+    groups: Mapping[str, TimestepGroups] = field(default_factory=dict)
+
+    def entries(self) -> list[Entry]:
+        """All entries: layers in their order, weights before activations, widths ascending."""
+        layers = list(dict.fromkeys([*self.weights, *self.activations]))
+        return [
+            Entry(layer, side, bits)
+            for layer in layers
+            for side, table in (("weight", self.weights), ("activation", self.activations))
+            for bits in sorted(table.get(layer, {}))
+        ]
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """Layers with a candidate."""
+        return tuple(dict.fromkeys([*self.weights, *self.activations]))
+
+    @cached_property
+    def hash(self) -> str:
+        """sha256 over every quantizer."""
+        tensors: dict[str, Tensor] = {}
+        for entry in self.entries():
+            table: Any = self.weights if entry.side == "weight" else self.activations
+            quant = table[entry.layer][entry.bits]
+            for part in ("scale", "zero_point", "codes"):
+                if getattr(quant, part, None) is not None:
+                    tensors[f"{entry}.{part}"] = getattr(quant, part)
+        groups = {name: list(g.edges) for name, g in self.groups.items()}
+        return hash_json([hash_tensors(tensors), groups, [str(e) for e in self.entries()]])
+
+    def fake_input(self, layer: str, bits: int, x: Tensor, timestep: Tensor) -> Tensor:
+        """Input of a layer after its quantizer.
+
+        Args:
+            layer: the layer.
+            bits: width.
+            x: its input ``[N, ...]``.
+            timestep: ``[]``, ``[1]`` or ``[B]``.
+        """
+        quant = self.activations[layer][bits]
+        index = self.groups[quant.groups].index(timestep.reshape(-1))
+        scale, zero_point = (per_sample(t.to(x.device), index.to(x.device), x) for t in (quant.scale, quant.zero_point))
+        return fake_quantize(x, scale, zero_point, *integer_range(bits))
+
+    def subset(self, entries: list[Entry]) -> Candidates:
+        """Only the candidates of some entries."""
+        wanted = set(entries)
+
+        def part(side: Side, table: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[int, Any]]:
+            kept = {
+                layer: {b: q for b, q in widths.items() if Entry(layer, side, b) in wanted}
+                for layer, widths in table.items()
+            }
+            return {layer: widths for layer, widths in kept.items() if widths}
+
+        return Candidates(part("weight", self.weights), part("activation", self.activations), self.groups)
+
+
+def per_sample(table: Tensor, index: Tensor, x: Tensor) -> Tensor:
+    """Entries of a ``[G]`` table that broadcast against ``x`` ``[N, ...]``; ``index`` is ``[1]`` or ``[B]``.
+
+    N may be a multiple of B: a layer that folds tokens into the batch keeps a sample's rows together.
+    """
+    selected = table.index_select(0, index)
+    if index.numel() == 1:
+        return selected.reshape(())
+    if x.shape[0] == 1 and len(set(index.tolist())) == 1:
+        return selected[0]
+    if x.shape[0] % index.numel():
+        raise PlanError(
+            f"a layer sees a batch of {x.shape[0]}, no multiple of the {index.numel()} timesteps of its call"
+        )
+    return selected.repeat_interleave(x.shape[0] // index.numel()).reshape(-1, *[1] * (x.dim() - 1))
+
+
+class _Timestep:
+    """The timestep of the running call, for the hooks of `quantized`."""
+
+    def __init__(self) -> None:
+        self.value = torch.zeros(1)
+
+
+@contextmanager
+def quantized(denoiser: nn.Module, candidates: Candidates, entries: list[Entry]) -> Iterator[_Timestep]:
+    """Quantize some entries (simulated) while the context is open; the denoiser is restored afterwards.
+
+    Yields:
+        An object whose ``value`` is to be set to the timestep before each call of the denoiser.
+    """
+    timestep = _Timestep()
+    restore: list[tuple[nn.Module, nn.Parameter]] = []
+    handles = []
+    try:
+        for layer, side, bits in entries:
+            module = denoiser.get_submodule(layer)
+            if side == "weight":
+                weight: Any = module.weight
+                fake = candidates.weights[layer][bits].fake(weight.detach())
+                restore.append((module, weight))
+                module.weight = nn.Parameter(fake, requires_grad=False)
+            else:
+                handles.append(module.register_forward_pre_hook(_quantizing(candidates, layer, bits, timestep)))
+        yield timestep
+    finally:
+        for module, weight in reversed(restore):
+            module.weight = weight
+        for handle in handles:
+            handle.remove()
+
+
+def _quantizing(candidates: Candidates, layer: str, bits: int, timestep: _Timestep) -> Any:
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (candidates.fake_input(layer, bits, args[0], timestep.value), *args[1:])
+
+    return hook

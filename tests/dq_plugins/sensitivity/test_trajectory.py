@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from denoisers import SCHEDULE, recorded, tiny_denoiser
+from torch import nn
+
+import dq_plugins as dq
+from dq_plugins.calibration import first_tensor
+from dq_plugins.errors import CalibrationError
+from dq_plugins.sensitivity import trajectories_of
+
+
+def guided_sampler(noise: float = 0.0, seed: int = 0):
+    def sample(denoiser: nn.Module) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(2, 2, 8, 8, generator=generator)
+        for k, t in enumerate(SCHEDULE):
+            y = denoiser(sample=torch.cat([x, x]), timestep=torch.full((4,), t) + 0 * k)
+            one, two = y.chunk(2)
+            x = 0.9 * x - 0.2 * (one + 3 * (two - one)) + noise * torch.randn(x.shape, generator=generator)
+
+    return sample
+
+
+class TwoBranches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny_denoiser()
+
+    def forward(self, sample, timestep):
+        one, two = self.inner(sample, timestep).chunk(2)
+        return torch.cat([one, 0.5 * two.flip(1)])
+
+
+def replayed(denoiser: nn.Module, trajectory):
+    with torch.no_grad():
+        return trajectory.replay(lambda kwargs, _: first_tensor(denoiser(**kwargs)))
+
+
+def test_updates_of_a_linear_sampler_are_found(tmp_path):
+    denoiser = tiny_denoiser()
+    (run,) = trajectories_of(recorded(denoiser, tmp_path), "sample")
+    assert run.steps == len(SCHEDULE) - 1
+    for update in run.updates:
+        assert (update.sample, *update.outputs) == pytest.approx((0.5, 0.3), abs=1e-5)
+    assert run.unexplained < 1e-9
+    assert torch.equal(replayed(denoiser, run), run.final())
+
+
+def test_guidance_in_one_batch_and_the_samplers_own_noise(tmp_path):
+    denoiser = TwoBranches().eval().requires_grad_(False)
+    calibration = dq.record(denoiser, guided_sampler(noise=0.02), out=tmp_path, progress=False)
+    (run,) = trajectories_of(calibration, "sample")
+    assert run.images == 2
+    for update in run.updates:
+        assert (update.sample, *update.outputs) == pytest.approx((0.9, 0.4, -0.6), abs=0.1)
+    assert run.unexplained > 1e-3
+    assert torch.equal(replayed(denoiser, run), run.final())
+
+
+def test_several_runs_are_told_apart(tmp_path):
+    denoiser = tiny_denoiser()
+
+    def twice(d: nn.Module) -> None:
+        for seed in (0, 1):
+            x = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
+            for t in SCHEDULE:
+                x = 0.5 * x + 0.3 * d(sample=x, timestep=torch.full((2,), t))
+
+    runs = trajectories_of(dq.record(denoiser, twice, out=tmp_path, progress=False), "sample")
+    assert [run.calls for run in runs] == [(0, 1, 2, 3, 4), (5, 6, 7, 8, 9)]
+    assert not torch.equal(runs[0].final(), runs[1].final())
+
+
+def test_a_changed_denoiser_gives_what_sampling_with_it_gives(tmp_path):
+    denoiser = tiny_denoiser()
+    calibration = recorded(denoiser, tmp_path)
+    (run,) = trajectories_of(calibration, "sample")
+    with torch.no_grad():
+        denoiser.enter.weight.mul_(1.3)
+        x = calibration.example_inputs()["sample"]
+        for t in SCHEDULE[:-1]:
+            x = 0.5 * x + 0.3 * denoiser(sample=x, timestep=torch.full((2,), t))
+    assert torch.allclose(replayed(denoiser, run), x, atol=1e-4)
+
+
+def test_gradient_is_carried_over_a_step(tmp_path):
+    denoiser = tiny_denoiser()
+    (run,) = trajectories_of(recorded(denoiser, tmp_path), "sample")
+    kwargs, sample = run.differentiable(0)
+    output = denoiser(**kwargs)
+    probe = torch.randn(output.shape)
+    onto_output, onto_sample = run.split(0, probe, output.detach())
+    carried = onto_sample + run.fold(torch.autograd.grad(output, sample, onto_output, retain_graph=True)[0])
+    (direct,) = torch.autograd.grad(0.5 * sample + 0.3 * output, sample, probe)
+    assert torch.allclose(carried, direct, atol=1e-5)
+
+
+def test_one_step_runs_end_with_their_output(tmp_path):
+    denoiser = tiny_denoiser()
+    (run,) = trajectories_of(recorded(denoiser, tmp_path, schedule=(500.0,)), "sample")
+    assert torch.equal(run.final(), run.call(0).output)
+    assert torch.equal(replayed(denoiser, run), run.final())
+
+
+def test_a_recording_without_whole_runs_is_refused(tmp_path):
+    calibration = recorded(tiny_denoiser(), tmp_path)
+    part = calibration.subset(timesteps=calibration.timesteps[:2])
+    with pytest.raises(CalibrationError, match="no complete sampling run"):
+        trajectories_of(part, "sample")
