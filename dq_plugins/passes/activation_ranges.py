@@ -52,14 +52,16 @@ class ActivationRanges(Pass):
         """Choose the ranges; without ``timestep-groups`` before, one range holds for all timesteps."""
         o = self.options
         bits = activation_bits(plan, context, o.bits, o.edge_bits)
+        for name, layer in plan.layers.items():
+            if name not in bits and layer.weight is not None:
+                layer.kept = (
+                    "it reads indices, not activations" if bits else "activations stay in floating point, as asked"
+                )
         if not bits:
-            for layer in plan.layers.values():
-                if layer.weight is not None:
-                    layer.kept = "activations stay in floating point, as asked"
             return
         low, high = context.calibration.timestep_range
         groups = plan.groups.setdefault(DEFAULT_GROUPS, TimestepGroups((), low, high))
-        ranges = self._ranges(context, bits, groups)
+        ranges = self.ranges(context, bits, groups)
         for done, (name, width) in enumerate(bits.items()):
             scale, zero_point = affine_parameters(*ranges[name], width, symmetric=o.symmetric)
             layer = plan.layers[name]
@@ -67,7 +69,8 @@ class ActivationRanges(Pass):
             layer.kept = None if layer.weight is not None else "its weight has no quantizer"
             yield Progress(done + 1, len(bits), name)
 
-    def _ranges(self, context: PassContext, bits: dict[str, int], groups: TimestepGroups) -> Ranges:
+    def ranges(self, context: PassContext, bits: dict[str, int], groups: TimestepGroups) -> Ranges:
+        """Clip bounds ``low [G]`` and ``high [G]`` of every layer that ``bits`` names, at its width."""
         if self.options.observer == "mse":
             return self._least_error(context, bits, groups)
         if self.options.observer == "minmax":

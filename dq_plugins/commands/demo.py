@@ -1,0 +1,47 @@
+"""``dq-plugins demo``: the main job on a bundled denoiser, with a report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "Quantize a bundled denoiser to W8A8 through torchao and write a report with pictures, errors, size and speed."
+EXAMPLE = "dq-plugins demo --out demo-report"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--out", default="demo-report", help="folder for the report, the plan and the recorded calls")
+    parser.add_argument("--model", default="emoji", choices=("emoji", "digits"), help="bundled denoiser")
+    parser.add_argument("--recipe", default="default", help="registered recipe")
+    parser.add_argument("--weight-bits", type=int, default=8, help="width of weights")
+    parser.add_argument("--act-bits", type=int, default=8, help="width of activations")
+    parser.add_argument("--groups", type=int, default=8, help="timestep groups")
+    parser.add_argument("--no-compile", action="store_true", help="skip the compiled denoisers: most of the time")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the calibration images")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo, print the table, write the page."""
+    import time
+
+    from dq_plugins.demo import Demo, DemoSettings
+    from dq_plugins.report.demo_page import demo_page, execution_table, summary_table
+
+    settings = DemoSettings(
+        name=args.model,
+        recipe=args.recipe,
+        weight_bits=args.weight_bits,
+        act_bits=args.act_bits,
+        groups=args.groups,
+        compile=not args.no_compile,
+        seed=args.seed,
+    )
+    out, start = Path(args.out), time.perf_counter()
+    demo = Demo(settings, out)
+    for step in demo.steps():
+        print(f"[{time.perf_counter() - start:5.0f} s] {step}", flush=True)
+    page = demo_page(demo.result).save(out / "report.html")
+    print(f"\n{summary_table(demo.result)}\n\n{execution_table(demo.result.executions)}\n")
+    print(f"report: {page}   ({time.perf_counter() - start:.0f} s)")
+    return 0
