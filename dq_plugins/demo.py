@@ -95,7 +95,7 @@ class Demo:
         held_out = self._record(pipe, denoiser, s.images, s.seed + 1000, "held-out")
         reference = self._images(pipe, denoiser)
         yield "applying the plan through torchao, and sampling the same images again"
-        quantized = apply(denoiser, plan, "torchao")
+        quantized = apply(denoiser, plan, "torchao", example_inputs=calibration.example_inputs())
         images = self._images(pipe, quantized)
         yield "measuring the error per timestep"
         sqnr = output_sqnr(quantized, held_out)

@@ -28,6 +28,8 @@ class PassContext:
         act_bits: target width of activations; None leaves activations in floating point.
         seed: seed of every random choice.
         workdir: folder of the running pass for intermediate results, so that it can resume; None: no resume.
+        measurements: seconds, memory and the like by pass name. They differ from run to run, so they stay out of the
+            plan.
     """
 
     denoiser: nn.Module
@@ -36,6 +38,7 @@ class PassContext:
     act_bits: int | None = 8
     seed: int = 0
     workdir: Path | None = None
+    measurements: dict[str, dict[str, float]] = field(default_factory=dict)
     _shared: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @cached_property

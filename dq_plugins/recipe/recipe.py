@@ -48,9 +48,7 @@ class Recipe:
         """
         unknown = sorted(set(options) - set(self.passes()))
         if unknown:
-            raise RecipeError(
-                f"recipe {self.name!r} has no pass {unknown[0]!r}; it runs: {', '.join(self.passes())}"
-            )
+            raise RecipeError(f"recipe {self.name!r} has no pass {unknown[0]!r}; it runs: {', '.join(self.passes())}")
         steps = tuple(Step(s.name, {**s.options, **options.get(s.name, {})}) for s in self.steps)
         return Recipe(self.name, self.summary, steps)
 
@@ -62,9 +60,7 @@ class Recipe:
         for position, name in enumerate(names):
             missing = [r for r in classes[name].requires if r not in names[:position]]
             if missing:
-                raise RecipeError(
-                    f"recipe {self.name!r}: pass {name!r} needs {missing[0]!r} to run before it"
-                )
+                raise RecipeError(f"recipe {self.name!r}: pass {name!r} needs {missing[0]!r} to run before it")
             late = [a for a in classes[name].after if a in names[position + 1 :]]
             if late:
                 raise RecipeError(f"recipe {self.name!r}: pass {name!r} must come after {late[0]!r}")

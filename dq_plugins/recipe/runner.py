@@ -39,8 +39,7 @@ WEIGHTED = (
 def empty_plan(context: PassContext, recipe: str) -> QuantPlan:
     """A plan that lists every layer of the denoiser and quantizes none."""
     layers = {
-        name: LayerPlan(kind=info.kind, roles=frozenset(info.roles))
-        for name, info in context.partition.layers.items()
+        name: LayerPlan(kind=info.kind, roles=frozenset(info.roles)) for name, info in context.partition.layers.items()
     }
     for name, module in context.denoiser.named_modules():
         if isinstance(module, WEIGHTED) and name not in layers:
@@ -150,14 +149,14 @@ def make_plan(
     with _frozen(denoiser), torch.no_grad():
         plan = plan or empty_plan(context, recipe.name)
         for i in range(done, len(passes)):
-            context.workdir = folders[i] if root else None
+            if root:
+                context.workdir = folders[i]
+                folders[i].mkdir(parents=True, exist_ok=True)
             _run_pass(passes[i], plan, context, progress)
             plan.passes.append(PassRecord(recipe.steps[i].name, passes[i].options.model_dump(mode="json")))
             if root:
                 save_plan(plan, folders[i])
                 (folders[i] / "done.json").write_text(json.dumps({"signature": signatures[i]}))
         if weights_hash(denoiser) != model_hash:
-            raise RecipeError(
-                f"a pass of recipe {recipe.name!r} changed the denoiser's weights; passes only read them"
-            )
+            raise RecipeError(f"a pass of recipe {recipe.name!r} changed the denoiser's weights; passes only read them")
     return plan.validate()

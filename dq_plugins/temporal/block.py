@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import TraceError
-from dq_plugins.graph import Partition, find_timestep_argument, partition, trace
+from dq_plugins.graph import Partition, find_timestep_argument, partition
 from dq_plugins.graph.arguments import named_leaves, number_to_tensor
 from dq_plugins.graph.flow import Flow
 from dq_plugins.temporal.subprogram import Subprogram, extract
@@ -102,7 +102,7 @@ def temporal_block(
     found = found or partition(denoiser, inputs, timestep=timestep)
     if not found.temporal:
         return None
-    flow = Flow(trace(denoiser, inputs), timestep, found.sample_argument)
+    flow = Flow(found.graph, timestep, found.sample_argument)
     layers = {n: flow.layer(n) for n in flow.layer_nodes() if flow.layer(n) in found.temporal}
     frontier = [f for f in found.frontier if f.signature == "temporal" and f.upstream]
     layer_inputs: dict[str, tuple[str, ...]] = {}

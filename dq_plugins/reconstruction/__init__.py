@@ -1,0 +1,6 @@
+"""Block-wise reconstruction of weights: units of layers, their recorded inputs and targets, and the loss."""
+
+from dq_plugins.reconstruction.cache import BlockCache, record_block
+from dq_plugins.reconstruction.units import Unit, find_units
+
+__all__ = ["BlockCache", "Unit", "find_units", "record_block"]
