@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dq_plugins.observers.statistics import ErrorTable, Statistics, collect
-from dq_plugins.plan import QuantPlan
+from dq_plugins.passes.weight_ranges import KEPT_BY_ROLE
+from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.recipe import PassContext
 
 DEFAULT_GROUPS = "default"
@@ -23,8 +24,13 @@ def activation_bits(plan: QuantPlan, context: PassContext, bits: int | None, edg
     if width is None:
         return {}
     # an embedding reads indices: there is no activation to quantize
-    layers = [n for n, info in context.partition.layers.items() if n in plan.layers and info.kind != "embedding"]
+    infos = context.partition.layers.items()
+    layers = [n for n, info in infos if n in plan.layers and info.kind != "embedding" and not _kept(plan.layers[n])]
     return {n: max(width, edge_bits) if plan.layers[n].roles & EDGE_ROLES else width for n in layers}
+
+
+def _kept(layer: LayerPlan) -> bool:
+    return layer.weight is None and (layer.kept or "").startswith(KEPT_BY_ROLE)
 
 
 def statistics(context: PassContext, layers: tuple[str, ...]) -> Statistics:

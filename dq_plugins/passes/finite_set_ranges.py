@@ -86,6 +86,8 @@ class FiniteSetRanges(Pass):
                 raise CalibrationError(f"the input of temporal layer {name!r} is not finite at timestep {t:g}")
             scale, zero_point = affine_parameters(bounds[:, 0], bounds[:, 1], bits, symmetric=self.options.symmetric)
             layer = plan.layers[name]
+            if layer.weight is None:
+                continue  # another pass keeps it in full precision, and says why
             layer.activation = ActivationQuant(bits, GROUPS, scale.cpu(), zero_point.cpu())
-            layer.kept = None if layer.weight else "its weight has no quantizer"
+            layer.kept = None
             yield Progress(done + 1, len(ranges), name)

@@ -13,6 +13,8 @@ from dq_plugins.plan import QuantPlan, WeightQuant
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.weight_scale import weight_parameters
 
+KEPT_BY_ROLE = "left in full precision as asked, for its role: "
+
 
 class WeightRanges(Pass):
     """Give every layer a weight quantizer with nearest rounding."""
@@ -27,12 +29,16 @@ class WeightRanges(Pass):
             edge_bits: least width of the first and last layers, which see or make the image itself.
             method: ``"minmax"`` or ``"shrink"``.
             symmetric: zero point 0, as integer kernels like it.
+            keep_roles: layers with one of these roles stay in full precision, weights and activations. TFMQ-DM's
+                released code keeps ``first``, ``last``, ``temporal_first``, ``shortcut`` and ``downsample``; here
+                they are quantized unless named.
         """
 
         bits: int | None = Field(None, ge=1, le=16)
         edge_bits: int = Field(8, ge=1, le=16)
         method: Literal["minmax", "shrink"] = "shrink"
         symmetric: bool = True
+        keep_roles: tuple[str, ...] = ()
 
     options: Options
     Options: ClassVar[type[PassOptions]] = Options
@@ -43,6 +49,10 @@ class WeightRanges(Pass):
         for done, name in enumerate(runs):
             yield Progress(done, len(runs), name)
             layer = plan.layers[name]
+            kept = sorted(layer.roles & set(self.options.keep_roles))
+            if kept:
+                layer.kept = KEPT_BY_ROLE + ", ".join(kept)
+                continue
             bits = self.options.bits or context.weight_bits
             if layer.roles & {"first", "last"}:
                 bits = max(bits, self.options.edge_bits)

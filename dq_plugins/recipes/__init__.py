@@ -24,22 +24,29 @@ DEFAULT = Recipe(
 
 TFMQ = Recipe(
     "tfmq",
-    "TFMQ-DM: the temporal block reconstructed from t alone, with one range per timestep",
+    "TFMQ-DM: temporal block reconstructed from t alone, one range per timestep for it; blocks reconstructed after it",
     (
         Step("weight-ranges"),
         Step("temporal-reconstruction"),
-        Step("timestep-groups", {"groups": 1}),
-        Step("activation-ranges", {"observer": "minmax"}),
+        Step("block-reconstruction"),
+        Step("timestep-groups"),
+        Step("activation-ranges"),
         Step("finite-set-ranges"),
     ),
 )
 
-BINARYDM = Recipe(
-    "binarydm",
-    "BinaryDM: one bit a weight; where training starts, see dq_plugins.binarization",
+TFMQ_PAPER = Recipe(
+    "tfmq-paper",
+    "TFMQ-DM with the settings and the exceptions of its released code (hours on a CPU)",
     (
-        Step("binarize"),
-        Step("timestep-groups", {"groups": 1}),
-        Step("activation-ranges", {"symmetric": True}),
+        Step(
+            "weight-ranges",
+            {"symmetric": False, "keep_roles": ("first", "last", "temporal_first", "shortcut", "downsample")},
+        ),
+        Step("temporal-reconstruction", {"preset": "paper"}),
+        Step("block-reconstruction", {"iterations": 20_000, "learning_rate": 1e-3}),
+        Step("timestep-groups", {"method": "uniform", "groups": 1_000_000}),
+        Step("activation-ranges", {"observer": "minmax"}),
+        Step("finite-set-ranges"),
     ),
 )

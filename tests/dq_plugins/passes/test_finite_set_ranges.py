@@ -70,3 +70,14 @@ def test_switching_the_timestep_touches_nothing_outside_its_row(case) -> None:
         assert same == (t != SCHEDULE[1])
     changed = [k for k, v in model.state_dict().items() if not torch.equal(v, before[k])]
     assert all(k.endswith("input_quantizer.scale") for k in changed)
+
+
+def test_exceptions_of_the_paper_stay_in_full_precision_and_say_so(case) -> None:
+    denoiser, calibration, _ = case
+    keep = {"keep_roles": ("first", "last", "temporal_first")}
+    steps = (Step("weight-ranges", keep), Step("activation-ranges"), Step("finite-set-ranges"))
+    plan = dq.make_plan(denoiser, calibration, Recipe("r", "", steps), progress=False)
+    kept = {name for name, layer in plan.layers.items() if layer.width == "full precision"}
+    assert kept == {"enter", "leave", "p"}
+    assert all("role" in plan.layers[name].kept for name in kept)
+    assert plan.layers["q"].activation.groups == GROUPS
