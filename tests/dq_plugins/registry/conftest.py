@@ -17,7 +17,6 @@ class Workshop:
 
     def __init__(self, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.site, self.environ = site, dict[str, str]()
-        self._made: set[str] = set()
         monkeypatch.syspath_prepend(site)
 
     def install(
@@ -31,10 +30,9 @@ class Workshop:
     ) -> None:
         """Write ``name``'s metadata and modules; ``metadata`` holds further header lines."""
         info = self.site / f"{name.replace('-', '_')}-{version}.dist-info"
-        info.mkdir()
+        info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{metadata}")
         (info / "entry_points.txt").write_text(entry_points)
-        self._made.add(info.name)
         for module, source in (modules or {}).items():
             file = self.site / f"{module}.py"
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, distributions
 from pathlib import Path
 
 import pytest
@@ -29,10 +29,12 @@ def test_unreadable_distribution_hides_no_other(workshop, caplog):
     assert "wreck" in caplog.text
 
 
-def test_first_of_two_copies_on_the_path_counts(workshop):
-    workshop.install("acme", "[dq_plugins.metrics]\nold = m:f\n")
-    workshop.install("acme", "[dq_plugins.metrics]\nnew = m:f\n", version="2.0")
-    assert len(workshop.registry().plugins()) == 1
+def test_first_of_two_copies_on_the_path_counts(workshop, tmp_path):
+    workshop.install("acme", "[dq_plugins.metrics]\nfirst = m:f\n")
+    workshop.site = tmp_path / "later"
+    workshop.install("acme", "[dq_plugins.metrics]\nsecond = m:f\n", version="2.0")
+    found = discover(distributions(path=[str(tmp_path), str(workshop.site)]))
+    assert [declaration.name for declaration in found] == ["first"]
 
 
 def test_installed_metadata_is_that_of_this_checkout():

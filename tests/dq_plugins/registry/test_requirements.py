@@ -12,7 +12,7 @@ def missing(workshop):
         "acme",
         version="2.0",
         metadata=(
-            "Requires-Dist: never-looked-at\n"
+            "Requires-Dist: never-looked-at\nRequires-Dist: neither; python_version >= '3'\n"
             "Provides-Extra: fast\nProvides-Extra: all\nProvides-Extra: old-name\nProvides-Extra: windows\n"
             "Requires-Dist: engine<3,>=2; extra == 'fast'\n"
             "Requires-Dist: acme[fast]; extra == 'all'\n"
@@ -66,8 +66,9 @@ def test_extra_that_the_distribution_does_not_define_is_named(missing):
 
 def test_requirements_of_registered_code(workshop):
     workshop.install("engine", version="2.0")
-    here = Declaration("metric", "m", "a:b", requires=("engine>=1", "engine>=3", "no good"))
+    here = Declaration("metric", "m", "a:b", requires=("engine>=1", "engine>=3", "no good", "x; os_name == 'none'"))
     text = missing_requirements(here)
     assert "engine>=3 (found 2.0)" in text
     assert "'no good', which is not a requirement" in text
     assert "engine>=1 (" not in text
+    assert "(not installed)" not in text
