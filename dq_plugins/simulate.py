@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dq_plugins import tokens
 from dq_plugins.affine import fake_quantize, integer_range
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan
@@ -20,7 +21,7 @@ from dq_plugins.temporal import table as temporal_table
 from dq_plugins.timesteps import TimestepContext, attach_context
 from dq_plugins.timesteps.context import OutOfRange
 
-UNDERSTOOD_SECTIONS = {temporal_table.SECTION}
+UNDERSTOOD_SECTIONS = {temporal_table.SECTION, tokens.SECTION}
 
 
 def select_per_sample(table: Tensor, index: Tensor, x: Tensor) -> Tensor:
@@ -129,5 +130,6 @@ class SimulateAdapter:
         for name, layer_plan in plan.layers.items():
             if name not in tabulated:
                 simulate_layer(model.get_submodule(name), layer_plan, context)
+        tokens.install_tokens(model, plan)
         attach_context(model, context, plan.timestep_argument)
         return model

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dq_brevitas import host  # noqa: F401  isort: skip
 from brevitas.graph.quantize import layerwise_quantize
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
-from torch import nn
+from torch import Tensor, nn
 
-from dq_brevitas.plain import QUANT_CLASSES
 from dq_brevitas.lowering import layer_map
+from dq_brevitas.plain import QUANT_CLASSES
+from dq_plugins import tokens
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan
 from dq_plugins.temporal import table as temporal_table
 from dq_plugins.timesteps import TimestepContext, attach_context
 from dq_plugins.timesteps.context import OutOfRange
 
-UNDERSTOOD_SECTIONS = {temporal_table.SECTION}
+UNDERSTOOD_SECTIONS = {temporal_table.SECTION, tokens.SECTION}
 """Critical plan sections that this adapter implements."""
 
 
@@ -58,8 +61,16 @@ class BrevitasAdapter:
         left = [n for n in planned if not isinstance(quantized.get_submodule(n), QuantWeightBiasInputOutputLayer)]
         if left:
             raise PlanError(f"Brevitas did not replace layer {left[0]!r}, which the plan quantizes")
+        tokens.install_tokens(quantized, plan, _quantized_weight)
         attach_context(quantized, context, plan.timestep_argument)
         return quantized
+
+
+def _quantized_weight(layer: nn.Module) -> Tensor:
+    """The weight that a Brevitas layer computes with; the full-precision one of a layer that was left as it is."""
+    quant_weight: Any = getattr(layer, "quant_weight", None)
+    weight: Any = layer.weight if quant_weight is None else quant_weight().value
+    return weight
 
 
 def _check_classes(model: nn.Module, planned: set[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from dq_plugins import tokens
 from dq_plugins.plan import QuantPlan
 from dq_plugins.temporal import table as temporal_table
 from dq_plugins.timesteps import TimestepContext, attach_context
@@ -15,7 +16,7 @@ from dq_torchao.lowering import lower_layer
 from dq_torchao.report import Execution, Timing
 from dq_torchao.tuning import tune
 
-UNDERSTOOD_SECTIONS = {temporal_table.SECTION}
+UNDERSTOOD_SECTIONS = {temporal_table.SECTION, tokens.SECTION}
 """Critical plan sections that this adapter implements."""
 
 
@@ -61,6 +62,7 @@ def apply(
             layer.execution = Execution("full precision", layer_plan.width, "temporal table", "", layer_plan.kept or "")
         else:
             lower_layer(layer, layer_plan, context, choices.get(name))
+    tokens.install_tokens(model, plan)
     attach_context(model, context, plan.timestep_argument)
     return model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +19,37 @@ from dq_plugins.sensitivity.trajectory import Trajectory
 
 def _entries(candidates: Candidates, chosen: Sequence[Entry] | None) -> dict[str, Entry]:
     return {str(entry): entry for entry in (candidates.entries() if chosen is None else chosen)}
+
+
+def output_noise(
+    denoiser: nn.Module, candidates: Candidates, entries: Sequence[Entry], calibration: CalibrationSet
+) -> tuple[float, float]:
+    """Error of the denoiser's output over recorded calls with some entries quantized together.
+
+    Returns:
+        ``sum (y - y^)^2`` and ``sum y^2``.
+    """
+    noise = signal = 0.0
+    with quantized(denoiser, candidates, list(entries)) as timestep, torch.no_grad():
+        for call in calibration.calls():
+            timestep.value = call.timestep
+            reference = call.output.double()
+            noise += float((call.run(denoiser).double() - reference).square().sum())
+            signal += float(reference.square().sum())
+    return noise, signal
+
+
+def final_samples(
+    denoiser: nn.Module, candidates: Candidates, entries: Sequence[Entry], trajectory: Trajectory
+) -> torch.Tensor:
+    """Final samples ``[B, ...]`` of a recorded run, repeated with some entries quantized together."""
+    with quantized(denoiser, candidates, list(entries)) as timestep, torch.no_grad():
+
+        def denoise(kwargs: dict[str, Any], t: torch.Tensor) -> torch.Tensor:
+            timestep.value = t
+            return first_tensor(denoiser(**kwargs))
+
+        return trajectory.replay(denoise)
 
 
 @dataclass
@@ -42,16 +74,9 @@ class ExactQuality:
 
     def __call__(self, unit: str) -> Sums:
         """``sum (y - y^)^2`` of one entry, and the signal ``sum y^2``."""
-        noise = signal = calls = 0.0
         entry = _entries(self.candidates, self.chosen)[unit]
-        with quantized(self.denoiser, self.candidates, [entry]) as timestep, torch.no_grad():
-            for call in self.calibration.calls():
-                timestep.value = call.timestep
-                reference = call.output.double()
-                noise += float((call.run(self.denoiser).double() - reference).square().sum())
-                signal += float(reference.square().sum())
-                calls += FORWARD
-        return {unit: noise, "signal": signal, "calls": calls}
+        noise, signal = output_noise(self.denoiser, self.candidates, [entry], self.calibration)
+        return {unit: noise, "signal": signal, "calls": FORWARD * len(self.calibration)}
 
 
 @dataclass
@@ -81,18 +106,12 @@ class ExactContent:
         metric = registry.get("metric", self.metric)
         loss = images = calls = 0.0
         entry = _entries(self.candidates, self.chosen)[unit]
-        with quantized(self.denoiser, self.candidates, [entry]) as timestep, torch.no_grad():
-
-            def denoise(kwargs: dict, t: torch.Tensor) -> torch.Tensor:
-                timestep.value = t
-                return first_tensor(self.denoiser(**kwargs))
-
-            for trajectory in self.trajectories:
-                reference = trajectory.final()
-                value = metric(reference, trajectory.replay(denoise))
-                loss += (_best(metric, reference) - value if metric.higher_is_better else value) * trajectory.images
-                images += trajectory.images
-                calls += trajectory.steps * FORWARD
+        for trajectory in self.trajectories:
+            reference = trajectory.final()
+            value = metric(reference, final_samples(self.denoiser, self.candidates, [entry], trajectory))
+            loss += (_best(metric, reference) - value if metric.higher_is_better else value) * trajectory.images
+            images += trajectory.images
+            calls += trajectory.steps * FORWARD
         return {unit: loss, "signal": images, "calls": calls}
 
 

@@ -1,0 +1,21 @@
+"""Which layer gets how many bits: budgets and menus as a choice program, its solution, and why."""
+
+from dq_plugins.allocation.explain import LayerReason, explain, table_of_reasons
+from dq_plugins.allocation.front import Front, fronts, uniform_points
+from dq_plugins.allocation.problem import Allocation, AllocationProblem, Budgets, LayerCost, Menu, Width, allocate
+
+__all__ = [
+    "Allocation",
+    "AllocationProblem",
+    "Budgets",
+    "Front",
+    "LayerCost",
+    "LayerReason",
+    "Menu",
+    "Width",
+    "allocate",
+    "explain",
+    "fronts",
+    "table_of_reasons",
+    "uniform_points",
+]

@@ -1,0 +1,132 @@
+"""Quantizers at every width that bit allocation may choose, made the way the plan's own were made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dq_plugins import registry, tokens
+from dq_plugins.affine import affine_parameters
+from dq_plugins.errors import RecipeError
+from dq_plugins.observers.base import Observer
+from dq_plugins.observers.minmax import MinMaxObserver
+from dq_plugins.observers.mse import MSEObserver
+from dq_plugins.observers.streaming import stream_inputs
+from dq_plugins.passes.activation_ranges import ActivationRanges
+from dq_plugins.passes.weight_ranges import WeightRanges
+from dq_plugins.plan import ActivationQuant, QuantPlan, WeightQuant
+from dq_plugins.recipe import PassContext
+from dq_plugins.sensitivity import Candidates
+from dq_plugins.weight_scale import weight_parameters
+
+
+def candidates_of(
+    plan: QuantPlan, context: PassContext, weight_menu: Sequence[int], act_menu: Sequence[int]
+) -> Candidates:
+    """Candidates of every layer that the plan quantizes; shared by the passes of a run.
+
+    Layers whose rounding another pass has learned stay as they are: they have no candidates.
+
+    Args:
+        plan: with weight quantizers, and with activation quantizers unless activations stay in floating point.
+        context: the run.
+        weight_menu: widths of weights.
+        act_menu: widths of inputs.
+    """
+    key = ("candidates", tuple(weight_menu), tuple(act_menu))
+    return context.shared(key, lambda: _make(plan, context, weight_menu, act_menu))
+
+
+def _make(plan: QuantPlan, context: PassContext, weight_menu: Sequence[int], act_menu: Sequence[int]) -> Candidates:
+    layers = [n for n, p in plan.layers.items() if p.weight is not None and p.weight.codes is None]
+    if not layers:
+        raise RecipeError("no layer has a weight quantizer that may change: run the pass 'weight-ranges' before")
+    # in execution order, which is what tables and explanations are read in
+    order = [name for name in context.partition.layers if name in set(layers)]
+    activations = activation_candidates(plan, context, order, act_menu) if context.act_bits is not None else {}
+    used = {quant.groups for widths in activations.values() for quant in widths.values()}
+    weights = {name: _weights(plan, context, name, weight_menu) for name in order}
+    return Candidates(weights, activations, {name: plan.groups[name] for name in sorted(used)})
+
+
+def _options(plan: QuantPlan, name: str) -> dict[str, Any]:
+    """Options that a pass ran with; its defaults if it did not run."""
+    return dict(next((record.options for record in plan.passes if record.name == name), {}))
+
+
+def _weights(plan: QuantPlan, context: PassContext, name: str, menu: Sequence[int]) -> dict[int, WeightQuant]:
+    options: Any = WeightRanges(**_options(plan, "weight-ranges")).options
+    weight: Any = context.denoiser.get_submodule(name).weight
+    found = {}
+    for bits in menu:
+        scale, zero_point = weight_parameters(weight, bits, symmetric=options.symmetric, method=options.method)
+        found[bits] = WeightQuant(bits, scale.cpu(), None if options.symmetric else zero_point.cpu())
+    return found
+
+
+def activation_candidates(
+    plan: QuantPlan, context: PassContext, layers: Sequence[str], menu: Sequence[int]
+) -> dict[str, dict[int, ActivationQuant]]:
+    """Quantizers of layers' inputs at several widths, with the observer and the groups of the plan's own.
+
+    Layers with exact tokens (section ``bos-tokens``) get the range of their other tokens.
+
+    Args:
+        plan: with an activation quantizer for every layer that is to have candidates.
+        context: the run.
+        layers: fully qualified names.
+        menu: widths.
+    """
+    ranges = ActivationRanges(**_options(plan, "activation-ranges"))
+    options: Any = ranges.options
+    exact = _exact_positions(plan)
+    by_groups: dict[str, list[str]] = {}
+    for name in layers:
+        activation = plan.layers[name].activation
+        if activation is not None:
+            by_groups.setdefault(activation.groups, []).append(name)
+    found: dict[str, dict[int, ActivationQuant]] = {}
+    for groups, members in by_groups.items():
+        special = [name for name in members if name in exact]
+        observers = _other_tokens(context, {n: exact[n] for n in special}, menu, options)
+        for bits in menu:
+            usual = dict.fromkeys((n for n in members if n not in exact), bits)
+            bounds = ranges.ranges(context, usual, plan.groups[groups]) if usual else {}
+            count = len(plan.groups[groups])
+            bounds |= {n: tuple(torch.tensor(e).expand(count) for e in observers[n, bits].range()) for n in special}
+            for name in members:
+                scale, zero_point = affine_parameters(*bounds[name], bits, symmetric=options.symmetric)
+                found.setdefault(name, {})[bits] = ActivationQuant(bits, groups, scale.cpu(), zero_point.cpu())
+    return found
+
+
+def _exact_positions(plan: QuantPlan) -> dict[str, list[int]]:
+    section = plan.sections.get(tokens.SECTION)
+    return {} if section is None else {n: e["positions"] for n, e in section.data.get("layers", {}).items()}
+
+
+def _other_tokens(
+    context: PassContext, layers: Mapping[str, Sequence[int]], menu: Sequence[int], options: Any
+) -> dict[tuple[str, int], Observer]:
+    """One observer for each layer and width, that saw the tokens that are not exact.
+
+    These inputs are conditions, which do not change with t: one range holds for every timestep group.
+    """
+    if not layers:
+        return {}
+    make = {"mse": MSEObserver, "minmax": MinMaxObserver}.get(options.observer)
+    make = make or registry.get("observer", options.observer)
+    observers = {(n, b): make(bits=b, symmetric=options.symmetric) for n in layers for b in menu}
+
+    def receive(name: str, x: Tensor) -> None:
+        others = [i for i in range(x.shape[1]) if i not in set(layers[name])]
+        rest = x.index_select(1, torch.tensor(others, device=x.device))
+        for bits in menu:
+            observers[name, bits].update(rest)
+
+    for _ in stream_inputs(context.denoiser, context.calibration, tuple(layers), receive):
+        pass
+    return observers

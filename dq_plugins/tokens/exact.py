@@ -1,0 +1,163 @@
+"""Rows of a quantized layer's output that are known beforehand, because the input row is always the same.
+
+The layer itself runs as it is, simulated or in integers, on all tokens; its activation range is that of the other
+tokens, so the outlier rows come out wrong, and are replaced:
+
+- by the row computed once in full precision, for samples whose input row is the one it was computed from;
+- else by a live row: the input row in floating point times the layer's (quantized) weight. This is the case of a zeroed
+  negative prompt, a weighted prompt or another encoder; only the rounding of the weight remains.
+
+Two hooks do it, so one code serves every backend, and it composes with whatever the layer is. The choice is made
+sample by sample with tensor operations (no recompilation, no host sync); on the host in eager mode the live rows are
+skipped when no sample needs them.
+
+Shapes: ``N`` samples, ``L`` tokens, ``P`` outlier tokens, ``D`` input and ``O`` output features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dq_plugins.plan import QuantPlan, Section
+
+SECTION = "bos-tokens"
+
+WeightOf = Callable[[nn.Module], Tensor]
+
+
+def _own_weight(layer: nn.Module) -> Tensor:
+    """The floating-point weight that a layer computes with, ``[O, D]``."""
+    weight: Any = layer.weight
+    return weight.dequantize() if hasattr(weight, "tensor_impl") else weight
+
+
+class ExactTokens(nn.Module):
+    """Known output rows of one layer.
+
+    Args:
+        positions: of the outlier tokens.
+        rows: input rows ``[P, D]`` that the values belong to.
+        values: output rows ``[P, O]``, bias included.
+        weight_of: gives the weight for live rows.
+    """
+
+    dq_quantizer_state = True  # no weights of the denoiser: left out of its hash
+
+    positions: Tensor
+    rows: Tensor
+    values: Tensor
+
+    def __init__(
+        self, positions: tuple[int, ...], rows: Tensor, values: Tensor, weight_of: WeightOf = _own_weight
+    ) -> None:
+        super().__init__()
+        self.register_buffer("positions", torch.tensor(positions, dtype=torch.int64, device=values.device))
+        self.register_buffer("rows", rows)
+        self.register_buffer("values", values)
+        self.weight_of = weight_of
+        self.seen: Tensor | None = None
+
+    def look(self, x: Tensor) -> None:
+        """Keep the outlier rows of the raw input ``[N, L, D]``, before anything quantizes it."""
+        self.seen = x.index_select(1, self.positions) if x.dim() == 3 else None
+
+    def replace(self, layer: nn.Module, output: Tensor) -> Tensor:
+        """Put the exact rows into the layer's output ``[N, L, O]``."""
+        seen, self.seen = self.seen, None
+        if seen is None:
+            return output
+        same = (seen == self.rows.to(seen.dtype)).all(-1, keepdim=True)  # [N, P, 1]
+        values = self.values.to(output.dtype).expand(len(seen), -1, -1)
+        if torch.compiler.is_compiling() or same.device.type != "cpu" or not bool(same.all()):
+            bias: Any = getattr(layer, "bias", None)
+            weight = self.weight_of(layer).to(seen.dtype)
+            live = F.linear(seen, weight, None if bias is None else bias.to(seen.dtype)).to(output.dtype)
+            values = torch.where(same, values, live)
+        return output.index_copy(1, self.positions, values)
+
+
+def _look(layer: nn.Module, args: tuple[Any, ...]) -> None:
+    layer.exact_tokens.look(args[0])  # type: ignore[operator]
+
+
+def _replace(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    return layer.exact_tokens.replace(layer, output)  # type: ignore[operator]
+
+
+def exact_tokens(layer: nn.Module, tokens: ExactTokens) -> Callable[[], None]:
+    """Give a layer its exact rows.
+
+    Args:
+        layer: any linear layer, quantized or not, with a ``weight`` and a ``bias``.
+        tokens: its known rows.
+
+    Returns:
+        A function that takes them away again.
+    """
+    layer.exact_tokens = tokens
+    handles = [layer.register_forward_pre_hook(_look, prepend=True), layer.register_forward_hook(_replace)]
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+        del layer.exact_tokens
+
+    return remove
+
+
+def tokens_section(found: Mapping[str, ExactTokens], data: dict[str, Any]) -> Section:
+    """A plan's section that holds the exact rows; equal input rows are stored once.
+
+    Args:
+        found: by layer.
+        data: findings to keep beside them.
+    """
+    tensors: dict[str, Tensor] = {}
+    layers: dict[str, dict[str, Any]] = {}
+    for name, tokens in found.items():
+        known = next((k for k, t in tensors.items() if k.startswith("rows/") and torch.equal(t, tokens.rows)), None)
+        key = known or f"rows/{sum(k.startswith('rows/') for k in tensors)}"
+        tensors[key] = tokens.rows
+        tensors[f"values/{name}"] = tokens.values
+        layers[name] = {"positions": tokens.positions.tolist(), "rows": key}
+    return Section({**data, "layers": layers}, tensors, critical=bool(found))
+
+
+def install_tokens(model: nn.Module, plan: QuantPlan, weight_of: WeightOf = _own_weight) -> list[Callable[[], None]]:
+    """Give every layer that the plan's section names its exact rows; nothing happens without the section.
+
+    Args:
+        model: the denoiser, quantized or not.
+        plan: the plan.
+        weight_of: gives the floating-point weight that a layer of this backend computes with, for live rows.
+
+    Returns:
+        Functions that take the rows away again.
+    """
+    section = plan.sections.get(SECTION)
+    if section is None:
+        return []
+    removers = []
+    for name, entry in section.data.get("layers", {}).items():
+        layer = model.get_submodule(name)
+        device = next((t.device for t in (*layer.parameters(), *layer.buffers())), torch.device("cpu"))
+        rows, values = (section.tensors[k].to(device, copy=True) for k in (entry["rows"], f"values/{name}"))
+        removers.append(exact_tokens(layer, ExactTokens(tuple(entry["positions"]), rows, values, weight_of)))
+    return removers
+
+
+@contextmanager
+def installed(model: nn.Module, plan: QuantPlan) -> Iterator[None]:
+    """`install_tokens` while the context is open: the full-precision denoiser with its known rows."""
+    removers = install_tokens(model, plan)
+    try:
+        yield
+    finally:
+        for remove in removers:
+            remove()
