@@ -31,6 +31,7 @@ _HOME = {
     "layer_map": "lowering",
     "learned_weight_scales": "gptq",
     "load": "files",
+    "onnxruntime_options": "export",
     "plan_from_model": "reading",
     "restart_calibration": "coverage",
     "save": "files",

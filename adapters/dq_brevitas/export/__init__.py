@@ -10,7 +10,7 @@ from dq_plugins.errors import require
 require("onnx", "export", "export a Brevitas model, or run it in inference mode")
 
 from dq_brevitas.export.inference import TimestepInferenceManager, export_torch, inference_mode  # noqa: E402
-from dq_brevitas.export.onnx import TimestepQCDQManager, export_onnx_qcdq  # noqa: E402
+from dq_brevitas.export.onnx import TimestepQCDQManager, export_onnx_qcdq, onnxruntime_options  # noqa: E402
 
 __all__ = [
     "TimestepInferenceManager",
@@ -18,4 +18,5 @@ __all__ = [
     "export_onnx_qcdq",
     "export_torch",
     "inference_mode",
+    "onnxruntime_options",
 ]

@@ -72,7 +72,8 @@ def export_onnx_qcdq(
 ) -> Any:
     """Export a quantized denoiser to ONNX; one graph serves every timestep group.
 
-    Weights keep their QuantizeLinear node, so runtimes see integers after folding. ONNX divides by the scale where a
+    Weights keep their QuantizeLinear node, so runtimes see integers after folding. Run the graph in onnxruntime with
+    `onnxruntime_options`. ONNX divides by the scale where a
     plan multiplies by its reciprocal; weights are put on their grid first, so only activations within a rounding error
     of a tie can differ, by one code.
 
@@ -112,6 +113,23 @@ def export_onnx_qcdq(
         with torch.no_grad():
             TimestepQCDQManager.export(model, args=positional, export_path=target, **options)
         return onnx.load(target)
+
+
+def onnxruntime_options() -> Any:
+    """``onnxruntime.SessionOptions`` under which the graph is run as it is written.
+
+    By default onnxruntime replaces a matrix product with constant integer weights by ``MatMulNBits`` and quantizes its
+    input once more, block by block, whatever the graph says. Pass the options to ``InferenceSession``.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    require("onnxruntime", "export", "run an exported model")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    return options
 
 
 def _check_widths(model: nn.Module) -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import dq_brevitas
+from dq_plugins.errors import DQError
 
 FOLDER = Path(dq_brevitas.__file__).parent
 
@@ -40,5 +44,11 @@ def test_quantizers_load_quietly_and_without_onnx():
     assert run("import sys, dq_brevitas.quantizers; print('onnx' in sys.modules)") == "False\n"
 
 
-def test_jit_is_refused():
-    assert "Unset BREVITAS_JIT" in run("import os; os.environ['BREVITAS_JIT'] = '1'; import dq_brevitas.quantizers")
+def test_jit_is_refused(monkeypatch):
+    import brevitas.config
+
+    from dq_brevitas import host
+
+    monkeypatch.setattr(brevitas.config, "JIT_ENABLED", True)
+    with pytest.raises(DQError, match="Unset BREVITAS_JIT"):
+        importlib.reload(host)
