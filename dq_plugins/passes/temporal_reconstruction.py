@@ -30,13 +30,21 @@ PRESETS = {
 }
 
 
-def shared_block(context: PassContext) -> TemporalBlock | None:
-    """The denoiser's temporal block, found once per run."""
-    example = context.calibration.example_inputs()
-    argument = context.calibration.timestep_argument
-    return context.shared(
-        "temporal-block", lambda: temporal_block(context.denoiser, example, argument, context.partition)
-    )
+def shared_block(context: PassContext, *, whole_batch: bool = False) -> TemporalBlock | None:
+    """The denoiser's temporal block, found once per run.
+
+    Args:
+        context: the run.
+        whole_batch: cut it out of a call with as many samples as were recorded, instead of one sample: bit for bit
+            what such calls compute, but slower.
+    """
+
+    def find() -> TemporalBlock | None:
+        call = next(context.calibration.calls())
+        one = call if whole_batch else call.rows(torch.tensor([0]), len(call.output))
+        return temporal_block(context.denoiser, one.kwargs, context.calibration.timestep_argument)
+
+    return context.shared(("temporal-block", whole_batch), find)
 
 
 def planned_weights(block: TemporalBlock, plan: QuantPlan) -> dict[str, Tensor]:

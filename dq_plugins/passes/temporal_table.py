@@ -40,7 +40,7 @@ class TemporalTable(Pass):
 
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
         """Write the section ``temporal-table``; the tabulated layers lose their quantizers."""
-        block = shared_block(context)
+        block = shared_block(context, whole_batch=True)
         nodes = {} if block is None else {node: layer for node, layer in block.tables.items() if layer}
         if block is None or len(nodes) < len(block.frontier) or len(set(nodes.values())) < len(nodes):
             reason = "no layer depends on the timestep alone" if block is None else "t leaves the block between layers"
