@@ -12,6 +12,7 @@ Shapes: ``O`` outputs, ``K`` products per output, ``G`` groups, ``N`` batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -22,6 +23,8 @@ from dq_plugins.simulate import select_per_sample
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.kernels import activation_codes, code_offset
 from dq_torchao.report import Execution
+
+FLOAT32_STATE = ("weight_scale", "weight_sum", "act_scale")
 
 
 class IntegerLayer(nn.Module):
@@ -103,18 +106,21 @@ class IntegerLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``x`` with the parameters of its timestep, multiply in integers, rescale."""
         index = self.context.index(self.group_name).to(self.act_scale.device)
-        scale = select_per_sample(self.act_scale, index, x)
-        zero_point = select_per_sample(self.act_zero_point, index, x)
-        if scale.dim() == 0:
-            codes = activation_codes(self.padded(x), scale, zero_point, self.act_bits)
-            return self.multiply(codes, scale, zero_point + code_offset(x.device), self.bias, x.dtype)
-        return self._per_sample(x, scale, zero_point)
+        if index.numel() > 1:
+            return self._per_sample(x, index)
+        # [1] tensors all the way: this runs at every layer of every step, and each small operation costs microseconds.
+        scale = self.act_scale.index_select(0, index)
+        zero_point = self.act_zero_point.index_select(0, index) + code_offset(x.device)
+        codes = activation_codes(self.padded(x), scale, zero_point, self.act_bits)
+        return self.multiply(codes, scale, zero_point, self.bias, x.dtype)
 
-    def _per_sample(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    def _per_sample(self, x: Tensor, index: Tensor) -> Tensor:
         """The kernels take one scale: multiply the bare codes, then apply each sample's own parameters."""
-        codes = activation_codes(self.padded(x, wholly=True), scale, zero_point, self.act_bits)
-        one, offset = scale.new_ones(()), zero_point.new_full((), code_offset(x.device))
-        y = self.multiply(codes, one, offset, None, torch.float32, wholly=True)
+        scale, zero_point = (select_per_sample(t, index, x) for t in (self.act_scale, self.act_zero_point))
+        offset = code_offset(x.device)
+        codes = activation_codes(self.padded(x, wholly=True), scale, zero_point + offset, self.act_bits)
+        one, shift = scale.new_ones(1), zero_point.new_full((1,), offset)
+        y = self.multiply(codes, one, shift, None, torch.float32, wholly=True)
         y = scale * (y - zero_point * self.per_output(self.weight_sum))
         if self.bias is not None:
             y = y + self.per_output(self.bias)
@@ -139,6 +145,16 @@ class IntegerLayer(nn.Module):
     def per_output(self, parameter: Tensor) -> Tensor:
         """``[O]``, shaped to broadcast against the result."""
         raise NotImplementedError
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> IntegerLayer:
+        """As in ``nn.Module``, but scales stay float32 when the denoiser is cast to half precision."""
+        exact = {name: getattr(self, name) for name in FLOAT32_STATE}
+        super()._apply(fn, recurse)
+        for name, before in exact.items():
+            after = getattr(self, name)
+            if after.dtype != before.dtype:
+                setattr(self, name, before.to(after.device))
+        return self
 
     def extra_repr(self) -> str:
         """Shape, widths and groups."""

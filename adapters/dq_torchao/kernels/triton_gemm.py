@@ -93,8 +93,8 @@ def implicit_gemm(
     Args:
         image: codes ``[N, H, W, C]``, int8, channel stride 1.
         output: ``[N, H', W', O]``, floating, channel stride 1; written.
-        scale: float32 ``[]``, on the device.
-        zero_point: int32 ``[]``, on the device.
+        scale: float32 ``[1]``, on the device.
+        zero_point: int32 ``[1]``, on the device.
         matrix: weight codes ``[O, h w C]``, int8, contiguous.
         code_sum: int32 ``[O]``, sum of each row of ``matrix``.
         weight_scale: float32 ``[O]``.

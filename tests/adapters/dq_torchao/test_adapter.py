@@ -92,6 +92,36 @@ def test_compiled_graph_selects_every_group_without_recompiling(freezing):
     assert counters["stats"]["unique_graphs"] == 1
 
 
+def test_regions_compiled_alone_select_every_group_without_recompiling():
+    # Without freezing, which would tie a region to the index tensor of one call; our layers gain nothing from it.
+    model = build()
+    dq_torchao.apply(model, denoiser_plan(model))
+    eager = {t: model(**batch(t)) for t in TIMESTEPS}
+    torch.compiler.reset()
+    counters.clear()
+    with torch.no_grad():
+        model.up.compile(fullgraph=True)
+        model.conv_out.compile(fullgraph=True)
+        for t in (*TIMESTEPS, *TIMESTEPS):
+            assert sqnr(eager[t], model(**batch(t))) > 60
+    assert counters["stats"]["unique_graphs"] == 2
+
+
+def test_compiled_model_runs_the_integer_kernels():
+    model = build()
+    dq_torchao.apply(model, denoiser_plan(model))
+    torch.compiler.reset()
+    with torch.no_grad():
+        compiled = torch.compile(model)
+        compiled(**batch(500.0))
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            compiled(**batch(100.0))
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert (calls["onednn::qlinear_pointwise"], calls["onednn::qconv_pointwise"]) == (2, 2)
+    assert "aten::convolution" not in calls
+    assert not any("prepack" in name for name in calls)  # weights are packed once
+
+
 def test_copies_are_independent_and_pickle():
     model = build()
     dq_torchao.apply(model, denoiser_plan(model))

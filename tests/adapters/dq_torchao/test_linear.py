@@ -36,3 +36,18 @@ def test_integer_linear_equals_simulation(act_bits, weight_bits, symmetric, time
     for shape in ((2, 24), (4, 5, 24), (2, 3, 5, 24)):
         x = torch.randn(shape) * 4
         torch.testing.assert_close(integer(x), simulated(x), rtol=1e-5, atol=1e-4)
+
+
+def test_half_precision_activations_and_cast_layers():
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 16).bfloat16()
+    plan, context = layer_plan(layer), TimestepContext({"all": GROUPS})
+    integer = copy.deepcopy(layer)
+    lower_layer(integer, plan, context)
+    cast = copy.deepcopy(integer).float().bfloat16()
+    assert torch.equal(cast.act_scale, integer.act_scale)  # scales do not go through half precision
+    context.select(torch.tensor(500.0))
+    x = torch.randn(3, 64).bfloat16()
+    simulated = simulate_layer(layer.float(), plan, context)
+    assert integer(x).dtype == torch.bfloat16
+    torch.testing.assert_close(integer(x).float(), simulated(x.float()), rtol=0.01, atol=0.05)

@@ -1,0 +1,117 @@
+"""Ways to run a denoiser, by name: full precision, torchao's own quantization, and ours.
+
+A builder takes the full-precision model and returns a denoiser of its own; the model is left as it is.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from models import Inputs, Model
+from torch import nn
+
+Builder = Callable[[Model], nn.Module]
+
+CALIBRATION_TIMESTEPS = tuple(range(975, 0, -50))
+GROUPS = 8
+
+
+class InHalf(nn.Module):
+    """A denoiser in bfloat16 behind a float32 interface, so that errors compare."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.denoiser = denoiser.to(torch.bfloat16)
+
+    def forward(self, **inputs: Any) -> Any:
+        halved = {
+            name: x.to(torch.bfloat16) if name != "timestep" and x.is_floating_point() else x
+            for name, x in inputs.items()
+        }
+        return self.denoiser(**halved, return_dict=False)[0].float()
+
+
+def float32(model: Model) -> nn.Module:
+    return copy.deepcopy(model.denoiser)
+
+
+def bfloat16(model: Model) -> nn.Module:
+    return InHalf(copy.deepcopy(model.denoiser))
+
+
+def torchao_weight_only(model: Model) -> nn.Module:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    denoiser = copy.deepcopy(model.denoiser)
+    quantize_(denoiser, Int8WeightOnlyConfig(set_inductor_config=False))
+    return denoiser
+
+
+def torchao_dynamic(model: Model) -> nn.Module:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    denoiser = copy.deepcopy(model.denoiser)
+    quantize_(denoiser, Int8DynamicActivationInt8WeightConfig(set_inductor_config=False))
+    return denoiser
+
+
+def _calibrate(denoiser: Callable[..., object], inputs: Callable[[float, int], Inputs]) -> None:
+    with torch.no_grad():
+        for t in CALIBRATION_TIMESTEPS:
+            denoiser(**inputs(t, t))
+
+
+def _pt2e(model: Model, quantizer: Any) -> nn.Module:
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    with torch.no_grad():
+        exported = torch.export.export(model.denoiser, (), model.inputs(500, 0)).module()
+    prepared = prepare_pt2e(exported, quantizer)
+    _calibrate(prepared, model.inputs)
+    return convert_pt2e(prepared)
+
+
+def pt2e_static(model: Model) -> nn.Module:
+    import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86
+
+    quantizer = x86.X86InductorQuantizer()
+    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+    return _pt2e(model, quantizer)
+
+
+def pt2e_groups(model: Model, groups: int = GROUPS) -> nn.Module:
+    from dq_torchao.pt2e import TimestepX86Quantizer
+
+    return _pt2e(model, TimestepX86Quantizer(groups))
+
+
+def ours(model: Model, groups: int = GROUPS, *, tuned: bool = False) -> nn.Module:
+    """Calibrated by running it; with ``tuned``, layers go integer only where that is faster in eager mode."""
+    import dq_torchao
+    from torchao.quantization import quantize_
+
+    denoiser = copy.deepcopy(model.denoiser)
+    config = dq_torchao.TimestepInt8Config(step="prepare", groups=groups)
+    quantize_(denoiser, config, filter_fn=dq_torchao.linear_and_conv2d)
+    _calibrate(denoiser, model.inputs)
+    plan = dq_torchao.convert(denoiser)
+    if not tuned:
+        return denoiser
+    return dq_torchao.apply(copy.deepcopy(model.denoiser), plan, example_inputs=model.inputs(500, 0))
+
+
+VARIANTS: dict[str, Builder] = {
+    "fp32": float32,
+    "bf16": bfloat16,
+    "torchao int8 weight-only": torchao_weight_only,
+    "torchao int8 dynamic": torchao_dynamic,
+    "PT2E int8 static": pt2e_static,
+    "PT2E, 8 timestep groups (ours)": pt2e_groups,
+    "W8A8, 1 group (ours)": lambda model: ours(model, 1),
+    "W8A8, 8 groups (ours)": ours,
+    "W8A8, 8 groups, tuned (ours)": lambda model: ours(model, tuned=True),
+}
+CPU_ONLY = {name for name in VARIANTS if name.startswith("PT2E")}
