@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from models import MODELS, Model
 from torch import Tensor, nn
 from torch._inductor import config as inductor_config
-from variants import CPU_ONLY, VARIANTS
 
+from benchmarks.models import MODELS, Model
+from benchmarks.variants import CPU_ONLY, VARIANTS
 from dq_plugins.evaluation import Latency, compare_latency, state_bytes
 
 TEST_TIMESTEPS = (900, 500, 100)

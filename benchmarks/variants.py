@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from models import Inputs, Model
 from torch import nn
+
+from benchmarks.models import Inputs, Model
 
 Builder = Callable[[Model], nn.Module]
 
