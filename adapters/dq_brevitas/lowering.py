@@ -26,8 +26,8 @@ from brevitas.inject.enum import (
 from brevitas.quant.solver import ActQuantSolver, WeightQuantSolver
 from torch import Tensor, nn
 
-from dq_brevitas.plain import QUANT_CLASSES
 from dq_brevitas.integer import ReciprocalIntQuant
+from dq_brevitas.plain import QUANT_CLASSES
 from dq_brevitas.quantizers import TimestepActMixin
 from dq_brevitas.scaling import TimestepZeroPoint
 from dq_plugins.affine import integer_range
@@ -112,8 +112,9 @@ def weight_quantizer(quant: WeightQuant, layer: nn.Module, name: str = "the laye
         )
     if quant.scale.numel() not in (1, weight.shape[0]):
         raise PlanError(f"{name!r} has {weight.shape[0]} output channels and the plan {quant.scale.numel()} scales")
-    shape = (quant.scale.numel(), *[1] * (weight.dim() - 1)) if quant.scale.numel() > 1 else ()
-    scale = quant.scale.float().reshape(shape)
+    # no shape for a scalar: Brevitas would read the number to fill the shape, and layers are built on the meta device
+    shape = (quant.scale.numel(), *[1] * (weight.dim() - 1)) if quant.scale.numel() > 1 else None
+    scale = quant.scale.float().reshape(shape or ())
     if quant.scheme == "binary":
         return PlanBinaryWeight.let(scaling_init=scale, scaling_shape=shape)
     injector = PlanWeight.let(
@@ -124,7 +125,7 @@ def weight_quantizer(quant: WeightQuant, layer: nn.Module, name: str = "the laye
     )
     if quant.zero_point is None:
         return injector
-    zero_point = _shifted(quant.zero_point, quant.bits, f"the weight of {name!r}").reshape(shape)
+    zero_point = _shifted(quant.zero_point, quant.bits, f"the weight of {name!r}").reshape(shape or ())
     return injector.let(zero_point_impl=ParameterZeroPoint, zero_point_init=zero_point * scale, zero_point_shape=shape)
 
 

@@ -35,7 +35,13 @@ def quantize() -> Callable[..., nn.Module]:
     from brevitas.quant import Int8WeightPerChannelFloat
 
     def run(act: Any, weight: Any = Int8WeightPerChannelFloat, **extra: Any) -> nn.Module:
-        arguments = {"input_quant": act, "weight_quant": weight, "bias_quant": None, "return_quant_tensor": False, **extra}
+        arguments = {
+            "input_quant": act,
+            "weight_quant": weight,
+            "bias_quant": None,
+            "return_quant_tensor": False,
+            **extra,
+        }
         layers = {nn.Linear: (qnn.QuantLinear, arguments), nn.Conv2d: (qnn.QuantConv2d, arguments)}
         return layerwise_quantize(TinyDenoiser(), layers).eval()
 

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 from brevitas.nn import QuantLinear
+from dq_brevitas import BrevitasAdapter
 from torch import nn
 
 import dq_plugins as dq
-from dq_brevitas import BrevitasAdapter
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
 from dq_plugins.plan import LayerPlan
@@ -20,7 +20,6 @@ from dq_plugins.testing.plans import handmade_plan
 
 
 class TestConformance(AdapterConformance):
-
     name = "brevitas"
     simulated_db = 200.0  # bit for bit
 

@@ -5,10 +5,10 @@ import torch
 from brevitas import nn as qnn
 from brevitas import quant as stock
 from brevitas.quant.scaled_int import Int8ActPerTensorFloatMinMaxInit
-from torch import nn
-
 from dq_brevitas import attach_timesteps, convert_to_timestep, quantizers
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector, timestep_proxies
+from torch import nn
+
 from dq_plugins.errors import DQError
 from dq_plugins.testing.denoiser import TIMESTEPS
 from dq_plugins.timesteps import TimestepGroups

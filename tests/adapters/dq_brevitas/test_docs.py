@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from dq_brevitas.proxy import timestep_proxies
+
 from dq_plugins.testing.denoiser import TinyDenoiser
 from dq_plugins.testing.plans import handmade_plan
 

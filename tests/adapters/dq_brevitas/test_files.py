@@ -6,9 +6,9 @@ import pytest
 import torch
 from brevitas import quant as stock
 from brevitas.graph.calibrate import bias_correction_mode
-
 from dq_brevitas import BrevitasAdapter, attach_timesteps, learned_weight_scales, load, quantizers, save
 from dq_brevitas.gptq import gptq_mode
+
 from dq_plugins.errors import DQError
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
 from dq_plugins.testing.plans import handmade_plan

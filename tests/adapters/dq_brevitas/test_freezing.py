@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
-
 from dq_brevitas import attach_timesteps, freeze_timestep_group, quantizers
 from dq_brevitas.proxy import timestep_proxies
+
 from dq_plugins.errors import TimestepError
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
 from dq_plugins.timesteps import Schedule, TimestepGroups, context_of

@@ -7,8 +7,6 @@ from brevitas import quant as stock
 from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
 from brevitas.graph.equalize import activation_equalization_mode
 from brevitas.graph.quantize import layerwise_quantize
-from torch import nn
-
 from dq_brevitas import (
     attach_timesteps,
     bake_weights,
@@ -17,6 +15,8 @@ from dq_brevitas import (
     learned_weight_scales,
     quantizers,
 )
+from torch import nn
+
 from dq_plugins.errors import DQError
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
 from dq_plugins.timesteps import TimestepGroups, context_of

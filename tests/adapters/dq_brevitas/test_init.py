@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dq_brevitas
 import pytest
 
-import dq_brevitas
 from dq_plugins.errors import DQError
 
 FOLDER = Path(dq_brevitas.__file__).parent
@@ -46,7 +46,6 @@ def test_quantizers_load_quietly_and_without_onnx():
 
 def test_jit_is_refused(monkeypatch):
     import brevitas.config
-
     from dq_brevitas import host
 
     monkeypatch.setattr(brevitas.config, "JIT_ENABLED", True)

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 from brevitas.graph.quantize import layerwise_quantize
-from torch import nn
-
 from dq_brevitas import attach_timesteps, layer_map
 from dq_brevitas.lowering import activation_quantizer, weight_quantizer
+from torch import nn
+
 from dq_plugins.affine import affine_parameters, integer_range
 from dq_plugins.errors import PlanError
 from dq_plugins.passes.weight_ranges import weight_parameters
@@ -30,6 +30,8 @@ def varied_plan(denoiser: nn.Module):
         if i % 3 == 1:  # learned rounding: up to one code away from nearest
             moved = quant.integers(weight).int() + torch.randint(-1, 2, weight.shape, generator=generator)
             quant.codes = moved.clamp(*integer_range(weight_bits)).to(torch.int8)
+        if weight_bits == 16:  # one scale for the whole tensor
+            quant = WeightQuant(16, weight.abs().max().reshape(1) / 2**15)
         if weight_bits == 1:
             quant = WeightQuant(1, weight.abs().flatten(1).mean(1), scheme="binary")
         low, high = -torch.rand(5, generator=generator) * 3 - 0.1, torch.rand(5, generator=generator) * 3 + 0.1

@@ -4,9 +4,9 @@ import pytest
 import torch
 from brevitas import nn as qnn
 from brevitas import quant as stock
+from dq_brevitas import BrevitasAdapter, attach_timesteps, float_model, quantizers
 from torch import nn
 
-from dq_brevitas import BrevitasAdapter, attach_timesteps, float_model, quantizers
 from dq_plugins.errors import DQError
 from dq_plugins.hashing import weights_hash
 from dq_plugins.temporal.table import SECTION, table_section
@@ -19,7 +19,11 @@ def test_it_is_the_denoiser_that_was_quantized(quantize, calibrate, calls):
     model = calibrate(attach_timesteps(quantize(quantizers.Int8ActPerTimestepFloat), 4))
     plain = float_model(model)
     assert weights_hash(plain) == weights_hash(TinyDenoiser())
-    assert {type(m).__module__ for m in plain.modules()} <= {"torch.nn.modules.linear", "torch.nn.modules.conv", plain.__module__}
+    assert {type(m).__module__ for m in plain.modules()} <= {
+        "torch.nn.modules.linear",
+        "torch.nn.modules.conv",
+        plain.__module__,
+    }
     assert context_of(plain) is None
     assert all(torch.equal(plain(**call), TinyDenoiser()(**call)) for call in calls)
     assert context_of(model) is not None, "the model itself is not changed"

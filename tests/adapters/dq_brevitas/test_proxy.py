@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 from brevitas.quant import Int8ActPerTensorFloat, Int8BiasPerTensorFloatInternalScaling, Int32Bias
-
 from dq_brevitas import attach_timesteps
 from dq_brevitas.proxy import timestep_proxies
 from dq_brevitas.quantizers import Int8ActPerTimestepFloat, ShiftedUint8ActPerTimestepFloat
+
 from dq_plugins.errors import TimestepError
 from dq_plugins.testing.denoiser import TIMESTEPS
 from dq_plugins.timesteps import TimestepGroups, context_of
@@ -29,7 +29,9 @@ def fresh(quantize):
 def test_state_dict_round_trip_is_exact_and_strict(grouped, fresh, calls):
     fresh.load_state_dict(grouped.state_dict(), strict=True)
     assert all(torch.equal(grouped(**call), fresh(**call)) for call in calls)
-    assert fresh.state_dict()["first.input_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl.value"].shape == (5,)
+    assert fresh.state_dict()[
+        "first.input_quant.fused_activation_quant_proxy.tensor_quant.scaling_impl.value"
+    ].shape == (5,)
 
 
 def test_a_stock_checkpoint_fills_every_group(quantize, calibrate, calls):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from brevitas import quant as stock
 from brevitas.inject.enum import StatsOp
-
 from dq_brevitas import attach_timesteps, quantizers
 from dq_brevitas.proxy import timestep_proxies
+
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
 from dq_plugins.timesteps import Schedule, TimestepGroups
 

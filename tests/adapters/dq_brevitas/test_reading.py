@@ -7,10 +7,10 @@ import torch
 from brevitas import nn as qnn
 from brevitas import quant as stock
 from brevitas.quant.scaled_int import Int32Bias
+from dq_brevitas import BrevitasAdapter, attach_timesteps, float_model, plan_from_model, quantizers
 from torch import nn
 
 import dq_plugins as dq
-from dq_brevitas import BrevitasAdapter, attach_timesteps, float_model, plan_from_model, quantizers
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan
 from dq_plugins.temporal.table import SECTION, table_section
@@ -26,8 +26,12 @@ def decibels(reference, output):
     return 10 * math.log10(float(reference.square().sum() / (reference - output).square().sum().clamp_min(1e-30)))
 
 
-@pytest.mark.parametrize("act", ["Int8ActPerTimestepFloat", "ShiftedUint8ActPerTimestepFloat", "Uint8ActPerTimestepFloat"])
-@pytest.mark.parametrize("weight", ["Int8WeightPerChannelFloat", "ShiftedUint8WeightPerChannelFloat", "Int8WeightPerTensorFloat"])
+@pytest.mark.parametrize(
+    "act", ["Int8ActPerTimestepFloat", "ShiftedUint8ActPerTimestepFloat", "Uint8ActPerTimestepFloat"]
+)
+@pytest.mark.parametrize(
+    "weight", ["Int8WeightPerChannelFloat", "ShiftedUint8WeightPerChannelFloat", "Int8WeightPerTensorFloat"]
+)
 def test_simulating_the_plan_read_off_equals_the_model(act, weight, quantize, calibrate, calls):
     injector = getattr(quantizers, act)
     model = quantize(injector, getattr(stock, weight), weight_bit_width=4, input_bit_width=6)

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import pytest
-
 from dq_brevitas import attach_timesteps, evenly_spaced_groups
 from dq_brevitas.proxy import timestep_proxies
 from dq_brevitas.quantizers import Int8ActPerTimestepFloat
+
 from dq_plugins.errors import TimestepError
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
 from dq_plugins.timesteps import Schedule, TimestepGroups, argument_of, context_of
@@ -44,4 +44,3 @@ def test_out_of_range_timesteps_are_refused(quantize, calibrate, calls):
     calibrate(model)
     with pytest.raises(TimestepError, match="outside"):
         model(**{**calls[0], "timestep": 999})
-

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 from brevitas.graph.calibrate import calibration_mode
-
 from dq_brevitas import attach_timesteps, calibration_coverage, restart_calibration
 from dq_brevitas.proxy import timestep_proxies
 from dq_brevitas.quantizers import Int8ActPerTimestepFloat
 from dq_brevitas.scaling import TimestepScaling
+
 from dq_plugins.errors import CalibrationError
 from dq_plugins.testing.denoiser import TIMESTEPS
 from dq_plugins.timesteps import TimestepContext, TimestepGroups

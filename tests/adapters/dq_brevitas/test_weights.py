@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import torch
 from brevitas import quant as stock
-
 from dq_brevitas import bake_weights, quantizers
 from dq_brevitas.weights import quantized_layers
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
-
 from dq_brevitas import attach_timesteps, export_onnx_qcdq, export_torch, quantizers
 from dq_brevitas.export.checks import check_exportable
+from torch import nn
+
 from dq_plugins.errors import TimestepError
 from dq_plugins.timesteps import context_of
 

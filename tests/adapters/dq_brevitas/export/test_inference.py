@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from dq_brevitas import BrevitasAdapter, attach_timesteps, export_torch, inference_mode, quantizers
+
 from dq_plugins.plan import WeightQuant
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
 from dq_plugins.testing.plans import handmade_plan
@@ -64,4 +64,3 @@ def test_weights_of_a_plan_keep_their_arithmetic():
         model(torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 6))
         found = model.up.weight_quant(model.up.weight)
     assert torch.equal(found, plan.layers["up"].weight.fake(disagree.repeat(512)[:512].reshape(32, 16)))
-

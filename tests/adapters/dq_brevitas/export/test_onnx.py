@@ -7,9 +7,9 @@ import torch
 from brevitas import nn as qnn
 from brevitas import quant as stock
 from brevitas.graph.calibrate import calibration_mode
+from dq_brevitas import BrevitasAdapter, attach_timesteps, export_onnx_qcdq, onnxruntime_options, quantizers
 from torch import nn
 
-from dq_brevitas import BrevitasAdapter, attach_timesteps, export_onnx_qcdq, onnxruntime_options, quantizers
 from dq_plugins.errors import DQError
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
 from dq_plugins.testing.plans import handmade_plan
