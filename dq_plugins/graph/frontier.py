@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import networkx as nx
 
@@ -35,7 +34,7 @@ class FrontierTensor:
     node: str
     layer: str
     module: str
-    signature: Literal["temporal", "mixed"]
+    signature: Signature
     shape: tuple[int, ...]
     reaches: frozenset[Signature]
     consumers: tuple[str, ...]
@@ -89,13 +88,11 @@ def _describe(flow: Flow, node: str, targets: list[str], closing: set[str]) -> F
     for consumer in consumers:
         next_layers |= flow.layers_after([consumer], _near(flow, block_of(flow.module(consumer), closing)))
     ancestry = nx.ancestors(flow.graph, node) | {node}
-    signature = flow.signature[node]
-    assert signature == "temporal" or signature == "mixed"
     return FrontierTensor(
         node=node,
         layer=flow.layer(node),
         module=flow.layer(node) or flow.module(node),
-        signature=signature,
+        signature=flow.signature[node],
         shape=tuple(flow.shape(node) or ()),
         reaches=frozenset(flow.signature[c] for c in consumers),
         consumers=consumers,

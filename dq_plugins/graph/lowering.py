@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from math import prod
 from typing import Any
 
 import networkx as nx
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
-from dq_plugins.errors import TraceError
 from dq_plugins.graph import ops
-from dq_plugins.graph.export import PREFIX, Exported
+from dq_plugins.graph.export import Exported
 from dq_plugins.graph.macs import count_macs
 from dq_plugins.graph.owners import Owners
+from dq_plugins.graph.reading import inlined_region, module_of, numel_of, shape_of, without_prefix
 
 
 def lower(exported: Exported, denoiser: nn.Module) -> nx.DiGraph:
@@ -48,12 +47,12 @@ class _Lowering:
         placeholders = [n for n in self.program.graph.nodes if n.op == "placeholder"]
         for node, spec in zip(placeholders, self.program.graph_signature.input_specs, strict=True):
             if spec.kind is InputKind.PARAMETER:
-                self.values[node] = _Parameter(_without_prefix(spec.target))
+                self.values[node] = _Parameter(without_prefix(spec.target))
             elif spec.kind is InputKind.USER_INPUT:
                 name = next(inputs)
                 self.values[node] = self._add(f"input:{name}", node, "input", "input", [], depends=[name])
             elif isinstance(node.meta.get("val"), Tensor):
-                name = _without_prefix(spec.target or node.name)
+                name = without_prefix(spec.target or node.name)
                 self.values[node] = self._add(f"constant:{name}", node, "constant", "constant", [])
         self._walk(self.program.graph, self.program.graph_module, prefix="")
         self.graph.remove_nodes_from([n for n in nx.isolates(self.graph) if n.startswith("constant:")])
@@ -70,7 +69,7 @@ class _Lowering:
             elif node.op == "get_attr":
                 self._constant(node, getattr(owner, str(node.target), None), prefix)
             elif node.op == "call_function":
-                region = _region(node, owner)
+                region = inlined_region(node, owner)
                 if region is not None:
                     self.values[node] = self._inline(node, region, prefix)
                 else:
@@ -84,7 +83,7 @@ class _Lowering:
     def _inline(self, node: fx.Node, region: fx.GraphModule, prefix: str) -> list[Any]:
         """Lower a control region in place: its placeholders stand for the last operands of the call."""
         placeholders = [n for n in region.graph.nodes if n.op == "placeholder"]
-        operands = [n for n in node.args if isinstance(n, fx.Node)]
+        operands = ops.tensor_operands(node)
         operands = operands[len(operands) - len(placeholders) :]
         for placeholder, operand in zip(placeholders, operands, strict=True):
             self.values[placeholder] = self.values.get(operand)
@@ -122,7 +121,7 @@ class _Lowering:
         sources = self._sources(node)
         kept = ops.value_operands(base, len(sources))
         settings = ops.options(node)
-        shapes = [_shape(n.meta.get("val")) or [] for n in ops.tensor_operands(node)]
+        shapes = [shape_of(n.meta.get("val")) or [] for n in ops.tensor_operands(node)]
         weight, at = self._weight(base, sources)
         self._add(
             name,
@@ -130,8 +129,8 @@ class _Lowering:
             ops.full_name(node.target),
             ops.kind_of(base, is_layer=at is not None),
             [sources[i] for i in kept],
-            layer=self.owners.layer(weight, _module(node)[0]) if weight else "",
-            macs=count_macs(base, shapes, _shape(node.meta.get("val")) or [], settings.get("equation", "")),
+            layer=self.owners.layer(weight, module_of(node)[0]) if weight else "",
+            macs=count_macs(base, shapes, shape_of(node.meta.get("val")) or [], settings.get("equation", "")),
             operand_shapes=shapes,
             layer_operands=at,
             options=settings,
@@ -176,8 +175,8 @@ class _Lowering:
         reached = set(depends).union(*(self._depends_of(v) for v in values))
         names = sorted({p for v in values for p in self._parameters_of(v)})
         tensor = node.meta.get("val")
-        shape = _shape(tensor)
-        module, module_type = _module(node)
+        shape = shape_of(tensor)
+        module, module_type = module_of(node)
         self.graph.add_node(
             name,
             op=op,
@@ -191,7 +190,7 @@ class _Lowering:
             operand_shapes=list(operand_shapes),
             input_operand=layer_operands[0] if layer_operands else None,
             weight_operand=layer_operands[1] if layer_operands else None,
-            activation_numel=_numel(tensor),
+            activation_numel=numel_of(tensor),
             parameters=names,
             param_numel=sum(self.owners.numel(p) for p in names),
             param_bytes=sum(self.owners.nbytes(p) for p in names),
@@ -210,48 +209,3 @@ class _Lowering:
                     positions[source].append(position)
         for source, at in positions.items():
             self.graph.add_edge(source, name, positions=at)
-
-
-def _region(node: fx.Node, owner: nn.Module) -> fx.GraphModule | None:
-    """The body of a control region (``wrap_with_autocast`` and its kin), where ``node`` calls one."""
-    for argument in node.args:
-        if isinstance(argument, fx.Node) and argument.op == "get_attr":
-            body = getattr(owner, str(argument.target), None)
-            if isinstance(body, fx.GraphModule):
-                return body
-    return None
-
-
-def _module(node: fx.Node) -> tuple[str, str]:
-    """Fully qualified name and class name of the innermost module whose code the op belongs to."""
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return "", ""
-    path, kind = list(stack.values())[-1]
-    kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-    if path == "":  # the wrapper itself, which only packs arguments
-        return "", ""
-    return _without_prefix(path), kind.rpartition(".")[2]
-
-
-def _without_prefix(name: str) -> str:
-    name = name.partition("@")[0]
-    return "" if name == PREFIX else name.removeprefix(f"{PREFIX}.")
-
-
-def _shape(value: Any) -> list[int] | None:
-    if not isinstance(value, Tensor):
-        return None
-    try:
-        return [int(size) for size in value.shape]
-    except Exception as error:  # a size that only the data decides
-        raise TraceError(
-            f"a tensor of the denoiser has a shape that depends on tensor values ({tuple(value.shape)}), so its cost "
-            "cannot be known. Compute sizes from shapes, or pass them as Python arguments."
-        ) from error
-
-
-def _numel(value: Any) -> int:
-    if isinstance(value, list | tuple):
-        return sum(_numel(item) for item in value)
-    return prod(_shape(value) or [0]) if isinstance(value, Tensor) and value.dim() else int(isinstance(value, Tensor))

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
+from dq_plugins.graph.ops import is_attention
+
 Shape = Sequence[int]
 _Count = Callable[[Sequence[Shape], Shape], int]
 
@@ -73,7 +75,7 @@ def count_macs(op: str, operands: Sequence[Shape], output: Shape, equation: str 
         >>> count_macs("linear", [(2, 77, 768), (320, 768)], (2, 77, 320))
         37847040
     """
-    if "scaled_dot_product" in op:
+    if is_attention(op):
         return _attention(operands, output)
     if op == "einsum":
         return _einsum(equation, operands)

@@ -164,8 +164,13 @@ def _is_plain(value: Any) -> bool:
 
 
 def storage_key(value: Any) -> int | None:
-    """Identity of the memory behind a traced tensor: equal for a tensor and its views."""
-    return value.untyped_storage()._cdata if isinstance(value, Tensor) else None
+    """Identity of the memory behind a traced tensor: equal for a tensor and its views; None where it has none."""
+    if not isinstance(value, Tensor):
+        return None
+    try:
+        return value.untyped_storage()._cdata
+    except NotImplementedError:  # inside of vmap
+        return None
 
 
 def kind_of(name: str, is_layer: bool) -> str:
@@ -177,8 +182,13 @@ def kind_of(name: str, is_layer: bool) -> str:
     """
     if is_layer:
         return "linear" if name in _PRODUCTS else "embedding" if name == "embedding_bag" else name
-    if "scaled_dot_product" in name:
+    if is_attention(name):
         return "attention"
     if name in _PRODUCTS or name in LAYER_OPERANDS:
         return "matmul"
     return "view" if name in VIEWS else "op"
+
+
+def is_attention(name: str) -> bool:
+    """Whether the op is a fused attention with query, key and value as its first operands."""
+    return "scaled_dot_product" in name or name == "flex_attention"

@@ -41,7 +41,8 @@ def trace(denoiser: nn.Module, example_inputs: dict[str, Any]) -> nx.DiGraph:
     ``options``           the op's other arguments: stride, dim, equation, ...
     ====================  ================================================================================
 
-    An edge says that a value reaches an op; ``positions`` are the operand positions it takes.
+    A size that only the data decides (tokens selected by a mask) counts at its largest. An edge says that a value
+    reaches an op; ``positions`` are the operand positions it takes.
 
     Args:
         denoiser: any module that ``torch.export`` can follow.

@@ -24,9 +24,22 @@ def test_a_unet_with_odd_names_is_taken_apart(quarry):
     assert quarry.temporal == {"alpha.0", "alpha.2", "b.film", "d.film", "f.film"}
     assert quarry.condition == {"m.index", "m.content"}
     assert quarry.mixed == quarry.constant == frozenset()
-    assert quarry.sample == set(
-        ["a", "c", "u", "z", "b.p", "b.q", "d.p", "d.q", "d.r", "m.ask", "m.back", "f.p", "f.q", "f.r"]
-    )
+    assert quarry.sample == {
+        "a",
+        "c",
+        "u",
+        "z",
+        "b.p",
+        "b.q",
+        "d.p",
+        "d.q",
+        "d.r",
+        "m.ask",
+        "m.back",
+        "f.p",
+        "f.q",
+        "f.r",
+    }
 
 
 def test_a_transformer_that_mixes_time_and_class_is_taken_apart(obelisk):

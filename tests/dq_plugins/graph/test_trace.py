@@ -181,6 +181,30 @@ def test_control_regions_are_part_of_the_graph():
     assert layer_node(graph, "body")["depends"] == ["x"]
 
 
+class Selects(TwoLayers):
+    def forward(self, x, t):
+        rows = torch.nonzero(t[:, 0])[:, 0]
+        return x + self.body(x[rows]).sum() + self.time(t)
+
+
+class Repeats(TwoLayers):
+    def forward(self, x, t):
+        count = int(t.sum().item())
+        torch._check(count >= 0)
+        return self.body(x) + torch.zeros(count, 4, device=x.device).sum(0)
+
+
+def test_a_size_that_a_mask_decides_counts_at_its_largest():
+    body = layer_node(trace(Selects(), TwoLayers.inputs()), "body")
+    assert (body["shape"], body["macs"]) == ([2, 4], 2 * 4 * 4)
+    assert body["depends"] == ["t", "x"]
+
+
+def test_a_size_without_a_bound_is_refused():
+    with pytest.raises(TraceError, match="depends on tensor values without a bound"):
+        trace(Repeats(), TwoLayers.inputs())
+
+
 class Tied(TwoLayers):
     def __init__(self):
         super().__init__()
