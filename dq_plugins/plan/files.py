@@ -113,9 +113,7 @@ def save_plan(plan: QuantPlan, folder: str | Path) -> Path:
     tensors = _tensors(plan)
     record = _record(plan, tensors).model_dump(mode="json")
     _write(folder / TENSORS_NAME, safetensors.torch.save(tensors))
-    _write(
-        folder / JSON_NAME, (json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
-    )
+    _write(folder / JSON_NAME, (json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
     return folder
 
 
@@ -142,13 +140,9 @@ def _read_tensors(path: Path, expected_hash: str) -> dict[str, Tensor]:
     try:
         tensors = safetensors.torch.load(path.read_bytes())
     except Exception as error:  # safetensors raises its own type, OSError, ValueError: all mean the same here
-        raise PlanError(
-            f"{path} cannot be read as safetensors: {error}. The plan is incomplete or damaged."
-        ) from error
+        raise PlanError(f"{path} cannot be read as safetensors: {error}. The plan is incomplete or damaged.") from error
     if hash_tensors(tensors) != expected_hash:
-        raise PlanError(
-            f"{path} does not belong to the plan.json beside it, or was altered: its hash differs"
-        )
+        raise PlanError(f"{path} does not belong to the plan.json beside it, or was altered: its hash differs")
     return tensors
 
 
@@ -203,9 +197,7 @@ def load_plan(folder: str | Path) -> QuantPlan:
             },
             layers={name: _layer(name, layer, tensors) for name, layer in record.layers.items()},
             sections={
-                name: Section(
-                    s.data, {key: tensors[f"sections/{name}/{key}"] for key in s.tensors}, s.critical
-                )
+                name: Section(s.data, {key: tensors[f"sections/{name}/{key}"] for key in s.tensors}, s.critical)
                 for name, s in record.sections.items()
             },
             passes=[PassRecord(p.name, p.options) for p in record.passes],

@@ -76,17 +76,13 @@ class WeightQuant:
         if self.codes is not None:
             return self.codes.to(device=weight.device, dtype=storage)
         zero_point = 0 if self.zero_point is None else _per_channel(self.zero_point, weight)
-        codes = quantize(
-            weight.float(), _per_channel(self.scale, weight), zero_point, *integer_range(self.bits)
-        )
+        codes = quantize(weight.float(), _per_channel(self.scale, weight), zero_point, *integer_range(self.bits))
         return codes.to(storage)
 
     def fake(self, weight: Tensor) -> Tensor:
         """The weight the quantized layer computes with, in ``weight.dtype``."""
         zero_point = 0 if self.zero_point is None else _per_channel(self.zero_point, weight)
-        return dequantize(self.integers(weight).float(), _per_channel(self.scale, weight), zero_point).to(
-            weight.dtype
-        )
+        return dequantize(self.integers(weight).float(), _per_channel(self.scale, weight), zero_point).to(weight.dtype)
 
 
 @dataclass
@@ -121,9 +117,7 @@ class ActivationQuant:
     def fake(self, x: Tensor, group: int) -> Tensor:
         """Simulated quantization of ``x`` with the parameters of one group."""
         q_min, q_max = integer_range(self.bits)
-        return fake_quantize(
-            x, self.scale[group].to(x.device), self.zero_point[group].to(x.device), q_min, q_max
-        )
+        return fake_quantize(x, self.scale[group].to(x.device), self.zero_point[group].to(x.device), q_min, q_max)
 
 
 @dataclass

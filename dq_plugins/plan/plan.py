@@ -73,9 +73,7 @@ class QuantPlan:
             from difflib import get_close_matches
 
             close = get_close_matches(name, self.layers, n=3)
-            raise PlanError(
-                f"the plan has no layer {name!r}" + (f"; close: {', '.join(close)}" if close else "")
-            )
+            raise PlanError(f"the plan has no layer {name!r}" + (f"; close: {', '.join(close)}" if close else ""))
         return self.layers[name]
 
     def validate(self) -> QuantPlan:
@@ -90,9 +88,7 @@ class QuantPlan:
             if activation is not None:
                 if activation.groups not in self.groups:
                     known = ", ".join(self.groups) or "none"
-                    raise PlanError(
-                        f"layer {name!r} uses timestep groups {activation.groups!r}; the plan has: {known}"
-                    )
+                    raise PlanError(f"layer {name!r} uses timestep groups {activation.groups!r}; the plan has: {known}")
                 expected = len(self.groups[activation.groups])
                 if len(activation.scale) != expected:
                     raise PlanError(

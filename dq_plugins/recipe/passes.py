@@ -63,7 +63,8 @@ class Pass(ABC):
             field = ".".join(str(part) for part in first["loc"])
             known = ", ".join(self.Options.model_fields) or "none"
             raise RecipeError(
-                f"pass {self.name!r}: option {field!r}: {first['msg']} (got {first['input']!r}); its options are: {known}"
+                f"pass {self.name!r}: option {field!r}: {first['msg']} (got {first['input']!r}); "
+                f"its options are: {known}"
             ) from error
 
     @abstractmethod

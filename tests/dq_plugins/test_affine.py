@@ -10,9 +10,7 @@ BITS = st.integers(2, 8)
 
 
 @given(BITS, st.booleans(), st.floats(-100, 0), st.floats(0, 100))
-def test_zero_is_exact_and_in_range_error_is_half_a_step(
-    bits: int, symmetric: bool, low: float, high: float
-) -> None:
+def test_zero_is_exact_and_in_range_error_is_half_a_step(bits: int, symmetric: bool, low: float, high: float) -> None:
     scale, zero_point = affine_parameters(torch.tensor(low), torch.tensor(high), bits, symmetric=symmetric)
     q_min, q_max = integer_range(bits)
     assert fake_quantize(torch.tensor(0.0), scale, zero_point, q_min, q_max) == 0

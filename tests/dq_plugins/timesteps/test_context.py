@@ -42,9 +42,7 @@ def factor(denoiser: nn.Module, x: Tensor, *args, **kwargs) -> list[float]:
 X = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(
-    ("t", "expected"), [(0, 1), (299.9, 1), (300, 10), (599, 10), (600, 100), (1000, 100)]
-)
+@pytest.mark.parametrize(("t", "expected"), [(0, 1), (299.9, 1), (300, 10), (599, 10), (600, 100), (1000, 100)])
 @pytest.mark.parametrize("form", ["number", "0-d", "[1]", "keyword"])
 def test_selects_by_value_in_every_form(t: float, expected: float, form: str) -> None:
     value = {"number": t, "0-d": torch.tensor(t), "[1]": torch.tensor([t]), "keyword": torch.tensor(t)}[form]
@@ -82,9 +80,7 @@ def test_guidance_in_one_batch_equals_two_calls() -> None:
     torch.testing.assert_close(both, torch.cat([denoiser(X, t), denoiser(-X, t)]))
 
 
-@pytest.mark.parametrize(
-    "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
-)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
 def test_a_copy_routes_on_its_own(copied) -> None:
     denoiser = routed()
     twin = copied(denoiser)

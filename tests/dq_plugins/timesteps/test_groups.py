@@ -6,9 +6,7 @@ from hypothesis import strategies as st
 from dq_plugins.errors import TimestepError
 from dq_plugins.timesteps import Schedule, TimestepGroups
 
-EDGES = st.lists(st.integers(1, 998), unique=True, max_size=8).map(
-    lambda e: tuple(float(v) for v in sorted(e))
-)
+EDGES = st.lists(st.integers(1, 998), unique=True, max_size=8).map(lambda e: tuple(float(v) for v in sorted(e)))
 
 
 @given(EDGES, st.integers(0, 999))
