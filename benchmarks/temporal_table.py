@@ -1,0 +1,121 @@
+"""What a temporal table takes out of a denoiser: parameters, bytes, and time per step.
+
+    python -m benchmarks.temporal_table                     # bundled denoisers
+    python -m benchmarks.temporal_table --full-size         # also SD-1.5-size U-Net and DiT-XL/2 (4 GB of memory)
+
+Full-size denoisers are built from their configs with random weights: cost does not depend on the weights' values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import dq_plugins as dq
+from dq_plugins.bundled import NAMES, bundled
+from dq_plugins.evaluation import compare_latency
+from dq_plugins.report import Table
+from dq_plugins.temporal.run_table import RunTable
+
+SD15: dict[str, Any] = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+    "block_out_channels": (320, 640, 1280, 1280),
+    "layers_per_block": 2,
+}
+DIT_XL: dict[str, Any] = {
+    "num_attention_heads": 16,
+    "attention_head_dim": 72,
+    "in_channels": 4,
+    "out_channels": 8,
+    "num_layers": 28,
+    "sample_size": 32,
+    "patch_size": 2,
+    "num_embeds_ada_norm": 1000,
+    "activation_fn": "gelu-approximate",
+    "norm_elementwise_affine": False,
+}
+
+
+def build(name: str) -> tuple[nn.Module, dict[str, Any]]:
+    """A denoiser and the arguments of one call with two samples, as guidance makes it."""
+    if name in NAMES:
+        adapter = dq.get("adapter", "diffusers")()
+        denoiser = adapter.denoiser_of(adapter.load_pipeline(bundled(name)))[1]
+        return denoiser, adapter.example_inputs(denoiser)
+    import diffusers
+
+    torch.manual_seed(0)
+    if name == "SD-1.5 size":
+        unet = diffusers.UNet2DConditionModel(**SD15)
+        inputs = {"sample": torch.randn(2, 4, 32, 32), "encoder_hidden_states": torch.randn(2, 77, 768)}
+        return unet, inputs | {"timestep": torch.tensor(501)}
+    dit = diffusers.DiTTransformer2DModel(**DIT_XL)
+    inputs = {"hidden_states": torch.randn(2, 4, 32, 32), "class_labels": torch.tensor([1, 1000])}
+    return dit, inputs | {"timestep": torch.tensor([501, 501])}
+
+
+def materialise(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The same arguments with values instead of meta tensors."""
+
+    def one(value: Any) -> Any:
+        if not torch.is_tensor(value) or value.device.type != "meta":
+            return value
+        return torch.randn(value.shape) if value.is_floating_point() else torch.ones(value.shape, dtype=value.dtype)
+
+    return {name: one(value) for name, value in inputs.items()}
+
+
+@torch.no_grad()
+def measure(name: str, rounds: int) -> dict[str, float]:
+    denoiser, inputs = build(name)
+    denoiser.eval().requires_grad_(False)
+    inputs = materialise(inputs)
+    part = dq.partition(denoiser, inputs)
+    table = RunTable(denoiser, inputs)
+    gone = {*table.nodes.values(), *table.skipped}
+    alone = [n for n in gone if n in part.temporal]
+    t = float(inputs[part.timestep].reshape(-1)[0])
+    live = compare_latency({"live": lambda: denoiser(**inputs)}, rounds=rounds)["live"].median
+    with table.installed([t], inputs):
+        looked_up = compare_latency({"table": lambda: denoiser(**inputs)}, rounds=rounds)["table"].median
+    again = compare_latency({"live": lambda: denoiser(**inputs)}, rounds=rounds)["live"].median
+    params = {n: sum(p.numel() for p in denoiser.get_submodule(n).parameters()) for n in gone}
+    return {
+        "parameters": part.total_params,
+        "t alone": sum(params[n] for n in alone),
+        "t and conditions": sum(params[n] for n in gone if n not in alone),
+        "live ms": (live + again) / 2,
+        "table ms": looked_up,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full-size", action="store_true")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    names = [*NAMES, *(("SD-1.5 size", "DiT-XL/2") if args.full_size else ())]
+    found = {name: measure(name, args.rounds) for name in names}
+    rows = []
+    for name, v in found.items():
+        total, alone, mixed = v["parameters"] / 1e6, v["t alone"] / 1e6, v["t and conditions"] / 1e6
+        gained = 1 - v["table ms"] / v["live ms"]
+        rows.append([name, total, alone, 4 * alone, mixed, v["live ms"], v["table ms"], 100 * gained])
+    headings = ["denoiser", "M params", "M t alone (removed)", "MB removed, fp32", "M t and conditions (off the step)"]
+    print(Table([*headings, "ms live", "ms table", "% of step gained"], rows))
+    args.out.mkdir(exist_ok=True)
+    (args.out / "temporal_table.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
