@@ -4,8 +4,8 @@
 
 One command trains the full-precision teacher, then every variant from it for several seeds, ``--jobs`` runs at a time,
 and writes ``results.json``, ``results.md``, ``curves.png`` and ``samples.png``. Finished runs are kept: the same
-command goes on where it was stopped. Needs numpy, scikit-learn, matplotlib, networkx, pydantic, safetensors and tqdm beside
-torch; neither diffusers nor brevitas.
+command goes on where it was stopped. Needs numpy, scikit-learn, matplotlib, networkx, pydantic, safetensors and tqdm
+beside torch; neither diffusers nor brevitas.
 
 Reported for each run: the diffusion loss on held-out noise and timesteps with raw and with averaged weights, the
 Frechet distance of samples (averaged weights) to the training images in the features of a classifier, the loss jump at

@@ -209,7 +209,7 @@ def binary_layer_map(choices: Mapping[str, LayerChoice]) -> dict[type[nn.Module]
     Example:
         >>> model = layerwise_quantize(unet, compute_layer_map=binary_layer_map(choices.layers))  # doctest: +SKIP
     """
-    from dq_brevitas.float_model import QUANT_CLASSES
+    from dq_brevitas.plain import QUANT_CLASSES
     from dq_plugins.binarization.layers import TRAINED
 
     def weight(name: str) -> type[ExtendedInjector] | None:

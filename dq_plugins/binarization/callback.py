@@ -7,7 +7,7 @@ Source: BinaryDM, equation 15 and section 4.1:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -78,11 +78,15 @@ class BinaryDMCallback:
             self.mimicking = LowRankMimicking(tuple(blocks), reduction)
             self._taps = FeatureTap(student, tuple(blocks), training=True), FeatureTap(teacher, tuple(blocks))
             self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-            self._handle = student.register_forward_pre_hook(self._remember, with_kwargs=True)
+            self._handle = student.register_forward_pre_hook(self._listener(), with_kwargs=True)
 
-    def _remember(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.is_grad_enabled():  # sampling in between is not training
-            self._call = args, kwargs
+    def _listener(self) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # sampling in between is not training, and a deep copy of the student brings this hook along
+            if torch.is_grad_enabled() and module is self.student:
+                self._call = args, kwargs
+
+        return remember
 
     def step(self, loss: Tensor) -> Tensor:
         """Add the regulariser and the mimicking loss of the student's latest forward.

@@ -87,11 +87,12 @@ class FeatureTap:
             raise DQError(f"{type(model).__name__} has no block {unknown[0]!r}, so its features cannot be compared")
         self.names, self.training = names, training
         self.features: dict[str, Tensor] = {}
-        self._handles = [modules[name].register_forward_hook(self._keeper(name)) for name in names]
+        self._handles = [modules[name].register_forward_hook(self._keeper(name, modules[name])) for name in names]
 
-    def _keeper(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def _keeper(self, name: str, block: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            if torch.is_grad_enabled() or not self.training:
+            # a deep copy of the model brings this hook along, and its features are not wanted
+            if module is block and (torch.is_grad_enabled() or not self.training):
                 self.features[name] = first_tensor(output)
 
         return keep

@@ -89,6 +89,16 @@ def test_sampling_between_forward_and_step_does_not_interfere():
     assert torch.equal(*results)
 
 
+def test_deep_copies_of_a_student_in_training_do_not_interfere():
+    teacher = tiny_denoiser()
+    model = train_quantized(copy.deepcopy(teacher), CHOICES)
+    callback = BinaryDMCallback(model, teacher, blocks=BLOCKS)
+    first = callback.step(model(**tiny_inputs()).square().mean())
+    loss = model(**tiny_inputs()).square().mean()
+    copy.deepcopy(model)(**tiny_inputs(batch=2, seed=5))
+    assert torch.equal(callback.step(loss).detach(), first.detach())
+
+
 def test_step_without_a_forward_is_an_error():
     _, _, callback, _ = run(1)
     with pytest.raises(DQError, match="after the student's forward"):

@@ -1,0 +1,243 @@
+"""Train a pixel-space text-to-image U-Net to one bit a weight, with activations of 8 or 4 bits.
+
+    python examples/binarydm_qat.py --act-bits 8 --out w1a8
+    python examples/binarydm_qat.py --act-bits 4 --out w1a4 --resume
+    accelerate launch --num_processes 2 examples/binarydm_qat.py --act-bits 8 --out w1a8
+
+Nothing is downloaded: the images to train on are drawn by the full-precision pipeline itself, one for each word it
+knows. The loop is an ordinary one; the lines that BinaryDM adds to it end in "# BinaryDM". At the end the folder holds
+``integer.safetensors`` (8 weights to a byte), ``samples.png`` (full precision above, binary below) and ``report.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from denoisers.training import diffusion_loss
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dq_plugins.binarization import (
+    BinaryDMCallback,
+    binarydm_choices,
+    load_checkpoint,
+    save_checkpoint,
+    to_integer,
+    total_size,
+    train_quantized,
+    weight_sizes,
+)
+from dq_plugins.graph import partition
+
+HERE = Path(__file__).parent
+TEXT_LENGTH, TEXT_WIDTH = 4, 16
+
+
+class TinyPipeline:
+    """An untrained stand-in with the parts of a pipeline that this script uses; for trying the script out."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.unet = UNet2DConditionModel(
+            sample_size=8,
+            in_channels=3,
+            out_channels=3,
+            layers_per_block=1,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=TEXT_WIDTH,
+            attention_head_dim=8,
+            norm_num_groups=4,
+        )
+        self.scheduler = DDIMScheduler()
+
+    def to(self, device: torch.device) -> TinyPipeline:
+        self.unet.to(device)
+        return self
+
+    def words(self) -> list[str]:
+        return [f"word {i}" for i in range(8)]
+
+    def encode_prompt(self, prompts: list[str]) -> Tensor:
+        rows = [torch.Generator().manual_seed(sum(map(ord, p))) for p in prompts]
+        states = [torch.randn(TEXT_LENGTH, TEXT_WIDTH, generator=g) for g in rows]
+        return torch.stack(states).to(self.unet.device)
+
+    @torch.no_grad()
+    def __call__(self, prompt: list[str], num_inference_steps: int = 5, generator: torch.Generator | None = None, **_):
+        x = torch.randn(len(prompt), 3, 8, 8, generator=generator).to(self.unet.device)
+        self.scheduler.set_timesteps(num_inference_steps)
+        for t in self.scheduler.timesteps:
+            noise = self.unet(x, t, encoder_hidden_states=self.encode_prompt(prompt), return_dict=False)[0]
+            x = self.scheduler.step(noise, t, x, return_dict=False)[0]
+        return ((x / 2 + 0.5).clamp(0, 1),)
+
+
+def load_pipeline(name: str):
+    """The pipeline of a folder, in float32, or the untrained stand-in."""
+    if name == "tiny":
+        return TinyPipeline()
+    from dq_diffusers.pipelines import PixelTextToImagePipeline
+
+    pipeline = PixelTextToImagePipeline.from_pretrained(name, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def words_of(pipeline) -> list[str]:
+    """Every word the pipeline knows."""
+    if isinstance(pipeline, TinyPipeline):
+        return pipeline.words()
+    return sorted(word for word in pipeline.tokenizer.get_vocab() if not word.startswith("<"))
+
+
+def draw(pipeline, prompts: list[str], steps: int, seed: int) -> Tensor:
+    """Images ``[len(prompts), C, H, W]`` in [-1, 1], the same for the same seed."""
+    generator = torch.Generator().manual_seed(seed)
+    batches = [prompts[i : i + 32] for i in range(0, len(prompts), 32)]
+    images = [
+        pipeline(b, num_inference_steps=steps, generator=generator, output_type="pt", return_dict=False)
+        for b in batches
+    ]
+    return torch.cat([batch[0] for batch in images]) * 2 - 1
+
+
+def training_images(pipeline, arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Images the full-precision pipeline draws, and the text states they were drawn from; kept in the folder."""
+    path = arguments.out / "training-images.safetensors"
+    words = words_of(pipeline)
+    prompts = (words * math.ceil(arguments.images / len(words)))[: arguments.images]
+    if path.exists():
+        images = load_file(path)["images"]
+    else:
+        images = draw(pipeline, prompts, arguments.sample_steps, seed=1)
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        save_file({"images": images.contiguous()}, path)
+    in_channels = pipeline.unet.config.in_channels
+    if images.shape[1] != in_channels:  # the U-Net sees k x k pixels as one position
+        images = torch.nn.functional.pixel_unshuffle(images, math.isqrt(in_channels // images.shape[1]))
+    return images, pipeline.encode_prompt(prompts).detach().cpu()
+
+
+def example_inputs(unet: nn.Module, states: Tensor) -> dict[str, Tensor]:
+    """Arguments of one call, for tracing."""
+    size = unet.config.sample_size
+    sample = torch.randn(2, unet.config.in_channels, size, size)
+    return {"sample": sample, "timestep": torch.tensor([1, 2]), "encoder_hidden_states": states[:2]}
+
+
+def train(arguments: argparse.Namespace) -> None:
+    accelerator = Accelerator(cpu=arguments.device == "cpu")
+    device = accelerator.device
+    pipeline = load_pipeline(arguments.pipeline).to(device)
+    teacher = pipeline.unet
+    with accelerator.main_process_first():
+        images, states = training_images(pipeline, arguments)
+    choices = binarydm_choices(
+        partition(copy.deepcopy(teacher).cpu(), example_inputs(teacher, states)), arguments.act_bits
+    )
+
+    torch.manual_seed(arguments.seed)
+    student = train_quantized(copy.deepcopy(teacher), choices.layers)  # BinaryDM
+    student.requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=arguments.learning_rate, weight_decay=0.0)
+    binarydm = BinaryDMCallback(  # BinaryDM
+        student, teacher, blocks=choices.blocks, evolve_at=arguments.steps // 2, mimic=arguments.mimic, ema_decay=0.995
+    )
+    checkpoint, start = arguments.out / "checkpoint.safetensors", 0
+    if arguments.resume and checkpoint.exists():
+        start, _ = load_checkpoint(checkpoint, student, optimizer, binarydm)
+    model, optimizer = accelerator.prepare(student, optimizer)
+
+    bar = tqdm(
+        range(start, arguments.steps), initial=start, total=arguments.steps, disable=not accelerator.is_main_process
+    )
+    for step in bar:
+        seed = arguments.seed * 10**6 + step * accelerator.num_processes + accelerator.process_index
+        generator = torch.Generator().manual_seed(seed)  # of the step alone, so that a resumed run goes on the same way
+        rows = torch.randint(len(images), (arguments.batch,), generator=generator)
+        condition = states[rows].to(device)
+
+        def denoise(x: Tensor, t: Tensor, condition: Tensor = condition) -> Tensor:
+            return model(x, t, encoder_hidden_states=condition, return_dict=False)[0]
+
+        for group in optimizer.param_groups:
+            group["lr"] = arguments.learning_rate * min(1, (step + 1) / 50) * (1 - 0.95 * step / arguments.steps)
+        loss = diffusion_loss(denoise, images[rows].to(device), pipeline.scheduler, generator)
+        accelerator.backward(binarydm.step(loss))  # BinaryDM: was accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        binarydm.on_step(step)  # BinaryDM
+        bar.set_postfix(loss=f"{loss.item():.4f}", bases=1 if binarydm.evolved else 2)
+        last = step + 1 == arguments.steps
+        if accelerator.is_main_process and ((step + 1) % arguments.save_every == 0 or last):
+            save_checkpoint(checkpoint, step + 1, student, optimizer, binarydm)
+    if accelerator.is_main_process:
+        with binarydm.averaged():
+            finished = copy.deepcopy(student).eval()
+        binarydm.remove()
+        finish(arguments, pipeline, finished)
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    """Decibels between images in [-1, 1]."""
+    return float(10 * torch.log10(4 / (a - b).square().mean().clamp_min(1e-12)))
+
+
+def finish(arguments: argparse.Namespace, pipeline, student: nn.Module) -> None:
+    """Samples, integer weights, and what they save."""
+    prompts = words_of(pipeline)[:: max(1, len(words_of(pipeline)) // 8)][:8]
+    original = draw(pipeline, prompts, arguments.sample_steps, seed=2)
+    pipeline.unet = student
+    simulated = draw(pipeline, prompts, arguments.sample_steps, seed=2)
+    pipeline.unet = to_integer(student)
+    integer = draw(pipeline, prompts, arguments.sample_steps, seed=2)
+    strips = [torch.cat(list(images.cpu()), dim=2) for images in (original, simulated, integer)]
+    grid = ((torch.cat(strips, dim=1) / 2 + 0.5).clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
+    Image.fromarray(np.repeat(np.repeat(grid, 3, 0), 3, 1)).save(arguments.out / "samples.png")
+    save_file({k: v.contiguous() for k, v in student.state_dict().items()}, arguments.out / "integer.safetensors")
+    report = {
+        "act_bits": arguments.act_bits,
+        "steps": arguments.steps,
+        "binary_weights_smaller": total_size(weight_sizes(student, binary_only=True)).ratio,
+        "all_quantized_weights_smaller": total_size(weight_sizes(student)).ratio,
+        "file_bytes": (arguments.out / "integer.safetensors").stat().st_size,
+        "psnr_simulated_to_full_precision": psnr(simulated, original),
+        "psnr_integer_to_simulated": psnr(integer, simulated),
+    }
+    (arguments.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pipeline", default=str(HERE / "denoisers" / "emoji"), help="folder, or 'tiny' (untrained)")
+    parser.add_argument("--out", type=Path, default=Path("binarydm"))
+    parser.add_argument("--act-bits", type=int, default=8, choices=[4, 8])
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--mimic", type=float, default=1e-4, help="lambda of the mimicking loss")
+    parser.add_argument("--images", type=int, default=512, help="how many training images the pipeline draws")
+    parser.add_argument("--sample-steps", type=int, default=20)
+    parser.add_argument("--save-every", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--resume", action="store_true")
+    train(parser.parse_args(argv))
+
+
+if __name__ == "__main__":
+    main()
