@@ -7,6 +7,7 @@ from typing import Any
 from dq_brevitas import host  # noqa: F401  isort: skip
 from brevitas.graph.quantize import layerwise_quantize
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
+from brevitas.quant_tensor.base_quant_tensor import _unpack_quant_tensor
 from torch import Tensor, nn
 
 from dq_brevitas.lowering import layer_map
@@ -69,7 +70,7 @@ class BrevitasAdapter:
 def _quantized_weight(layer: nn.Module) -> Tensor:
     """The weight that a Brevitas layer computes with; the full-precision one of a layer that was left as it is."""
     quant_weight: Any = getattr(layer, "quant_weight", None)
-    weight: Any = layer.weight if quant_weight is None else quant_weight().value
+    weight: Any = layer.weight if quant_weight is None else _unpack_quant_tensor(quant_weight())
     return weight
 
 

@@ -5,10 +5,11 @@ import copy
 import pytest
 import torch
 from brevitas.nn import QuantLinear
-from dq_brevitas import BrevitasAdapter
+from dq_brevitas import BrevitasAdapter, inference_mode
 from torch import nn
 
 import dq_plugins as dq
+from dq_plugins import tokens
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
 from dq_plugins.plan import LayerPlan
@@ -17,6 +18,7 @@ from dq_plugins.temporal.table import SECTION, table_section
 from dq_plugins.testing.adapters import AdapterConformance
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
 from dq_plugins.testing.plans import handmade_plan
+from dq_plugins.timesteps import context_of
 
 
 class TestConformance(AdapterConformance):
@@ -65,6 +67,26 @@ def test_the_temporal_table_takes_the_place_of_its_layers(calls):
     assert all(torch.equal(model(**call), simulated(**call)) for call in calls)
     live = BrevitasAdapter().apply(TinyDenoiser(), plan, temporal_fallback="live")
     assert torch.isfinite(live(**{**calls[0], "timestep": torch.tensor([123.0])})).all()
+
+
+@pytest.mark.parametrize("kept", [None, "weight", "layer"])
+def test_known_rows_of_outlier_tokens_are_kept_exact(kept, calls):
+    plan = handmade_plan(TinyDenoiser(), bits=4)
+    if kept is not None:
+        activation = plan.layers["up"].activation if kept == "weight" else None
+        plan.layers["up"] = LayerPlan("linear", activation=activation, kept="this test keeps it")
+    row, value = torch.full((1, 16), 7.0), torch.randn(1, 32)
+    plan.sections[tokens.SECTION] = tokens.tokens_section({"up": tokens.ExactTokens((2,), row, value)}, {})
+    model, simulated = BrevitasAdapter().apply(TinyDenoiser(), plan), SimulateAdapter().apply(TinyDenoiser(), plan)
+    expected = [simulated(**call) for call in calls]  # no row is the known one: all are computed live
+    assert all(torch.equal(model(**call), e) for call, e in zip(calls, expected, strict=True))
+    with torch.no_grad(), inference_mode(model):
+        model(**calls[0])
+        assert all(torch.equal(model(**call), e) for call, e in zip(calls, expected, strict=True))
+    context_of(model).select(500.0)
+    x = torch.randn(2, 64, 16)
+    x[:, 2] = row
+    assert torch.equal(model.up(x)[:, 2], value.expand(2, -1))
 
 
 def test_training_and_a_copy_leave_the_plan_alone(calls):

@@ -27,10 +27,12 @@ def decibels(reference, output):
 
 
 @pytest.mark.parametrize(
-    "act", ["Int8ActPerTimestepFloat", "ShiftedUint8ActPerTimestepFloat", "Uint8ActPerTimestepFloat"]
-)
-@pytest.mark.parametrize(
-    "weight", ["Int8WeightPerChannelFloat", "ShiftedUint8WeightPerChannelFloat", "Int8WeightPerTensorFloat"]
+    ("act", "weight"),
+    [
+        ("Int8ActPerTimestepFloat", "Int8WeightPerChannelFloat"),
+        ("ShiftedUint8ActPerTimestepFloat", "ShiftedUint8WeightPerChannelFloat"),
+        ("Uint8ActPerTimestepFloat", "Int8WeightPerTensorFloat"),
+    ],
 )
 def test_simulating_the_plan_read_off_equals_the_model(act, weight, quantize, calibrate, calls):
     injector = getattr(quantizers, act)
