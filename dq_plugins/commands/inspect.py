@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from math import prod
 from typing import Any
 
 HELP = "Print the partition of a denoiser (what depends on timestep, conditions, sample) from its config alone."
@@ -93,7 +94,7 @@ def _frontier_lines(frontier: list[dict[str, Any]]) -> list[str]:
     for signature in ("temporal", "mixed"):
         rows = [row for row in frontier if row["signature"] == signature]
         if rows:
-            values = sum(_numel(row["shape"]) for row in rows)
+            values = sum(prod(row["shape"]) for row in rows)
             lines.append(
                 f"{len(rows)} tensors of {human(values)} values carry what depends on {_MEANING[signature]} into the "
                 f"rest, for example the output of {rows[0]['module'] or rows[0]['node']}"
@@ -106,13 +107,6 @@ def _layer_line(name: str, row: dict[str, Any]) -> str:
     return f"  {name}  {row['kind']} {shape}  {human(row['macs'])} MACs  {' '.join([row['signature'], *row['roles']])}"
 
 
-def _numel(shape: list[int]) -> int:
-    numel = 1
-    for size in shape:
-        numel *= size
-    return numel
-
-
 def human(count: int) -> str:
     """A count with three digits and a unit.
 
@@ -120,8 +114,12 @@ def human(count: int) -> str:
         >>> human(859_520_964)
         '860 M'
     """
-    value, units = float(count), ["", "k", "M", "G", "T", "P"]
-    while value >= 999.5 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    digits = 0 if not units[0] and count < 1000 and len(units) == 6 else max(0, 3 - len(str(int(value))))
-    return f"{value:.{digits}f} {units[0]}".strip()
+    if count < 1000:
+        return str(count)
+    value, unit = float(count), ""
+    for unit in "kMGTPE":
+        value /= 1000
+        if value < 999.5:
+            break
+    digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
+    return f"{value:.{digits}f} {unit}"

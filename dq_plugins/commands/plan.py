@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+
+    pass
 
 HELP = "Make a quantization plan from a model and its calibration set."
 EXAMPLE = """
@@ -17,7 +22,6 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", default="default", help="registered recipe (see dq-plugins list)")
     parser.add_argument("--weight-bits", type=int, default=8, help="target width of weights")
     parser.add_argument("--act-bits", type=int, default=8, help="target width of activations; 32 leaves them alone")
-    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     parser.add_argument(
         "--option",
         action="append",
@@ -32,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="folder of a diffusers pipeline")
     parser.add_argument("calibration", help="folder written by dq-plugins record")
     parser.add_argument("--out", required=True, help="folder for the plan; the same command resumes there")
+    parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     add_recipe_arguments(parser)
 
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dq_plugins.calibration import CalibrationSet
 
 HELP = "Record the denoiser calls of full-precision sampling into a calibration set. Run it again to resume."
 EXAMPLE = """
@@ -13,35 +17,45 @@ dq-plugins record ./my-dit --out calib/ --classes 0 1 2 3
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
-    parser.add_argument("model", help="folder of a saved diffusers pipeline")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the calibration set")
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of every command that records."""
     parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
     parser.add_argument("--images", type=int, default=8, help="images to sample (default: 8)")
     parser.add_argument("--batch", type=int, default=8, help="images sampled at once (default: 8)")
     parser.add_argument(
-        "--prompts", nargs="+", metavar="TEXT", help="prompts, or one text file with a prompt on each line"
+        "--prompts",
+        nargs="+",
+        metavar="TEXT",
+        help="prompts, or one text file with a prompt on each line (default: prompts.txt in the model's folder)",
     )
     parser.add_argument("--classes", nargs="+", type=int, metavar="N", help="class labels (default: all in turn)")
     parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance (default: the pipeline's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: 0)")
     parser.add_argument("--timestep", metavar="NAME", help="the argument that carries the timestep, if not found")
-    parser.add_argument("--overwrite", action="store_true", help="begin anew where --out holds a calibration set")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew where a calibration set lies already")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("model", help="folder of a saved diffusers pipeline")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the calibration set")
+    add_sampling_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON summary")
 
 
-def run(args: argparse.Namespace) -> int:
-    """Record, then say what was recorded."""
-    from dq_plugins import registry
+def record_pipeline(args: argparse.Namespace, out: Path, *, progress: bool = True) -> CalibrationSet:
+    """Sample the pipeline that ``args`` name, and record its denoiser's calls into ``out``."""
     from dq_plugins.calibration import record
+    from dq_plugins.commands.host import diffusers_adapter
 
-    adapter = registry.get("adapter", "diffusers")()
+    adapter = diffusers_adapter()
     pipe = adapter.load_pipeline(args.model)
     _, denoiser = adapter.denoiser_of(pipe)
+    default = Path(args.model) / "prompts.txt"
+    prompts = args.prompts or ([str(default)] if default.is_file() else None)
     sample = adapter.sampler(
         pipe,
-        prompts=read_prompts(args.prompts) if args.prompts else None,
+        prompts=read_prompts(prompts) if prompts else None,
         class_labels=args.classes,
         steps=args.steps,
         seed=args.seed,
@@ -49,15 +63,20 @@ def run(args: argparse.Namespace) -> int:
         batch=args.batch,
         guidance_scale=args.guidance_scale,
     )
-    calib = record(
+    return record(
         denoiser,
         sample,
-        args.out,
+        out,
         timestep=args.timestep,
         total=sample.total,
         overwrite=args.overwrite,
-        progress=not args.json,
+        progress=progress,
     )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Record, then say what was recorded."""
+    calib = record_pipeline(args, Path(args.out), progress=not args.json)
     summary = {
         "folder": str(args.out),
         "model": calib.model,
