@@ -249,4 +249,6 @@ def test_shards_split_and_a_kill_without_warning_loses_nothing_flushed(tmp_path,
     assert len(seen[0]["calls"]) == 4
     assert not seen[0]["complete"]
     assert len(list(tmp_path.glob("shard-*"))) == 4
+    stored = [key for shard in seen[0]["shards"] for key in shard["tensors"]]
+    assert len(stored) == len(set(stored)) == 13
     assert calib.hash == record(Denoiser(), sampler(), tmp_path / "whole").hash

@@ -124,6 +124,11 @@ def test_best_candidates_for_groups_of_others():
     assert best_candidates(planted(), membership, 4).tolist() == [0, 1, static, 2]
 
 
+def test_equal_candidates_leave_the_static_one_in_place():
+    error = torch.tensor([[1.0, 1.0], [1.0, 0.5]], dtype=torch.float64)
+    assert best_candidates(table(error), torch.tensor([0, 1]), 2).tolist() == [1, 1]
+
+
 def test_uniform_groups_hold_equally_many_timesteps():
     groups = uniform_groups(range(0, 100, 10), 5)
     counts = torch.bincount(groups.index(torch.arange(0, 100, 10)))

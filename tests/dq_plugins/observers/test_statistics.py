@@ -134,6 +134,18 @@ def test_the_denoiser_is_left_as_it_was_found(denoiser, calib):
     assert not denoiser.moves._forward_pre_hooks
 
 
+def test_inputs_are_those_of_evaluation_before_any_hook_of_the_layer(denoiser, calib):
+    expected = collect(denoiser, calib, ["moves"]).high("moves")
+    denoiser.moves.register_forward_pre_hook(
+        lambda _, args, kwargs: (args, {"input": kwargs["input"] * 9}), with_kwargs=True
+    )
+    denoiser.register_forward_pre_hook(
+        lambda m, args, kwargs: (args, {**kwargs, "x": kwargs["x"] * (5 if m.training else 1)}), with_kwargs=True
+    )
+    denoiser.train()
+    assert torch.equal(collect(denoiser, calib, ["moves"]).high("moves"), expected)
+
+
 def test_nan_inputs_name_layer_and_timestep(denoiser, calib):
     def spoil(module, args, kwargs):
         if float(kwargs["t"]) == 500:
