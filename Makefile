@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/dq-plugins demo --out demo-report
 
 test: $(STAMP)
-	$(BIN)/pytest -n 2 --dist worksteal --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal --durations=15
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

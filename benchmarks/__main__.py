@@ -1,0 +1,30 @@
+"""Run every benchmark, one after the other: ``python -m benchmarks``, or the named ones: ``python -m benchmarks tfmq``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+COMMANDS = {
+    "latency": ["benchmarks.latency"],
+    "temporal-table": ["benchmarks.temporal_table", "--full-size"],
+    "tfmq-digits": ["benchmarks.tfmq", "--model", "digits"],
+    "tfmq-emoji": ["benchmarks.tfmq", "--model", "emoji"],
+}
+
+
+def main(names: list[str]) -> int:
+    """Run the named benchmarks, or all; the exit status is the number that failed."""
+    unknown = [name for name in names if name not in COMMANDS]
+    if unknown:
+        print(f"no benchmark {unknown[0]!r}; there are: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    failed = 0
+    for name in names or COMMANDS:
+        print(f"== {name}: python -m {' '.join(COMMANDS[name])}", flush=True)
+        failed += subprocess.run([sys.executable, "-m", *COMMANDS[name]]).returncode != 0
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
