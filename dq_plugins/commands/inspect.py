@@ -13,6 +13,7 @@ dq-plugins inspect ./stable-diffusion-v1-5
 dq-plugins inspect ./model/unet/config.json --json
 """
 
+_UNITS = "kMGTPE"
 _MEANING = {
     "temporal": "timestep alone",
     "condition": "conditions alone",
@@ -116,10 +117,9 @@ def human(count: int) -> str:
     """
     if count < 1000:
         return str(count)
-    value, unit = float(count), ""
-    for unit in "kMGTPE":
-        value /= 1000
-        if value < 999.5:
-            break
+    power = 1
+    while count >= 999.5 * 1000**power and power < len(_UNITS):
+        power += 1
+    value = count / 1000**power
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
-    return f"{value:.{digits}f} {unit}"
+    return f"{value:.{digits}f} {_UNITS[power - 1]}"
