@@ -50,3 +50,13 @@ TFMQ_PAPER = Recipe(
         Step("finite-set-ranges"),
     ),
 )
+
+BINARYDM = Recipe(
+    "binarydm",
+    "BinaryDM: one bit a weight; where training starts, see dq_plugins.binarization",
+    (
+        Step("binarize"),
+        Step("timestep-groups", {"groups": 1}),
+        Step("activation-ranges", {"symmetric": True}),
+    ),
+)
