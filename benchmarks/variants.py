@@ -32,7 +32,7 @@ class InHalf(nn.Module):
             name: x.to(torch.bfloat16) if name != "timestep" and x.is_floating_point() else x
             for name, x in inputs.items()
         }
-        return self.denoiser(**halved, return_dict=False)[0].float()
+        return self.denoiser(**halved)[0].float()
 
 
 def float32(model: Model) -> nn.Module:

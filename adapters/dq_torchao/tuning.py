@@ -34,7 +34,10 @@ class InputLayout(NamedTuple):
 
     def random(self, device: torch.device) -> Tensor:
         """A random input of this layout."""
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=device).normal_()
+        # Stride 0 is an expanded dimension: filled once, then expanded again.
+        stored = tuple(1 if stride == 0 else size for size, stride in zip(self.shape, self.stride, strict=True))
+        x = torch.empty_strided(stored, self.stride, dtype=self.dtype, device=device).normal_()
+        return x.expand(self.shape)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import dq_torchao
 import pytest
 import torch
 from dq_torchao import Timing
+from dq_torchao.tuning import InputLayout
 from torchao_models import Denoiser, denoiser_plan
 
 from dq_plugins.errors import PlanError
@@ -49,6 +50,22 @@ def test_layers_alike_are_timed_once(monkeypatch):
     timings = dq_torchao.tune(model, denoiser_plan(model), {"sample": torch.ones(2, 4), "timestep": torch.tensor(1.0)})
     assert list(timings) == ["0", "1", "2", "3"]
     assert len(timed) == 2
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.ones(2, 3, 4, 5),
+        torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        torch.ones(2, 6).chunk(2, 1)[1],
+        torch.ones(3, 1).expand(3, 8),
+    ],
+    ids=["contiguous", "channels last", "slice", "expanded"],
+)
+def test_random_inputs_have_the_layout_that_was_seen(x):
+    y = InputLayout(tuple(x.shape), x.stride(), x.dtype).random(x.device)
+    assert (y.shape, y.stride(), y.dtype) == (x.shape, x.stride(), x.dtype)
+    assert y.std() > 0
 
 
 def test_wrong_example_inputs_are_named():
