@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dq_plugins import registry
-from dq_plugins.allocation.problem import Allocation, AllocationProblem, Width, widths_of
+from dq_plugins.allocation.problem import Allocation, AllocationProblem, Width, total_bits, widths_of
 from dq_plugins.solvers.pareto import pareto
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def fronts(
     swept = replace(problem, budgets=replace(problem.budgets, weight_bits=max(weight_bits)))
     program, columns = swept.program()
     weights = sum(cost.weights for cost in problem.layers.values())
-    limits = [{"weight bits": bits * weights} for bits in weight_bits]
+    limits = [{"weight bits": total_bits(bits, weights) or 0.0} for bits in weight_bits]
     for solver, rule in rules.items():
         solved = pareto(program, registry.get("solver", solver), limits)
         points = [widths_of(columns, solution.choice) for _, solution in solved if solution.choice.size]

@@ -203,8 +203,8 @@ class AllocationProblem:
 
         weights = sum(cost.weights for cost in self.layers.values())
         inputs = sum(cost.inputs for cost in self.layers.values())
-        add("weight bits", _times(b.weight_bits, weights), "bits", weight_bits, "weight")
-        add("activation bits", _times(b.act_bits, inputs), "bits", input_bits, "activation")
+        add("weight bits", total_bits(b.weight_bits, weights), "bits", weight_bits, "weight")
+        add("activation bits", total_bits(b.act_bits, inputs), "bits", input_bits, "activation")
         add("bytes", b.bytes, "bytes", lambda layer, w: -(-weight_bits(layer, w) // 8), "weight")
         add("BitOps", b.bitops, "BitOps", self._bitops, "both")
         add("latency", b.latency, "ms", self._latency, "both")
@@ -235,8 +235,12 @@ class AllocationProblem:
             ) from None
 
 
-def _times(mean: float | None, size: int) -> float | None:
-    return None if mean is None else mean * size
+def total_bits(mean: float | None, size: int) -> float | None:
+    """Limit on a total from a limit on its mean; a mean that came from a whole total gives that total again."""
+    if mean is None:
+        return None
+    total = mean * size
+    return float(round(total)) if abs(total - round(total)) <= 1e-9 * total else total
 
 
 @dataclass(frozen=True)
