@@ -52,7 +52,8 @@ class Sensitivity(Pass):
             act_menu: widths of inputs; not measured when activations stay in floating point.
             method: ``"linearised"`` or ``"exact"``.
             calls_per_timestep: recorded calls used at each timestep.
-            probes: backward passes for each call.
+            draws: backward passes over all calls together. An allocation picks widths that look cheap, so it picks
+                underestimates too: with few draws the plan turns out worse than predicted.
             check_entries: entries measured exactly to check and correct the estimate; 0 for none.
             content: measure the loss of similarity of the final samples as well.
             content_probes: backward passes through a sampling run for each part (structure, texture).
@@ -65,7 +66,7 @@ class Sensitivity(Pass):
         act_menu: tuple[int, ...] = Field((4, 6, 8), min_length=1)
         method: Literal["linearised", "exact"] = "linearised"
         calls_per_timestep: int = Field(2, ge=1)
-        probes: int = Field(4, ge=1)
+        draws: int = Field(160, ge=1)
         check_entries: int = Field(32, ge=0)
         content: bool = False
         content_probes: int = Field(2, ge=1)
@@ -101,7 +102,7 @@ class Sensitivity(Pass):
             results = yield from self._measure(exact, context, calls, candidates, "noise, exact")
             spent = cost(results)
             return SensitivityTable(relative(results, candidates), calls=spent, naive_calls=spent)
-        probes = QualityProbes(context.denoiser, candidates, calls, o.probes, context.seed)
+        probes = QualityProbes(context.denoiser, candidates, calls, -(-o.draws // len(calls)), context.seed)
         results = yield from self._measure(probes, context, calls, candidates, "noise, linearised")
         naive = naive_cost(candidates, len(calls))
         table = SensitivityTable(relative(results, candidates), calls=cost(results), naive_calls=naive)
@@ -145,7 +146,7 @@ class Sensitivity(Pass):
                 "candidates": candidates.hash,
                 "seed": context.seed,
                 "what": what,
-                "probes": [self.options.probes, self.options.content_probes],
+                "probes": [self.options.draws, self.options.content_probes],
                 "content": [self.options.runs, self.options.content_metric],
             }
             store = Store(context.workdir / "measurements", signature)

@@ -10,7 +10,7 @@ from dq_plugins.allocation import LayerReason
 from dq_plugins.errors import BudgetError, RecipeError
 
 SMALL = {
-    "sensitivity": {"weight_menu": (2, 3, 4, 8), "act_menu": (4, 8), "probes": 2, "check_entries": 8},
+    "sensitivity": {"weight_menu": (2, 3, 4, 8), "act_menu": (4, 8), "draws": 60, "check_entries": 16},
     "timestep-groups": {"groups": 2},
     "activation-ranges": {"observer": "minmax"},
     "weight-ranges": {"method": "minmax"},
@@ -72,12 +72,14 @@ def test_any_solver_fits_the_budget(setting, solver: str):
     assert plan.sections["bit-allocation"].data["error"] >= made(setting).sections["bit-allocation"].data["error"]
 
 
-def test_pins_role_menus_and_full_precision(setting):
-    plan = made(
-        setting, pinned={"p": "W3A8"}, role_menus={"last": (8,)}, full_precision=True, weight_bits=9.0, act_bits=20
-    )
+def test_pins_and_role_menus(setting):
+    plan = made(setting, pinned={"p": "W3A8"}, role_menus={"last": (8,)}, role_act_menus={"last": (4,)})
     assert plan.layers["p"].width == "W3A8"
-    assert plan.layers["leave"].weight.bits == 8
+    assert plan.layers["leave"].width == "W8A4"
+
+
+def test_full_precision_is_offered_and_explained(setting):
+    plan = made(setting, full_precision=True, weight_bits=9.0, act_bits=20)
     full = [layer for layer in plan.layers.values() if layer.activation is None]
     assert full
     assert all("bit allocation leaves its" in layer.kept for layer in full)
