@@ -1,12 +1,12 @@
 """Train the text-conditional emoji denoiser: a small U-Net and its text encoder on Noto emoji of 32x32 pixels.
 
-    python examples/denoisers/train_emoji.py --out emoji --bf16
+    python examples/denoisers/train_emoji.py --out emoji
 
-The images are Google's Noto emoji (Apache-2.0) from the npm package emoji-datasource-google, one category of them, with
-their Unicode names as prompts. Without ``--data`` the script takes the package through ``npm pack``; with it, from a file
-that an earlier run kept. The denoiser is a diffusers `UNet2DConditionModel` that predicts v; it sees each 2x2 block of
-pixels as one position of 12 channels, which is exact and a quarter of the work. The text encoder is a two-layer
-`CLIPTextModel` trained with it, over a vocabulary of whole words.
+The images are Google's Noto emoji (Apache-2.0) from the npm package emoji-datasource-google, one category of them,
+with their Unicode names as prompts. Without ``--data`` the script takes the package through ``npm pack``; with it, from
+a file that an earlier run kept. The denoiser is a diffusers `UNet2DConditionModel` that predicts v; it sees each 2x2
+block of pixels as one position of 12 channels, which is exact and a quarter of the work. The text encoder is a
+two-layer `CLIPTextModel` trained with it, over a vocabulary of whole words.
 """
 
 from __future__ import annotations
@@ -25,7 +25,17 @@ from dq_diffusers.pipelines import PixelTextToImagePipeline
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
-from training import Loss, Settings, add_arguments, diffusion_loss, drop_condition, set_determinism, settings_from, train
+from training import (
+    Loss,
+    Settings,
+    add_arguments,
+    diffusion_loss,
+    drop_condition,
+    save_grid,
+    set_determinism,
+    settings_from,
+    train,
+)
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 PACKAGE = "emoji-datasource-google@16.0.0"
@@ -141,7 +151,7 @@ def emoji_loss(model: nn.ModuleDict, images: Tensor, tokens: Tensor, null: Tenso
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train, then write the pipeline."""
+    """Train, then write the pipeline (U-Net in float16) and a grid of its samples."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="file (.npz) to keep the images in, and to take them from")
     add_arguments(parser, DEFAULTS)
@@ -155,10 +165,19 @@ def main(argv: list[str] | None = None) -> None:
     padded = tokenizer([*names, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids
     images = nn.functional.pixel_unshuffle(images, BLOCK)
     train(model, emoji_loss(model, images, padded[:-1], padded[-1], settings), settings)
-    half = model.cpu().half()
-    pipeline = PixelTextToImagePipeline(half["unet"], half["text_encoder"], tokenizer, build_scheduler())
-    pipeline.save_pretrained(settings.out)
+    model = model.cpu()
+    # The text encoder is small and stays in float32: transformers would hand a float16 one back as float16.
+    parts = (model["unet"].half(), model["text_encoder"], tokenizer, build_scheduler())
+    PixelTextToImagePipeline(*parts, pixel_block=BLOCK).save_pretrained(settings.out)
     (settings.out / "prompts.txt").write_text("".join(f"{name}\n" for name in names))
+    write_samples(settings.out, names[:: max(1, len(names) // 48)][:48])
+
+
+def write_samples(folder: Path, prompts: list[str]) -> None:
+    """Write ``samples.png``: one sample of each prompt, from the pipeline as it was saved."""
+    pipeline = PixelTextToImagePipeline.from_pretrained(folder)
+    images = pipeline(prompts, generator=torch.Generator().manual_seed(0)).images
+    save_grid(images, folder / "samples.png", columns=8, scale=2)
 
 
 if __name__ == "__main__":
