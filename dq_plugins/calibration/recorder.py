@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from dq_plugins.calibration.calibration_set import CalibrationSet
 from dq_plugins.calibration.call import bind, first_tensor, timestep_tensor, timestep_values
 from dq_plugins.calibration.codec import decode, encode, leaf_nodes
+from dq_plugins.calibration.modes import evaluating
 from dq_plugins.calibration.schema import CallRecord, Node, TensorNode
 from dq_plugins.calibration.writer import CalibrationWriter
 from dq_plugins.errors import CalibrationError
@@ -62,7 +63,7 @@ def record(
     done = len(writer.calls)
     with tqdm(desc="recording", unit="call", total=total, initial=done, disable=not progress) as bar:
         try:
-            with _evaluated(denoiser), _forward_replaced(denoiser, recorder, bar), torch.no_grad():
+            with evaluating(denoiser), _forward_replaced(denoiser, recorder, bar):
                 sample(denoiser)
             recorder.check_finished()
         except BaseException:
@@ -161,17 +162,6 @@ def _device(named: dict[str, Any]) -> torch.device:
     """Device of the largest tensor argument: the timestep alone may live on the host."""
     found = [value for _, value in named_leaves(named) if isinstance(value, Tensor)]
     return max(found, key=Tensor.numel).device if found else torch.device("cpu")
-
-
-@contextmanager
-def _evaluated(denoiser: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in denoiser.modules()}
-    denoiser.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextmanager

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dq_plugins.calibration import CalibrationSet
+from dq_plugins.calibration.modes import evaluating
 from dq_plugins.errors import CalibrationError
+from dq_plugins.graph.arguments import unwrap
 
 Receive = Callable[[str, Tensor], None]
 
@@ -45,11 +46,12 @@ def stream_inputs(
     Raises:
         CalibrationError: a layer does not exist, was not reached, or its input is not finite.
     """
+    denoiser = unwrap(denoiser)
     modules = _find(denoiser, layers)
     selected = calibration.timesteps if timesteps is None else timesteps
     for t in tqdm(selected, desc="observing", unit="timestep", disable=not progress, leave=False):
         reached: set[str] = set()
-        with _hooked(modules, _named_receive(receive, reached, t)), _inference(denoiser):
+        with _hooked(modules, _named_receive(receive, reached, t)), evaluating(denoiser):
             for call in calibration.calls(t):
                 call.run(denoiser)
         missing = [name for name in modules if name not in reached]
@@ -62,7 +64,7 @@ def stream_inputs(
 
 
 def _find(denoiser: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
-    modules = dict(denoiser.named_modules())
+    modules = dict(denoiser.named_modules(remove_duplicate=False))
     for name in layers:
         if name not in modules:
             close = get_close_matches(name, modules, n=3)
@@ -100,15 +102,3 @@ def _hooked(modules: Mapping[str, nn.Module], receive: Receive) -> Iterator[None
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _inference(denoiser: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in denoiser.modules()}
-    denoiser.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
 from dq_plugins.calibration import record
 from dq_plugins.errors import CalibrationError
-from dq_plugins.observers import collect, observe_groups, optimal_groups
+from dq_plugins.observers import collect, observe_groups, optimal_groups, statistics
 from dq_plugins.observers.minmax import MinMaxObserver
 from dq_plugins.observers.streaming import stream_inputs
 from dq_plugins.timesteps import TimestepGroups
@@ -86,6 +88,22 @@ def test_groups_lower_the_real_error_of_layers_that_move_and_raise_none(denoiser
     assert real("still", 3) == real("still", 1)
     power = float(found.mean_square("moves").sum())
     assert grouping.errors(1)["moves"] * power == pytest.approx(real("moves", 1), rel=0.02)
+
+
+def test_histograms_exist_for_one_timestep_at_a_time(denoiser, calib, monkeypatch):
+    alive, most = weakref.WeakSet(), []
+
+    class Counted(statistics.Histogram):
+        def __init__(self, bins):
+            super().__init__(bins)
+            alive.add(self)
+            most.append(len(alive))
+
+    monkeypatch.setattr(statistics, "Histogram", Counted)
+    collect(denoiser, calib, ["moves", "still"])
+    assert len(most) == 2 * len(TIMESTEPS)
+    assert max(most) == 2
+    assert not alive
 
 
 def test_error_tables_take_a_width_for_each_layer(denoiser, calib):
