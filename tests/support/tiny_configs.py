@@ -22,19 +22,6 @@ _FLUX = {
     "num_attention_heads": 2,
     "joint_attention_dim": 12,
 }
-_COGVIDEOX = {
-    "num_attention_heads": 2,
-    "attention_head_dim": 8,
-    "in_channels": 4,
-    "out_channels": 4,
-    "time_embed_dim": 4,
-    "text_embed_dim": 12,
-    "num_layers": 1,
-    "sample_width": 8,
-    "sample_height": 8,
-    "sample_frames": 5,
-    "max_text_seq_length": 5,
-}
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "unet": (
@@ -115,7 +102,6 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         "FluxTransformer2DModel",
         {**_FLUX, "pooled_projection_dim": 10, "guidance_embeds": True, "axes_dims_rope": (4, 4, 8)},
     ),
-    "flux2": ("Flux2Transformer2DModel", {**_FLUX, "axes_dims_rope": (4, 4, 4, 4)}),
     "chroma": (
         "ChromaTransformer2DModel",
         {
@@ -239,21 +225,20 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
             "max_sequence_length": 8,
         },
     ),
-    "cogvideox": ("CogVideoXTransformer3DModel", _COGVIDEOX),
-    "cogvideox-rotary": ("CogVideoXTransformer3DModel", {**_COGVIDEOX, "use_rotary_positional_embeddings": True}),
-    "svd": (
-        "UNetSpatioTemporalConditionModel",
+    "cogvideox": (
+        "CogVideoXTransformer3DModel",
         {
-            "sample_size": 8,
-            "num_frames": 2,
-            "block_out_channels": (32, 64),
-            "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
-            "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
             "num_attention_heads": 2,
-            "layers_per_block": 1,
-            "cross_attention_dim": 12,
-            "projection_class_embeddings_input_dim": 24,
-            "addition_time_embed_dim": 8,
+            "attention_head_dim": 8,
+            "in_channels": 4,
+            "out_channels": 4,
+            "time_embed_dim": 4,
+            "text_embed_dim": 12,
+            "num_layers": 1,
+            "sample_width": 8,
+            "sample_height": 8,
+            "sample_frames": 5,
+            "max_text_seq_length": 5,
         },
     ),
     "lumina2": (

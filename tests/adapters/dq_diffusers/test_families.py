@@ -48,7 +48,7 @@ FAMILIES: dict[str, tuple[str, str, str, str, str]] = {
         r"time_embedding|norm[12]\.linear|norm_out\.linear", r"text_proj", r"-", "patch_embed.proj", "proj_out",
     ),
 }  # fmt: skip
-TRACED_ONLY = ["flux2", "chroma", "hunyuan-video", "z-image", "qwen-image", "mochi", "svd", "cogvideox-rotary"]
+TRACED_ONLY = ["chroma", "hunyuan-video", "z-image", "qwen-image", "mochi"]
 
 
 @functools.cache

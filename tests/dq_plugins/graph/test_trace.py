@@ -223,6 +223,7 @@ class UsesAnothersWeight(TwoLayers):
         return x @ self.body.weight.t() + nn.functional.linear(t, self.time.weight)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
 @pytest.mark.parametrize("model", [TwoLayers, Tied, Normed, UsesAnothersWeight])
 def test_layers_are_the_modules_that_hold_the_weight(model):
     graph = trace(model(), TwoLayers.inputs())

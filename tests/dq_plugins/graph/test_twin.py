@@ -58,6 +58,7 @@ def test_plain_tensors_are_copied_and_what_cannot_be_copied_is_shared():
     assert twin.lock is model.lock
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
 def test_the_hook_that_computes_a_weight_is_part_of_the_model():
     model = nn.utils.weight_norm(nn.Linear(3, 3))
     twin = twin_of(model)
