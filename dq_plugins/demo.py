@@ -29,13 +29,13 @@ from dq_plugins.report.demo_page import DemoResult
 PROMPTS = {
     "emoji": (
         "fox face",
-        "red apple",
         "panda face",
-        "smiling face with sunglasses",
-        "watermelon",
-        "tiger face",
-        "hot beverage",
-        "slice of pizza",
+        "frog face",
+        "sunflower",
+        "octopus",
+        "parrot",
+        "mushroom",
+        "turtle",
     ),
 }
 

@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
 
     from dq_plugins.demo import Demo, DemoSettings
     from dq_plugins.report.demo_page import demo_page, execution_table, summary_table
+    from dq_plugins.report.plots import pairs_of_images
 
     settings = DemoSettings(
         name=args.model,
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     for step in demo.steps():
         print(f"[{time.perf_counter() - start:5.0f} s] {step}", flush=True)
     page = demo_page(demo.result).save(out / "report.html")
+    pairs_of_images(demo.result.images, demo.result.titles).savefig(out / "images.png", dpi=150)
     print(f"\n{summary_table(demo.result)}\n\n{execution_table(demo.result.executions)}\n")
     print(f"report: {page}   ({time.perf_counter() - start:.0f} s)")
     return 0

@@ -74,7 +74,8 @@ def summary_table(result: DemoResult) -> Table:
 
 def execution_table(executions: Mapping[str, LayerExecution]) -> Table:
     """Layers by how they run and why."""
-    counts = Counter((e.state, e.width, e.kernel or e.compute, e.reason) for e in executions.values())
+    # what follows a colon is about one layer: the page lists it, layer by layer
+    counts = Counter((e.state, e.width, e.kernel or e.compute, e.reason.partition(":")[0]) for e in executions.values())
     rows = [[n, *key] for key, n in counts.most_common()]
     return Table(["layers", "run", "width", "kernel", "why"], rows)
 
