@@ -8,7 +8,11 @@ from dq_plugins import registry
 from dq_plugins.testing import SUITES, run_suite, suite_for
 
 BUILT_IN = [(plugin.kind, plugin.name) for plugin in registry.plugins() if plugin.declaration.built_in]
-SHORT = {"temporal-reconstruction": {"iterations": 20}}
+SHORT = {
+    "temporal-reconstruction": {"iterations": 20},
+    "block-reconstruction": {"iterations": 5, "calls": 5},
+    "sensitivity": {"draws": 8, "check_entries": 2, "calls_per_timestep": 1},
+}
 """Options that make a pass quick; what it is checked for does not depend on them."""
 
 
@@ -19,12 +23,18 @@ def test_there_are_built_in_plugins_and_a_suite_for_every_kind():
 
 @pytest.mark.parametrize(("kind", "name"), BUILT_IN)
 def test_it_conforms(kind, name):
-    options = {}
-    if kind == "pass":
-        options = SHORT.get(name, {})
-    elif kind == "recipe":
-        options = {"options": {step: SHORT[step] for step in registry.get(kind, name).passes() if step in SHORT}}
-    suite = type("Suite", (suite_for(kind, name),), {"options": options})
-    results = list(run_suite(suite))
+    results = list(run_suite(type("Suite", (suite_for(kind, name),), quick(kind, name))))
     assert [(result.test, result.message) for result in results if result.outcome in ("failed", "error")] == []
     assert sum(result.outcome == "passed" for result in results) > 4
+
+
+def quick(kind, name):
+    """Attributes that make the suite of a pass or a recipe quick."""
+    if kind == "pass":
+        required = registry.get(kind, name).requires
+        return {"options": SHORT.get(name, {}), "before": {each: SHORT[each] for each in required if each in SHORT}}
+    if kind == "recipe":
+        return {
+            "options": {"options": {step: SHORT[step] for step in registry.get(kind, name).passes() if step in SHORT}}
+        }
+    return {}
