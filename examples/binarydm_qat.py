@@ -4,9 +4,10 @@
     python examples/binarydm_qat.py --act-bits 4 --out w1a4 --resume
     accelerate launch --num_processes 2 examples/binarydm_qat.py --act-bits 8 --out w1a8
 
-Nothing is downloaded: the images to train on are drawn by the full-precision pipeline itself, one for each word it
-knows. The loop is an ordinary one; the lines that BinaryDM adds to it end in "# BinaryDM". At the end the folder holds
-``integer.safetensors`` (8 weights to a byte), ``samples.png`` (full precision above, binary below) and ``report.json``.
+Nothing is downloaded: the images to train on are drawn by the full-precision pipeline itself, from the prompts it was
+trained with. The loop is an ordinary one; the lines that BinaryDM adds to it end in "# BinaryDM". At the end the folder
+holds ``integer.safetensors`` (8 weights to a byte), ``report.json``, and ``samples.png``: rows of the full-precision
+model, of the simulated binary one and of the integer one.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import argparse
 import copy
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from denoisers.training import diffusion_loss
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -40,6 +41,9 @@ from dq_plugins.binarization import (
 from dq_plugins.graph import partition
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "denoisers"))
+from training import diffusion_loss  # noqa: E402  the loss the bundled denoisers were trained with
+
 TEXT_LENGTH, TEXT_WIDTH = 4, 16
 
 
@@ -65,9 +69,6 @@ class TinyPipeline:
     def to(self, device: torch.device) -> TinyPipeline:
         self.unet.to(device)
         return self
-
-    def words(self) -> list[str]:
-        return [f"word {i}" for i in range(8)]
 
     def encode_prompt(self, prompts: list[str]) -> Tensor:
         rows = [torch.Generator().manual_seed(sum(map(ord, p))) for p in prompts]
@@ -95,11 +96,10 @@ def load_pipeline(name: str):
     return pipeline
 
 
-def words_of(pipeline) -> list[str]:
-    """Every word the pipeline knows."""
-    if isinstance(pipeline, TinyPipeline):
-        return pipeline.words()
-    return sorted(word for word in pipeline.tokenizer.get_vocab() if not word.startswith("<"))
+def prompts_of(name: str) -> list[str]:
+    """The prompts a pipeline was trained with: ``prompts.txt`` in its folder, one a line."""
+    file = Path(name) / "prompts.txt"
+    return file.read_text().splitlines() if file.exists() else [f"prompt {i}" for i in range(8)]
 
 
 def draw(pipeline, prompts: list[str], steps: int, seed: int) -> Tensor:
@@ -116,8 +116,8 @@ def draw(pipeline, prompts: list[str], steps: int, seed: int) -> Tensor:
 def training_images(pipeline, arguments: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """Images the full-precision pipeline draws, and the text states they were drawn from; kept in the folder."""
     path = arguments.out / "training-images.safetensors"
-    words = words_of(pipeline)
-    prompts = (words * math.ceil(arguments.images / len(words)))[: arguments.images]
+    known = prompts_of(arguments.pipeline)
+    prompts = (known * math.ceil(arguments.images / len(known)))[: arguments.images]
     if path.exists():
         images = load_file(path)["images"]
     else:
@@ -198,7 +198,8 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 def finish(arguments: argparse.Namespace, pipeline, student: nn.Module) -> None:
     """Samples, integer weights, and what they save."""
-    prompts = words_of(pipeline)[:: max(1, len(words_of(pipeline)) // 8)][:8]
+    known = prompts_of(arguments.pipeline)
+    prompts = known[:: max(1, len(known) // 8)][:8]
     original = draw(pipeline, prompts, arguments.sample_steps, seed=2)
     pipeline.unet = student
     simulated = draw(pipeline, prompts, arguments.sample_steps, seed=2)
