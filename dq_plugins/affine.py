@@ -17,6 +17,8 @@ from torch import Tensor
 from dq_plugins.errors import DQError
 
 MIN_BITS, MAX_BITS = 1, 16
+# below it the reciprocal overflows float32, and 0 * inf is not 0: such a range counts as empty
+SMALLEST_SCALE = 1e-35
 
 
 def integer_range(bits: int, *, narrow: bool = False) -> tuple[int, int]:
@@ -55,9 +57,9 @@ def affine_parameters(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) 
     if symmetric:
         scale = torch.maximum(-low, high) / max(q_max, 1)
         zero_point = torch.zeros_like(scale, dtype=torch.int32)
-        return torch.where(scale > 0, scale, torch.ones_like(scale)), zero_point
+        return torch.where(scale > SMALLEST_SCALE, scale, torch.ones_like(scale)), zero_point
     scale = (high - low) / (q_max - q_min)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    scale = torch.where(scale > SMALLEST_SCALE, scale, torch.ones_like(scale))
     zero_point = (q_min - torch.round(low / scale)).clamp(q_min, q_max).to(torch.int32)
     return scale, zero_point
 
