@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from dq_plugins import registry
+from dq_plugins.errors import RegistryError
 from dq_plugins.plan import QuantPlan
 
 
@@ -32,4 +33,7 @@ def apply(
     """
     adapter = registry.get("adapter", backend)
     adapter = adapter() if isinstance(adapter, type) else adapter
+    if not hasattr(adapter, "apply"):
+        able = [name for name in registry.names("adapter") if hasattr(registry.get("adapter", name), "apply")]
+        raise RegistryError(f"adapter {backend!r} does not execute plans; these do: {', '.join(able)}")
     return adapter.apply(denoiser if inplace else copy.deepcopy(denoiser), plan.validate(), **options)
