@@ -1,0 +1,235 @@
+"""Time to proven optimality of bit allocation, beside SCIP, CBC and HiGHS through their own Python packages.
+
+    python -m benchmarks.solvers [--layers 1000] [--programs 5] [--tolerance 0] [--limit 60]
+
+A program looks like a network: log-normal parameters, MACs and sensitivities, noise that falls as 4^-bits, 6 widths,
+and three budgets together: weight bits, BitOps, and a latency table that no formula gives. The limits are those of a
+random mix of the three, so that all of them bind. Every solver gets the same programs, tolerance and time; the peers
+get the program as it is (models are built before the clock starts). Every solver runs in a process of its own:
+OR-Tools ships another HiGHS, and two of them do not fit into one. Peers come with ``pip install
+'dq-plugins[bench]'``; one that is missing is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dq_plugins.solvers import Budget, ChoiceProgram, Solution
+from dq_plugins.solvers.baselines import greedy, threshold
+from dq_plugins.solvers.cp_sat import cp_sat
+from dq_plugins.solvers.mip import mip
+
+WIDTHS = np.array([2, 3, 4, 6, 8, 16])
+
+
+class Answer(NamedTuple):
+    """What a solver reached: seconds, objective (None: no plan), and whether it says the gap is closed."""
+
+    seconds: float
+    objective: float | None
+    proven: bool
+
+
+Solve = Callable[[ChoiceProgram, float, float], Answer]
+
+
+def network_program(layers: int, seed: int) -> ChoiceProgram:
+    """A program as the top of this file says."""
+    rng = np.random.default_rng(seed)
+    params = np.exp(rng.normal(11, 1.5, layers)).round()[:, None]
+    macs = (params * np.exp(rng.normal(4, 1.5, (layers, 1)))).round()
+    error = np.exp(rng.normal(0, 2, (layers, 1))) * 4.0**-WIDTHS * np.exp(rng.normal(0, 0.2, (layers, 6)))
+    speed = 1e-9 * (1 + np.maximum(WIDTHS, 4) / 8) * np.exp(rng.normal(0, 0.1, (layers, 6)))
+    tables = {"weight bits": params * WIDTHS, "BitOps": macs * WIDTHS * 8, "latency": macs * speed}
+    mix = sum(w * t / t.mean() for w, t in zip(rng.dirichlet(np.ones(3)), tables.values(), strict=True))
+    chosen = (error / error.mean() + 0.02 * mix).argmin(1)
+    budgets = (
+        Budget(name, table.ravel(), float(np.floor(table[np.arange(layers), chosen].sum() * 1e6) / 1e6))
+        for name, table in tables.items()
+    )
+    start = np.arange(layers + 1) * 6
+    return ChoiceProgram(tuple(f"layer{i}" for i in range(layers)), start, error.ravel(), tuple(budgets))
+
+
+def _answer(found: Solution) -> Answer:
+    return Answer(found.seconds, found.objective if found.choice.size else None, found.status == "optimal")
+
+
+def rule(solver: Callable[..., Solution], program: ChoiceProgram, tolerance: float, limit: float) -> Answer:
+    """A registered solver without proof."""
+    return _answer(solver(program))
+
+
+def exact(
+    solver: Callable[..., Solution], program: ChoiceProgram, tolerance: float, limit: float, **options: Any
+) -> Answer:
+    """A registered solver with proof."""
+    return _answer(solver(program, tolerance=tolerance, seconds=limit, **options))
+
+
+def rows(program: ChoiceProgram) -> Iterator[tuple[np.ndarray, float]]:
+    """Budgets as rows with largest entry 1, which all floating-point solvers like."""
+    for budget in program.budgets:
+        unit = float(np.abs(budget.cost).max())
+        yield budget.cost / unit, budget.limit / unit
+
+
+def pyscipopt(program: ChoiceProgram, tolerance: float, limit: float) -> Answer:
+    """SCIP through PySCIPOpt."""
+    from pyscipopt import Model, quicksum
+
+    model = Model()
+    model.hideOutput()
+    x = [model.addVar(vtype="B") for _ in program.error]
+    for menu in program.menus():
+        model.addCons(quicksum(x[c] for c in menu) == 1)
+    for cost, bound in rows(program):
+        model.addCons(quicksum(float(a) * v for a, v in zip(cost, x, strict=True)) <= bound)
+    model.setObjective(quicksum(float(e) * v for e, v in zip(program.error, x, strict=True)))
+    model.setParam("limits/gap", tolerance)
+    model.setParam("limits/time", limit)
+    began = time.perf_counter()
+    model.optimize()
+    seconds = time.perf_counter() - began
+    objective = model.getObjVal() if model.getNSols() else None
+    return Answer(seconds, objective, model.getStatus() in ("optimal", "gaplimit"))
+
+
+def pulp_cbc(program: ChoiceProgram, tolerance: float, limit: float) -> Answer:
+    """CBC through PuLP, with two threads; the clock includes the file that PuLP hands it."""
+    import pulp
+
+    model = pulp.LpProblem("bits", pulp.LpMinimize)
+    x = [pulp.LpVariable(f"x{c}", cat="Binary") for c in range(len(program.error))]
+    model += pulp.LpAffineExpression(zip(x, program.error.tolist(), strict=True))
+    for menu in program.menus():
+        model += pulp.LpAffineExpression([(x[c], 1) for c in menu]) == 1
+    for cost, bound in rows(program):
+        model += pulp.LpAffineExpression(zip(x, cost.tolist(), strict=True)) <= bound
+    began = time.perf_counter()
+    model.solve(pulp.PULP_CBC_CMD(msg=False, gapRel=tolerance, timeLimit=limit, threads=2))
+    seconds = time.perf_counter() - began
+    found = model.sol_status in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible)
+    objective = float(pulp.value(model.objective)) if found else None
+    return Answer(seconds, objective, model.sol_status == pulp.LpSolutionOptimal and seconds < limit)
+
+
+def highs(program: ChoiceProgram, tolerance: float, limit: float) -> Answer:
+    """HiGHS through highspy."""
+    import highspy
+
+    model = highspy.Highs()
+    model.setOptionValue("output_flag", False)
+    model.setOptionValue("mip_rel_gap", tolerance)
+    model.setOptionValue("time_limit", limit)
+    count = len(program.error)
+    model.addVars(count, np.zeros(count), np.ones(count))
+    columns = np.arange(count, dtype=np.int32)
+    model.changeColsCost(count, columns, program.error)
+    model.changeColsIntegrality(count, columns, np.array([highspy.HighsVarType.kInteger] * count))
+    for menu in program.menus():
+        model.addRow(1.0, 1.0, len(menu), np.array(menu, dtype=np.int32), np.ones(len(menu)))
+    for cost, bound in rows(program):
+        model.addRow(-highspy.kHighsInf, bound, count, columns, cost)
+    began = time.perf_counter()
+    model.run()
+    seconds = time.perf_counter() - began
+    info = model.getInfo()
+    objective = info.objective_function_value if info.primal_solution_status == 2 else None
+    return Answer(seconds, objective, model.getModelStatus() == highspy.HighsModelStatus.kOptimal)
+
+
+def plain_cp_sat(program: ChoiceProgram, tolerance: float, limit: float) -> Answer:
+    """CP-SAT given the whole program, with its own choice of strategies: what the cores gain."""
+    from ortools.sat.python import cp_model
+
+    model = cp_model.CpModel()
+    x = [model.new_bool_var("") for _ in program.error]
+    for menu in program.menus():
+        model.add_exactly_one(x[menu.start : menu.stop])
+    for cost, bound in rows(program):
+        scaled = np.ceil(cost * 2**40).astype(np.int64).tolist()
+        model.add(cp_model.LinearExpr.weighted_sum(x, scaled) <= int(bound * 2**40))
+    scale = 2**40 / float(program.error.max())
+    model.minimize(cp_model.LinearExpr.weighted_sum(x, np.rint(program.error * scale).astype(np.int64).tolist()))
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = 2
+    solver.parameters.relative_gap_limit = tolerance
+    solver.parameters.max_time_in_seconds = limit
+    began = time.perf_counter()
+    status = solver.solve(model)
+    found = status in (cp_model.OPTIMAL, cp_model.FEASIBLE)
+    objective = solver.objective_value / scale if found else None
+    return Answer(time.perf_counter() - began, objective, status == cp_model.OPTIMAL)
+
+
+def solvers() -> dict[str, Solve]:
+    """Every solver that can run here, by the name in the table."""
+    found: dict[str, Solve] = {
+        "cp-sat (ours), 1 worker": partial(exact, cp_sat),
+        "cp-sat (ours), 2 workers": partial(exact, cp_sat, workers=2),
+        "mip (ours), SCIP": partial(exact, mip),
+        "mip (ours), CBC": partial(exact, mip, backend="CBC"),
+        "greedy": partial(rule, greedy),
+        "one threshold (Apple)": partial(rule, threshold),
+        "CP-SAT as it is": plain_cp_sat,
+    }
+    peers = {
+        "pyscipopt": ("SCIP (PySCIPOpt)", pyscipopt),
+        "pulp": ("CBC (PuLP)", pulp_cbc),
+        "highspy": ("HiGHS (highspy)", highs),
+    }
+    for package, (name, solve) in peers.items():
+        if find_spec(package) is None:
+            print(f"{package} is not installed: {name} is left out")
+        else:
+            found[name] = solve
+    return found
+
+
+def run(solve: Solve, program: ChoiceProgram, tolerance: float, limit: float) -> Answer:
+    """Solve, and keep what the solver prints to itself."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return solve(program, tolerance, limit)
+
+
+def main() -> None:
+    """Solve the same programs with every solver, and print one row for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=1000)
+    parser.add_argument("--programs", type=int, default=5)
+    parser.add_argument("--tolerance", type=float, default=0.0, help="relative gap that counts as optimal")
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds for one program")
+    args = parser.parse_args()
+    programs = [network_program(args.layers, seed) for seed in range(args.programs)]
+    answers: dict[str, list[Answer]] = {}
+    for name, solve in solvers().items():
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            process.submit(run, solve, network_program(5, 0), args.tolerance, args.limit).result()  # imports
+            jobs = [process.submit(run, solve, program, args.tolerance, args.limit) for program in programs]
+            answers[name] = [job.result() for job in jobs]
+    best = [min(a[i].objective or np.inf for a in answers.values() if a[i].proven) for i in range(len(programs))]
+    print(f"{args.layers} layers x 6 widths x 3 budgets, {args.programs} programs, gap {args.tolerance:g}")
+    print("| solver | proven | median s | slowest s | worst objective / optimum - 1 |\n|---|---|---|---|---|")
+    for name, found in answers.items():
+        seconds = [answer.seconds for answer in found]
+        above = [(a.objective or np.inf) / b - 1 for a, b in zip(found, best, strict=True)]
+        proven = sum(answer.proven for answer in found)
+        median = statistics.median(seconds)
+        print(f"| {name} | {proven} of {len(found)} | {median:.2f} | {max(seconds):.2f} | {max(above):.1e} |")
+
+
+if __name__ == "__main__":
+    main()
