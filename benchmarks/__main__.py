@@ -1,4 +1,4 @@
-"""Run every benchmark, one after the other: ``python -m benchmarks``, or the named ones: ``python -m benchmarks tfmq``."""
+"""Run every benchmark, one after the other: ``python -m benchmarks``; or the named ones."""
 
 from __future__ import annotations
 

@@ -89,8 +89,12 @@ def pt2e_groups(model: Model, groups: int = GROUPS) -> nn.Module:
     return _pt2e(model, TimestepX86Quantizer(groups))
 
 
-def ours(model: Model, groups: int = GROUPS, *, tuned: bool = False) -> nn.Module:
-    """Calibrated by running it; with ``tuned``, layers go integer only where that is faster in eager mode."""
+def ours(model: Model, groups: int = GROUPS, *, tuned: bool = False, uniform: bool = False) -> nn.Module:
+    """Calibrated by running it.
+
+    ``tuned``: layers go integer only where that is faster in eager mode. ``uniform``: told that all samples of a batch
+    have the same timestep, as in sampling.
+    """
     import dq_torchao
     from torchao.quantization import quantize_
 
@@ -99,9 +103,10 @@ def ours(model: Model, groups: int = GROUPS, *, tuned: bool = False) -> nn.Modul
     quantize_(denoiser, config, filter_fn=dq_torchao.linear_and_conv2d)
     _calibrate(denoiser, model.inputs)
     plan = dq_torchao.convert(denoiser)
-    if not tuned:
+    if not (tuned or uniform):
         return denoiser
-    return dq_torchao.apply(copy.deepcopy(model.denoiser), plan, example_inputs=model.inputs(500, 0))
+    example = model.inputs(500, 0) if tuned else None
+    return dq_torchao.apply(copy.deepcopy(model.denoiser), plan, example_inputs=example, uniform_timesteps=uniform)
 
 
 VARIANTS: dict[str, Builder] = {
@@ -113,6 +118,8 @@ VARIANTS: dict[str, Builder] = {
     "PT2E, 8 timestep groups (ours)": pt2e_groups,
     "W8A8, 1 group (ours)": lambda model: ours(model, 1),
     "W8A8, 8 groups (ours)": ours,
+    "W8A8, 1 group, uniform t (ours)": lambda model: ours(model, 1, uniform=True),
+    "W8A8, 8 groups, uniform t (ours)": lambda model: ours(model, uniform=True),
     "W8A8, 8 groups, tuned (ours)": lambda model: ours(model, tuned=True),
 }
 CPU_ONLY = {name for name in VARIANTS if name.startswith("PT2E")}

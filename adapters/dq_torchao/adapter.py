@@ -26,6 +26,7 @@ def apply(
     *,
     out_of_range: OutOfRange = "error",
     temporal_fallback: temporal_table.Outside = "error",
+    uniform_timesteps: bool = False,
     example_inputs: Mapping[str, Any] | None = None,
     choices: Mapping[str, Timing] | None = None,
 ) -> nn.Module:
@@ -39,6 +40,8 @@ def apply(
         out_of_range: what a timestep outside the calibrated range does: ``"error"``, or ``"nearest"`` group.
         temporal_fallback: what a timestep that the plan's temporal table lacks does: ``"error"``, or ``"live"``, which
             keeps the temporal block to compute it.
+        uniform_timesteps: every call has one timestep for the whole batch, as sampling has. Makes compiled denoisers
+            that take one timestep per sample (transformers, mostly) faster; a call with different ones is an error.
         example_inputs: keyword arguments of one call of the denoiser. With them every layer is timed (`tune`), and
             one that is slower in integers stays in floating point. Without, every layer that can run in integers does.
         choices: what `tune` returned earlier, instead of ``example_inputs``.
@@ -54,7 +57,7 @@ def apply(
     model.requires_grad_(False)
     if choices is None:
         choices = tune(model, plan, example_inputs) if example_inputs is not None else {}
-    context = TimestepContext(plan.groups, out_of_range)
+    context = TimestepContext(plan.groups, out_of_range, uniform=uniform_timesteps)
     tabled = temporal_table.install_tables(model, plan, context, temporal_fallback)
     for name, layer_plan in plan.layers.items():
         layer = model.get_submodule(name)

@@ -34,13 +34,19 @@ class TimestepContext:
     Args:
         groups: named sets of groups; layers select by name.
         out_of_range: what to do with a timestep outside the calibrated range: raise, or use the nearest group.
+        uniform: every call has one timestep for the whole batch, as sampling has. A denoiser that takes one timestep
+            per sample then selects one set of parameters in a compiled graph too, which is faster; a call with
+            different timesteps is an error.
     """
 
-    def __init__(self, groups: Mapping[str, TimestepGroups], out_of_range: OutOfRange = "error") -> None:
+    def __init__(
+        self, groups: Mapping[str, TimestepGroups], out_of_range: OutOfRange = "error", *, uniform: bool = False
+    ) -> None:
         if out_of_range not in ("error", "nearest"):
             raise TimestepError(f"out_of_range is 'error' or 'nearest', got {out_of_range!r}")
         self.groups = dict(groups)
         self.out_of_range = out_of_range
+        self.uniform = uniform
         self.timestep: Tensor | None = None
         self._index: dict[str, Tensor] | None = None
 
@@ -58,6 +64,10 @@ class TimestepContext:
         # none to read: only eager code on the host looks at the values.
         if t.device.type == "cpu" and not torch.compiler.is_compiling():
             t = self._checked(t)
+        if self.uniform and t.numel() > 1:
+            # checked by the device when it gets there: no stall, and it is part of a compiled graph
+            torch._assert_async((t == t[0]).all(), "the samples of a batch have different timesteps; uniform=True")
+            t = t[:1]
         self.timestep = t
         self._index = {name: groups.index(t) for name, groups in self.groups.items()}
 

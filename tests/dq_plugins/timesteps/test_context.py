@@ -74,6 +74,19 @@ def test_equal_timesteps_of_a_batch_select_once() -> None:
     assert context.index("g").tolist() == [1, 1, 2]
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_uniform_batches_select_once_and_others_are_refused(compiled: bool) -> None:
+    torch._dynamo.reset()
+    denoiser = routed()
+    denoiser.context.uniform = True
+    run = torch.compile(denoiser, fullgraph=True) if compiled else denoiser
+    with torch.no_grad():
+        for t in (100, 900):
+            assert factor(run, X, torch.tensor([t] * 4)) == [{100: 1.0, 900: 100.0}[t]] * 4
+        with pytest.raises(RuntimeError, match="different timesteps"):
+            run(X, torch.tensor([100, 900, 100, 100]))
+
+
 def test_guidance_in_one_batch_equals_two_calls() -> None:
     denoiser, t = routed(), torch.tensor(450)
     both = denoiser(torch.cat([X, -X]), t)
