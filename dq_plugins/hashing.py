@@ -58,9 +58,7 @@ def weights_hash(module: nn.Module) -> str:
         DQError: a weight is on the meta device, so it has no values.
     """
     module = getattr(module, "_orig_mod", module)
-    own = [
-        f"{name}." for name, child in module.named_modules() if getattr(child, "dq_quantizer_state", False)
-    ]
+    own = [f"{name}." for name, child in module.named_modules() if getattr(child, "dq_quantizer_state", False)]
     state = module.state_dict()
     names = sorted(n for n, v in state.items() if isinstance(v, Tensor) and not n.startswith(tuple(own)))
     return _hash_named((name, state[name]) for name in names)

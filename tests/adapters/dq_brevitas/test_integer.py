@@ -4,8 +4,8 @@ import pytest
 import torch
 from brevitas.core.function_wrapper import Identity
 from brevitas.core.quant import IntQuant
-
 from dq_brevitas.integer import ReciprocalIntQuant, TimestepIntQuant
+
 from dq_plugins.affine import fake_quantize
 
 BITS, SCALE = torch.tensor(8.0), torch.tensor(0.0123)
@@ -19,7 +19,9 @@ def run(kind, x, zero_point=0.0):
 
 @pytest.mark.parametrize("zero_point", [0.0, 3.0])
 def test_reciprocal_arithmetic_is_that_of_the_plan_at_every_tie(zero_point):
-    assert torch.equal(run(ReciprocalIntQuant, TIES, zero_point), fake_quantize(TIES, SCALE, int(zero_point), -128, 127))
+    assert torch.equal(
+        run(ReciprocalIntQuant, TIES, zero_point), fake_quantize(TIES, SCALE, int(zero_point), -128, 127)
+    )
     assert not torch.equal(run(ReciprocalIntQuant, TIES, zero_point), run(IntQuant, TIES, zero_point))
 
 
