@@ -61,7 +61,9 @@ def test_plain_tensors_are_copied_and_what_cannot_be_copied_is_shared():
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
 def test_the_hook_that_computes_a_weight_is_part_of_the_model():
     model = nn.utils.weight_norm(nn.Linear(3, 3))
+    model.register_forward_pre_hook(lambda *_: pytest.fail("the hook ran"))
     twin = twin_of(model)
+    assert [type(hook).__name__ for hook in twin._forward_pre_hooks.values()] == ["WeightNorm"]
     assert twin(torch.empty(1, 3, device="meta")).is_meta
 
 
