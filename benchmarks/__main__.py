@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 COMMANDS = {
+    "timestep-groups": ["benchmarks.timestep_groups"],
+    "timestep-groups-asymmetric": ["benchmarks.timestep_groups", "--asymmetric"],
     "latency": ["benchmarks.latency"],
     "temporal-table": ["benchmarks.temporal_table", "--full-size"],
     "tfmq-digits": ["benchmarks.tfmq", "--model", "digits"],
