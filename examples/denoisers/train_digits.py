@@ -1,6 +1,6 @@
 """Train the class-conditional digit denoiser: a small diffusion transformer on the digits that ship with scikit-learn.
 
-    python examples/denoisers/train_digits.py --out digits --bf16
+    python examples/denoisers/train_digits.py --out digits
 
 The 1,797 handwritten digits of 8x8 pixels (UCI, CC BY 4.0) are enlarged to 16x16. The denoiser is a diffusers
 `DiTTransformer2DModel` (arXiv 2212.09748) in pixel space that predicts the noise, trained with the class dropped in a
