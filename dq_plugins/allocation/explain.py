@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dq_plugins.allocation.problem import Allocation, Width
+from dq_plugins.errors import PlanError
+from dq_plugins.plan import QuantPlan
 from dq_plugins.sensitivity.candidates import Side
 
 
@@ -116,6 +118,30 @@ def _reason(allocation: Allocation, layer: str, side: Side, bits: int | None, to
         saved=(error - _error(allocation, layer, side, wider[0])) / total,
         extra=_bytes(allocation, layer, side, wider[0]) - size,
     )
+
+
+def explanation(plan: QuantPlan, limit: int | None = None) -> str:
+    """The reasons that a plan made by ``bit-allocation`` holds: what the solver says, then one line a side.
+
+    Args:
+        plan: the plan.
+        limit: how many lines; all by default.
+
+    Raises:
+        PlanError: no bit allocation made this plan.
+    """
+    section = plan.sections.get("bit-allocation")
+    if section is None:
+        raise PlanError(
+            "this plan has no section 'bit-allocation': its widths were given, not chosen, so none has a reason"
+        )
+    data = section.data
+    gap = "no bound" if data["gap"] is None else f"gap {data['gap']:.1e}"
+    held = ", ".join(data["binding"]) or "no budget"
+    head = (
+        f"{data['status']} ({data['solver']}, {gap}), held back by {held}; {data['mean_weight_bits']:.3f} bits a weight"
+    )
+    return head + "\n" + table_of_reasons([LayerReason(**reason) for reason in data["reasons"]], limit)
 
 
 def table_of_reasons(reasons: Sequence[LayerReason], limit: int | None = None) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from dq_plugins import registry
 from dq_plugins.allocation.problem import Allocation, AllocationProblem, Width, total_bits, widths_of
+from dq_plugins.errors import PlanError
+from dq_plugins.plan import QuantPlan
 from dq_plugins.solvers.pareto import pareto
 
 if TYPE_CHECKING:
@@ -96,6 +98,23 @@ def fronts(
         points = [widths_of(columns, solution.choice) for _, solution in solved if solution.choice.size]
         yield _front(swept, rule, points)
     yield uniform_points(problem)
+
+
+def front_figure(plan: QuantPlan) -> Figure:
+    """Error against size as a plan made by ``bit-allocation`` with ``sweep=...`` holds it, the chosen point marked.
+
+    Raises:
+        PlanError: the plan holds no such curves.
+    """
+    section = plan.sections.get("bit-allocation")
+    if section is None or not section.data["fronts"]:
+        raise PlanError(
+            "this plan holds no error against size; make it with the pass 'bit-allocation' and its option sweep, for "
+            "example sweep=(3, 3.5, 4, 5, 6)"
+        )
+    data = section.data
+    found = [Front(f["rule"], tuple(f["weight_bits"]), tuple(f["error"]), ()) for f in data["fronts"]]
+    return draw(found, (data["mean_weight_bits"], data["predicted_noise_power"]), "predicted noise power / signal")
 
 
 def draw(found: Sequence[Front], chosen: Allocation | tuple[float, float] | None = None, y_label: str = "") -> Figure:

@@ -6,7 +6,7 @@ from denoisers import recorded
 from sensitivities import tiny_setting
 
 import dq_plugins as dq
-from dq_plugins.allocation import LayerReason
+from dq_plugins.allocation import LayerReason, explanation, front_figure
 from dq_plugins.errors import BudgetError, RecipeError
 
 SMALL = {
@@ -124,6 +124,22 @@ def test_reasons_and_fronts_are_in_the_plan(setting):
     assert {r.layer for r in reasons} == set(data["widths"])
     assert [front["rule"] for front in data["fronts"]] == ["exact (ours)", "greedy", "one threshold (Apple)", "uniform"]
     assert data["fronts"][0]["error"][1] == pytest.approx(data["error"])
+
+
+def test_a_plan_prints_its_reasons_and_draws_its_front(setting, tmp_path):
+    plan = made(setting, sweep=(3.0, 4.0))
+    plan.save(tmp_path)
+    plan = dq.QuantPlan.load(tmp_path)
+    head, *lines = explanation(plan, limit=3).splitlines()
+    assert head.startswith("optimal (cp-sat, gap ")
+    assert "held back by weight bits" in head
+    assert len(lines) == 4
+    (axis,) = front_figure(plan).axes
+    assert [line.get_label() for line in axis.lines][-1] == "chosen"
+    del plan.sections["bit-allocation"]
+    for function in (explanation, front_figure):
+        with pytest.raises(dq.DQError, match="bit-allocation"):
+            function(plan)
 
 
 def test_floating_point_activations_leave_only_weights(tmp_path):

@@ -124,3 +124,14 @@ def test_layers_that_share_an_input_are_told_apart(tmp_path):
         entry = Entry(name, "activation", 4)
         assert found[entry] == pytest.approx(exact[entry], rel=0.5)
     assert found[Entry("one", "activation", 4)] > 100 * found[Entry("two", "activation", 4)]
+
+
+def test_worker_processes_measure_what_one_process_does(setting):
+    denoiser, calibration, candidates = setting
+    few = candidates.entries()[:6]
+    alone = finish(measure(ExactQuality(denoiser, candidates, calibration, few)))
+    assert finish(measure(ExactQuality(denoiser, candidates, calibration, few), workers=2)) == alone
+    probes = QualityProbes(denoiser, candidates, calibration, probes=1)
+    probes("0")
+    spread = relative(finish(measure(probes, workers=2)), candidates)
+    assert spread == pytest.approx(relative(finish(measure(probes)), candidates))
