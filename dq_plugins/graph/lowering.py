@@ -144,7 +144,7 @@ class _Lowering:
         for at in ops.LAYER_OPERANDS.get(base, ()):
             value = sources[at[1]][1] if at[1] < len(sources) else None
             names = self._parameters_of(value)
-            if names and not self._depends_of(value):
+            if names:
                 return names, at
         return (), None
 

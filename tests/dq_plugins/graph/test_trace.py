@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import networkx as nx
@@ -179,6 +180,32 @@ def test_control_regions_are_part_of_the_graph():
     graph = trace(Regions(), TwoLayers.inputs())
     assert layer_node(graph, "time")["depends"] == ["t"]
     assert layer_node(graph, "body")["depends"] == ["x"]
+
+
+class WritesInARegion(TwoLayers):
+    def forward(self, x, t):
+        e = t * 2
+        with torch.autocast("cpu", enabled=False):
+            half = e[:, :2]
+            half.add_(x[:, :2])
+            h = self.body(e)
+        return h + self.time(e)
+
+
+def test_a_write_inside_of_a_region_reaches_inside_and_outside():
+    graph = trace(WritesInARegion(), TwoLayers.inputs())
+    assert layer_node(graph, "body")["depends"] == layer_node(graph, "time")["depends"] == ["t", "x"]
+
+
+class Masked(TwoLayers):
+    def forward(self, x, t):
+        return (self.body(x) + self.time(t)).masked_fill(t > 0.5, -math.inf)
+
+
+def test_infinite_constants_stay_json():
+    graph = trace(Masked(), TwoLayers.inputs())
+    assert any("-inf" in d["options"].values() for d in graph.nodes.values())
+    json.dumps(nx.node_link_data(graph), allow_nan=False)
 
 
 class Selects(TwoLayers):
