@@ -10,23 +10,31 @@ from dq_plugins.graph.flow import Flow
 def residual_additions(flow: Flow) -> Iterator[tuple[str, str, str]]:
     """Additions that close a residual connection: ``(node, operand, operand)``.
 
-    Both operands depend on the sample, have the shape of the result, and differ in the number of layers behind them.
-    The last tells them from rotary embeddings, which add two rearrangements of one layer's output.
+    Both operands depend on the sample and have the shape of the result. They differ in the number of layers behind
+    them, or are a pointwise layer and a wider one; this tells them from rotary embeddings, which add two
+    rearrangements of one layer's output, and from sums of equal branches.
     """
     for node in flow.graph:
         if flow.op(node) != "add":
             continue
         operands = flow.operands(node)
         first, second = operands.get(0), operands.get(1)
-        if first is None or second is None or flow.depth[first] == flow.depth[second]:
+        if first is None or second is None:
             continue
-        if all(flow.signature[o] == "sample" and flow.shape(o) == flow.shape(node) for o in (first, second)):
+        if any(flow.signature[o] != "sample" or flow.shape(o) != flow.shape(node) for o in (first, second)):
+            continue
+        if flow.depth[first] != flow.depth[second] or _is_wide(flow, first) != _is_wide(flow, second):
             yield node, first, second
 
 
+def _is_wide(flow: Flow, node: str) -> bool:
+    layer = flow.single_layer(node)
+    return layer is not None and not flow.is_pointwise(layer)
+
+
 def closing_modules(flow: Flow) -> set[str]:
-    """Modules whose own code closes a residual connection, the denoiser itself left out."""
-    return {flow.module(node) for node, _, _ in residual_additions(flow)} - {""}
+    """Modules whose own code closes a residual connection."""
+    return {flow.module(node) for node, _, _ in residual_additions(flow)}
 
 
 def find_blocks(flow: Flow, layers: Iterable[str]) -> dict[str, str]:

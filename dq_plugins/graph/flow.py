@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from math import prod
 
 import networkx as nx
 
@@ -52,6 +53,22 @@ class Flow:
     def layer_input(self, node: str) -> str | None:
         """The node that gives a layer node its input; None where that is a parameter itself."""
         return self.operands(node).get(self.graph.nodes[node]["input_operand"])
+
+    def single_layer(self, node: str) -> str | None:
+        """The layer node that ``node`` is, up to rearrangements and scalar factors; None where there is more to it."""
+        while not self.layer(node):
+            sources = list(self.graph.predecessors(node))
+            if len(sources) != 1 or (self.graph.nodes[node]["kind"] != "view" and self.op(node) not in ("mul", "div")):
+                return None
+            node = sources[0]
+        return node
+
+    def is_pointwise(self, node: str) -> bool:
+        """Whether a layer node treats every position on its own: linear layers and 1x1 convolutions."""
+        data = self.graph.nodes[node]
+        if not data["kind"].startswith("conv"):
+            return data["kind"] == "linear"
+        return prod(data["operand_shapes"][data["weight_operand"]][2:]) == 1
 
     def op(self, node: str) -> str:
         """Base name of the node's op: ``"add"`` for ``aten.add_.Tensor``."""

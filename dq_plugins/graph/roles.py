@@ -110,29 +110,9 @@ def _through_views(flow: Flow, node: str) -> str:
 def _shortcuts(flow: Flow) -> Iterator[tuple[str, Role]]:
     for _, first, second in residual_additions(flow):
         for side, other in ((first, second), (second, first)):
-            node = _single_layer(flow, side)
-            if node is not None and _is_pointwise(flow, node) and _parallel(flow, node, other):
+            node = flow.single_layer(side)
+            if node is not None and flow.is_pointwise(node) and _parallel(flow, node, other):
                 yield flow.layer(node), "shortcut"
-
-
-_SCALING = ("mul", "div")
-
-
-def _single_layer(flow: Flow, node: str) -> str | None:
-    """The layer node that ``node`` is, up to rearrangements and scalar factors; None where there is more to it."""
-    while not flow.layer(node):
-        sources = list(flow.graph.predecessors(node))
-        if len(sources) != 1 or (flow.op(node) not in _SCALING and flow.graph.nodes[node]["kind"] != "view"):
-            return None
-        node = sources[0]
-    return node
-
-
-def _is_pointwise(flow: Flow, node: str) -> bool:
-    data = flow.graph.nodes[node]
-    if data["kind"] == "linear":
-        return True
-    return data["kind"].startswith("conv") and prod(data["operand_shapes"][data["weight_operand"]][2:]) == 1
 
 
 def _parallel(flow: Flow, node: str, other: str) -> bool:
@@ -143,8 +123,8 @@ def _parallel(flow: Flow, node: str, other: str) -> bool:
     source = _branching_point(flow, source)
     if flow.order[source] > flow.order[other]:
         return False
-    last = _single_layer(flow, other)
-    wide = last is not None and not _is_pointwise(flow, last)
+    last = flow.single_layer(other)
+    wide = last is not None and not flow.is_pointwise(last)
     needed = 1 if wide else 2
     return _layers_between(flow, source, other, avoiding=node) >= needed
 

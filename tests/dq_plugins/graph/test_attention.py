@@ -73,6 +73,24 @@ def test_key_and_value_are_found_however_the_attention_is_written(model):
     assert part.with_role("cross_attention_value") == ("v",)
 
 
+class Gated(Cross):
+    """A softmax of a layer's output is a gate: the product further back has nothing to do with it."""
+
+    def attend(self, q, k, v, mask):
+        h = q @ q.transpose(1, 2) @ q
+        gate = self.q(h).softmax(-1)
+        return (gate @ k.transpose(1, 2)).mean(-1, keepdim=True) * h + v.mean()
+
+
+def test_a_gate_is_no_attention():
+    inputs = {
+        "x": torch.randn(2, 3, 4), "t": torch.rand(2), "words": torch.randn(2, 5, 6), "mask": torch.zeros(2, 5),
+    }  # fmt: skip
+    part = partition(Gated(), inputs)
+    assert not part.with_role("cross_attention_key")
+    assert not part.with_role("cross_attention_value")
+
+
 class TextOnly(Cross):
     def forward(self, x, t, words, mask):
         text = F.scaled_dot_product_attention(self.k(words)[:, None], self.k(words)[:, None], self.v(words)[:, None])

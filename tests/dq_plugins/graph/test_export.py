@@ -81,5 +81,5 @@ def test_an_error_of_the_denoisers_own_code_is_quoted():
 
 
 def test_an_output_without_tensors_is_refused():
-    with pytest.raises(TraceError, match="returned NoneType, with no tensor"):
+    with pytest.raises(TraceError, match=r"^the forward of ReturnsNothing returned NoneType, with no tensor"):
         export_denoiser(ReturnsNothing(), TwoLayers.inputs())

@@ -58,6 +58,19 @@ def test_state_between_calls_is_caught():
         probe(Remembers(), TwoLayers.inputs())
 
 
+class Drops(TwoLayers):
+    def __init__(self):
+        super().__init__()
+        self.again = nn.Linear(4, 4)
+
+    def forward(self, x, t):
+        return self.body(x) + self.again(nn.functional.dropout(self.time(t), 0.5, self.training))
+
+
+def test_dropout_is_off_while_probing():
+    assert set(probe(Drops().train(), TwoLayers.inputs()).confirmed["sample"]) == {"time", "again"}
+
+
 class Borrows(TwoLayers):
     def forward(self, x, t):
         return nn.functional.linear(x, self.body.weight) + self.time(t)

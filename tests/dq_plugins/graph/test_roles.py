@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import torch.nn.functional as F
 from odd_denoisers import Obelisk, Quarry, TwoLayers
 from torch import nn
@@ -63,6 +64,48 @@ class Residuals(TwoLayers):
 
 def test_a_shortcut_bypasses_at_least_two_layers():
     assert with_role(partition(Residuals(), TwoLayers.inputs()).roles, "shortcut") == {"bypass"}
+
+
+class Convolutions(TwoLayers):
+    """A patch embedding, and two bypasses: of one wide convolution, and of two pointwise ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.unpatch = nn.Conv2d(1, 4, 2, stride=2), nn.ConvTranspose2d(4, 1, 2, stride=2)
+        self.bypass, self.wide = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.branch, self.deep, self.join = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x, t):
+        h = self.patch(x[:, None]) + self.time(t)[:, :, None, None]
+        h = self.bypass(h) + self.wide(h)
+        h = self.branch(h) + self.join(torch.cat([h, self.deep(h).relu()], 1))
+        return self.unpatch(h)[:, 0]
+
+
+def test_roles_of_convolutions():
+    inputs = {"x": torch.randn(2, 8, 8), "t": torch.randn(2, 4)}
+    roles = partition(Convolutions(), inputs).roles
+    assert with_role(roles, "first") == {"patch"}
+    assert not with_role(roles, "downsample")  # the patch embedding is the first layer
+    assert with_role(roles, "upsample") == {"unpatch"}
+    assert with_role(roles, "shortcut") == {"bypass", "branch"}
+
+
+class Joins(TwoLayers):
+    """A branch beside one layer, which also takes something deeper from elsewhere: it bypasses one layer only."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch, self.join = nn.Linear(4, 4), nn.Linear(8, 4)
+        self.deep = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+
+    def forward(self, x, t):
+        h = self.body(x) + self.time(t)
+        return self.branch(h) + self.join(torch.cat([h, self.deep(x)], 1))
+
+
+def test_a_branch_beside_one_layer_is_no_shortcut():
+    assert not with_role(partition(Joins(), TwoLayers.inputs()).roles, "shortcut")
 
 
 class Heads(TwoLayers):

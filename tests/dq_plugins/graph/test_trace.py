@@ -114,6 +114,11 @@ def test_a_compiled_denoiser_keeps_its_names(quarry):
     assert list(trace(torch.compile(Quarry()), Quarry.inputs())) == list(quarry)
 
 
+def test_the_order_of_the_inputs_does_not_matter(quarry):
+    inputs = dict(reversed(Quarry.inputs().items()))
+    assert nx.node_link_data(trace(Quarry(), inputs)) == nx.node_link_data(quarry)
+
+
 class Nested(TwoLayers):
     def forward(self, x, t, extra):
         return self.body(x) + self.time(t + extra["a"]["ids"][0])
