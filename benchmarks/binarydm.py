@@ -125,7 +125,7 @@ def train_teacher(settings: Settings) -> UNet:
         model.load_state_dict(load_file(path, settings.device))
         return model.eval().requires_grad_(False)
     images, diffusion = load_images(settings.data, settings.device), Diffusion(settings.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
     from dq_plugins.binarization import MovingAverage
 
     average = MovingAverage(model, 0.999)
@@ -158,7 +158,7 @@ def train_student(
     layers = (choices if variant.bases == 2 else choices.with_vanilla_binarizer()).layers
     model = copy.deepcopy(teacher).requires_grad_(True)
     train_quantized(model, layers, scale_gradient=variant.scale_gradient)  # type: ignore[arg-type]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     blocks = choices.blocks if variant.mimic else ()
     evolve_at = settings.steps // 2
     callback = BinaryDMCallback(
@@ -255,7 +255,7 @@ def prepare(settings: Settings, act_bits: list[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="digits", help="digits, or an .npz with images [N, H, W, 3]")
+    parser.add_argument("--data", default="digits", help="digits, digits8, or an .npz with images [N, H, W, 3]")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", default="binarydm-results")
     parser.add_argument("--steps", type=int, default=3000, help="iterations of every quantized run")

@@ -35,13 +35,14 @@ class Images:
 
 
 def load_images(source: str, device: str) -> Images:
-    """``"digits"``, or the path of an ``.npz``."""
-    if source == "digits":
+    """``"digits"`` (16 x 16), ``"digits8"`` (8 x 8, as they are), or the path of an ``.npz``."""
+    if source in ("digits", "digits8"):
         from sklearn.datasets import load_digits
 
         data = load_digits()
         pixels = torch.from_numpy(data.images).float()[:, None] / 8 - 1
-        pixels = F.interpolate(pixels, size=16, mode="bilinear", align_corners=False)
+        if source == "digits":
+            pixels = F.interpolate(pixels, size=16, mode="bilinear", align_corners=False)
         return Images(pixels.to(device), torch.from_numpy(data.target).long().to(device))
     with np.load(Path(source), allow_pickle=False) as data:
         pixels = torch.from_numpy(data["images"]).permute(0, 3, 1, 2).float() / 127.5 - 1

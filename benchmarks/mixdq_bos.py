@@ -24,6 +24,7 @@ from dq_diffusers.recording import denoiser_of, load_pipeline, sampler
 from torch import Tensor, nn
 
 import dq_plugins as dq
+from benchmarks.records import Records
 from dq_plugins.bundled import bundled
 from dq_plugins.metrics import sqnr
 from dq_plugins.passes.bos_tokens import ROLES
@@ -73,8 +74,9 @@ def outputs(model: nn.Module, layers: list[str], calls: dq.CalibrationSet) -> di
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 
-def compare(denoiser: nn.Module, calibration: dq.CalibrationSet, bits: int) -> None:
+def compare(denoiser: nn.Module, calibration: dq.CalibrationSet, bits: int) -> dict[str, Any]:
     """Plain ranges against exact tokens, on the recorded calls of some timesteps."""
+    figures: dict[str, Any] = {}
     layers = kv_layers(denoiser, calibration)
     calls = calibration.subset(timesteps=calibration.timesteps[::4])
     full = outputs(denoiser, layers, calls)
@@ -84,16 +86,20 @@ def compare(denoiser: nn.Module, calibration: dq.CalibrationSet, bits: int) -> N
         if section is not None:
             best = max(section.data["seen"].values(), key=lambda seen: seen["ratio"])
             state = section.data.get("skipped", f"{len(section.data['layers'])} layers with exact tokens")
-            print(
-                f"  probe: position {best['position']}, ratio {best['ratio']:.1f}, share {best['share']:.0%}: {state}"
-            )
+            figures["probe"] = {k: best[k] for k in ("position", "ratio", "share")} | {"state": state}
+            print(f"  probe: {figures['probe']}")
         found = outputs(dq.apply(denoiser, plan, "simulate"), layers, calls)
         others = [sqnr(full[name][:, 1:], found[name][:, 1:]) for name in layers]
-        first = max(float((full[name][:, 0] - found[name][:, 0]).abs().max()) for name in layers)
-        print(
-            f"  {recipe.name:5} W8A{bits}: keys and values of the other tokens {sum(others) / len(others):.1f} dB "
-            f"(worst layer {min(others):.1f}), row 0 off by {first:.2g}, output {sqnr(full[''], found['']):.1f} dB"
-        )
+        first = torch.stack([(full[name][:, 0] - found[name][:, 0]).abs().amax(1) for name in layers]).amax(0)
+        figures[recipe.name] = {
+            "others_db": sum(others) / len(others),
+            "others_worst_db": min(others),
+            "row_0_exact_share": float((first == 0).double().mean()),
+            "row_0_largest_error": float(first.max()),
+            "output_db": sqnr(full[""], found[""]),
+        }
+        print(f"  {recipe.name:5} W8A{bits}: {figures[recipe.name]}", flush=True)
+    return figures
 
 
 def main() -> None:
@@ -103,21 +109,23 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=8)
     parser.add_argument("--steps", type=int, default=12)
     args = parser.parse_args()
+    records = Records(f"mixdq_bos-A{args.bits}", vars(args))
     pipe = load_pipeline(bundled("emoji"))
     _, denoiser = denoiser_of(pipe)
     denoiser.eval().requires_grad_(False)
-    run = sampler(pipe, steps=args.steps, images=4, batch=4)
+    prompts = (bundled("emoji") / "prompts.txt").read_text().splitlines()[:4]
+    run = sampler(pipe, prompts=prompts, steps=args.steps, images=4, batch=4)
     with tempfile.TemporaryDirectory() as folder:
         print("as it is")
         calibration = dq.record(denoiser, run, out=Path(folder) / "plain", progress=False)
-        compare(denoiser, calibration, args.bits)
+        records.put("as it is", compare(denoiser, calibration, args.bits))
         print(f"planted, x{args.factor:g}")
         for name in kv_layers(denoiser, calibration):
             layer: Any = denoiser.get_submodule(name)
             layer.weight[:, CHANNEL] /= args.factor
         with planted(pipe.text_encoder, args.factor):
             calibration = dq.record(denoiser, run, out=Path(folder) / "planted", progress=False)
-        compare(denoiser, calibration, args.bits)
+        records.put(f"planted x{args.factor:g}", compare(denoiser, calibration, args.bits))
 
 
 if __name__ == "__main__":

@@ -11,21 +11,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.mixdq_setting import ACT_MENU, WEIGHT_MENU, Setting, arguments, prepare
+from benchmarks.records import Records
 from dq_plugins.allocation import AllocationProblem, Budgets, Front, Menu, Width, allocate, fronts
 from dq_plugins.allocation.front import draw, mean_weight_bits
 from dq_plugins.allocation.mixdq import mixdq_widths, score
 from dq_plugins.allocation.problem import entries_of
-from dq_plugins.sensitivity import ContentProbes, ExactQuality, QualityProbes, SensitivityTable, measure
+from dq_plugins.sensitivity import ContentProbes, Entry, ExactQuality, QualityProbes, SensitivityTable, measure
 from dq_plugins.sensitivity.exact import final_samples
 from dq_plugins.sensitivity.measure import finish
 from dq_plugins.sensitivity.table import cost, entries_to_check, relative, spearman
@@ -52,24 +55,35 @@ def db(noise: float) -> float:
     return -10 * math.log10(noise) if noise > 0 else math.inf
 
 
-def prediction(setting: Setting, table: SensitivityTable, count: int) -> None:
-    """Rank correlation of both objectives with the true noise over random plans."""
+def random_plans(setting: Setting, table: SensitivityTable, count: int) -> list[list[Entry]]:
+    """Random widths for every layer and side, as entries."""
     rng = np.random.default_rng(0)
-    groups = table.groups()
-    sums, paper, true = [], [], []
-    for _ in range(count):
-        widths = {
-            name: Width(int(rng.choice(WEIGHT_MENU)), int(rng.choice(ACT_MENU))) for name in setting.candidates.layers
-        }
-        entries = [e for e in entries_of(widths) if e in table.noise]
-        sums.append(sum(table.noise[e] for e in entries))
-        paper.append(-sum(score(table, e, groups[e.layer]) for e in entries))
+
+    def drawn() -> list[Entry]:
+        names = setting.candidates.layers
+        widths = {name: Width(int(rng.choice(WEIGHT_MENU)), int(rng.choice(ACT_MENU))) for name in names}
+        return [e for e in entries_of(widths) if e in table.noise]
+
+    return [drawn() for _ in range(count)]
+
+
+def prediction(setting: Setting, table: SensitivityTable, count: int, records: Records) -> dict[str, float]:
+    """Rank correlation of both objectives with the true noise over random plans."""
+    groups, plans = table.groups(), random_plans(setting, table, count)
+    sums = [sum(table.noise[e] for e in entries) for entries in plans]
+    paper = [-sum(score(table, e, groups[e.layer]) for e in entries) for entries in plans]
+    true: list[float] = list(records.data.get("true noise of random plans", []))
+    for entries in plans[len(true) :]:
         true.append(setting.true_noise(entries))
-    print(f"{count} random plans, rank correlation of predicted and true noise power")
-    print(f"  sum of noise powers           {spearman(sums, true):.3f}")
-    print(f"  the paper's sum of dB and SSIM {spearman(paper, true):.3f}")
-    ratio = [math.log(s / t) for s, t in zip(sums, true, strict=True)]
-    print(f"  predicted / true, geometric mean {math.exp(sum(ratio) / len(ratio)):.2f}")
+        records.put("true noise of random plans", true)
+    return {
+        "plans": count,
+        "spearman, sum of noise powers": spearman(sums, true),
+        "spearman, the paper's sum of dB and SSIM": spearman(paper, true),
+        "predicted / true, geometric mean": math.exp(
+            sum(math.log(s / t) for s, t in zip(sums, true, strict=True)) / count
+        ),
+    }
 
 
 def weights_only(setting: Setting, table: SensitivityTable) -> AllocationProblem:
@@ -88,47 +102,43 @@ def paper_plan(setting: Setting, table: SensitivityTable, problem: AllocationPro
     return mixdq_widths(problem, table, table.groups(), image_error)[0]
 
 
-def true_fronts(setting: Setting, table: SensitivityTable) -> list[Front]:
+def true_fronts(setting: Setting, table: SensitivityTable, records: Records) -> list[Front]:
     """Fronts of all rules with the true error of every point."""
     problem = weights_only(setting, table)
     found = list(fronts(problem, SIZES))
-    points = [
-        paper_plan(setting, table, replace(problem, budgets=Budgets(weight_bits=bits, act_bits=8.0))) for bits in SIZES
-    ]
+    budgets = [replace(problem, budgets=Budgets(weight_bits=bits, act_bits=8.0)) for bits in SIZES]
+    points = [paper_plan(setting, table, problem_at) for problem_at in budgets]
     sizes = tuple(mean_weight_bits(problem, p) for p in points)
     found.insert(1, Front("the paper's program", sizes, (), tuple(points)))
-    return [
-        replace(front, errors=tuple(setting.true_noise(entries_of(widths)) for widths in front.widths))
-        for front in found
-    ]
-
-
-def show(found: list[Front]) -> None:
-    """True SQNR by rule and size."""
-    print("\ntrue SQNR in dB of the output on held-out seeds, at mean bits of a weight (limit, used)")
+    measured = []
     for front in found:
-        points = ", ".join(
-            f"{size:.2f}: {db(error):.1f}" for size, error in zip(front.sizes, front.errors, strict=True)
-        )
-        print(f"  {front.rule:24} {points}")
-    ours, uniform = found[0], found[-1]
-    at = {f.rule: dict(zip((*SIZES,) if f is not uniform else f.sizes, f.errors, strict=True)) for f in (ours, uniform)}
-    mine, same = at[ours.rule], {round(size): error for size, error in at[uniform.rule].items()}
-    for bits in (4, 3):
-        gains = (f"{db(mine[float(bits)]) - db(same[b]):+.1f} dB to uniform {b}" for b in (bits, bits + 1))
-        print(f"at {bits}.0 bits: {', '.join(gains)}")
+        errors = tuple(setting.true_noise(entries_of(widths)) for widths in front.widths)
+        measured.append(replace(front, errors=errors))
+        rows = [[round(size, 3), round(db(error), 2)] for size, error in zip(front.sizes, errors, strict=True)]
+        records.put(f"true SQNR in dB, {front.rule}", rows)
+        print(f"  {front.rule:24} {rows}", flush=True)
+    return measured
 
 
-def with_inputs(setting: Setting, table: SensitivityTable) -> None:
-    """Weights and inputs in one program."""
-    print("\nweights and inputs together, true SQNR in dB: ours, and uniform at the same means")
+def gains(found: list[Front]) -> dict[str, float]:
+    """How much better than uniform widths ours is at 4 and 3 mean bits, in dB."""
+    ours = dict(zip(SIZES, found[0].errors, strict=True))
+    uniform = {round(size): error for size, error in zip(found[-1].sizes, found[-1].errors, strict=True)}
+    pairs = ((bits, other) for bits in (4, 3) for other in (bits, bits + 1))
+    return {f"{bits}.0 bits over uniform {b}": db(ours[float(bits)]) - db(uniform[b]) for bits, b in pairs}
+
+
+def with_inputs(setting: Setting, table: SensitivityTable) -> dict[str, Any]:
+    """Weights and inputs in one program: ours, and uniform at the same means."""
+    found = {}
     for weight, act in ((4, 6), (4, 8), (6, 6)):
         budgets = Budgets(weight_bits=weight, act_bits=act)
-        found = allocate(setting.problem(dict(table.noise), budgets=budgets))
+        ours = allocate(setting.problem(dict(table.noise), budgets=budgets))
         uniform = entries_of({n: Width(weight, act) for n in setting.candidates.layers})
         uniform = [e for e in uniform if e in table.noise]
-        ours = db(setting.true_noise(found.entries()))
-        print(f"  W{weight}A{act}: {ours:.1f}, {db(setting.true_noise(uniform)):.1f} ({found.solution.status})")
+        noise = {"ours": setting.true_noise(ours.entries()), "uniform": setting.true_noise(uniform)}
+        found[f"W{weight}A{act}"] = {k: db(v) for k, v in noise.items()} | {"status": ours.solution.status}
+    return found
 
 
 def main() -> None:
@@ -138,14 +148,18 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="file for the plot of error against size")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    records = Records(f"mixdq_plans-{args.model}", {k: v for k, v in vars(args).items() if k != "plot"})
     with tempfile.TemporaryDirectory() as folder:
         setting = prepare(args.model, Path(folder), args.steps)
         table = measured(setting)
         print(f"{args.model}: {len(setting.candidates.layers)} layers, {len(table.noise)} entries")
-        prediction(setting, table, args.random)
-        found = true_fronts(setting, table)
-        show(found)
-        with_inputs(setting, table)
+        predicted = prediction(setting, table, args.random, records)
+        records.put("prediction", predicted)
+        print(json.dumps(predicted, indent=1), "true SQNR in dB of the output, held-out seeds", sep="\n", flush=True)
+        found = true_fronts(setting, table, records)
+        records.put("gains in dB", gains(found))
+        records.put("weights and inputs, true SQNR in dB", with_inputs(setting, table))
+        print(json.dumps({k: records.data[k] for k in list(records.data)[-2:]}, indent=1), flush=True)
         if args.plot:
             ours = found[0]
             chosen = (ours.sizes[SIZES.index(4.0)], ours.errors[SIZES.index(4.0)])

@@ -9,15 +9,18 @@ pass counts as two calls. Both see the same calls and quantizers.
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.mixdq_setting import Setting, arguments, prepare
+from benchmarks.records import Records
 from dq_plugins.sensitivity import (
     ContentProbes,
     Entry,
@@ -40,14 +43,13 @@ def timed(measurement: Any, **options: Any) -> tuple[dict, float]:
     return finish(measure(measurement, **options)), time.perf_counter() - began
 
 
-def by_side(estimate: Mapping[Entry, float], exact: Mapping[Entry, float]) -> str:
+def by_side(estimate: Mapping[Entry, float], exact: Mapping[Entry, float]) -> dict[str, float]:
     """Rank correlation over all entries, and over those of each side."""
     parts = {"all": list(exact), **{s: [e for e in exact if e.side == s] for s in ("weight", "activation")}}
-    values = {n: spearman([estimate[e] for e in part], [exact[e] for e in part]) for n, part in parts.items()}
-    return ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+    return {n: spearman([estimate[e] for e in part], [exact[e] for e in part]) for n, part in parts.items()}
 
 
-def quality(setting: Setting) -> None:
+def quality(setting: Setting) -> dict[str, Any]:
     """Noise power of the output."""
     calls = setting.calibration.subset(per_timestep=2)
     naive, naive_time = timed(ExactQuality(setting.denoiser, setting.candidates, calls))
@@ -59,31 +61,38 @@ def quality(setting: Setting) -> None:
     sample = ExactQuality(setting.denoiser, setting.candidates, setting.calibration.subset(per_timestep=1), chosen)
     checked, check_time = timed(sample)
     corrected = table.corrected(relative(checked, setting.candidates.subset(chosen)), cost(checked))
-    print(f"quality: {len(exact)} entries, {len(calls)} recorded calls")
-    print(f"  naive      {cost(naive):8.0f} denoiser calls, {naive_time:7.1f} s")
-    print(f"  linearised {corrected.calls:8.0f} denoiser calls, {fast_time + check_time:7.1f} s")
-    print(f"  calls, linearised / naive: {corrected.calls / cost(naive):.3f}")
-    print(f"  rank correlation with the naive measure: {by_side(corrected.noise, exact)}")
     assert corrected.check is not None
-    print(f"  the check by itself said {corrected.check.rank_correlation:.3f} over {corrected.check.entries} entries")
+    return {
+        "entries": len(exact),
+        "recorded calls": len(calls),
+        "calls": {"naive": cost(naive), "linearised": corrected.calls},
+        "calls, linearised / naive": corrected.calls / cost(naive),
+        "seconds": {"naive": naive_time, "linearised": fast_time + check_time},
+        "rank correlation with the naive measure": by_side(corrected.noise, exact),
+        "the check by itself": vars(corrected.check),
+    }
 
 
-def content(setting: Setting) -> None:
+def content(setting: Setting) -> dict[str, Any]:
     """Similarity of the final samples."""
     runs = setting.trajectories()[:1]
     naive, naive_time = timed(ExactContent(setting.denoiser, setting.candidates, runs))
     exact = relative(naive, setting.candidates)
     found, fast_time = timed(ContentProbes(setting.denoiser, setting.candidates, runs, CONTENT_PROBES))
     structure, texture = (relative(found, setting.candidates, f"#{part}") for part in ("structure", "texture"))
-    print(f"content: {len(exact)} entries, one run of {runs[0].steps} steps, {runs[0].images} images")
-    print(f"  of the sampler's movement the recording leaves unexplained: {runs[0].unexplained:.2%}")
-    print(f"  naive      {cost(naive):8.0f} denoiser calls, {naive_time:7.1f} s")
-    print(f"  linearised {cost(found):8.0f} denoiser calls, {fast_time:7.1f} s")
-    print(f"  calls, linearised / naive: {cost(found) / cost(naive):.3f}")
-    print(f"  rank correlation with 1 - SSIM: {by_side({e: structure[e] + texture[e] for e in exact}, exact)}")
+    return {
+        "entries": len(exact),
+        "steps": runs[0].steps,
+        "images": runs[0].images,
+        "share of the sampler's movement left unexplained": runs[0].unexplained,
+        "calls": {"naive": cost(naive), "linearised": cost(found)},
+        "calls, linearised / naive": cost(found) / cost(naive),
+        "seconds": {"naive": naive_time, "linearised": fast_time},
+        "rank correlation with 1 - SSIM": by_side({e: structure[e] + texture[e] for e in exact}, exact),
+    }
 
 
-def workers(setting: Setting, count: int) -> None:
+def workers(setting: Setting, count: int) -> dict[str, float]:
     """The naive measurement in one process and in several, processes started before the clock."""
     from joblib import Parallel, delayed
 
@@ -93,22 +102,24 @@ def workers(setting: Setting, count: int) -> None:
     _, alone = timed(work)
     Parallel(n_jobs=count)(delayed(work)(unit) for unit in work.units()[:count])  # joblib keeps the processes
     _, together = timed(work, workers=count)
-    print(f"workers: {len(chosen)} entries, 1 worker {alone:.1f} s, {count} workers {together:.1f} s")
-    print(f"  speed-up {alone / together:.2f}x")
+    return {"entries": len(chosen), "1 worker": alone, f"{count} workers": together, "speed-up": alone / together}
 
 
 def main() -> None:
     """Record, then measure both ways."""
     parser = arguments(__doc__)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--parts", nargs="+", default=["quality", "content", "workers"])
     args = parser.parse_args()
+    settings = {k: v for k, v in vars(args).items() if k != "parts"}
+    records = Records(f"mixdq_sensitivity-{args.model}", settings)
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         setting = prepare(args.model, Path(folder), args.steps)
         print(f"{args.model}: {len(setting.candidates.layers)} layers")
-        quality(setting)
-        content(setting)
-        workers(setting, args.workers)
+        parts = {"quality": quality, "content": content, "workers": partial(workers, count=args.workers)}
+        for part in args.parts:
+            print(part, json.dumps(records.get(part, partial(parts[part], setting)), indent=1), flush=True)
 
 
 if __name__ == "__main__":

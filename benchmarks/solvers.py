@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.records import Records
 from dq_plugins.solvers import Budget, ChoiceProgram, Solution
 from dq_plugins.solvers.baselines import greedy, threshold
 from dq_plugins.solvers.cp_sat import cp_sat
@@ -214,12 +215,19 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=60.0, help="seconds for one program")
     args = parser.parse_args()
     programs = [network_program(args.layers, seed) for seed in range(args.programs)]
-    answers: dict[str, list[Answer]] = {}
-    for name, solve in solvers().items():
+    records = Records(f"solvers-gap-{args.tolerance:g}", vars(args))
+
+    def solved(solve: Solve) -> list[Answer]:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             process.submit(run, solve, network_program(5, 0), args.tolerance, args.limit).result()  # imports
             jobs = [process.submit(run, solve, program, args.tolerance, args.limit) for program in programs]
-            answers[name] = [job.result() for job in jobs]
+            return [job.result() for job in jobs]
+
+    answers: dict[str, list[Answer]] = {}
+    for name, solve in solvers().items():
+        found = records.get(name, partial(solved, solve))
+        answers[name] = [Answer(*answer) for answer in found]
+        print(f"{name}: {', '.join(f'{a.seconds:.2f}' for a in answers[name])} s", flush=True)
     best = [min(a[i].objective or np.inf for a in answers.values() if a[i].proven) for i in range(len(programs))]
     print(f"{args.layers} layers x 6 widths x 3 budgets, {args.programs} programs, gap {args.tolerance:g}")
     print("| solver | proven | median s | slowest s | worst objective / optimum - 1 |\n|---|---|---|---|---|")
