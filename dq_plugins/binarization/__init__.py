@@ -21,8 +21,8 @@ from dq_plugins.binarization.finish import to_integer, to_plan
 from dq_plugins.binarization.layers import LayerChoice, train_quantized, trained_layers
 from dq_plugins.binarization.learned_step import LearnedStepActivation, LearnedStepWeight
 from dq_plugins.binarization.mimicking import LowRankMimicking, principal_directions
-from dq_plugins.binarization.packing import pack_signs, packed_bytes, unpack_signs
 from dq_plugins.binarization.savings import operations, total_size, weight_sizes
+from dq_plugins.packing import pack_signs, unpack_signs
 
 __all__ = [
     "BinaryBasis",
@@ -42,7 +42,6 @@ __all__ = [
     "load_checkpoint",
     "operations",
     "pack_signs",
-    "packed_bytes",
     "principal_directions",
     "save_checkpoint",
     "second_scale_mean",

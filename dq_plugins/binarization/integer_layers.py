@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dq_plugins.affine import integer_range, quantize
 from dq_plugins.binarization.integer import bit_serial_matmul, int_matmul, pack_rows
-from dq_plugins.binarization.packing import pack_signs, unpack_signs
+from dq_plugins.packing import pack_signs, unpack_signs
 
 Kernel = Literal["auto", "int8", "bit-serial"]
 

@@ -1,7 +1,7 @@
 """The sign of a weight, and its gradient.
 
 A binary weight has two values, so zero needs a side: ``sign(0) = +1`` everywhere, which is also the bit that
-`dq_plugins.binarization.packing` stores.
+`dq_plugins.packing` stores.
 """
 
 from __future__ import annotations
