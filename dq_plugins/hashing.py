@@ -44,7 +44,7 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     Raises:
         DQError: a tensor is on the meta device, so it has no values.
     """
-    return _hash_named(sorted(tensors.items()))
+    return hash_in_order(sorted(tensors.items()))
 
 
 def weights_hash(module: nn.Module) -> str:
@@ -61,10 +61,11 @@ def weights_hash(module: nn.Module) -> str:
     own = [f"{name}." for name, child in module.named_modules() if getattr(child, "dq_quantizer_state", False)]
     state = module.state_dict()
     names = sorted(n for n, v in state.items() if isinstance(v, Tensor) and not n.startswith(tuple(own)))
-    return _hash_named((name, state[name]) for name in names)
+    return hash_in_order((name, state[name]) for name in names)
 
 
-def _hash_named(tensors: Iterable[tuple[str, Tensor]]) -> str:
+def hash_in_order(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """`hash_tensors` of a stream, for tensors that are not in memory together; names must ascend."""
     digest = hashlib.sha256()
     for name, tensor in tensors:
         _feed(digest, name, tensor)
