@@ -8,7 +8,9 @@ from typing import Any
 _HOME = {
     "PixelClassConditionalPipeline": "pipelines",
     "PixelTextToImagePipeline": "pipelines",
+    "install_schedule": "schedules",
     "load_pipeline": "recording",
+    "planned_scheduler": "schedules",
 }
 
 __all__ = sorted(_HOME)

@@ -37,6 +37,12 @@ class DiffusersAdapter:
 
         return denoiser_of(pipe)
 
+    def stepper(self, description: dict[str, Any]) -> Any:
+        """The sampler that a recording describes, over any timesteps; see `dq_diffusers.stepping`."""
+        from dq_diffusers.stepping import DiffusersStepper
+
+        return DiffusersStepper(description["scheduler"], description.get("guidance"))
+
     def sampler(self, pipe: Any, **options: Any) -> Any:
         """A repeatable sampler for `dq_plugins.record`; see `dq_diffusers.recording.sampler`."""
         from dq_diffusers.recording import sampler

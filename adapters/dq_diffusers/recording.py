@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import re
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -106,6 +107,14 @@ class PipelineSampler:
         except (TypeError, ValueError):
             return None  # some schedulers need the size of the image first
         return len(scheduler.timesteps) * -(-self.images // self.batch)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a recording keeps of the sampler: the scheduler's config and the weight of guidance."""
+        default = inspect.signature(type(self.pipe).__call__).parameters.get("guidance_scale")
+        guidance = self.extra.get("guidance_scale", default.default if default is not None else None)
+        config = json.loads(self.pipe.scheduler.to_json_string())
+        return {"adapter": "diffusers", "scheduler": config, "guidance": guidance}
 
     def __call__(self, denoiser: nn.Module) -> list[Any]:
         """Sample every image with ``denoiser`` in the pipeline's place for it.

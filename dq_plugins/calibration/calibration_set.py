@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -90,6 +90,11 @@ class CalibrationSet:
         return self.schedules[0]
 
     @property
+    def sampler(self) -> dict[str, Any] | None:
+        """Description of the sampler, if it gave one: ``adapter`` names who can run it again."""
+        return self._manifest.sampler
+
+    @property
     def schedules(self) -> tuple[Schedule, ...]:
         """The distinct schedules of the recording, in order of first appearance."""
         return tuple(Schedule(tuple(timesteps)) for timesteps in self._manifest.schedules)
@@ -149,6 +154,23 @@ class CalibrationSet:
             else:
                 yield from (self._call(index, t) for t in timesteps)
 
+    def count(self, timestep: float) -> int:
+        """Number of calls at a timestep."""
+        return sum(t == timestep for _, t in self._selection)
+
+    def call(self, timestep: float, position: int) -> Call:
+        """One of the calls at a timestep, by its position among them; only this one is read.
+
+        Raises:
+            CalibrationError: there are not so many.
+        """
+        indices = [index for index, t in self._selection if t == timestep]
+        if not 0 <= position < len(indices):
+            raise CalibrationError(
+                f"{self.folder} has {len(indices)} calls at timestep {timestep:g}, so there is no number {position}"
+            )
+        return self._call(indices[position], timestep)
+
     def _calls_at(self, timestep: float) -> Iterator[Call]:
         if timestep not in self.timesteps:
             nearest = min(self.timesteps, key=lambda t: abs(t - timestep))
@@ -178,14 +200,15 @@ class CalibrationSet:
         timesteps: Iterable[float] | None = None,
         *,
         calls: Iterable[int] | None = None,
-        per_timestep: int | None = None,
+        per_timestep: int | Mapping[float, int] | None = None,
     ) -> CalibrationSet:
         """A part of this set; nothing is copied.
 
         Args:
             timesteps: keep these timesteps.
             calls: keep the calls with these `Call.index`.
-            per_timestep: keep the first so many calls of every timestep.
+            per_timestep: keep the first so many calls of every timestep; a mapping gives a number for each, and none
+                for those it lacks.
 
         Raises:
             CalibrationError: nothing is left, or a timestep was not recorded.
@@ -200,7 +223,8 @@ class CalibrationSet:
         for index, t in self._selection:
             if (wanted is None or t in wanted) and (indices is None or index in indices):
                 taken[t] = taken.get(t, 0) + 1
-                if per_timestep is None or taken[t] <= per_timestep:
+                limit = per_timestep.get(t, 0) if isinstance(per_timestep, Mapping) else per_timestep
+                if limit is None or taken[t] <= limit:
                     kept.append((index, t))
         if not kept:
             raise CalibrationError(f"this selection leaves none of the {len(self)} calls of {self.folder}")

@@ -43,7 +43,8 @@ def record(
     Args:
         denoiser: full-precision denoiser. It runs in eval mode without gradients, and is left as it was found.
         sample: runs sampling, for example ``lambda denoiser: pipe(prompt, generator=torch.manual_seed(0))`` where
-            ``pipe`` holds this denoiser. Its result is not used.
+            ``pipe`` holds this denoiser. Its result is not used. An attribute ``description`` (JSON data, with the
+            name of an ``adapter``) is kept, so that passes can run the same sampler over other timesteps.
         out: folder of the calibration set.
         timestep: name of the denoiser's timestep argument, where it is not a usual one.
         total: number of denoiser calls, if known, for the time to the end in the progress bar.
@@ -58,7 +59,13 @@ def record(
         CalibrationError: a call holds NaN or infinity, ``sample`` never called the denoiser, it did something else
             than the calls on disk, or ``out`` holds something else.
     """
-    writer = CalibrationWriter(Path(out), denoiser, find_timestep_argument(denoiser, timestep), overwrite=overwrite)
+    writer = CalibrationWriter(
+        Path(out),
+        denoiser,
+        find_timestep_argument(denoiser, timestep),
+        overwrite=overwrite,
+        sampler=getattr(sample, "description", None),
+    )
     recorder = _Recorder(writer, _signature(denoiser))
     done = len(writer.calls)
     with tqdm(desc="recording", unit="call", total=total, initial=done, disable=not progress) as bar:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictFloat, StrictInt, StrictStr
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Written; 1 is read too, which had no ``sampler``."""
 
 
 class Record(BaseModel):
@@ -69,7 +70,7 @@ class ShardRecord(Record):
 
 
 class Manifest(Record):
-    """The whole of ``manifest.json``."""
+    """The whole of ``manifest.json``; ``sampler`` says what called the denoiser, where that was told."""
 
     format_version: int = FORMAT_VERSION
     complete: bool
@@ -79,6 +80,7 @@ class Manifest(Record):
     schedules: list[list[float]]
     shards: list[ShardRecord]
     calls: list[CallRecord]
+    sampler: dict[str, JsonValue] | None = None
 
 
 for _record in (SequenceNode, MappingNode, CallRecord, Manifest):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,12 +35,21 @@ class CalibrationWriter:
         denoiser: the full-precision model; its weights hash ties the set to it.
         timestep_argument: name of the forward argument that carries the timestep.
         overwrite: begin anew where the folder holds a calibration set.
+        sampler: description of what calls the denoiser; kept in the manifest.
 
     Raises:
         CalibrationError: the folder holds something else, a damaged set, or one of another model.
     """
 
-    def __init__(self, folder: Path, denoiser: nn.Module, timestep_argument: str, *, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        denoiser: nn.Module,
+        timestep_argument: str,
+        *,
+        overwrite: bool = False,
+        sampler: dict[str, Any] | None = None,
+    ) -> None:
         self.folder = folder
         self.timestep_argument = timestep_argument
         self.calls: list[CallRecord] = []
@@ -55,6 +65,7 @@ class CalibrationWriter:
             schedules=[],
             shards=[],
             calls=[],
+            sampler=sampler,
         )
         self._prepare(overwrite)
         self._reader = ShardReader(folder, self._shards)

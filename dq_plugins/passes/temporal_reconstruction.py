@@ -5,6 +5,9 @@
 over every frontier tensor ``g_i`` of the temporal block and every timestep t of the schedule. Only t is needed: no
 forward of the denoiser, no calibration images. All rounding variables of the block are optimised together.
 
+Where a denoiser mixes t with conditions (DiT's modulation: timestep + class), the block is taken wider and the mean
+goes over every pair of a timestep and a recorded condition.
+
 Source: TFMQ-DM (Huang et al. 2024), temporal-information-aware reconstruction (TIAR). The released code sees every
 5th to 25th timestep only, repeated 256 times; here every timestep of the schedule is used, which costs less and is
 exact.
@@ -22,7 +25,14 @@ from torch import Tensor
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.rounding import RoundingOptions, SoftRounding, learn_rounding
-from dq_plugins.temporal import TemporalBlock, feature_error, temporal_block
+from dq_plugins.temporal import (
+    FiniteSet,
+    TemporalBlock,
+    feature_error,
+    finite_set,
+    recorded_conditions,
+    temporal_block,
+)
 
 PRESETS = {
     "default": RoundingOptions(iterations=2000, learning_rate=1e-2, weight=0.01),
@@ -30,21 +40,42 @@ PRESETS = {
 }
 
 
-def shared_block(context: PassContext, *, whole_batch: bool = False) -> TemporalBlock | None:
+def shared_block(
+    context: PassContext, *, whole_batch: bool = False, with_conditions: bool = False
+) -> TemporalBlock | None:
     """The denoiser's temporal block, found once per run.
 
     Args:
         context: the run.
         whole_batch: cut it out of a call with as many samples as were recorded, instead of one sample: bit for bit
             what such calls compute, but slower.
+        with_conditions: take in the layers that mix t with conditions.
     """
 
     def find() -> TemporalBlock | None:
         call = next(context.calibration.calls())
         one = call if whole_batch else call.rows(torch.tensor([0]), len(call.output))
-        return temporal_block(context.denoiser, one.kwargs, context.calibration.timestep_argument)
+        argument = context.calibration.timestep_argument
+        return temporal_block(context.denoiser, one.kwargs, argument, with_conditions=with_conditions)
 
-    return context.shared(("temporal-block", whole_batch), find)
+    return context.shared(("temporal-block", whole_batch, with_conditions), find)
+
+
+def shared_points(context: PassContext, block: TemporalBlock, timesteps: tuple[float, ...], most: int) -> FiniteSet:
+    """Every timestep with every recorded condition that the block reads, found once per run.
+
+    Args:
+        context: the run.
+        block: the temporal block.
+        timesteps: of the plan's schedule.
+        most: conditions at most.
+    """
+
+    def find() -> FiniteSet:
+        conditions = recorded_conditions(context.calibration, block.conditions, most)
+        return finite_set(block, timesteps, conditions)
+
+    return context.shared(("temporal-points", block.conditions, timesteps, most), find)
 
 
 def planned_weights(block: TemporalBlock, plan: QuantPlan) -> dict[str, Tensor]:
@@ -71,13 +102,16 @@ class TemporalReconstruction(Pass):
             preset: ``"default"`` (measured) or ``"paper"`` (20,000 iterations at 1e-3).
             iterations: replaces the preset's.
             learning_rate: replaces the preset's.
-            batch: timesteps per iteration; a schedule that is not longer is used whole.
+            batch: points per iteration; a finite set that is not larger is used whole.
+            conditions: distinct recorded conditions, at most, that are paired with every timestep where layers mix
+                the two; 0 leaves such layers to the blocks they are in.
         """
 
         preset: Literal["default", "paper"] = "default"
         iterations: int | None = Field(None, ge=1)
         learning_rate: float | None = Field(None, gt=0)
         batch: int = Field(64, ge=1)
+        conditions: int = Field(32, ge=0)
 
     options: Options
     Options: ClassVar[type[PassOptions]] = Options
@@ -92,23 +126,22 @@ class TemporalReconstruction(Pass):
 
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
         """Write the learned codes of the temporal layers and the feature errors before and after."""
-        block = shared_block(context)
-        layers = [] if block is None else sorted({n for n in block.layers.values() if plan.layers[n].weight})
+        block = shared_block(context, with_conditions=self.options.conditions > 0)
+        layers = [] if block is None else sorted({n for n in block.layers.values() if _learnable(n, plan, context)})
         if block is None or not layers:
             plan.sections[self.name] = Section({"skipped": "no quantized layer depends on the timestep alone"})
             return
-        timesteps = plan.schedule.sorted
-        weights, reference = block.weights(), block.features(timesteps)
-        before = feature_error(reference, block.features(timesteps, planned_weights(block, plan)))
+        points = shared_points(context, block, plan.schedule.sorted, self.options.conditions)
+        weights, reference = block.weights(), block.features_at(points.inputs)
+        before = feature_error(reference, block.features_at(points.inputs, planned_weights(block, plan)))
         variables = {n: SoftRounding(weights[f"{n}.weight"], plan.layers[n].weight) for n in layers}  # type: ignore[arg-type]
         batches = context.generator(len(layers))
 
         def loss(soft: dict[str, Tensor], _iteration: int) -> Tensor:
-            rows = torch.arange(len(timesteps))
+            rows = torch.arange(len(points))
             if len(rows) > self.options.batch:
                 rows = torch.randperm(len(rows), generator=batches)[: self.options.batch]
-            chosen = [timesteps[i] for i in rows.tolist()]
-            features = block.features(chosen, {f"{n}.weight": w for n, w in soft.items()})
+            features = block.features_at(points.rows(rows), {f"{n}.weight": w for n, w in soft.items()})
             errors = [(features[k] - reference[k][rows]).square().flatten(1).sum(1).mean() for k in features]
             return torch.stack(errors).sum()
 
@@ -124,12 +157,17 @@ class TemporalReconstruction(Pass):
             quant = plan.layers[name].weight
             assert quant is not None
             quant.codes = codes.cpu()
-        after = feature_error(reference, block.features(timesteps, planned_weights(block, plan)))
+        after = feature_error(reference, block.features_at(points.inputs, planned_weights(block, plan)))
         plan.sections[self.name] = Section(
             {
                 "layers": layers,
+                "points": {"timesteps": len(points.timesteps), "conditions": points.conditions},
                 "kept_nearest": result.kept_nearest,
                 "before": vars(before),
                 "after": vars(after),
             }
         )
+
+
+def _learnable(name: str, plan: QuantPlan, context: PassContext) -> bool:
+    return plan.layers[name].weight is not None and context.partition.layers[name].kind != "embedding"

@@ -46,7 +46,7 @@ class TemporalTable(Pass):
             reason = "no layer depends on the timestep alone" if block is None else "t leaves the block between layers"
             plan.sections[SECTION] = Section({"skipped": reason})
             return
-        timesteps = plan.schedule.sorted
+        timesteps = plan.visited.sorted
         computed = [block.at(t) for t in timesteps]
         features = {layer: torch.cat([row[node][:1] for row in computed]) for node, layer in nodes.items()}
         yield Progress(len(timesteps), len(timesteps))
@@ -65,7 +65,7 @@ class TemporalTable(Pass):
     ) -> frozenset[str]:
         if self.options.storage != "auto":
             return frozenset(features) if self.options.storage == "int8" else frozenset()
-        quantized = block.features(plan.schedule.sorted, planned_weights(block, plan))
+        quantized = block.features(plan.visited.sorted, planned_weights(block, plan))
         chosen = set()
         for node, layer in nodes.items():
             codes, scale = quantize_rows(features[layer])

@@ -1,6 +1,6 @@
 """The plan: every quantization decision, per layer, as framework-neutral data."""
 
-from dq_plugins.plan.files import load_plan, save_plan
+from dq_plugins.plan.files import decode_plan, encode_plan, load_plan, save_plan
 from dq_plugins.plan.layers import ActivationQuant, LayerPlan, WeightQuant
 from dq_plugins.plan.plan import PassRecord, QuantPlan, Section
 
@@ -11,6 +11,8 @@ __all__ = [
     "QuantPlan",
     "Section",
     "WeightQuant",
+    "decode_plan",
+    "encode_plan",
     "load_plan",
     "save_plan",
 ]

@@ -60,7 +60,7 @@ def diff_plans(left: QuantPlan, right: QuantPlan) -> list[Difference]:
     """Every difference between two plans; empty means equal in all they decide."""
     found = [
         Difference(field, str(getattr(left, field)), str(getattr(right, field)))
-        for field in ("model", "model_hash", "timestep_argument", "schedule", "recipe", "seed")
+        for field in ("model", "model_hash", "timestep_argument", "schedule", "sampling", "recipe", "seed")
         if getattr(left, field) != getattr(right, field)
     ]
     passes = [[f"{p.name} {dict(p.options)}" for p in plan.passes] for plan in (left, right)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,7 @@ def _record(plan: QuantPlan, tensors: dict[str, Tensor]) -> PlanRecord:
             "model_hash": plan.model_hash,
             "timestep_argument": plan.timestep_argument,
             "schedule": list(plan.schedule.timesteps),
+            "sampling": plan.sampling and list(plan.sampling.timesteps),
             "groups": {
                 name: {"edges": list(g.edges), "low": _bound(g.low), "high": _bound(g.high)}
                 for name, g in plan.groups.items()
@@ -107,11 +109,9 @@ def save_plan(plan: QuantPlan, folder: str | Path) -> Path:
     Raises:
         PlanError: the plan contradicts itself.
     """
-    plan.validate()
+    record, tensors = encode_plan(plan)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = _tensors(plan)
-    record = _record(plan, tensors).model_dump(mode="json")
     _write(folder / TENSORS_NAME, safetensors.torch.save(tensors))
     _write(folder / JSON_NAME, (json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
     return folder
@@ -122,18 +122,23 @@ def _read_record(path: Path) -> PlanRecord:
         raise PlanError(f"no plan at {path.parent}: {path.name} is missing")
     try:
         raw = json.loads(path.read_bytes())
-        version = raw.get("format_version") if isinstance(raw, dict) else None
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise PlanError(
-                f"{path} has plan format {version}; this dq-plugins reads up to {FORMAT_VERSION}. Upgrade dq-plugins."
-            )
+    except ValueError as error:
+        raise PlanError(f"{path} is not JSON: {error}") from error
+    return _parse(raw, str(path))
+
+
+def _parse(raw: Any, where: str) -> PlanRecord:
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise PlanError(
+            f"{where} has plan format {version}; this dq-plugins reads up to {FORMAT_VERSION}. Upgrade dq-plugins."
+        )
+    try:
         return PlanRecord.model_validate(raw)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the top level"
-        raise PlanError(f"{path} is not a valid plan: at {where}: {first['msg']}") from error
-    except ValueError as error:
-        raise PlanError(f"{path} is not JSON: {error}") from error
+        place = ".".join(str(part) for part in first["loc"]) or "the top level"
+        raise PlanError(f"{where} is not a valid plan: at {place}: {first['msg']}") from error
 
 
 def _read_tensors(path: Path, expected_hash: str) -> dict[str, Tensor]:
@@ -146,7 +151,7 @@ def _read_tensors(path: Path, expected_hash: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _layer(name: str, record: LayerRecord, tensors: dict[str, Tensor]) -> LayerPlan:
+def _layer(name: str, record: LayerRecord, tensors: Mapping[str, Tensor]) -> LayerPlan:
     def get(part: str) -> Tensor:
         key = f"layers/{name}/{part}"
         if key not in tensors:
@@ -172,6 +177,16 @@ def _layer(name: str, record: LayerRecord, tensors: dict[str, Tensor]) -> LayerP
     return LayerPlan(record.kind, frozenset(record.roles), weight, activation, record.kept)
 
 
+def encode_plan(plan: QuantPlan) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A valid plan as what its two files hold: the JSON record, and the named tensors.
+
+    Raises:
+        PlanError: the plan contradicts itself.
+    """
+    tensors = _tensors(plan.validate())
+    return _record(plan, tensors).model_dump(mode="json"), tensors
+
+
 def load_plan(folder: str | Path) -> QuantPlan:
     """Read and validate a plan.
 
@@ -180,13 +195,32 @@ def load_plan(folder: str | Path) -> QuantPlan:
     """
     folder = Path(folder)
     record = _read_record(folder / JSON_NAME)
-    tensors = _read_tensors(folder / TENSORS_NAME, record.tensors_hash)
+    return _plan(record, _read_tensors(folder / TENSORS_NAME, record.tensors_hash), str(folder))
+
+
+def decode_plan(raw: Any, tensors: Mapping[str, Tensor], where: str) -> QuantPlan:
+    """The plan that `encode_plan` took apart.
+
+    Args:
+        raw: the JSON record.
+        tensors: by name, of the right shapes. Their hash is not compared, so that a checkpoint, which holds the values
+            elsewhere, can rebuild the structure from placeholders.
+        where: what it was read from, for messages.
+
+    Raises:
+        PlanError: not a plan, of a newer format, or contradicting itself.
+    """
+    return _plan(_parse(raw, where), tensors, where)
+
+
+def _plan(record: PlanRecord, tensors: Mapping[str, Tensor], where: str) -> QuantPlan:
     try:
         return QuantPlan(
             model=record.model,
             model_hash=record.model_hash,
             timestep_argument=record.timestep_argument,
             schedule=Schedule(tuple(record.schedule)),
+            sampling=None if record.sampling is None else Schedule(tuple(record.sampling)),
             groups={
                 name: TimestepGroups(
                     tuple(g.edges),
@@ -205,4 +239,4 @@ def load_plan(folder: str | Path) -> QuantPlan:
             seed=record.seed,
         ).validate()
     except (DQError, KeyError) as error:
-        raise PlanError(f"the plan in {folder} contradicts itself: {error}") from error
+        raise PlanError(f"the plan in {where} contradicts itself: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class QuantPlan:
         model_hash: `weights_hash` of its full-precision weights.
         timestep_argument: name of the forward argument that carries the timestep.
         schedule: timesteps of the sampling run that was recorded, in order.
+        sampling: timesteps that sampling with this plan visits, descending; None: the sampler's own.
         groups: named sets of timestep groups.
         layers: one entry for every quantizable layer, by fully qualified name.
         sections: what passes added, by pass name.
@@ -66,6 +68,7 @@ class QuantPlan:
     passes: list[PassRecord] = field(default_factory=list)
     recipe: str = ""
     seed: int = 0
+    sampling: Schedule | None = None
 
     def layer(self, name: str) -> LayerPlan:
         """Entry of one layer; an unknown name raises `PlanError` with close matches."""
@@ -80,8 +83,8 @@ class QuantPlan:
         """Check the plan against itself.
 
         Raises:
-            PlanError: an activation table names unknown groups or has another length than they have, or a layer is
-                left in full precision without a reason.
+            PlanError: an activation table names unknown groups or has another length than they have, a layer is left
+                in full precision without a reason, or the sampling timesteps do not descend inside the groups.
         """
         for name, layer in self.layers.items():
             activation = layer.activation
@@ -97,7 +100,26 @@ class QuantPlan:
                     )
             if (layer.weight is None or activation is None) and not layer.kept:
                 raise PlanError(f"layer {name!r} is (partly) in full precision and the plan does not say why")
+        self._check_sampling()
         return self
+
+    @property
+    def visited(self) -> Schedule:
+        """Timesteps that sampling visits: those that the plan chose, or the recorded ones."""
+        return self.schedule if self.sampling is None else self.sampling
+
+    def _check_sampling(self) -> None:
+        if self.sampling is None:
+            return
+        chosen = self.sampling.timesteps
+        if any(a <= b for a, b in pairwise(chosen)):
+            raise PlanError(f"sampling visits descending timesteps, each once; the plan has {chosen}")
+        for name, groups in self.groups.items():
+            if not (groups.low <= chosen[-1] and chosen[0] <= groups.high):
+                raise PlanError(
+                    f"sampling visits {chosen[0]:g} to {chosen[-1]:g}, but timestep groups {name!r} were calibrated "
+                    f"from {groups.low:g} to {groups.high:g}"
+                )
 
     def check_model(self, denoiser: nn.Module) -> None:
         """Raise `PlanError` unless the plan was made for these weights and its layers exist."""

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Written; 1 is read too, which had no ``sampling``."""
 
 
 class Record(BaseModel):
@@ -76,6 +77,7 @@ class PlanRecord(Record):
     model_hash: str
     timestep_argument: str
     schedule: list[float] = Field(min_length=1)
+    sampling: list[float] | None = Field(None, min_length=1)
     groups: dict[str, GroupsRecord]
     layers: dict[str, LayerRecord]
     sections: dict[str, SectionRecord]
