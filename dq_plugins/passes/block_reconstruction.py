@@ -3,7 +3,8 @@
     L = mean over positions of  sum over channels (y - y^)^2  +  rounding regulariser
 
 Blocks go one after the other, in execution order; each sees the inputs that the already quantized denoiser gives it.
-Layers of the temporal block are frozen: they are neither optimised nor regularised here.
+Layers of the temporal block are frozen: they are neither optimised nor regularised here. So are layers that mix t
+with conditions, once ``temporal-reconstruction`` has decided their rounding.
 
 Source: BRECQ (Li et al. 2021) and Q-Diffusion (Li et al. 2023); the freezing is TFMQ-DM's (Huang et al. 2024).
 """
@@ -47,8 +48,8 @@ class BlockReconstruction(Pass):
             learning_rate: of Adam (the paper's: 1e-3).
             weight: factor of the rounding regulariser.
             calls: recorded calls to learn from, drawn evenly over the recording.
-            freeze_temporal: leave the layers that depend on t alone as they are; off: reconstruct them with their
-                block, as methods before TFMQ-DM do.
+            freeze_temporal: leave the layers that depend on t alone, and those that ``temporal-reconstruction`` has
+                decided, as they are; off: reconstruct them with their block, as methods before TFMQ-DM do.
         """
 
         iterations: int = Field(400, ge=1)
@@ -62,7 +63,7 @@ class BlockReconstruction(Pass):
 
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
         """Write learned codes block by block; a finished block is not learned again after an interruption."""
-        frozen = context.partition.temporal if self.options.freeze_temporal else frozenset()
+        frozen = self._frozen(plan, context)
         quantized = [n for n, layer in plan.layers.items() if layer.weight is not None and n not in frozen]
         learnable = [n for n in quantized if context.partition.layers[n].kind != "embedding"]
         units = find_units(context.partition, learnable)
@@ -78,6 +79,13 @@ class BlockReconstruction(Pass):
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
         plan.sections[self.name] = Section({"blocks": found, "frozen": sorted(frozen & set(plan.layers))})
+
+    def _frozen(self, plan: QuantPlan, context: PassContext) -> frozenset[str]:
+        """The temporal block, and whatever ``temporal-reconstruction`` has decided beyond it."""
+        if not self.options.freeze_temporal:
+            return frozenset()
+        decided = plan.sections.get("temporal-reconstruction")
+        return context.partition.temporal | frozenset(decided.data.get("layers", ()) if decided else ())
 
     def _unit(
         self, unit: Unit, done: int, total: int, student: nn.Module, plan: QuantPlan, context: PassContext

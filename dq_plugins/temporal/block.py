@@ -1,6 +1,10 @@
 """The temporal block of a denoiser: a view of the modules that depend on t alone, runnable by itself.
 
-Shapes: ``T`` timesteps; a feature is a frontier tensor for every timestep, ``[T, ...]``.
+Where a denoiser mixes the embedding of t with conditions (DiT: a class), the block can be taken wider: everything that
+does not see the sample. It then is a function of t and the conditions.
+
+Shapes: ``T`` timesteps, ``P`` points (see `dq_plugins.temporal.finite_set`); a feature is a frontier tensor for every
+one of them, ``[T, ...]`` or ``[P, ...]``.
 Source: TFMQ-DM (Huang et al. 2024), "Temporal Information Block"; found from the graph instead of by names.
 """
 
@@ -17,6 +21,7 @@ from dq_plugins.errors import TraceError
 from dq_plugins.graph import Partition, find_timestep_argument, partition
 from dq_plugins.graph.arguments import named_leaves, number_to_tensor
 from dq_plugins.graph.flow import Flow
+from dq_plugins.graph.frontier import FrontierTensor
 from dq_plugins.temporal.subprogram import Subprogram, extract
 
 
@@ -29,6 +34,7 @@ class TemporalBlock:
         frontier: nodes through which t reaches the rest of the denoiser.
         layer_inputs: per layer, the nodes that feed it (a layer that runs twice has two).
         tables: per frontier node its layer, ``""`` where it is no layer's output.
+        conditions: dotted names of the arguments that the block reads besides t.
     """
 
     denoiser: nn.Module
@@ -39,13 +45,14 @@ class TemporalBlock:
     timestep: str
     example_timestep: Tensor
     program: Subprogram
+    conditions: tuple[str, ...] = ()
 
     def weights(self) -> dict[str, Tensor]:
         """Full-precision parameters and buffers that the block reads, by name."""
         state = dict(self.denoiser.named_parameters()) | dict(self.denoiser.named_buffers())
         return {name: state[name].detach() for name in self.program.parameters}
 
-    def _batch(self, timesteps: Sequence[float]) -> Tensor:
+    def timestep_batch(self, timesteps: Sequence[float]) -> Tensor:
         """``[T, *shape of one call's timestep]``."""
         example = self.example_timestep
         values = torch.tensor(timesteps, dtype=torch.float64).to(example.dtype)
@@ -58,12 +65,30 @@ class TemporalBlock:
             timesteps: T values of t.
             weights: replacements for some of the block's weights (soft-rounded, quantized); differentiable.
         """
+        return self.run_points({self.timestep: self.timestep_batch(timesteps)}, weights)
+
+    def run_points(
+        self, inputs: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Every node the program computes, for P points: ``[P, ...]``.
+
+        Args:
+            inputs: the timestep and the conditions, ``[P, *shape in one call]``, by name.
+            weights: replacements for some of the block's weights; differentiable.
+        """
         parameters = self.weights() | dict(weights or {})
 
-        def one(t: Tensor) -> dict[str, Tensor]:
-            return self.program({self.timestep: t}, parameters)
+        def one(point: dict[str, Tensor]) -> dict[str, Tensor]:
+            return self.program(point, parameters)
 
-        return torch.func.vmap(one)(self._batch(timesteps))
+        return torch.func.vmap(one)(dict(inputs))
+
+    def features_at(
+        self, inputs: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The frontier tensors for P points: ``[P, ...]`` by node name; arguments as for `run_points`."""
+        values = self.run_points(inputs, weights)
+        return {name: values[name] for name in self.frontier}
 
     def at(self, timestep: float) -> dict[str, Tensor]:
         """The frontier tensors at one timestep, with full-precision weights.
@@ -71,7 +96,7 @@ class TemporalBlock:
         The ops run unbatched, on as many samples as the example call had: bit for bit what the denoiser computes for
         such a call. (`run` batches over timesteps, and a larger product may round differently in the last bit.)
         """
-        values = self.program({self.timestep: self._batch([timestep])[0].contiguous()}, self.weights())
+        values = self.program({self.timestep: self.timestep_batch([timestep])[0].contiguous()}, self.weights())
         return {name: values[name] for name in self.frontier}
 
     def features(self, timesteps: Sequence[float], weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -85,6 +110,8 @@ def temporal_block(
     example_inputs: Mapping[str, Any],
     timestep: str | None = None,
     found: Partition | None = None,
+    *,
+    with_conditions: bool = False,
 ) -> TemporalBlock | None:
     """Find the temporal block and cut it out.
 
@@ -93,18 +120,21 @@ def temporal_block(
         example_inputs: keyword arguments of one call.
         timestep: name of the timestep argument, found by itself where it is usual.
         found: the denoiser's partition, if it is known already.
+        with_conditions: take in the layers that mix t with conditions; the frontier is then where t meets the sample.
 
     Returns:
-        The block; None when no layer depends on the timestep alone (every embedding mixes t with a condition).
+        The block; None when no layer depends on the timestep alone (every embedding mixes t with a condition), or,
+        with conditions, none on the timestep without the sample.
     """
     timestep = find_timestep_argument(denoiser, timestep)
     inputs = number_to_tensor(dict(example_inputs), timestep)
     found = found or partition(denoiser, inputs, timestep=timestep)
-    if not found.temporal:
+    members = found.temporal | found.mixed if with_conditions else found.temporal
+    if not members:
         return None
     flow = Flow(found.graph, timestep, found.sample_argument)
-    layers = {n: flow.layer(n) for n in flow.layer_nodes() if flow.layer(n) in found.temporal}
-    frontier = [f for f in found.frontier if f.signature == "temporal" and f.upstream]
+    layers = {n: flow.layer(n) for n in flow.layer_nodes() if flow.layer(n) in members}
+    frontier = [f for f in found.frontier if f.upstream and _leaves(f, with_conditions)]
     layer_inputs: dict[str, tuple[str, ...]] = {}
     for node, layer in layers.items():
         source = flow.layer_input(node)
@@ -112,9 +142,9 @@ def temporal_block(
             layer_inputs[layer] = (*layer_inputs.get(layer, ()), source)
     nodes = [f.node for f in frontier] + [source for sources in layer_inputs.values() for source in sources]
     program = extract(denoiser, inputs, nodes, timestep)
-    if set(program.inputs) - {timestep}:
-        raise TraceError(f"the temporal block reads {sorted(set(program.inputs) - {timestep})} besides the timestep")
-    example = dict(named_leaves(inputs))[timestep]
+    conditions = tuple(name for name in program.inputs if name != timestep)
+    if conditions and not with_conditions:
+        raise TraceError(f"the temporal block reads {list(conditions)} besides the timestep")
     return TemporalBlock(
         denoiser=denoiser,
         layers=layers,
@@ -122,6 +152,11 @@ def temporal_block(
         layer_inputs=layer_inputs,
         tables={f.node: f.layer for f in frontier},
         timestep=timestep,
-        example_timestep=example.to(program.device),
+        example_timestep=dict(named_leaves(inputs))[timestep].to(program.device),
         program=program,
+        conditions=conditions,
     )
+
+
+def _leaves(tensor: FrontierTensor, with_conditions: bool) -> bool:
+    return "sample" in tensor.reaches if with_conditions else tensor.signature == "temporal"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from dq_plugins.errors import TimestepError, TraceError
 from dq_plugins.graph import Partition, partition
 from dq_plugins.graph.arguments import named_leaves, number_to_tensor
+from dq_plugins.temporal.stand_in import keep_sizes
 from dq_plugins.temporal.subprogram import Subprogram, extract
 from dq_plugins.timesteps import TimestepContext, attach_context, detach_context
 
@@ -130,9 +131,10 @@ class RunTable:
         originals = {name: self.denoiser.get_submodule(name) for name in [*rows, *self.skipped]}
         times = torch.tensor(timesteps, dtype=torch.float32, device=self.program.device)
         for name, table in rows.items():
-            self.denoiser.set_submodule(name, _Rows(times, table, context))
+            self.denoiser.set_submodule(name, keep_sizes(_Rows(times, table, context), originals[name]))
         for name in self.skipped:
-            self.denoiser.set_submodule(name, _Skipped(tuple(self.layers[name].output_shape[1:])))
+            nothing = _Skipped(tuple(self.layers[name].output_shape[1:]))
+            self.denoiser.set_submodule(name, keep_sizes(nothing, originals[name]))
         attach_context(self.denoiser, context, self.timestep)
         try:
             yield self.denoiser

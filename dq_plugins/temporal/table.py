@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dq_plugins.errors import TimestepError
 from dq_plugins.plan import QuantPlan, Section
+from dq_plugins.temporal.stand_in import keep_sizes
 from dq_plugins.timesteps import TimestepContext
 
 SECTION = "temporal-table"
@@ -142,10 +143,11 @@ def install_tables(
             dtype=weight.dtype,
             live=layer if fallback == "live" else None,
         )
-        model.set_submodule(name, lookup)
+        model.set_submodule(name, keep_sizes(lookup, layer))
     if fallback == "error":
         for name in section.data["not_computed"]:
-            model.set_submodule(name, NotComputed(model.get_submodule(name).weight.shape[0]))  # type: ignore[union-attr,operator]
+            layer = model.get_submodule(name)
+            model.set_submodule(name, keep_sizes(NotComputed(layer.weight.shape[0]), layer))  # type: ignore[union-attr,operator]
     return set(section.data["tables"]) | set(section.data["not_computed"])
 
 

@@ -78,3 +78,37 @@ def sampler(batch: int = 2, seed: int = 0, schedule: tuple[float, ...] = SCHEDUL
 
 def recorded(denoiser: nn.Module, folder: Path, **options) -> dq.CalibrationSet:
     return dq.record(denoiser, sampler(**options), out=folder, progress=False)
+
+
+class ClassDenoiser(TinyDenoiser):
+    """The tiny denoiser with a class added to the embedding of t, as in DiT: the modulation mixes both."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.table = nn.Embedding(classes, self.embedding)
+
+    def forward(self, sample: Tensor, timestep: Tensor, label: Tensor) -> Tensor:
+        e = self.q(F.silu(self.p(sinusoid(timestep, self.embedding)))) + self.table(label)
+        x = self.enter(sample)
+        for block in self.body:
+            x = block(x, e)
+        return self.leave(x)
+
+
+def class_denoiser(seed: int = 0) -> ClassDenoiser:
+    torch.manual_seed(seed)
+    return ClassDenoiser().eval().requires_grad_(False)
+
+
+def recorded_classes(denoiser: nn.Module, folder: Path, labels: tuple[int, ...] = (0, 2, 0, 1)) -> dq.CalibrationSet:
+    """Batches of two with these labels, over the schedule."""
+
+    def sample(model: nn.Module) -> None:
+        for first in range(0, len(labels), 2):
+            x = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(first))
+            for t in SCHEDULE:
+                x = 0.5 * x + 0.3 * model(
+                    sample=x, timestep=torch.full((2,), t), label=torch.tensor(labels[first : first + 2])
+                )
+
+    return dq.record(denoiser, sample, out=folder, progress=False)

@@ -4,9 +4,9 @@ from denoisers import SCHEDULE, recorded, tiny_denoiser
 
 import dq_plugins as dq
 from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
-from dq_plugins.passes.finite_set_ranges import GROUPS, finite_set
+from dq_plugins.passes.finite_set_ranges import GROUPS, exact_ranges
 from dq_plugins.recipe import Recipe, Step
-from dq_plugins.temporal import temporal_block
+from dq_plugins.temporal import finite_set, temporal_block
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_one_parameter_set_per_timestep_of_the_schedule(case) -> None:
 def test_ranges_are_those_the_layers_see(case) -> None:
     denoiser, calibration, _ = case
     block = temporal_block(denoiser, calibration.example_inputs())
-    ranges = finite_set(block, SCHEDULE, {})
+    ranges = exact_ranges(block, finite_set(block, SCHEDULE), {})
     for name, bounds in ranges.items():
         for row, t in enumerate(SCHEDULE):
             x = layer_inputs(denoiser, name, t)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from denoisers import SCHEDULE, sinusoid, tiny_denoiser
+from denoisers import SCHEDULE, example, sinusoid, tiny_denoiser
 from torch import Tensor, nn
 
 from dq_plugins.errors import TimestepError
@@ -89,3 +89,10 @@ def test_works_where_t_is_alone() -> None:
     live = denoiser(**inputs)
     with RunTable(denoiser, inputs).installed(SCHEDULE, inputs):
         torch.testing.assert_close(denoiser(**inputs), live)
+
+
+def test_stand_ins_keep_the_sizes_of_their_layers() -> None:
+    model = tiny_denoiser()
+    inputs = example()
+    with RunTable(model, inputs).installed(SCHEDULE, inputs):
+        assert (model.p.in_features, model.body[0].beta.out_features) == (16, 8)

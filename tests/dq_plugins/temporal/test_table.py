@@ -45,6 +45,14 @@ def test_weights_of_the_block_leave_the_model(tabulated) -> None:
     assert count(denoiser) - count(model) == removed + biases
 
 
+def test_code_that_reads_sizes_of_a_layer_still_can(tabulated) -> None:
+    denoiser, make = tabulated
+    model = dq.apply(denoiser, make(), backend="simulate")
+    for name in ("p", "q", "body.0.beta"):
+        found, layer = model.get_submodule(name), denoiser.get_submodule(name)
+        assert (found.in_features, found.out_features) == (layer.in_features, layer.out_features)
+
+
 def test_per_sample_timesteps_take_their_own_rows(tabulated) -> None:
     denoiser, make = tabulated
     model = dq.apply(denoiser, make(), backend="simulate")
