@@ -1,4 +1,4 @@
-"""What integer Linear and Conv2d layers share: weight codes, the table of activation parameters, the routing.
+"""What integer Linear and Conv2d layers share: packed weight codes, the table of activation parameters, the routing.
 
 One formula holds for every kernel, with ``q`` the activation codes and ``w`` the weight codes:
 
@@ -12,34 +12,29 @@ Shapes: ``O`` outputs, ``K`` products per output, ``G`` groups, ``N`` batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from dq_plugins.plan import ActivationQuant, LayerPlan, WeightQuant
+from dq_plugins.plan import ActivationQuant, LayerPlan
 from dq_plugins.simulate import select_per_sample
 from dq_plugins.timesteps import TimestepContext
-from dq_torchao.kernels import activation_codes, code_offset
+from dq_torchao.kernels import activation_codes, code_offset, weight_code_sum
+from dq_torchao.packed_weight import PackedWeight
 from dq_torchao.report import Execution
 
-FLOAT32_STATE = ("weight_scale", "weight_sum", "act_scale")
 
-
-class IntegerLayer(nn.Module):
+class IntegerLayer(PackedWeight):
     """A layer with integer weights whose activation parameters come from a timestep-group table.
 
     It is made in place from the floating-point layer (`from_float`), so that every reference to the layer, its
-    position in the denoiser and its hooks stay as they are.
+    position in the denoiser and its hooks stay as they are. The weight is held packed; kernels keep a form of their own
+    (`dq_torchao.kernels.packing`), which is no part of the layer.
 
     Attributes:
-        weight_codes: int8, the shape of the original weight.
-        weight_scale: float32 ``[O]``.
-        weight_sum: float32 ``[O]``, ``s_w[o] * sum_k w[o, k]``.
         act_scale: float32 ``[G]``.
         act_zero_point: int32 ``[G]``, signed.
-        weight_bits: width of the weight codes.
         act_bits: width of the activation codes.
         group_name: name of the timestep groups that index the table.
         context: what selects the group.
@@ -47,14 +42,11 @@ class IntegerLayer(nn.Module):
     """
 
     operator: ClassVar[str]
+    float32_state = ("weight_scale", "act_scale")
 
-    weight_codes: Tensor
-    weight_scale: Tensor
-    weight_sum: Tensor
     act_scale: Tensor
     act_zero_point: Tensor
     bias: Tensor | None
-    weight_bits: int
     act_bits: int
     group_name: str
     context: TimestepContext
@@ -79,18 +71,10 @@ class IntegerLayer(nn.Module):
         del layer.weight
         layer.__class__ = cls
         assert isinstance(layer, cls)
-        layer._store_weight(plan.weight, weight.detach())
+        layer.store_weight(plan.weight, weight.detach())
         layer._store_table(plan.activation, weight.device)
         layer.context = context
         return layer
-
-    def _store_weight(self, quant: WeightQuant, weight: Tensor) -> None:
-        codes = quant.integers(weight).contiguous()
-        scale = quant.scale.to(weight.device, torch.float32).expand(len(weight)).clone()
-        self.weight_bits, self.weight_dtype = quant.bits, weight.dtype
-        self.register_buffer("weight_codes", codes)
-        self.register_buffer("weight_scale", scale)
-        self.register_buffer("weight_sum", scale * codes.flatten(1).sum(1, dtype=torch.int32))
 
     def _store_table(self, quant: ActivationQuant, device: torch.device) -> None:
         self.group_name, self.act_bits = quant.groups, quant.bits
@@ -98,10 +82,9 @@ class IntegerLayer(nn.Module):
         self.register_buffer("act_zero_point", quant.zero_point.to(device, copy=True))
 
     @property
-    def weight(self) -> Tensor:
-        """The weight this layer computes with, as a new floating-point tensor (for code that reads its dtype)."""
-        scale = self.weight_scale.reshape(-1, *[1] * (self.weight_codes.dim() - 1))
-        return (self.weight_codes * scale).to(self.weight_dtype)
+    def stored_weight(self) -> tuple[Tensor, tuple[int, ...], int, bool]:
+        """The weight as the operators take it: bytes, shape, width, whether codes are signs."""
+        return self.weight_packed, self.weight_shape, self.weight_bits, self.weight_signs
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``x`` with the parameters of its timestep, multiply in integers, rescale."""
@@ -121,7 +104,8 @@ class IntegerLayer(nn.Module):
         codes = activation_codes(self.padded(x, wholly=True), scale, zero_point + offset, self.act_bits)
         one, shift = scale.new_ones(1), zero_point.new_full((1,), offset)
         y = self.multiply(codes, one, shift, None, torch.float32, wholly=True)
-        y = scale * (y - zero_point * self.per_output(self.weight_sum))
+        weight_sum = self.weight_scale * weight_code_sum(*self.stored_weight)
+        y = scale * (y - zero_point * self.per_output(weight_sum))
         if self.bias is not None:
             y = y + self.per_output(self.bias)
         return y.to(x.dtype)
@@ -146,18 +130,8 @@ class IntegerLayer(nn.Module):
         """``[O]``, shaped to broadcast against the result."""
         raise NotImplementedError
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> IntegerLayer:
-        """As in ``nn.Module``, but scales stay float32 when the denoiser is cast to half precision."""
-        exact = {name: getattr(self, name) for name in FLOAT32_STATE}
-        super()._apply(fn, recurse)
-        for name, before in exact.items():
-            after = getattr(self, name)
-            if after.dtype != before.dtype:
-                setattr(self, name, before.to(after.device))
-        return self
-
     def extra_repr(self) -> str:
         """Shape, widths and groups."""
-        shape = "x".join(str(n) for n in self.weight_codes.shape)
+        shape = "x".join(str(n) for n in self.weight_shape)
         width = f"W{self.weight_bits}A{self.act_bits}"
         return f"{shape}, {width}, groups={self.group_name!r} ({len(self.act_scale)}), {self.execution.state}"

@@ -1,6 +1,11 @@
-"""One layer of a plan -> integer execution where the kernels can, simulation where they cannot, and the reason."""
+"""One layer of a plan -> integer execution where the kernels can, floating point where they cannot, and the reason.
+
+Either way the layer holds its weight packed, if it has at most 8 bits and is a linear layer or a convolution.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -12,6 +17,7 @@ from dq_torchao.conv import IntegerConv2d
 from dq_torchao.kernels import kernel_for
 from dq_torchao.layer import IntegerLayer
 from dq_torchao.linear import IntegerLinear
+from dq_torchao.packed_weight import can_pack, pack_layer
 from dq_torchao.report import Execution, Timing
 
 INTEGER_LAYERS: dict[type[nn.Module], type[IntegerLayer]] = {nn.Linear: IntegerLinear, nn.Conv2d: IntegerConv2d}
@@ -49,8 +55,9 @@ def lower_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, tim
     if plan.weight is None and plan.activation is None:
         execution = Execution("full precision", plan.width, "", dtype, reason)
     elif reason:
-        simulate_layer(layer, plan, context)
-        execution = Execution("simulated", plan.width, "", dtype, reason)
+        state = "weight-only" if plan.activation is None else "simulated"
+        lower_to_float(layer, plan, context)
+        execution = Execution(state, plan.width, "", dtype, reason)
     elif timing is not None and not timing.integer_pays:
         execution = Execution("full precision", plan.width, "", dtype, str(timing))
     else:
@@ -59,6 +66,14 @@ def lower_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, tim
         execution = Execution("integer", plan.width, kernel.name, kernel.compute, str(timing or ""))
     layer.execution = execution  # type: ignore[assignment]
     return execution
+
+
+def lower_to_float(layer: nn.Module, plan: LayerPlan, context: TimestepContext) -> None:
+    """Make ``layer`` compute the quantized values in floating point, in place, its weight packed where it can be."""
+    weight = plan.weight if can_pack(layer, plan.weight) else None
+    simulate_layer(layer, plan if weight is None else replace(plan, weight=None), context)
+    if weight is not None:
+        pack_layer(layer, weight)
 
 
 def _weight(layer: nn.Module) -> Tensor:

@@ -1,4 +1,4 @@
-"""How each layer of a quantized denoiser runs: in integers, simulated, or in full precision, and why."""
+"""How each layer of a quantized denoiser runs, and why; what its weight takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from torch import nn
 
-State = Literal["integer", "simulated", "full precision"]
+State = Literal["integer", "weight-only", "simulated", "full precision"]
 
 
 class Timing(NamedTuple):
@@ -30,8 +30,9 @@ class Execution:
     """How one layer runs.
 
     Attributes:
-        state: ``"integer"``: integer weights times integer activations; ``"simulated"``: the values of the quantized
-            layer, computed in floating point; ``"full precision"``: untouched.
+        state: ``"integer"``: integer weights times integer activations; ``"weight-only"``: the weight is stored in
+            integers, the input is floating point, and so is the product; ``"simulated"``: the values of the quantized
+            layer, input included, computed in floating point; ``"full precision"``: untouched.
         width: what the plan asks for, such as ``W8A8``.
         kernel: what multiplies, such as ``"onednn.qlinear_pointwise"``.
         compute: dtypes of the multiplication, such as ``"uint8 x int8 -> int32"``.

@@ -118,7 +118,7 @@ def unpack_bits(packed: Tensor, bits: int, shape: Sequence[int], alphabet: Alpha
         )
     if bits == 8:
         codes = packed.view(torch.uint8 if alphabet == "unsigned" else torch.int8).clone()
-    elif bits in _WORDS:
+    elif bits in _WORDS and not torch.compiler.is_compiling():  # compilers warn of the cached table, and fuse shifts
         codes = _byte_table(bits, alphabet, packed.device).index_select(0, packed.int()).view(_dtype(alphabet))
     else:
         groups = pad(packed, (0, -len(packed) % bits)).view(-1, bits)
@@ -132,7 +132,7 @@ def _check_codes(codes: Tensor, bits: int, alphabet: Alphabet) -> None:
     low, high = alphabet_range(bits, alphabet)
     if codes.is_floating_point() or codes.is_complex():
         raise DQError(f"only integers can be packed, got {codes.dtype}; quantize first")
-    if not codes.numel():
+    if codes.is_meta or not codes.numel():
         return
     least, most = (int(v) for v in codes.aminmax())
     if least < low or most > high or (alphabet == "signs" and bool((codes == 0).any())):

@@ -1,6 +1,24 @@
 """Integer kernels behind two operators, ``dq_torchao::int8_linear`` and ``dq_torchao::int8_conv2d``."""
 
 from dq_torchao.kernels.codes import activation_codes, code_offset
-from dq_torchao.kernels.operators import Kernel, int8_conv2d, int8_linear, kernel_for
+from dq_torchao.kernels.operators import (
+    Kernel,
+    int8_conv2d,
+    int8_linear,
+    kernel_for,
+    prepacked_bytes,
+    weight_code_sum,
+)
+from dq_torchao.kernels.packing import unpack_codes
 
-__all__ = ["Kernel", "activation_codes", "code_offset", "int8_conv2d", "int8_linear", "kernel_for"]
+__all__ = [
+    "Kernel",
+    "activation_codes",
+    "code_offset",
+    "int8_conv2d",
+    "int8_linear",
+    "kernel_for",
+    "prepacked_bytes",
+    "unpack_codes",
+    "weight_code_sum",
+]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dq_torchao.kernels.operators import Kernel, empty_conv2d_output
-from dq_torchao.kernels.packing import PackedWeights
+from dq_torchao.kernels.packing import PackedWeights, unpack_codes
 
 _PACKED = PackedWeights()
 _NO_WINDOW = ((1, 1), (0, 0), (1, 1))
@@ -32,12 +32,13 @@ def kernel(operator: str) -> Kernel:
     return Kernel(f"triton implicit GEMM ({operator})", "int8 x int8 -> int32")
 
 
-def _packed(weight: Tensor) -> tuple[Tensor, Tensor]:
+def _packed(weight: Tensor, shape: list[int], bits: int, signs: bool) -> tuple[Tensor, Tensor]:
     """Weight codes ``[O, h w C]`` with the channel fastest, and their int32 sum ``[O]``."""
 
     def pack() -> tuple[Tensor, Tensor]:
-        channel_last = weight.permute(0, 2, 3, 1) if weight.dim() == 4 else weight
-        matrix = channel_last.reshape(weight.shape[0], -1).contiguous()
+        plain = unpack_codes(weight, shape, bits, signs)
+        channel_last = plain.permute(0, 2, 3, 1) if plain.dim() == 4 else plain
+        matrix = channel_last.reshape(shape[0], -1).contiguous()
         return matrix, matrix.sum(1, dtype=torch.int32)
 
     return _PACKED.get(weight, "channel fastest", pack)
@@ -49,6 +50,9 @@ def _linear(
     scale: Tensor,
     zero_point: Tensor,
     weight: Tensor,
+    weight_shape: list[int],
+    weight_bits: int,
+    weight_signs: bool,
     weight_scale: Tensor,
     bias: Tensor | None,
     dtype: torch.dtype,
@@ -56,9 +60,10 @@ def _linear(
     from dq_torchao.kernels.triton_gemm import implicit_gemm
 
     image = codes.reshape(-1, 1, 1, codes.shape[-1]).contiguous()
-    y = codes.new_empty((*codes.shape[:-1], weight.shape[0]), dtype=dtype)
-    view = y.view(-1, 1, 1, weight.shape[0])
-    implicit_gemm(image, view, scale, zero_point, *_packed(weight), weight_scale, bias, (1, 1), *_NO_WINDOW)
+    y = codes.new_empty((*codes.shape[:-1], weight_shape[0]), dtype=dtype)
+    view = y.view(-1, 1, 1, weight_shape[0])
+    matrix = _packed(weight, weight_shape, weight_bits, weight_signs)
+    implicit_gemm(image, view, scale, zero_point, *matrix, weight_scale, bias, (1, 1), *_NO_WINDOW)
     return y
 
 
@@ -68,6 +73,9 @@ def _conv2d(
     scale: Tensor,
     zero_point: Tensor,
     weight: Tensor,
+    weight_shape: list[int],
+    weight_bits: int,
+    weight_signs: bool,
     weight_scale: Tensor,
     bias: Tensor | None,
     stride: list[int],
@@ -78,10 +86,10 @@ def _conv2d(
 ) -> Tensor:
     from dq_torchao.kernels.triton_gemm import implicit_gemm
 
-    y = empty_conv2d_output(codes, weight, stride, padding, dilation, dtype)
+    y = empty_conv2d_output(codes, weight_shape, stride, padding, dilation, dtype)
     image, output = codes.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)  # channels last in memory: plain NHWC views
-    matrix, code_sum = _packed(weight)
-    inputs, outputs = codes.shape[1] // groups, weight.shape[0] // groups
+    matrix, code_sum = _packed(weight, weight_shape, weight_bits, weight_signs)
+    inputs, outputs = codes.shape[1] // groups, weight_shape[0] // groups
     for group in range(groups):
         rows = slice(group * outputs, (group + 1) * outputs)
         implicit_gemm(
@@ -93,9 +101,14 @@ def _conv2d(
             code_sum[rows],
             weight_scale[rows],
             None if bias is None else bias[rows],
-            (weight.shape[2], weight.shape[3]),
+            (weight_shape[2], weight_shape[3]),
             stride,
             padding,
             dilation,
         )
     return y
+
+
+def prepacked_bytes(weight: Tensor) -> int:
+    """Bytes that the forms of a packed weight take which the kernels hold."""
+    return sum(tensor.nbytes for layout in _PACKED.layouts(weight) for tensor in layout)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dq_torchao.kernels.operators import Kernel
-from dq_torchao.kernels.packing import PackedWeights
+from dq_torchao.kernels.packing import PackedWeights, unpack_codes
 
 _PACKED = PackedWeights()
 _NO_POST_OP = ("none", [], "")
@@ -27,8 +27,8 @@ def kernel(operator: str) -> Kernel:
     return Kernel(name, "uint8 x int8 -> int32")
 
 
-def _weight_zero_point(weight: Tensor) -> Tensor:
-    return torch.zeros(weight.shape[0], dtype=torch.int64)
+def _weight_zero_point(outputs: int) -> Tensor:
+    return torch.zeros(outputs, dtype=torch.int64)
 
 
 @torch.library.impl("dq_torchao::int8_linear", "CPU")
@@ -37,12 +37,16 @@ def _linear(
     scale: Tensor,
     zero_point: Tensor,
     weight: Tensor,
+    weight_shape: list[int],
+    weight_bits: int,
+    weight_signs: bool,
     weight_scale: Tensor,
     bias: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
     def pack() -> tuple[Tensor, Tensor]:
-        return torch.ops.onednn.qlinear_prepack(weight, None), _weight_zero_point(weight)
+        plain = unpack_codes(weight, weight_shape, weight_bits, weight_signs)
+        return torch.ops.onednn.qlinear_prepack(plain, None), _weight_zero_point(weight_shape[0])
 
     packed, weight_zero_point = _PACKED.get(weight, "linear", pack)
     quantized = (codes.contiguous(), scale, zero_point, packed, weight_scale, weight_zero_point)
@@ -55,6 +59,9 @@ def _conv2d(
     scale: Tensor,
     zero_point: Tensor,
     weight: Tensor,
+    weight_shape: list[int],
+    weight_bits: int,
+    weight_signs: bool,
     weight_scale: Tensor,
     bias: Tensor | None,
     stride: list[int],
@@ -67,10 +74,17 @@ def _conv2d(
     window = (stride, padding, dilation, groups)
 
     def pack() -> tuple[Tensor, Tensor]:
+        plain = unpack_codes(weight, weight_shape, weight_bits, weight_signs)
         # 128: any zero point but 0, which tells oneDNN to keep the sums it needs to subtract one.
-        packed = torch.ops.onednn.qconv_prepack(weight, weight_scale, 1.0, 128, *window, shape)
-        return packed, _weight_zero_point(weight)
+        packed = torch.ops.onednn.qconv_prepack(plain, weight_scale, 1.0, 128, *window, shape)
+        return packed, _weight_zero_point(weight_shape[0])
 
     packed, weight_zero_point = _PACKED.get(weight, tuple(shape), pack)
     quantized = (codes, scale, zero_point, packed, weight_scale, weight_zero_point)
     return torch.ops.onednn.qconv_pointwise.tensor(*quantized, bias, *window, 1.0, 0, dtype, *_NO_POST_OP)
+
+
+def prepacked_bytes(weight: Tensor) -> int:
+    """Bytes that the forms of a packed weight take which the kernels hold."""
+    held = [tensor for layout in _PACKED.layouts(weight) for tensor in layout]
+    return sum(torch.ops.mkldnn._nbytes(t) if t.is_mkldnn else t.nbytes for t in held)

@@ -4,9 +4,12 @@ They are PyTorch custom operators, opaque to ``torch.compile``. Inductor fuses t
 whatever produced it and calls the operator as it is: with freezing or without, in a whole graph or in a region, it
 cannot fall back to floating point and it cannot fold a scale that changes with the timestep.
 
-Shapes: activation codes ``[N, ..., K]`` or ``[N, C, H, W]``; weight codes int8 ``[O, K]`` or ``[O, C/groups, h, w]``;
-scale float32 and zero point int32 ``[1]`` (the zero point of the stored codes, offset included); weight scale float32
-``[O]``; bias ``[O]`` or None.
+They take the weight as it is stored, packed (`dq_plugins.packing`), with its shape, its width and whether its codes are
+signs. A kernel unpacks and rearranges it at the first call and keeps that form only.
+
+Shapes: activation codes ``[N, ..., K]`` or ``[N, C, H, W]``; packed weight uint8 ``[bytes]`` of codes ``[O, K]`` or
+``[O, C/groups, h, w]``; scale float32 and zero point int32 ``[1]`` (the zero point of the stored codes, offset
+included); weight scale float32 ``[O]``; bias ``[O]`` or None.
 """
 
 from __future__ import annotations
@@ -17,7 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_COMMON = "Tensor codes, Tensor scale, Tensor zero_point, Tensor weight, Tensor weight_scale, Tensor? bias"
+from dq_torchao.kernels.packing import PackedWeights, code_sum
+
+_WEIGHT = "Tensor weight, int[] weight_shape, int weight_bits, bool weight_signs"
+_COMMON = f"Tensor codes, Tensor scale, Tensor zero_point, {_WEIGHT}, Tensor weight_scale, Tensor? bias"
 _WINDOW = "int[] stride, int[] padding, int[] dilation, int groups"
 
 # Exact strides: the convolutions want channels-last codes, and inductor would otherwise choose a layout itself.
@@ -29,9 +35,13 @@ torch.library.define(
     f"({_COMMON}, {_WINDOW}, ScalarType dtype) -> Tensor",
     tags=(torch.Tag.needs_exact_strides,),
 )
+torch.library.define("dq_torchao::weight_code_sum", f"({_WEIGHT}) -> Tensor")
 
 int8_linear = torch.ops.dq_torchao.int8_linear.default
 int8_conv2d = torch.ops.dq_torchao.int8_conv2d.default
+weight_code_sum = torch.ops.dq_torchao.weight_code_sum.default
+
+_SUMS = PackedWeights()
 
 
 class Kernel(NamedTuple):
@@ -43,18 +53,32 @@ class Kernel(NamedTuple):
 
 
 @torch.library.register_fake("dq_torchao::int8_linear")
-def _(codes: Tensor, scale, zero_point, weight, weight_scale, bias, dtype) -> Tensor:
-    return codes.new_empty((*codes.shape[:-1], weight.shape[0]), dtype=dtype)
+def _(codes: Tensor, scale, zero_point, weight, shape, bits, signs, weight_scale, bias, dtype) -> Tensor:
+    return codes.new_empty((*codes.shape[:-1], shape[0]), dtype=dtype)
 
 
 @torch.library.register_fake("dq_torchao::int8_conv2d")
-def _(codes, scale, zero_point, weight, weight_scale, bias, stride, padding, dilation, groups, dtype) -> Tensor:
-    return empty_conv2d_output(codes, weight, stride, padding, dilation, dtype)
+def _(
+    codes, scale, zero_point, weight, shape, bits, signs, weight_scale, bias, stride, padding, dilation, groups, dtype
+) -> Tensor:
+    return empty_conv2d_output(codes, shape, stride, padding, dilation, dtype)
+
+
+@torch.library.register_fake("dq_torchao::weight_code_sum")
+def _(weight: Tensor, shape, bits, signs) -> Tensor:
+    return weight.new_empty(shape[0], dtype=torch.int32)
+
+
+@torch.library.impl("dq_torchao::weight_code_sum", ("CPU", "CUDA"))
+def _weight_code_sum(weight: Tensor, shape: list[int], bits: int, signs: bool) -> Tensor:
+    """``sum_k w[o, k]``: int32 ``[O]``."""
+    # cloned: an operator may not hand out one tensor twice
+    return _SUMS.get(weight, "sum", lambda: code_sum(weight, shape, bits, signs)).clone()
 
 
 def empty_conv2d_output(
     codes: Tensor,
-    weight: Tensor,
+    weight_shape: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
@@ -62,10 +86,10 @@ def empty_conv2d_output(
 ) -> Tensor:
     """Memory for the result of a convolution: ``[N, O, H', W']``, channels last."""
     size = [
-        (codes.shape[d + 2] + 2 * padding[d] - dilation[d] * (weight.shape[d + 2] - 1) - 1) // stride[d] + 1
+        (codes.shape[d + 2] + 2 * padding[d] - dilation[d] * (weight_shape[d + 2] - 1) - 1) // stride[d] + 1
         for d in range(2)
     ]
-    shape = (codes.shape[0], weight.shape[0], *size)
+    shape = (codes.shape[0], weight_shape[0], *size)
     return torch.empty(shape, dtype=dtype, device=codes.device, memory_format=torch.channels_last)
 
 
@@ -85,3 +109,12 @@ def kernel_for(operator: str, device: torch.device) -> Kernel:
 
         return cuda.kernel(operator)
     return Kernel("", "", f"there is no integer kernel for device type {device.type!r}")
+
+
+def prepacked_bytes(weight: Tensor) -> int:
+    """Bytes that the kernels hold of a packed weight beside its packed form: 0 before the first call."""
+    if weight.device.type not in ("cpu", "cuda"):
+        return 0
+    from dq_torchao.kernels import cuda, onednn
+
+    return (onednn if weight.device.type == "cpu" else cuda).prepacked_bytes(weight)

@@ -1,16 +1,30 @@
-"""Weights repacked into the layout a kernel wants: made at first use, kept as long as the weight lives.
+"""Weights unpacked and laid out as a kernel wants them: made at first use, kept as long as the weight lives.
 
-A packed weight is an opaque oneDNN tensor that can be neither copied nor pickled, so it must not be part of a module.
-It is kept here, keyed weakly by the weight's identity, and made again when the weight is changed in place.
+A layer holds its weight bit-packed; the plain int8 codes exist only while they are laid out. A laid-out weight is an
+opaque oneDNN tensor that can be neither copied nor pickled, so it must not be part of a module. It is kept here, keyed
+weakly by the packed weight's identity, and made again when that is changed in place.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
+
+from dq_plugins.packing import unpack_bits
+
+
+def unpack_codes(weight: Tensor, shape: Sequence[int], bits: int, signs: bool) -> Tensor:
+    """Plain int8 codes of a packed weight; ``signs``: -1 and +1."""
+    return unpack_bits(weight, bits, shape, "signs" if signs else "signed")
+
+
+def code_sum(weight: Tensor, shape: Sequence[int], bits: int, signs: bool) -> Tensor:
+    """Sum of the codes of every output of a packed weight: int32 ``[O]``."""
+    return unpack_codes(weight, shape, bits, signs).flatten(1).sum(1, dtype=torch.int32)
 
 
 class _Entry(NamedTuple):
@@ -20,7 +34,7 @@ class _Entry(NamedTuple):
 
 
 class PackedWeights:
-    """Cache of packed weights. A look-up costs a fraction of a microsecond: it happens at every layer of every step.
+    """Cache of laid-out weights. A look-up costs a fraction of a microsecond: it happens at every layer of every step.
 
     Example:
         >>> import torch
@@ -36,7 +50,7 @@ class PackedWeights:
         return len(self._entries)
 
     def get(self, weight: Tensor, layout: Hashable, pack: Callable[[], Any]) -> Any:
-        """The packed form of ``weight`` for ``layout``, from ``pack()`` if it is not there yet."""
+        """The form of ``weight`` for ``layout``, from ``pack()`` if it is not there yet."""
         key, version = id(weight), 0 if weight.is_inference() else weight._version
         entry = self._entries.get(key)
         if entry is None or entry.weight() is not weight or entry.version != version:
@@ -45,3 +59,9 @@ class PackedWeights:
         if layout not in entry.layouts:
             entry.layouts[layout] = pack()
         return entry.layouts[layout]
+
+    def layouts(self, weight: Tensor) -> Iterator[Any]:
+        """Every form of ``weight`` that is held."""
+        entry = self._entries.get(id(weight))
+        if entry is not None and entry.weight() is weight:
+            yield from entry.layouts.values()

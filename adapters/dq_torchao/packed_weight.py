@@ -1,0 +1,140 @@
+"""Weights that a layer holds as packed codes of 1 to 8 bits, in memory as in its state dict.
+
+`PackedWeight` is what every quantized layer shares. On its own it makes a layer that computes in floating point: its
+``weight`` is dequantized at each call and forgotten, so a 4-bit weight costs half a byte a value at all times.
+
+    w^ = s_w (w - z_w)          per output channel, w the codes
+
+Shapes: ``O`` outputs (dimension 0 of the weight), n values, ``B`` = ceil(n bits / 8) bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from dq_plugins.packing import pack_bits
+from dq_plugins.plan import WeightQuant
+from dq_torchao.kernels import unpack_codes
+
+MAX_BITS = 8
+
+
+class PackedWeight(nn.Module):
+    """A layer whose weight is bit-packed. Made in place from the floating-point layer (`store_weight`).
+
+    Attributes:
+        weight_packed: uint8 ``[B]``, see `dq_plugins.packing`.
+        weight_scale: float32 ``[O]``.
+        weight_zero_point: int32 ``[O]``; None when symmetric.
+        weight_shape: shape of the weight.
+        weight_bits: width of the codes.
+        weight_signs: whether the codes are -1 and +1 (one bit).
+        weight_dtype: floating-point dtype of the weight; follows casts of the layer.
+    """
+
+    weight_packed: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor | None
+    weight_shape: tuple[int, ...]
+    weight_bits: int
+    weight_signs: bool
+    weight_dtype: torch.dtype
+
+    float32_state: tuple[str, ...] = ("weight_scale",)
+    """Buffers that stay float32 when the denoiser is cast to half precision."""
+
+    @torch.no_grad()
+    def store_weight(self, quant: WeightQuant, weight: Tensor) -> None:
+        """Hold ``weight`` as ``quant`` says."""
+        self.weight_shape, self.weight_dtype = tuple(weight.shape), weight.dtype
+        self.weight_bits, self.weight_signs = quant.bits, quant.scheme == "binary"
+        packed = pack_bits(quant.integers(weight), quant.bits, "signs" if self.weight_signs else "signed")
+        self.register_buffer("weight_packed", packed)
+        self.register_buffer("weight_scale", self._per_output(quant.scale, torch.float32))
+        zero_point = None if quant.zero_point is None else self._per_output(quant.zero_point, torch.int32)
+        self.register_buffer("weight_zero_point", zero_point)
+
+    def _per_output(self, parameters: Tensor, dtype: torch.dtype) -> Tensor:
+        return parameters.to(self.weight_packed.device, dtype).expand(self.weight_shape[0]).clone()
+
+    @property
+    def weight_codes(self) -> Tensor:
+        """The codes, unpacked anew: int8 of the weight's shape."""
+        return unpack_codes(self.weight_packed, self.weight_shape, self.weight_bits, self.weight_signs)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight this layer computes with, as a new floating-point tensor."""
+        column = (-1, *[1] * (len(self.weight_shape) - 1))
+        codes = self.weight_codes
+        if self.weight_zero_point is not None:
+            codes = codes - self.weight_zero_point.reshape(column)
+        return (codes * self.weight_scale.reshape(column)).to(self.weight_dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
+        """As in ``nn.Module``, but scales stay float32 when the denoiser is cast to half precision."""
+        exact = {name: getattr(self, name) for name in self.float32_state}
+        super()._apply(fn, recurse)
+        for name, before in exact.items():
+            after = getattr(self, name)
+            if after.dtype != before.dtype:
+                setattr(self, name, before.to(after.device))
+        self.weight_dtype = fn(torch.empty(0, dtype=self.weight_dtype, device=exact["weight_scale"].device)).dtype
+        return self
+
+    def extra_repr(self) -> str:
+        """That of the floating-point layer, and the width."""
+        return f"{super().extra_repr()}, W{self.weight_bits}"
+
+
+class PackedLinear(PackedWeight, nn.Linear):
+    """Linear layer with a packed weight, computed in floating point."""
+
+
+class PackedConv1d(PackedWeight, nn.Conv1d):
+    """Conv1d with a packed weight, computed in floating point."""
+
+
+class PackedConv2d(PackedWeight, nn.Conv2d):
+    """Conv2d with a packed weight, computed in floating point."""
+
+
+class PackedConv3d(PackedWeight, nn.Conv3d):
+    """Conv3d with a packed weight, computed in floating point."""
+
+
+PACKED_LAYERS: dict[type[nn.Module], type[PackedWeight]] = {
+    nn.Linear: PackedLinear,
+    nn.Conv1d: PackedConv1d,
+    nn.Conv2d: PackedConv2d,
+    nn.Conv3d: PackedConv3d,
+}
+"""Packed counterpart of a layer class. Subclasses are left out: they may use their weight otherwise."""
+
+
+def can_pack(layer: nn.Module, quant: WeightQuant | None) -> bool:
+    """Whether ``layer`` can hold its weight packed and compute in floating point."""
+    return quant is not None and quant.bits <= MAX_BITS and type(layer) in PACKED_LAYERS
+
+
+def pack_layer(layer: nn.Module, quant: WeightQuant) -> PackedWeight:
+    """Pack the weight of ``layer``, in place.
+
+    Args:
+        layer: of a class in `PACKED_LAYERS`.
+        quant: its weight quantizer, at most 8 bits.
+
+    Returns:
+        The same object, of the packed class.
+    """
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    packed_class = PACKED_LAYERS[type(layer)]
+    del layer.weight
+    layer.__class__ = packed_class
+    assert isinstance(layer, packed_class)
+    layer.store_weight(quant, weight.detach())
+    return layer
