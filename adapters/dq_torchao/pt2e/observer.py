@@ -9,7 +9,14 @@ from torch import Tensor, fx
 from torchao.quantization.pt2e import ObserverBase
 
 from dq_torchao.pt2e.calibration import SharedCalibration, TimestepRecorder
-from dq_torchao.pt2e.rewrite import aten, insert_tables, quantize_in_units
+from dq_torchao.pt2e.rewrite import (
+    LINEAR,
+    Row,
+    insert_tables,
+    quantize_by_table,
+    quantize_in_units,
+    select_column,
+)
 
 
 class TimestepGroupObserver(ObserverBase):
@@ -37,20 +44,20 @@ class TimestepGroupObserver(ObserverBase):
 
     def convert(self, model: fx.GraphModule, node: fx.Node) -> None:
         """``convert_pt2e`` calls this for the observer's node."""
-        graph = model.graph
-        rows = _rows(model, self.shared)
-        with graph.inserting_before(node):
-            scale, zero_point = (graph.call_function(aten.select.int, (row, 0, self.column)) for row in rows)
-        if self.shared.symmetric:
-            graph.erase_node(zero_point)
-        quantize_in_units(model, node, scale, None if self.shared.symmetric else zero_point)
+        current = select_column(model, node, _row(model, self.shared), self.column)
+        if all(user.target is LINEAR for user in node.users):
+            quantize_by_table(model, node, current)
+        else:
+            quantize_in_units(model, node, current.scale, None if self.shared.symmetric else current.zero_point)
+        for unused in (parameter for parameter in current if not parameter.users):
+            model.graph.erase_node(unused)
 
 
-def _rows(model: fx.GraphModule, shared: SharedCalibration) -> tuple[fx.Node, fx.Node]:
-    """Nodes of the current scales and zero points; the first observer to be converted inserts them."""
+def _row(model: fx.GraphModule, shared: SharedCalibration) -> Row:
+    """The current parameters of all activations; the first observer to be converted inserts them."""
     modules = dict(model.named_modules())
     for node in model.graph.nodes:
         if node.op == "call_module" and isinstance(modules.get(node.target), TimestepRecorder):
-            model.meta["dq_rows"] = insert_tables(model, node, shared.tables())
+            model.meta["dq_row"] = insert_tables(model, node, shared.tables())
             break
-    return model.meta["dq_rows"]
+    return model.meta["dq_row"]

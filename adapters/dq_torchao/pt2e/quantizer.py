@@ -8,14 +8,20 @@ from typing import Literal
 import torch
 from torch import fx
 from torchao.quantization.pt2e import PerChannelMinMaxObserver
-from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
+from torchao.quantization.pt2e.quantizer import (
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+    SharedQuantizationSpec,
+)
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from dq_plugins.errors import TimestepError
 from dq_plugins.graph import TIMESTEP_NAMES
 from dq_torchao.pt2e.calibration import SharedCalibration, TimestepRecorder
+from dq_torchao.pt2e.common import merge_equal
 from dq_torchao.pt2e.observer import TimestepGroupObserver
-from dq_torchao.pt2e.rewrite import CONV, LINEAR, WEIGHT_RANGE, aten
+from dq_torchao.pt2e.rewrite import CONV, LINEAR, WEIGHT_RANGE, aten, padding_of
 
 POWER = {"mse": 2.0, "shrink": 2.4}
 
@@ -74,7 +80,8 @@ class TimestepX86Quantizer(Quantizer):
         )
 
     def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
-        """Put a recorder behind the timestep argument, before anything that is observed."""
+        """Merge equal computations; put a recorder behind the timestep argument, before anything that is observed."""
+        model = merge_equal(model)
         graph = model.graph
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         timestep = self._find_timestep(placeholders)
@@ -112,11 +119,15 @@ class TimestepX86Quantizer(Quantizer):
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         """Quantize input and weight of every linear and convolution layer with constant weights."""
+        readers: dict[tuple[fx.Node, object], fx.Node] = {}
         for node in model.graph.nodes:
             if node.target in (CONV, LINEAR) and self._wanted(node):
                 x, weight = node.args[:2]
+                # Layers with one input share one observer: the input is then quantized once.
+                first = readers.setdefault((x, _border(node)), node)
+                activation = self._activation if first is node else SharedQuantizationSpec((x, first))
                 node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
-                    input_qspec_map={x: self._activation, weight: self._weight}, _annotated=True
+                    input_qspec_map={x: activation, weight: self._weight}, _annotated=True
                 )
         return model
 
@@ -129,3 +140,8 @@ class TimestepX86Quantizer(Quantizer):
 
     def validate(self, model: fx.GraphModule) -> None:
         """Nothing to check."""
+
+
+def _border(layer: fx.Node) -> tuple[object, ...]:
+    """What layers need in common to share a quantized input: the kind of layer, and the padding of a convolution."""
+    return (layer.target, *(padding_of(layer) if layer.target is CONV else ()))

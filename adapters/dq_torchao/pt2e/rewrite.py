@@ -1,7 +1,9 @@
 """Graph surgery: a table gathered by the graph's own timestep, and quantization that inductor lowers to int8.
 
-Inductor's patterns for oneDNN's int8 convolution match constant scales only. So activations are quantized in units of
-their scale, with the constants 1 and 128, and the scale of the group is multiplied to the result:
+For oneDNN's int8 linear, inductor takes scale and zero point as tensors, and merges bias, GELU and residual addition
+into it (`quantize_by_table`). Its patterns for the int8 convolution match constant scales only. There, activations are
+quantized in units of their scale, with the constants 1 and 128, and the scale of the group is multiplied to the
+result (`quantize_in_units`):
 
     y = s * conv(deq(quant(x / s + z)), w) - s z sum(w) + b
 
@@ -13,7 +15,7 @@ Shapes: ``G`` groups, ``L`` observed activations.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -24,7 +26,23 @@ from dq_torchao.pt2e.calibration import Tables
 aten = torch.ops.aten
 CONV, LINEAR = aten.conv2d.default, aten.linear.default
 WEIGHT_RANGE = (-127, 127)
-UNIT = (1.0, 128, 0, 255, torch.uint8)  # scale, zero point, smallest and largest code, dtype
+OFFSET = 128  # stored codes are unsigned
+CODES = (0, 255, torch.uint8)  # smallest and largest stored code, dtype
+UNIT = (1.0, OFFSET, *CODES)  # scale and zero point in front
+
+
+class Row(NamedTuple):
+    """Nodes of the parameters of the current timestep; of all activations ``[L]``, or of one ``[]``.
+
+    Attributes:
+        scale: float32.
+        zero_point: of signed codes, float32.
+        stored_zero_point: of the codes as they are stored, int32.
+    """
+
+    scale: fx.Node
+    zero_point: fx.Node
+    stored_zero_point: fx.Node
 
 
 class GroupIndex(torch.nn.Module):
@@ -39,25 +57,43 @@ class GroupIndex(torch.nn.Module):
         return self.groups.index(timestep.reshape(-1)[:1])
 
 
-def insert_tables(model: fx.GraphModule, recorder: fx.Node, tables: Tables) -> tuple[fx.Node, fx.Node]:
+def insert_tables(model: fx.GraphModule, recorder: fx.Node, tables: Tables) -> Row:
     """Replace the recorder by gathers from the tables.
 
     Returns:
-        The nodes of the current scales and zero points, each ``[L]``.
+        The current parameters of all activations, each ``[L]``.
     """
     graph, timestep = model.graph, recorder.args[0]
     model.add_submodule("_timestep_group", GroupIndex(tables.groups))
-    model.register_buffer("_act_scale", tables.scale)
-    model.register_buffer("_act_zero_point", tables.zero_point)
+    stored = (tables.zero_point + OFFSET).to(torch.int32)
+    rows = []
     with graph.inserting_before(recorder):
         index = graph.call_module("_timestep_group", (timestep,))
-        rows = []
-        for name in ("_act_scale", "_act_zero_point"):
-            gathered = graph.call_function(aten.index_select.default, (graph.get_attr(name), 0, index))
+        for name, table in zip(Row._fields, (tables.scale, tables.zero_point, stored), strict=True):
+            model.register_buffer(f"_act_{name}", table)
+            gathered = graph.call_function(aten.index_select.default, (graph.get_attr(f"_act_{name}"), 0, index))
             rows.append(graph.call_function(aten.select.int, (gathered, 0, 0)))
     recorder.replace_all_uses_with(timestep)  # type: ignore[arg-type]
     graph.erase_node(recorder)
-    return rows[0], rows[1]
+    return Row(*rows)
+
+
+def select_column(model: fx.GraphModule, node: fx.Node, row: Row, column: int) -> Row:
+    """The parameters of one activation, each ``[]``, selected before ``node``."""
+    with model.graph.inserting_before(node):
+        return Row(*(model.graph.call_function(aten.select.int, (entry, 0, column)) for entry in row))
+
+
+def quantize_by_table(model: fx.GraphModule, node: fx.Node, current: Row) -> None:
+    """Replace an observer that only linear layers read by quantization with the current scale and zero point."""
+    graph, x = model.graph, node.args[0]
+    parameters = (current.scale, current.stored_zero_point, *CODES)
+    decomposed = torch.ops.quantized_decomposed
+    with graph.inserting_before(node):
+        codes = graph.call_function(decomposed.quantize_per_tensor.tensor, (x, *parameters))
+        values = graph.call_function(decomposed.dequantize_per_tensor.tensor, (codes, *parameters))
+    node.replace_all_uses_with(values)
+    graph.erase_node(node)
 
 
 def quantize_in_units(model: fx.GraphModule, node: fx.Node, scale: fx.Node, zero_point: fx.Node | None) -> None:
@@ -86,9 +122,15 @@ def quantize_in_units(model: fx.GraphModule, node: fx.Node, scale: fx.Node, zero
     graph.erase_node(node)
 
 
+def padding_of(convolution: fx.Node) -> tuple[int, int]:
+    """Zeros on each side, ``(vertical, horizontal)``."""
+    vertical, horizontal = _argument(convolution, 4, (0, 0))
+    return vertical, horizontal
+
+
 def take_padding(users: list[fx.Node]) -> list[int] | None:
     """Remove the padding of the convolutions among ``users``, and return it as `F.pad` wants it."""
-    paddings = {tuple(_argument(user, 4, (0, 0))) for user in users if user.target is CONV}
+    paddings = {padding_of(user) for user in users if user.target is CONV}
     if not paddings:
         return None
     (height, width) = next(iter(paddings))  # the quantizer shares an observer only among equal paddings

@@ -79,3 +79,38 @@ def test_conversion_without_calibration_says_so():
     exported = torch.export.export(build(), (), inputs(500.0)).module()
     with pytest.raises(CalibrationError, match="has not run"):
         convert_pt2e(prepare_pt2e(exported, TimestepX86Quantizer()))
+
+
+class Twice(torch.nn.Module):
+    """Three layers read one input, and the timestep is embedded twice, by the same layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time, self.q, self.k, self.out = (torch.nn.Linear(16, 16) for _ in range(4))
+
+    def embed(self, timestep: torch.Tensor) -> torch.Tensor:
+        return self.time(timestep.reshape(-1, 1) / 1000 * torch.ones(16))
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        h = sample + self.embed(timestep)
+        return self.out(self.q(h) * self.k(h)) + self.embed(timestep)
+
+
+def test_equal_inputs_are_quantized_once_and_no_layer_falls_back():
+    torch.manual_seed(0)
+    model = Twice().eval().requires_grad_(False)
+    calls = [{"sample": torch.randn(32, 16), "timestep": torch.tensor(t)} for t in TIMESTEPS]
+    exported = torch.export.export(model, (), calls[0]).module()
+    prepared = prepare_pt2e(exported, TimestepX86Quantizer(groups=5))
+    for call in calls:
+        prepared(**call)
+    graph = convert_pt2e(prepared)
+    targets = [str(node.target) for node in graph.graph.nodes]
+    assert sum("quantize_per_tensor.tensor" in t and "dequantize" not in t for t in targets) == 3  # time, q and k, out
+    torch.compiler.reset()
+    counters.clear()
+    with torch.no_grad(), inductor_config.patch(freezing=True):
+        compiled = torch.compile(graph, fullgraph=True)
+        for call in calls:
+            assert sqnr(model(**call), compiled(**call)) > 30
+    assert counters["inductor"]["qlinear_unary_lower_count"] + counters["inductor"]["qlinear_binary_lower_count"] == 4
