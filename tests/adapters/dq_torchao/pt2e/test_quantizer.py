@@ -89,7 +89,7 @@ class Twice(torch.nn.Module):
         self.time, self.q, self.k, self.out = (torch.nn.Linear(16, 16) for _ in range(4))
 
     def embed(self, timestep: torch.Tensor) -> torch.Tensor:
-        return self.time(timestep.reshape(-1, 1) / 1000 * torch.ones(16))
+        return self.time(timestep / 1000 * torch.ones(32, 16))
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         h = sample + self.embed(timestep)
