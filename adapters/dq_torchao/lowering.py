@@ -64,6 +64,7 @@ def lower_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, tim
         integer = INTEGER_LAYERS[type(layer)].from_float(layer, plan, context)
         kernel = kernel_for(integer.operator, weight.device)
         execution = Execution("integer", plan.width, kernel.name, kernel.compute, str(timing or ""))
+    execution = execution.stored_by(layer)
     layer.execution = execution  # type: ignore[assignment]
     return execution
 

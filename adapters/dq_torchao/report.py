@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
+
+from dq_torchao.packed_weight import PackedWeight
 
 State = Literal["integer", "weight-only", "simulated", "full precision"]
 
@@ -37,6 +39,9 @@ class Execution:
         kernel: what multiplies, such as ``"onednn.qlinear_pointwise"``.
         compute: dtypes of the multiplication, such as ``"uint8 x int8 -> int32"``.
         reason: why it does not run in integers, or what decided that it does; may be empty.
+        bits: what one value of the weight takes, in memory and in the state dict.
+        bytes: what the weight takes, without scales.
+        scale_bytes: what scales and zero points take, those of the activations included.
     """
 
     state: State
@@ -44,6 +49,25 @@ class Execution:
     kernel: str
     compute: str
     reason: str = ""
+    bits: int = 0
+    bytes: int = 0
+    scale_bytes: int = 0
+
+    def stored_by(self, layer: nn.Module) -> Execution:
+        """The same, with what the weight of ``layer`` takes."""
+        if isinstance(layer, PackedWeight):
+            bits, size = layer.weight_bits, layer.weight_packed.nbytes
+        elif isinstance(weight := getattr(layer, "weight", None), Tensor):
+            bits, size = 8 * weight.element_size(), weight.nbytes
+        else:
+            return self
+        return replace(self, bits=bits, bytes=size, scale_bytes=_bytes_of_scales(layer))
+
+
+def _bytes_of_scales(layer: nn.Module) -> int:
+    """Bytes of everything in the state dict whose name says so."""
+    suffixes = ("scale", "zero_point")
+    return sum(value.nbytes for name, value in layer.state_dict().items() if name.endswith(suffixes))
 
 
 def execution_report(model: nn.Module) -> dict[str, Execution]:

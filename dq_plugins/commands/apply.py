@@ -33,6 +33,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({name: asdict(e) for name, e in found.items()}, indent=1))
     else:
-        rows = [[name, e.width, e.state, e.kernel or e.compute, e.reason] for name, e in found.items()]
-        print(Table(["layer", "width", "runs", "kernel", "why"], rows))
+        rows = [[n, e.width, e.state, e.kernel or e.compute, e.bits, e.bytes, e.reason] for n, e in found.items()]
+        print(Table(["layer", "width", "runs", "kernel", "bits stored", "bytes", "why"], rows))
     return 0

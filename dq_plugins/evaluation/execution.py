@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from dq_plugins.plan import QuantPlan
 
@@ -19,6 +19,8 @@ class LayerExecution:
         kernel: what multiplies, as the adapter calls it; empty for plain PyTorch.
         compute: dtypes of the multiplication.
         reason: why it does not run in integers; may be empty.
+        bits: what one stored value of the weight takes.
+        bytes: what the stored weight takes, without scales.
     """
 
     state: str
@@ -26,21 +28,34 @@ class LayerExecution:
     kernel: str
     compute: str
     reason: str
+    bits: int = 0
+    bytes: int = 0
 
 
 def executions(model: nn.Module, plan: QuantPlan) -> dict[str, LayerExecution]:
     """How every planned layer of a quantized denoiser runs.
 
-    An adapter says so by an attribute ``execution`` (with ``state``, ``kernel``, ``compute`` and ``reason``) on the
-    module; a planned layer without one is simulated, because adapters that run integers say so.
+    An adapter says so by an attribute ``execution`` (with ``state``, ``kernel``, ``compute`` and ``reason``, and
+    ``bits`` and ``bytes`` where it stores the weight in a form of its own) on the module; a planned layer without one
+    is simulated, because adapters that run integers say so.
     """
     found = {}
     for name, layer in plan.layers.items():
-        told = getattr(model.get_submodule(name), "execution", None)
+        module = model.get_submodule(name)
+        told = getattr(module, "execution", None)
         if told is not None:
-            found[name] = LayerExecution(told.state, layer.width, told.kernel, told.compute, told.reason)
+            how = (told.state, layer.width, told.kernel, told.compute, told.reason)
         elif layer.width == "full precision":
-            found[name] = LayerExecution("full precision", layer.width, "", "", layer.kept or "")
+            how = ("full precision", layer.width, "", "", layer.kept or "")
         else:
-            found[name] = LayerExecution("simulated", layer.width, "", "floating point", "the backend only simulates")
+            how = ("simulated", layer.width, "", "floating point", "the backend only simulates")
+        found[name] = LayerExecution(*how, *_stored(module, told))
     return found
+
+
+def _stored(module: nn.Module, told: object) -> tuple[int, int]:
+    """Bits of a stored value and bytes of the weight: as the adapter says, else those of a plain weight."""
+    if getattr(told, "bits", 0):
+        return told.bits, told.bytes  # type: ignore[attr-defined]
+    weight = getattr(module, "weight", None)
+    return (8 * weight.element_size(), weight.nbytes) if isinstance(weight, Tensor) else (0, 0)

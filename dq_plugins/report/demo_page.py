@@ -80,6 +80,12 @@ def execution_table(executions: Mapping[str, LayerExecution]) -> Table:
     return Table(["layers", "run", "width", "kernel", "why"], rows)
 
 
+def layer_table(executions: Mapping[str, LayerExecution]) -> Table:
+    """Every layer: how it runs, in which dtypes, and what its weight takes without scales."""
+    rows = [[name, e.state, e.width, e.kernel, e.compute, e.bits, e.bytes, e.reason] for name, e in executions.items()]
+    return Table(["layer", "runs", "width", "kernel", "compute", "bits stored", "bytes", "why"], rows)
+
+
 def _mb(size: int) -> str:
     return f"{size / 1e6:.2f} MB"
 
@@ -104,8 +110,7 @@ def demo_page(result: DemoResult) -> Page:
     )
     page.heading("How the layers run")
     page.table(execution_table(result.executions))
-    rows = [[n, e.state, e.width, e.kernel, e.compute, e.reason] for n, e in result.executions.items()]
-    page.table(Table(["layer", "runs", "width", "kernel", "compute", "why"], rows), folded="every layer")
+    page.table(layer_table(result.executions), folded="every layer")
     add_groups(page, result.plan)
     add_layers(page, result.plan)
     return page

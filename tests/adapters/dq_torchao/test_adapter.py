@@ -138,8 +138,15 @@ def test_report_says_how_each_layer_runs_and_why():
     plan.layers["conv_out"] = LayerPlan("conv2d", kept="it makes the image")
     report = dq_torchao.execution_report(dq_torchao.apply(model, plan))
     assert list(report) == ["time", "conv_in", "up", "down", "conv_out"]
-    assert (report["up"].state, report["up"].width) == ("integer", "W8A8")
+    assert (report["up"].state, report["up"].width, report["up"].compute) == (
+        "integer",
+        "W8A8",
+        "uint8 x int8 -> int32",
+    )
     assert report["up"].kernel
+    assert (report["up"].bits, report["up"].bytes) == (8, 8 * 32)
+    assert report["up"].scale_bytes == 4 * 32 + (4 + 4) * 3  # of the weight, and of three groups of activations
+    assert (report["conv_out"].bits, report["conv_out"].bytes) == (32, 4 * 8 * 4 * 9)
     assert (report["down"].state, report["down"].reason) == ("simulated", "W16A8 does not fit int8")
     assert (report["conv_out"].state, report["conv_out"].reason) == ("full precision", "it makes the image")
 
