@@ -60,7 +60,7 @@ class LinearStepper:
             raise TimestepError(
                 f"{trajectory.unexplained:.1%} of what the sampler of {trajectory.calibration.folder} does is not "
                 "linear in sample and output (it adds noise, or cuts values off), so it cannot be repeated over other "
-                "timesteps from the recording alone. Record with dq_diffusers.recording.sampler, which says what the sampler is."
+                "timesteps from the recording alone. Record with dq_diffusers.recording.sampler, which says what it is."
             )
         if any(a <= b for a, b in pairwise(timesteps)):
             raise TimestepError(f"timesteps can be left out of a descending schedule only; recorded were {timesteps}")

@@ -6,7 +6,7 @@ Shapes: ``B`` images; ``N`` rows of a call, 2 B when it is guided; ``S`` recorde
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.errors import CalibrationError
-from dq_plugins.graph.arguments import named_leaves
+from dq_plugins.graph.arguments import map_leaves, named_leaves
 from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
 from dq_plugins.steps.stepper import SamplingRun, Stepper, stepper_of
 
@@ -64,6 +64,19 @@ class Run:
     def images(self) -> int:
         """``B``."""
         return len(self.noise)
+
+    def first(self, images: int) -> Run:
+        """The run restricted to its first images; arguments with an entry for each row are cut alike."""
+        if images >= self.images:
+            return self
+        rows = torch.arange(images)
+        batch = self.images * (2 if self.guided else 1)
+        index = torch.cat([rows, rows + self.images]) if self.guided else rows
+
+        def cut(_: str, value: Any) -> Any:
+            return value[index] if isinstance(value, Tensor) and value.dim() and len(value) == batch else value
+
+        return replace(self, kwargs=map_leaves(self.kwargs, cut), noise=self.noise[rows], final=self.final[rows])
 
     def sample(self, stepper: Stepper, timesteps: Sequence[float], denoise: Denoise) -> Tensor:
         """Sample over ``timesteps`` (descending) from the recorded noise; the final sample ``[B, ...]``."""
@@ -116,8 +129,7 @@ def _run(trajectory: Trajectory, stepper: Stepper) -> Run:
     begun = stepper.begin(trajectory.calibration.schedule.timesteps)
     noise = first.kwargs[argument][: trajectory.images] / (_factor(begun, 0) * begun.spread)
     run = Run(first.kwargs, argument, timestep, noise, noise, guided)
-    path = recorded_path(run, trajectory, stepper)
-    return Run(first.kwargs, argument, timestep, noise, path.samples[-1], guided)
+    return replace(run, final=recorded_path(run, trajectory, stepper).samples[-1])
 
 
 def _factor(run: SamplingRun, step: int) -> float:
@@ -161,8 +173,8 @@ def _same_conditions(run: Run, kwargs: dict[str, Any], index: int) -> None:
     different = [n for n in names if n not in before or n not in now or not _equal(before[n], now[n])]
     if different:
         raise CalibrationError(
-            f"the condition {different[0]!r} of recorded call {index} is not that of the first call of its run, so runs "
-            "over other timesteps cannot be made from this recording"
+            f"the condition {different[0]!r} of recorded call {index} is not that of the first call of its run, so "
+            "runs over other timesteps cannot be made from this recording"
         )
 
 

@@ -1,0 +1,198 @@
+"""What a joint search chooses from: one timestep in each group, one width for each side of each layer.
+
+    cost(candidate) = K * sum_l  cost_l[w_l, a_l]      <= budget
+
+with K steps and the cost of one denoiser call by layer and pair of widths (BitOps, or measured time). K is part of the
+choice, so steps and bits are traded against each other.
+
+Source: TMPQ-DM (Sun et al. 2024), whose shipped mode fixes K and gives all steps the same widths, as here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_plugins.allocation.problem import Width
+from dq_plugins.errors import BudgetError
+from dq_plugins.steps.groups import StepGroups
+
+KEEP_STEPS = 0.8
+"""How often a mutation leaves the number of steps alone."""
+
+
+class Candidate(NamedTuple):
+    """A point of a `Space`, as positions.
+
+    Attributes:
+        steps: in each group of timesteps, which member; group 0 is the last step of sampling.
+        widths: weight and input of each layer in turn, positions on their menus.
+    """
+
+    steps: tuple[int, ...]
+    widths: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """Its name in stores and checkpoints."""
+        return ".".join(map(str, self.steps)) + "|" + ".".join(map(str, self.widths))
+
+    @classmethod
+    def parse(cls, key: str) -> Candidate:
+        """The candidate of a key."""
+        steps, widths = (tuple(int(v) for v in part.split(".") if v) for part in key.split("|"))
+        return cls(steps, widths)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMenu:
+    """What one layer may be.
+
+    Attributes:
+        name: the layer.
+        weights: widths of its weight, cheapest first; None is full precision.
+        inputs: widths of its input, cheapest first.
+        cost: of one denoiser call at each pair, ``[len(weights), len(inputs)]``.
+    """
+
+    name: str
+    weights: tuple[int | None, ...]
+    inputs: tuple[int | None, ...]
+    cost: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Everything a search may choose.
+
+    Attributes:
+        groups: by number of steps, the groups of timesteps.
+        layers: the menus.
+        budget: limit on the cost of a whole sampling run.
+        unit: of costs, for messages.
+    """
+
+    groups: Mapping[int, StepGroups]
+    layers: tuple[LayerMenu, ...]
+    budget: float
+    unit: str = "BitOps"
+
+    def __post_init__(self) -> None:
+        cheapest = min(self.groups) * sum(float(layer.cost.min()) for layer in self.layers)
+        if cheapest > self.budget:
+            raise BudgetError(
+                f"no schedule fits the budget of {self.budget:.6g} {self.unit}: {min(self.groups)} steps at the "
+                f"narrowest widths cost {cheapest:.6g}. Raise it to that, or allow fewer steps."
+            )
+
+    @cached_property
+    def menus(self) -> tuple[int, ...]:
+        """Length of the menu of every gene of ``Candidate.widths``."""
+        return tuple(size for layer in self.layers for size in (len(layer.weights), len(layer.inputs)))
+
+    @property
+    def size(self) -> float:
+        """Number of candidates, over budget ones included."""
+        widths = float(np.prod([float(m) for m in self.menus])) if self.menus else 1.0
+        return widths * sum(float(np.prod([float(s) for s in g.sizes])) for g in self.groups.values())
+
+    def cost(self, candidate: Candidate) -> float:
+        """Cost of the whole sampling run."""
+        pairs = zip(self.layers, candidate.widths[::2], candidate.widths[1::2], strict=True)
+        return len(candidate.steps) * sum(float(layer.cost[w, a]) for layer, w, a in pairs)
+
+    def fits(self, candidate: Candidate) -> bool:
+        """Whether it is within the budget."""
+        return self.cost(candidate) <= self.budget
+
+    def timesteps(self, candidate: Candidate) -> tuple[float, ...]:
+        """The schedule of a candidate, descending."""
+        return self.groups[len(candidate.steps)].timesteps(candidate.steps)
+
+    def widths(self, candidate: Candidate) -> dict[str, Width]:
+        """The widths of a candidate, by layer."""
+        pairs = zip(self.layers, candidate.widths[::2], candidate.widths[1::2], strict=True)
+        return {layer.name: Width(layer.weights[w], layer.inputs[a]) for layer, w, a in pairs}
+
+    def candidate(self, timesteps: tuple[float, ...], widths: Mapping[str, Width]) -> Candidate:
+        """The candidate closest to a schedule, with exactly these widths.
+
+        Raises:
+            BudgetError: no groups of so many steps, or a width is not on its menu.
+        """
+        if len(timesteps) not in self.groups:
+            raise BudgetError(f"{len(timesteps)} steps are not in this space; it has: {sorted(self.groups)}")
+        genes: list[int] = []
+        for layer in self.layers:
+            weight, activation = widths[layer.name]
+            if weight not in layer.weights or activation not in layer.inputs:
+                raise BudgetError(f"{widths[layer.name]} is not on the menu of layer {layer.name!r}")
+            genes += [layer.weights.index(weight), layer.inputs.index(activation)]
+        return Candidate(self.groups[len(timesteps)].nearest(timesteps), tuple(genes))
+
+    def random(self, rng: np.random.Generator) -> Candidate:
+        """A random candidate within the budget."""
+        sizes = self.groups[int(rng.choice(sorted(self.groups)))].sizes
+        steps = tuple(int(rng.integers(s)) for s in sizes)
+        return self.fit(rng, Candidate(steps, tuple(int(rng.integers(m)) for m in self.menus)))
+
+    def fit(self, rng: np.random.Generator, candidate: Candidate) -> Candidate:
+        """Narrow random genes until the candidate is within the budget; take fewer steps where that is not enough."""
+        widths = list(candidate.widths)
+        while not self.fits(candidate):
+            wide = [i for i, gene in enumerate(widths) if gene > 0]
+            if not wide:
+                return self.fit(
+                    rng, self.with_steps(candidate, max(k for k in self.groups if k < len(candidate.steps)))
+                )
+            widths[int(rng.choice(wide))] -= 1
+            candidate = candidate._replace(widths=tuple(widths))
+        return candidate
+
+    def with_steps(self, candidate: Candidate, count: int) -> Candidate:
+        """The same widths with another number of steps, spread over time as the candidate's own."""
+        own = self.timesteps(candidate)
+        spread = np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(own)), own) if count > 1 else own[:1]
+        return candidate._replace(steps=self.groups[count].nearest([float(t) for t in spread]))
+
+    def mutate(self, rng: np.random.Generator, parent: Candidate, rate: float) -> Candidate:
+        """Draw every gene anew with probability ``rate``: widths from their menus, timesteps within their groups.
+
+        Half of the new timesteps are neighbours of the old ones. One mutation in five also changes the number of steps,
+        where there is a choice. The child is within the budget.
+        """
+        others = sorted(set(self.groups) - {len(parent.steps)})
+        if others and rng.random() > KEEP_STEPS:
+            parent = self.with_steps(parent, int(rng.choice(others)))
+        sizes = self.groups[len(parent.steps)].sizes
+        steps = tuple(
+            _moved(rng, gene, size) if rng.random() < rate else gene
+            for gene, size in zip(parent.steps, sizes, strict=True)
+        )
+        widths = tuple(
+            int(rng.integers(menu)) if rng.random() < rate else gene
+            for gene, menu in zip(parent.widths, self.menus, strict=True)
+        )
+        return self.fit(rng, Candidate(steps, widths))
+
+    def cross(self, rng: np.random.Generator, one: Candidate, other: Candidate) -> Candidate:
+        """Every gene from either parent; timesteps as a whole where the parents differ in their number. Fits."""
+        steps = (one if rng.random() < 0.5 else other).steps
+        if len(one.steps) == len(other.steps):
+            steps = _mixed(rng, one.steps, other.steps)
+        return self.fit(rng, Candidate(steps, _mixed(rng, one.widths, other.widths)))
+
+
+def _mixed(rng: np.random.Generator, one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a if rng.random() < 0.5 else b for a, b in zip(one, other, strict=True))
+
+
+def _moved(rng: np.random.Generator, gene: int, size: int) -> int:
+    if rng.random() < 0.5:
+        return int(rng.integers(size))
+    return int(np.clip(gene + rng.choice((-1, 1)), 0, size - 1))

@@ -1,0 +1,5 @@
+"""One set of quantization parameters for each layer and width, shared by every assignment of widths."""
+
+from dq_plugins.supernet.network import SuperNetwork
+
+__all__ = ["SuperNetwork"]
