@@ -1,6 +1,6 @@
 """What integer Linear and Conv2d layers share: packed weight codes, the table of activation parameters, the routing.
 
-One formula holds for every kernel, with ``q`` the activation codes and ``w`` the weight codes:
+One formula holds for every kernel, with ``q`` the activation codes and ``w`` the weight codes (less their zero point):
 
     y[o] = s[g] * s_w[o] * (sum_k q[k] w[o, k]  -  z[g] * sum_k w[o, k])  +  b[o]
 
@@ -58,7 +58,7 @@ class IntegerLayer(PackedWeight):
 
         Args:
             layer: the floating-point layer.
-            plan: its decisions; both quantizers present, symmetric weights, at most 8 bits each.
+            plan: its decisions; both quantizers present, at most 8 bits each, weight codes less zero point fit int8.
             context: the context attached to the denoiser.
 
         Returns:
@@ -82,9 +82,9 @@ class IntegerLayer(PackedWeight):
         self.register_buffer("act_zero_point", quant.zero_point.to(device, copy=True))
 
     @property
-    def stored_weight(self) -> tuple[Tensor, tuple[int, ...], int, bool]:
-        """The weight as the operators take it: bytes, shape, width, whether codes are signs."""
-        return self.weight_packed, self.weight_shape, self.weight_bits, self.weight_signs
+    def stored_weight(self) -> tuple[Tensor, tuple[int, ...], int, bool, Tensor | None]:
+        """The weight as the operators take it: bytes, shape, width, whether codes are signs, zero points."""
+        return self.weight_packed, self.weight_shape, self.weight_bits, self.weight_signs, self.weight_zero_point
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``x`` with the parameters of its timestep, multiply in integers, rescale."""

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
+from dq_plugins.affine import integer_range
 from dq_plugins.errors import PlanError
-from dq_plugins.plan import LayerPlan
+from dq_plugins.plan import LayerPlan, WeightQuant
 from dq_plugins.simulate import simulate_layer
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.conv import IntegerConv2d
@@ -30,11 +31,19 @@ def obstacle(layer: nn.Module, plan: LayerPlan) -> str:
         return plan.kept or "the plan quantizes only its weight or only its input"
     if plan.weight.bits > 8 or plan.activation.bits > 8:
         return f"{plan.width} does not fit int8"
-    if not plan.weight.symmetric:
-        return "the integer kernels take weights with zero point 0, the plan has others"
+    if not _fits_int8(plan.weight):
+        return f"{plan.weight.bits}-bit weight codes less the zero points of the plan do not fit int8"
     if type(layer) not in INTEGER_LAYERS:
         return f"there is no integer kernel for {type(layer).__name__}"
     return kernel_for(INTEGER_LAYERS[type(layer)].operator, _weight(layer).device).obstacle
+
+
+def _fits_int8(quant: WeightQuant) -> bool:
+    """Whether the kernels, which take no zero point of weights, can multiply codes from which it is subtracted."""
+    if quant.zero_point is None:
+        return True
+    low, high = integer_range(quant.bits)
+    return low - int(quant.zero_point.max()) >= -128 and high - int(quant.zero_point.min()) <= 127
 
 
 def lower_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, timing: Timing | None = None) -> Execution:

@@ -40,12 +40,13 @@ def _linear(
     weight_shape: list[int],
     weight_bits: int,
     weight_signs: bool,
+    weight_shift: Tensor | None,
     weight_scale: Tensor,
     bias: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
     def pack() -> tuple[Tensor, Tensor]:
-        plain = unpack_codes(weight, weight_shape, weight_bits, weight_signs)
+        plain = unpack_codes(weight, weight_shape, weight_bits, weight_signs, weight_shift)
         return torch.ops.onednn.qlinear_prepack(plain, None), _weight_zero_point(weight_shape[0])
 
     packed, weight_zero_point = _PACKED.get(weight, "linear", pack)
@@ -62,6 +63,7 @@ def _conv2d(
     weight_shape: list[int],
     weight_bits: int,
     weight_signs: bool,
+    weight_shift: Tensor | None,
     weight_scale: Tensor,
     bias: Tensor | None,
     stride: list[int],
@@ -74,7 +76,7 @@ def _conv2d(
     window = (stride, padding, dilation, groups)
 
     def pack() -> tuple[Tensor, Tensor]:
-        plain = unpack_codes(weight, weight_shape, weight_bits, weight_signs)
+        plain = unpack_codes(weight, weight_shape, weight_bits, weight_signs, weight_shift)
         # 128: any zero point but 0, which tells oneDNN to keep the sums it needs to subtract one.
         packed = torch.ops.onednn.qconv_prepack(plain, weight_scale, 1.0, 128, *window, shape)
         return packed, _weight_zero_point(weight_shape[0])

@@ -4,8 +4,9 @@ They are PyTorch custom operators, opaque to ``torch.compile``. Inductor fuses t
 whatever produced it and calls the operator as it is: with freezing or without, in a whole graph or in a region, it
 cannot fall back to floating point and it cannot fold a scale that changes with the timestep.
 
-They take the weight as it is stored, packed (`dq_plugins.packing`), with its shape, its width and whether its codes are
-signs. A kernel unpacks and rearranges it at the first call and keeps that form only.
+They take the weight as it is stored, packed (`dq_plugins.packing`), with its shape, its width, whether its codes are
+signs, and its zero points if it has any. A kernel unpacks and rearranges it at the first call, less the zero points,
+and keeps that form only.
 
 Shapes: activation codes ``[N, ..., K]`` or ``[N, C, H, W]``; packed weight uint8 ``[bytes]`` of codes ``[O, K]`` or
 ``[O, C/groups, h, w]``; scale float32 and zero point int32 ``[1]`` (the zero point of the stored codes, offset
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from dq_torchao.kernels.packing import PackedWeights, code_sum
 
-_WEIGHT = "Tensor weight, int[] weight_shape, int weight_bits, bool weight_signs"
+_WEIGHT = "Tensor weight, int[] weight_shape, int weight_bits, bool weight_signs, Tensor? weight_zero_point"
 _COMMON = f"Tensor codes, Tensor scale, Tensor zero_point, {_WEIGHT}, Tensor weight_scale, Tensor? bias"
 _WINDOW = "int[] stride, int[] padding, int[] dilation, int groups"
 
@@ -53,27 +54,30 @@ class Kernel(NamedTuple):
 
 
 @torch.library.register_fake("dq_torchao::int8_linear")
-def _(codes: Tensor, scale, zero_point, weight, shape, bits, signs, weight_scale, bias, dtype) -> Tensor:
+def _(codes: Tensor, scale, zero_point, weight, shape, bits, signs, shift, weight_scale, bias, dtype) -> Tensor:
     return codes.new_empty((*codes.shape[:-1], shape[0]), dtype=dtype)
 
 
 @torch.library.register_fake("dq_torchao::int8_conv2d")
 def _(
-    codes, scale, zero_point, weight, shape, bits, signs, weight_scale, bias, stride, padding, dilation, groups, dtype
-) -> Tensor:
+    codes, scale, zero_point, weight, shape, bits, signs, shift, weight_scale, bias,
+    stride, padding, dilation, groups, dtype,
+) -> Tensor:  # fmt: skip
     return empty_conv2d_output(codes, shape, stride, padding, dilation, dtype)
 
 
 @torch.library.register_fake("dq_torchao::weight_code_sum")
-def _(weight: Tensor, shape, bits, signs) -> Tensor:
+def _(weight: Tensor, shape, bits, signs, shift) -> Tensor:
     return weight.new_empty(shape[0], dtype=torch.int32)
 
 
 @torch.library.impl("dq_torchao::weight_code_sum", ("CPU", "CUDA"))
-def _weight_code_sum(weight: Tensor, shape: list[int], bits: int, signs: bool) -> Tensor:
-    """``sum_k w[o, k]``: int32 ``[O]``."""
+def _weight_code_sum(
+    weight: Tensor, shape: list[int], bits: int, signs: bool, weight_zero_point: Tensor | None
+) -> Tensor:
+    """``sum_k w[o, k]``, less the zero points: int32 ``[O]``."""
     # cloned: an operator may not hand out one tensor twice
-    return _SUMS.get(weight, "sum", lambda: code_sum(weight, shape, bits, signs)).clone()
+    return _SUMS.get(weight, "sum", lambda: code_sum(weight, shape, bits, signs, weight_zero_point)).clone()
 
 
 def empty_conv2d_output(

@@ -17,14 +17,27 @@ from torch import Tensor
 from dq_plugins.packing import unpack_bits
 
 
-def unpack_codes(weight: Tensor, shape: Sequence[int], bits: int, signs: bool) -> Tensor:
-    """Plain int8 codes of a packed weight; ``signs``: -1 and +1."""
-    return unpack_bits(weight, bits, shape, "signs" if signs else "signed")
+def unpack_codes(
+    weight: Tensor, shape: Sequence[int], bits: int, signs: bool, zero_point: Tensor | None = None
+) -> Tensor:
+    """Plain int8 codes of a packed weight, less its zero points.
+
+    Args:
+        weight: packed.
+        shape: of the codes, ``[O, ...]``.
+        bits: width.
+        signs: whether the codes are -1 and +1.
+        zero_point: int32 ``[O]``, or None; the differences must fit int8.
+    """
+    codes = unpack_bits(weight, bits, shape, "signs" if signs else "signed")
+    if zero_point is not None:
+        codes -= zero_point.to(torch.int8).reshape(-1, *[1] * (len(shape) - 1))
+    return codes
 
 
-def code_sum(weight: Tensor, shape: Sequence[int], bits: int, signs: bool) -> Tensor:
-    """Sum of the codes of every output of a packed weight: int32 ``[O]``."""
-    return unpack_codes(weight, shape, bits, signs).flatten(1).sum(1, dtype=torch.int32)
+def code_sum(weight: Tensor, shape: Sequence[int], bits: int, signs: bool, zero_point: Tensor | None) -> Tensor:
+    """Sum of the codes of every output of a packed weight, less its zero points: int32 ``[O]``."""
+    return unpack_codes(weight, shape, bits, signs, zero_point).flatten(1).sum(1, dtype=torch.int32)
 
 
 class _Entry(NamedTuple):
