@@ -54,6 +54,7 @@ class Variant:
         tau: weight of the regulariser.
         mimic: lambda of the mimicking loss; 0: none.
         scale_gradient: of the first scale, see `EvolvableBasis`.
+        fade: share of the iterations before the transition over which the second bases fade out; 0: they do not.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Variant:
     tau: float = 9e-2
     mimic: float = 0.0
     scale_gradient: str = "autograd"
+    fade: float = 0.0
 
 
 VARIANTS = (
@@ -68,6 +70,9 @@ VARIANTS = (
     Variant("EBB"),
     Variant("EBB+LRM", mimic=1e-4),
     Variant("EBB+LRM strong", mimic=1e-2),
+    Variant("EBB faded", fade=1.0),
+    Variant("EBB faded+LRM", fade=1.0, mimic=1e-4),
+    Variant("EBB faded+LRM strong", fade=1.0, mimic=1e-2),
     Variant("EBB without regulariser", tau=0.0),
     Variant("EBB printed gradient", scale_gradient="printed"),
 )
@@ -161,9 +166,9 @@ def train_student(
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     blocks = choices.blocks if variant.mimic else ()
     evolve_at = settings.steps // 2
-    callback = BinaryDMCallback(
-        model, teacher, blocks=blocks, evolve_at=evolve_at, tau=variant.tau, mimic=variant.mimic, ema_decay=0.995
-    )
+    fade = round(variant.fade * evolve_at) or None
+    options = {"tau": variant.tau, "mimic": variant.mimic, "ema_decay": 0.995}
+    callback = BinaryDMCallback(model, teacher, blocks=blocks, evolve_at=evolve_at, fade=fade, **options)
     start, curve, jump, second = second_scale_mean(model), [], 0.0, 0.0
     for step in tqdm(range(settings.steps), desc=f"{variant.name} A{act_bits} seed {seed}", disable=not progress):
         set_rate(optimizer, rate(step, settings.steps, settings.learning_rate))

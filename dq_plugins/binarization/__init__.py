@@ -11,6 +11,7 @@ from dq_plugins.binarization.binarizers import (
     evolution_penalty,
     evolvable_bases,
     evolve,
+    fade,
     second_scale_mean,
 )
 from dq_plugins.binarization.callback import BinaryDMCallback
@@ -39,6 +40,7 @@ __all__ = [
     "evolution_penalty",
     "evolvable_bases",
     "evolve",
+    "fade",
     "load_checkpoint",
     "operations",
     "pack_signs",

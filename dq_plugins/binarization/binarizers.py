@@ -91,7 +91,8 @@ class BinaryBasis(nn.Module):
 class EvolvableBasis(nn.Module):
     """Evolvable-basis binarizer: two bases while it learns, one after `evolve`.
 
-    The stage is a buffer that multiplies the second scale: 1, then 0. Nothing branches on it, so a compiled graph
+    The stage is a buffer that multiplies the second scale: 1, then 0, or what `fade` puts between the two. Nothing
+    branches on it, so a compiled graph
     stays valid over the transition, a checkpoint carries the stage, and the second scale keeps a (zero) gradient,
     which distributed training expects of every parameter. After the transition the forward is
     ``s1 sign(w)`` bit for bit.
@@ -147,6 +148,10 @@ class EvolvableBasis(nn.Module):
         """Stage two: drop the second basis."""
         self.stage_one.zero_()
 
+    def fade(self, share: float) -> None:
+        """Let the second basis count for a share of itself, 1 (all) to 0 (dropped)."""
+        self.stage_one.fill_(share)
+
     @property
     def evolved(self) -> bool:
         """Whether the second basis has been dropped."""
@@ -167,6 +172,13 @@ def evolve(model: nn.Module) -> int:
     for basis in bases:
         basis.evolve()
     return len(bases)
+
+
+def fade(model: nn.Module, share: float) -> None:
+    """Let the second bases of ``model`` that are not dropped yet count for a share of themselves, 1 to 0."""
+    for basis in evolvable_bases(model):
+        if not basis.evolved:
+            basis.fade(share)
 
 
 def evolution_penalty(model: nn.Module, tau: float = 9e-2) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dq_plugins.binarization.binarizers import evolution_penalty, evolvable_bases, evolve
+from dq_plugins.binarization.binarizers import evolution_penalty, evolvable_bases, evolve, fade
 from dq_plugins.binarization.ema import MovingAverage
 from dq_plugins.binarization.mimicking import FeatureTap, LowRankMimicking
 from dq_plugins.errors import DQError
@@ -32,6 +32,9 @@ class BinaryDMCallback:
         teacher: the full-precision denoiser; needed where ``blocks`` are given. It is frozen.
         blocks: blocks to mimic, names in both models; see `BinaryDMChoices.blocks`.
         evolve_at: iteration after which the second bases are dropped; the paper takes half of all iterations.
+        fade: over how many iterations before that the second bases count for less and less, linearly. The paper leaves
+            their shrinking to the regulariser alone, which takes tens of thousands of iterations; in a shorter run
+            they are dropped at almost full size, and the network starts anew. None: as the paper.
         tau: weight of the regulariser; 0 leaves it out.
         mimic: lambda, weight of the mimicking loss.
         reduction: K, one over the share of directions that is mimicked.
@@ -60,6 +63,7 @@ class BinaryDMCallback:
         *,
         blocks: tuple[str, ...] = (),
         evolve_at: int | None = None,
+        fade: int | None = None,
         tau: float = 9e-2,
         mimic: float = 1e-4,
         reduction: int = 4,
@@ -68,7 +72,12 @@ class BinaryDMCallback:
         if blocks and teacher is None:
             raise DQError("mimicking blocks needs the full-precision denoiser: pass it as teacher=...")
         self.student, self.teacher = student, teacher
-        self.evolve_at, self.tau, self.mimic = evolve_at, tau, mimic
+        if fade is not None and (evolve_at is None or not 1 <= fade <= evolve_at):
+            raise DQError(
+                f"fade={fade} iterations end where the second bases are dropped, so they need evolve_at of at least "
+                f"as many; evolve_at={evolve_at}"
+            )
+        self.evolve_at, self.fade, self.tau, self.mimic = evolve_at, fade, tau, mimic
         self.parts: dict[str, Tensor] = {}
         self._ema_decay = ema_decay
         self.ema: MovingAverage | None = None
@@ -126,8 +135,14 @@ class BinaryDMCallback:
         if self._ema_decay is not None:
             self.ema = self.ema or MovingAverage(self.student, self._ema_decay)
             self.ema.update(self.student)
-        due = self.evolve_at is not None and iteration >= self.evolve_at
-        return due and evolve(self.student) > 0
+        if self.evolve_at is None:
+            return False
+        left = self.evolve_at - iteration
+        if left <= 0:
+            return evolve(self.student) > 0
+        if self.fade is not None and left < self.fade:
+            fade(self.student, left / self.fade)
+        return False
 
     @property
     def evolved(self) -> bool:

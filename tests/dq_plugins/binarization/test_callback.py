@@ -12,6 +12,7 @@ from torch import nn
 
 from dq_plugins.binarization import (
     BinaryDMCallback,
+    EvolvableBasis,
     LayerChoice,
     evolution_penalty,
     evolvable_bases,
@@ -68,6 +69,33 @@ def test_transition_comes_after_the_given_iteration_and_once():
     assert callback.on_step(2)
     assert callback.evolved
     assert not callback.on_step(3)
+
+
+def test_second_bases_fade_linearly_until_they_are_dropped():
+    teacher = tiny_denoiser()
+    model = train_quantized(copy.deepcopy(teacher), CHOICES)
+    callback = BinaryDMCallback(model, evolve_at=6, fade=4)
+    stages = []
+    for i in range(8):
+        callback.on_step(i)
+        stages.append([float(basis.stage_one) for basis in evolvable_bases(model)])
+    assert stages == [[share] * 2 for share in (1.0, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0)]
+
+
+def test_a_second_basis_faded_to_nothing_is_dropped_without_a_jump():
+    weight = torch.randn(8, 32)
+    for share, jump in ((1.0, True), (0.01, False)):
+        basis = EvolvableBasis(weight)
+        basis.fade(share)
+        before = basis(weight).detach()
+        basis.evolve()
+        assert ((basis(weight) - before).abs().max() > 0.1) == jump
+
+
+@pytest.mark.parametrize("options", [{"fade": 3}, {"fade": 3, "evolve_at": 2}, {"fade": 0, "evolve_at": 2}])
+def test_fading_needs_iterations_before_the_transition(options):
+    with pytest.raises(DQError, match=r"fade=\d iterations end where the second bases are dropped"):
+        BinaryDMCallback(tiny_denoiser(), **options)
 
 
 def test_a_teacher_is_frozen_and_gets_no_gradients():
