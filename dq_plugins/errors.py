@@ -40,6 +40,10 @@ class RecipeError(DQError):
     """A recipe or one of its passes has wrong options, a wrong order, or cannot run."""
 
 
+class CheckpointError(DQError):
+    """A checkpoint is missing, truncated, altered, of another model, or in a format that can run code."""
+
+
 class BudgetError(DQError):
     """A budget cannot be met; the message names the nearest feasible one."""
 

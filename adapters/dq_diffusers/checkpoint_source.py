@@ -16,7 +16,8 @@ from typing import Any
 
 from diffusers import ModelMixin
 from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
-from dq_torchao.checkpoint_files import CheckpointError
+
+from dq_plugins.errors import CheckpointError
 
 _LOADER = inspect.unwrap(ModelMixin.from_pretrained.__func__).__code__  # type: ignore[attr-defined]
 
@@ -35,8 +36,8 @@ def checkpoint_files() -> list[Path] | None:
     if not source.is_dir():
         if arguments.get("allow_pickle"):
             raise CheckpointError(
-                f"{source} is not a folder here. Of a model on the hub diffusers falls back to pickles, which can run code "
-                "when they are read, where it finds no safetensors. Pass use_safetensors=True."
+                f"{source} is not a folder here. For a model on the hub diffusers falls back to pickles where it finds "
+                "no safetensors, and pickles can run code when they are read. Pass use_safetensors=True."
             )
         return None
     folder = source / (arguments.get("subfolder") or "")
@@ -47,11 +48,8 @@ def checkpoint_files() -> list[Path] | None:
     if not file.is_file():
         others = ", ".join(sorted(p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt")))
         raise CheckpointError(
-            f"{folder} has no {file.name}"
-            + (f", only {others}, which is not opened" if others else "")
-            + ". Denoisers are "
-            "quantized, and quantized denoisers read, from safetensors only: pickles can run code when they are read. "
-            "Save the model again with save_pretrained."
+            f"{folder} has no {file.name}{f', only {others}, which is not opened' if others else ''}. Only safetensors "
+            "are read here, because pickles can run code when they are read. Save the model again with save_pretrained."
         )
     return [file]
 

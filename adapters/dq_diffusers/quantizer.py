@@ -1,8 +1,8 @@
 """diffusers' ``save_pretrained`` and ``from_pretrained`` for denoisers that dq_torchao quantizes.
 
 diffusers looks for a quantizer by the method name of the config, and for ``TorchAoConfig`` finds its own, which knows
-linear weights only. `register_quantizer` puts a choice in front of it: our configs get `PlanQuantizer`, all others the
-quantizer that was there before.
+linear weights only. `dq_diffusers.registration` puts a choice in front of it: our configs get `PlanQuantizer`, all
+others the quantizer that was there before.
 
 On disk a quantized denoiser is what diffusers writes: ``config.json`` with a ``quantization_config``, and safetensors,
 sharded or not. Loading:
@@ -18,10 +18,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.quantizers import auto
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin, TorchAoConfig
-from dq_torchao import TimestepInt8Config, linear_and_conv2d
+from dq_torchao import linear_and_conv2d
 from dq_torchao.adapter import apply
 from dq_torchao.checkpoint import finish, rebuild
 from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of
@@ -33,8 +32,6 @@ from torchao.quantization import quantize_
 
 from dq_diffusers.checkpoint_source import checkpoint_files
 from dq_plugins.errors import DQError
-
-METHOD = "torchao"
 
 
 class PlanQuantizer(DiffusersQuantizer):
@@ -167,10 +164,10 @@ class PlanQuantizer(DiffusersQuantizer):
 
 
 _MISPLACED = {
-    True: "config.json says that the denoiser was quantized by a {}, which is no record of a quantized denoiser: pass it "
-    "as quantization_config when loading full-precision weights",
-    False: "a {} describes a denoiser that is quantized already; to quantize full-precision weights while loading, pass "
-    "TorchAoConfig(dq_torchao.PlanConfig(plan))",
+    True: "config.json says that the denoiser was quantized by a {}, which is no record of a quantized denoiser: pass "
+    "it as quantization_config when loading full-precision weights",
+    False: "a {} describes a denoiser that is quantized already; to quantize full-precision weights while loading, "
+    "pass TorchAoConfig(dq_torchao.PlanConfig(plan))",
 }
 
 
@@ -180,20 +177,6 @@ def make_savable(model: Any, config: CheckpointConfig) -> None:
     model.hf_quantizer = PlanQuantizer(wrapped, pre_quantized=True)
     model.quantization_method = wrapped.quant_method
     model.register_to_config(quantization_config=wrapped)
-
-
-def register_quantizer() -> None:
-    """Put the choice of `PlanQuantizer` in front of the quantizer for torchao; a second call changes nothing."""
-    before: Any = auto.AUTO_QUANTIZER_MAPPING[METHOD]
-    if getattr(before, "chooses_plan_quantizer", False):
-        return
-
-    def quantizer_for(quantization_config: Any, **kwargs: Any) -> DiffusersQuantizer:
-        ours = isinstance(quantization_config.quant_type, CheckpointConfig | PlanConfig | TimestepInt8Config)
-        return (PlanQuantizer if ours else before)(quantization_config, **kwargs)
-
-    quantizer_for.chooses_plan_quantizer = True  # type: ignore[attr-defined]
-    auto.AUTO_QUANTIZER_MAPPING[METHOD] = quantizer_for  # type: ignore[assignment]
 
 
 def _floating_dtype(files: CheckpointFiles, config: CheckpointConfig) -> torch.dtype:

@@ -1,17 +1,27 @@
 """dq-plugins for torchao: timestep-grouped int8 layers behind ``quantize_`` and behind a plan."""
 
-from dq_plugins.errors import require
+from dq_plugins.errors import CheckpointError, require
 
 require("torchao", "torchao", "use dq_torchao")
 
+from dq_torchao import configs as configs  # noqa: E402
 from dq_torchao.adapter import TorchAOAdapter, apply  # noqa: E402
 from dq_torchao.calibration import convert, prepare  # noqa: E402
+from dq_torchao.checkpoint import load, save  # noqa: E402
+from dq_torchao.checkpoint_config import CheckpointConfig  # noqa: E402
 from dq_torchao.config import TimestepInt8Config, linear_and_conv2d  # noqa: E402
+from dq_torchao.diffusers_hook import register_when_imported  # noqa: E402
+from dq_torchao.plan_config import PlanConfig  # noqa: E402
 from dq_torchao.report import Execution, Timing, execution_report  # noqa: E402
 from dq_torchao.tuning import tune  # noqa: E402
 
+register_when_imported()
+
 __all__ = [
+    "CheckpointConfig",
+    "CheckpointError",
     "Execution",
+    "PlanConfig",
     "TimestepInt8Config",
     "Timing",
     "TorchAOAdapter",
@@ -19,6 +29,8 @@ __all__ = [
     "convert",
     "execution_report",
     "linear_and_conv2d",
+    "load",
     "prepare",
+    "save",
     "tune",
 ]

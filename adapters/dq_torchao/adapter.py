@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
@@ -12,8 +12,10 @@ from dq_plugins.plan import QuantPlan
 from dq_plugins.temporal import table as temporal_table
 from dq_plugins.timesteps import TimestepContext, attach_context
 from dq_plugins.timesteps.context import OutOfRange
+from dq_torchao.checkpoint_config import CheckpointConfig, remember
 from dq_torchao.lowering import lower_layer
 from dq_torchao.report import Execution, Timing
+from dq_torchao.timestep_state import install_timestep_state
 from dq_torchao.tuning import tune
 
 UNDERSTOOD_SECTIONS = {temporal_table.SECTION, tokens.SECTION}
@@ -52,22 +54,58 @@ def apply(
     Raises:
         PlanError: the plan is of another model, or needs what this adapter does not implement.
     """
-    plan.refuse_unknown_sections(UNDERSTOOD_SECTIONS, TorchAOAdapter.name)
     plan.check_model(model)
-    model.requires_grad_(False)
     if choices is None:
         choices = tune(model, plan, example_inputs) if example_inputs is not None else {}
+    options: dict[str, Any] = {
+        "out_of_range": out_of_range,
+        "temporal_fallback": temporal_fallback,
+        "uniform_timesteps": uniform_timesteps,
+    }
+
+    def lower(name: str, layer: nn.Module, context: TimestepContext) -> None:
+        lower_layer(layer, plan.layers[name], context, choices.get(name))
+
+    install(model, plan, lower, **options)
+    remember(model, CheckpointConfig.of(model, plan, options))
+    return model
+
+
+def install(
+    model: nn.Module,
+    plan: QuantPlan,
+    lower: Callable[[str, nn.Module, TimestepContext], object],
+    *,
+    out_of_range: OutOfRange = "error",
+    temporal_fallback: temporal_table.Outside = "error",
+    uniform_timesteps: bool = False,
+) -> None:
+    """Put everything that a plan brings into a denoiser: context, tables, layers, tokens; values come with ``plan``.
+
+    Args:
+        model: the denoiser, in full precision.
+        plan: the plan.
+        lower: makes one layer run as planned, given its name, the layer and the context.
+        out_of_range: see `apply`.
+        temporal_fallback: see `apply`.
+        uniform_timesteps: see `apply`.
+
+    Raises:
+        PlanError: the plan needs what this adapter does not implement.
+    """
+    plan.refuse_unknown_sections(UNDERSTOOD_SECTIONS, TorchAOAdapter.name)
+    model.requires_grad_(False)
     context = TimestepContext(plan.groups, out_of_range, uniform=uniform_timesteps)
     tabled = temporal_table.install_tables(model, plan, context, temporal_fallback)
     for name, layer_plan in plan.layers.items():
-        layer = model.get_submodule(name)
+        layer: Any = model.get_submodule(name)
         if name in tabled:
             layer.execution = Execution("full precision", layer_plan.width, "temporal table", "", layer_plan.kept or "")
         else:
-            lower_layer(layer, layer_plan, context, choices.get(name))
+            lower(name, layer, context)
     tokens.install_tokens(model, plan)
+    install_timestep_state(model, context)
     attach_context(model, context, plan.timestep_argument)
-    return model
 
 
 class TorchAOAdapter:

@@ -20,13 +20,14 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 from dq_plugins.affine import integer_range
 from dq_plugins.errors import DQError
 from dq_plugins.timesteps import context_of
+from dq_torchao.versions import Versioned
 
 STEPS = ("prepare", "convert")
 OBSERVERS = ("mse", "shrink")
 
 
 @dataclass
-class TimestepInt8Config(AOBaseConfig):
+class TimestepInt8Config(Versioned, AOBaseConfig):
     """int8 weights times int8 activations, with one activation range per layer and timestep group.
 
     Attributes:
@@ -87,7 +88,9 @@ def _transform(layer: nn.Module, config: TimestepInt8Config) -> nn.Module:
     """torchao's handler: called once for every layer that the filter selects."""
     from dq_torchao.calibration import CalibrationContext, convert, prepare
 
-    denoiser = _module_being_quantized()
+    denoiser = module_being_quantized(
+        "TimestepInt8Config", "dq_torchao.prepare(denoiser, layers, config) and dq_torchao.convert(denoiser)"
+    )
     if config.step == "prepare":
         prepare(denoiser, [layer], config)
     elif isinstance(context := context_of(denoiser), CalibrationContext) or context is None:
@@ -95,15 +98,22 @@ def _transform(layer: nn.Module, config: TimestepInt8Config) -> nn.Module:
     return layer
 
 
-def _module_being_quantized() -> nn.Module:
-    """The first argument of the running ``quantize_``."""
+def module_being_quantized(config: str, instead: str) -> nn.Module:
+    """The first argument of the running ``quantize_``.
+
+    Args:
+        config: name of the config that needs it, for the message.
+        instead: what to call where there is no ``quantize_``.
+
+    Raises:
+        DQError: no ``quantize_`` is running.
+    """
     frame = sys._getframe()
     while frame is not None:
         if frame.f_code is quantize_.__code__:
             return frame.f_locals["model"]
         frame = frame.f_back
     raise DQError(
-        "TimestepInt8Config was applied to a layer outside torchao's quantize_(denoiser, config), so the denoiser is "
-        "not known. Call quantize_ on the whole denoiser, or use dq_torchao.prepare(denoiser, layers, config) and "
-        "dq_torchao.convert(denoiser)."
+        f"{config} was applied to a layer outside torchao's quantize_(denoiser, config), so the denoiser is not known. "
+        f"Call quantize_ on the whole denoiser, or use {instead}."
     )

@@ -1,0 +1,170 @@
+"""Quantized denoisers on disk: ``config.json`` and ``model.safetensors``, for any ``nn.Module``.
+
+Loading takes the denoiser's own class for everything that is not quantized: build it as you built it before, with any
+weights or none, and `load` gives it the quantized layers and all values. Nothing is measured or decided again, so the
+loaded denoiser computes the same bits. Denoisers of diffusers are saved by their own ``save_pretrained`` in the same
+form; see `dq_diffusers.quantizer`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+from torchao.core.config import config_to_dict
+
+from dq_plugins.errors import CheckpointError, DQError, PlanError, TimestepError
+from dq_plugins.timesteps import TimestepContext
+from dq_torchao.adapter import install
+from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of, remember
+from dq_torchao.checkpoint_files import CheckpointFiles, integrity_metadata
+from dq_torchao.configs import config_from_json
+from dq_torchao.restoring import check_values, restore_layer
+from dq_torchao.timestep_state import bind_timestep_state
+
+CONFIG_NAME, TENSORS_NAME = "config.json", "model.safetensors"
+CONFIG_KEY = "quantization_config"
+
+
+def save(model: nn.Module, folder: str | Path) -> Path:
+    """Write a quantized denoiser.
+
+    Args:
+        model: quantized by `dq_torchao.apply`, ``dq_plugins.apply(..., backend="torchao")`` or ``quantize_``.
+        folder: made if it does not exist.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DQError: ``model`` is not quantized.
+    """
+    config = checkpoint_config_of(model)
+    if config is None:
+        raise DQError(
+            f"this {type(model).__name__} was not quantized by dq_torchao, so there is nothing to save that torch does "
+            "not save: apply a plan to it first, or save its state_dict with safetensors"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    data = config_to_dict(config)
+    # One entry of metadata: safetensors writes several in any order, and the same denoiser makes the same bytes.
+    _write(folder / TENSORS_NAME, safetensors.torch.save(state, integrity_metadata(state, data)))
+    text = json.dumps({CONFIG_KEY: data}, indent=1, sort_keys=True, allow_nan=False)
+    _write(folder / CONFIG_NAME, (text + "\n").encode())
+    return folder
+
+
+def load(model: nn.Module, folder: str | Path) -> nn.Module:
+    """Load what `save` wrote, in place.
+
+    Args:
+        model: a full-precision denoiser of the same class and size; its weights do not matter.
+        folder: what `save` was given.
+
+    Returns:
+        ``model``, quantized as it was when saved, on the device it is on.
+
+    Raises:
+        CheckpointError: files missing, truncated, damaged, altered, or of another model.
+        DQError: the checkpoint is of a newer dq-plugins.
+    """
+    folder = Path(folder)
+    device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+    raw = _read_config(folder / CONFIG_NAME)
+    config = config_from_json(raw, CheckpointConfig)
+    files = CheckpointFiles([folder / TENSORS_NAME])
+    files.verify(raw)
+    rebuild(model, config)
+    files.check(model.state_dict())
+    with _damage_named():
+        model.load_state_dict(dict(files.tensors()), assign=True)
+    return finish(model.to(device).eval(), config)
+
+
+def rebuild(model: nn.Module, config: CheckpointConfig) -> nn.Module:
+    """Give a full-precision denoiser the structure of a quantized one, in place; the values are still to be loaded.
+
+    What will be loaded is on the meta device afterwards, and takes no memory.
+
+    Args:
+        model: the denoiser; may be on the meta device itself.
+        config: of the checkpoint.
+
+    Raises:
+        CheckpointError: the config names layers that the denoiser does not have.
+        PlanError: it needs what this release does not implement.
+    """
+    plan = config.skeleton()
+    modules = dict(model.named_modules())
+    if unknown := [name for name in plan.layers if name not in modules]:
+        raise CheckpointError(
+            f"the checkpoint is of a quantized {plan.model} with a layer {unknown[0]!r} ({len(unknown)} such), which "
+            f"this {type(model).__name__} does not have. Build the denoiser that was saved."
+        )
+    for name in plan.layers:
+        _to_meta(modules[name])
+
+    def restore(name: str, layer: nn.Module, context: TimestepContext) -> None:
+        restore_layer(layer, plan.layers[name], context, *config.execution(name))
+
+    try:
+        install(model, plan, restore, **config.options)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise PlanError(f"the quantization config of this checkpoint is damaged: {error}") from error
+    return model
+
+
+def finish(model: nn.Module, config: CheckpointConfig) -> nn.Module:
+    """After the values of a rebuilt denoiser were loaded: check them, and let the routing follow them.
+
+    Raises:
+        CheckpointError: a scale, zero point or table cannot be right.
+    """
+    with _damage_named():
+        bind_timestep_state(model)
+    check_values(model)
+    remember(model, config)
+    return model
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    try:
+        yield
+    except TimestepError as error:
+        raise CheckpointError(f"the timestep groups of the checkpoint are damaged: {error}") from error
+
+
+def _to_meta(layer: nn.Module) -> None:
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, nn.Parameter):
+        raise CheckpointError(
+            f"a {type(layer).__name__} that the checkpoint quantizes has no weight: it is quantized already"
+        )
+    layer.weight = nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
+
+
+def _read_config(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} holds no quantized denoiser: {path.name} is missing")
+    try:
+        return json.loads(path.read_bytes())[CONFIG_KEY]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is not the config of a quantized denoiser: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

@@ -1,0 +1,109 @@
+"""How a quantized denoiser was made, as a torchao config: what a checkpoint needs beside its tensors.
+
+Shapes and widths are here, values are in the checkpoint: the plan's record without its tensors, which `skeleton` fills
+with placeholders, and how every layer runs, so that loading decides nothing again.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchao.core.config import AOBaseConfig
+
+from dq_plugins.errors import PlanError
+from dq_plugins.plan import QuantPlan, decode_plan, encode_plan
+from dq_torchao.report import Execution, execution_report
+from dq_torchao.versions import Versioned
+
+ATTRIBUTE = "dq_checkpoint"
+
+
+@dataclass(repr=False)
+class CheckpointConfig(Versioned, AOBaseConfig):
+    """The structure of a denoiser that `dq_torchao.apply` has quantized.
+
+    It is written into ``config.json`` by diffusers' ``save_pretrained`` and by `dq_torchao.save`; nobody needs to make
+    one by hand.
+
+    Attributes:
+        plan: the JSON record of the plan.
+        tensors: dtype and shape of every tensor of the plan: ``{name: ["float32", [8]]}``.
+        executions: how each layer runs: the fields of `dq_torchao.Execution`, and its class as ``form``, by layer.
+        options: how the plan was applied: ``out_of_range``, ``temporal_fallback``, ``uniform_timesteps``.
+    """
+
+    plan: dict[str, Any]
+    tensors: dict[str, list[Any]]
+    executions: dict[str, dict[str, str]]
+    options: dict[str, Any] = field(default_factory=dict)
+    version: int = 1
+
+    @classmethod
+    def of(cls, model: nn.Module, plan: QuantPlan, options: Mapping[str, Any]) -> CheckpointConfig:
+        """The config of a denoiser that has just been quantized."""
+        record, tensors = encode_plan(plan)
+        shapes = {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in tensors.items()}
+        executions = {
+            name: {**asdict(execution), "form": type(model.get_submodule(name)).__name__}
+            for name, execution in execution_report(model).items()
+        }
+        return cls(record, shapes, executions, dict(options))
+
+    def skeleton(self) -> QuantPlan:
+        """The plan with placeholders for its tensors, which take no memory.
+
+        Raises:
+            PlanError: the record is damaged or of a newer format.
+        """
+        try:
+            tensors = {name: _placeholder(dtype, shape) for name, (dtype, shape) in self.tensors.items()}
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise PlanError(f"the quantization config of this checkpoint is damaged: {error}") from error
+        return decode_plan(self.plan, tensors, "the quantization config of this checkpoint")
+
+    def execution(self, layer: str) -> tuple[Execution, str]:
+        """How ``layer`` runs, and the name of its class.
+
+        Raises:
+            PlanError: the config does not say.
+        """
+        try:
+            fields = dict(self.executions[layer])
+            form = fields.pop("form")
+            return Execution(**fields), form  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError) as error:
+            raise PlanError(
+                f"the quantization config of this checkpoint does not say how layer {layer!r} runs: it is damaged"
+            ) from error
+
+    def __repr__(self) -> str:
+        """Numbers instead of all that it holds."""
+        return f"CheckpointConfig({self.plan.get('model')}, {len(self.executions)} layers, version={self.version})"
+
+
+def checkpoint_config_of(model: nn.Module) -> CheckpointConfig | None:
+    """The config of a denoiser that `dq_torchao.apply` has quantized; None for any other."""
+    config = model.__dict__.get(ATTRIBUTE)
+    return config if isinstance(config, CheckpointConfig) else None
+
+
+def remember(model: nn.Module, config: CheckpointConfig) -> None:
+    """Keep ``config`` on a quantized denoiser; one of diffusers can then be saved by its ``save_pretrained``."""
+    setattr(model, ATTRIBUTE, config)
+    modeling = sys.modules.get("diffusers.models.modeling_utils")
+    if modeling is not None and isinstance(model, modeling.ModelMixin):
+        from dq_diffusers.quantizer import make_savable
+
+        make_savable(model, config)
+
+
+def _placeholder(dtype: str, shape: list[int]) -> Tensor:
+    kind = getattr(torch, dtype)
+    if not isinstance(kind, torch.dtype):
+        raise TypeError(f"{dtype!r} is no dtype")
+    return torch.ones((), dtype=kind).expand(shape)

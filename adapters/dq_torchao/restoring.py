@@ -1,0 +1,118 @@
+"""Layers of a checkpoint: made again as they were saved, without deciding anything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from dq_plugins.affine import integer_range
+from dq_plugins.errors import CheckpointError
+from dq_plugins.plan import ActivationQuant, LayerPlan
+from dq_plugins.simulate import ActivationQuantizer, simulate_layer
+from dq_plugins.timesteps import TimestepContext
+from dq_torchao.kernels import kernel_for
+from dq_torchao.layer import IntegerLayer
+from dq_torchao.lowering import INTEGER_LAYERS
+from dq_torchao.packed_weight import PACKED_LAYERS, PackedWeight, pack_layer
+from dq_torchao.report import Execution
+
+
+def restore_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, execution: Execution, form: str) -> None:
+    """Give ``layer`` the form it had when it was saved, in place; its values are loaded afterwards.
+
+    Args:
+        layer: the full-precision layer, its weight on the meta device.
+        plan: its decisions, with placeholders for tensors.
+        context: the context attached to the denoiser.
+        execution: how it ran.
+        form: name of its class.
+
+    Raises:
+        CheckpointError: this release has no such form of this layer.
+    """
+    kind = type(layer)
+    forms = {kind.__name__: None, **{c[kind].__name__: c[kind] for c in (INTEGER_LAYERS, PACKED_LAYERS) if kind in c}}
+    if form not in forms:
+        raise CheckpointError(
+            f"the checkpoint has a {kind.__name__} in the form {form!r}, and this dq-plugins knows {', '.join(forms)}: "
+            "its config is damaged, or of a newer dq-plugins"
+        )
+    chosen, rest = forms[form], plan
+    if chosen is not None:
+        _require(plan.weight is not None and plan.weight.bits <= 8, form, plan)
+        assert plan.weight is not None
+        _without_memory(layer)
+        if issubclass(chosen, IntegerLayer):
+            _require(plan.activation is not None, form, plan)
+            chosen.from_float(layer, plan, context)
+            rest = LayerPlan(plan.kind)
+        else:
+            pack_layer(layer, plan.weight)
+            rest = replace(plan, weight=None)
+    if execution.state != "full precision":
+        simulate_layer(layer, rest, context)
+    layer.execution = execution  # type: ignore[assignment]
+
+
+def _require(fits: bool, form: str, plan: LayerPlan) -> None:
+    if not fits:
+        raise CheckpointError(
+            f"the checkpoint has a layer in the form {form!r} that is planned as {plan.width}: damaged"
+        )
+
+
+def _without_memory(layer: nn.Module) -> None:
+    """Packing looks at values, which the meta device does not have: one zero, seen as the whole weight."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    zero = torch.zeros((), dtype=weight.dtype).expand(weight.shape)
+    layer.weight = nn.Parameter(zero, requires_grad=False)
+
+
+def check_values(model: nn.Module) -> None:
+    """Check what was loaded, and simulate integer layers for which this machine has no kernel.
+
+    Raises:
+        CheckpointError: scales that are not positive float32, or zero points that no code has.
+    """
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, PackedWeight):
+            for part in layer.float32_state:
+                _check_scale(name, part, getattr(layer, part))
+        if isinstance(layer, ActivationQuantizer):
+            _check_scale(name, "scale", layer.scale)
+            _check_zero_point(name, layer.zero_point, layer.bits)
+        if isinstance(layer, IntegerLayer):
+            _check_zero_point(name, layer.act_zero_point, layer.act_bits)
+            if obstacle := kernel_for(layer.operator, layer.weight_packed.device).obstacle:
+                _simulate_instead(layer, obstacle)
+
+
+def _check_scale(layer: str, part: str, scale: Tensor) -> None:
+    if scale.dtype != torch.float32 or not bool((torch.isfinite(scale) & (scale > 0)).all()):
+        raise CheckpointError(
+            f"layer {layer!r}: {part} must be float32, positive and finite, and the checkpoint holds {scale.dtype} "
+            f"from {scale.min():g} to {scale.max():g}: it is damaged"
+        )
+
+
+def _check_zero_point(layer: str, zero_point: Tensor, bits: int) -> None:
+    low, high = integer_range(bits)
+    if bool(((zero_point < low) | (zero_point > high)).any()):
+        raise CheckpointError(
+            f"layer {layer!r}: activation zero points of {bits} bits lie in [{low}, {high}], and the checkpoint holds "
+            f"{int(zero_point.min())} to {int(zero_point.max())}: it is damaged"
+        )
+
+
+def _simulate_instead(layer: IntegerLayer, reason: str) -> None:
+    """The same values in floating point, in place: the checkpoint comes from a machine that has the kernel."""
+    activation = ActivationQuant(layer.act_bits, layer.group_name, layer.act_scale, layer.act_zero_point)
+    kind = next(plain for plain, integer in INTEGER_LAYERS.items() if integer is type(layer))
+    del layer.act_scale, layer.act_zero_point
+    layer.__class__ = PACKED_LAYERS[kind]  # type: ignore[assignment]
+    simulate_layer(layer, LayerPlan("", activation=activation), layer.context)
+    dtype = str(layer.weight_dtype).removeprefix("torch.")
+    layer.execution = Execution("simulated", layer.execution.width, "", dtype, reason).stored_by(layer)
