@@ -130,12 +130,15 @@ class StatisticsStore:
         extremes: dict[str, list[tuple[float, float, int, float]]] = {layer: [] for layer in layers}
         for timestep in self.timesteps:
             for layer, s in self.at(timestep).items():
-                extremes[layer].append((s.low, s.high, s.count, s.squares))
+                if layer in extremes:
+                    extremes[layer].append((s.low, s.high, s.count, s.squares))
         seen = {layer: torch.tensor(rows, dtype=torch.float64) for layer, rows in extremes.items() if rows}
         ranges = {layer: candidate_ranges(rows[:, 0], rows[:, 1], symmetric=symmetric) for layer, rows in seen.items()}
         errors = {n: torch.zeros(len(self.timesteps), len(low), dtype=torch.float64) for n, (low, _) in ranges.items()}
         for index, timestep in enumerate(self.timesteps):
             for layer, s in self.at(timestep).items():
+                if layer not in errors:
+                    continue
                 points = s.histogram.points()
                 errors[layer][index] = range_errors(*points, *ranges[layer], bits, symmetric=symmetric, power=power)
         power_of = {layer: float(rows[:, 3].sum() / rows[:, 2].sum()) for layer, rows in seen.items()}

@@ -58,8 +58,7 @@ class IntegerConv2d(IntegerLayer):
     ) -> Tensor:
         """See `IntegerLayer.multiply`."""
         padding = _NONE if wholly else self._kernel_padding
-        codes = codes.contiguous(memory_format=torch.channels_last)
-        weight = (*self.stored_weight, self.weight_scale, bias)
+        weight = (self.stored_weight, self.weight_scale, bias)
         window = (self.stride, padding, self.dilation, self.groups)
         return int8_conv2d(codes, scale, zero_point, *weight, *window, dtype)
 

@@ -27,7 +27,7 @@ class IntegerLinear(IntegerLayer):
         wholly: bool = False,
     ) -> Tensor:
         """See `IntegerLayer.multiply`."""
-        return int8_linear(codes, scale, zero_point, *self.stored_weight, self.weight_scale, bias, dtype)
+        return int8_linear(codes, scale, zero_point, self.stored_weight, self.weight_scale, bias, dtype)
 
     def per_output(self, parameter: Tensor) -> Tensor:
         """``[O]``."""

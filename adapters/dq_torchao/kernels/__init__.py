@@ -1,14 +1,8 @@
 """Integer kernels behind two operators, ``dq_torchao::int8_linear`` and ``dq_torchao::int8_conv2d``."""
 
 from dq_torchao.kernels.codes import activation_codes, code_offset
-from dq_torchao.kernels.operators import (
-    Kernel,
-    int8_conv2d,
-    int8_linear,
-    kernel_for,
-    prepacked_bytes,
-    weight_code_sum,
-)
+from dq_torchao.kernels.frozen import int8_conv2d, int8_linear
+from dq_torchao.kernels.operators import Kernel, kernel_for, plain_codes, prepacked_bytes, release, weight_code_sum
 from dq_torchao.kernels.packing import unpack_codes
 
 __all__ = [
@@ -18,7 +12,9 @@ __all__ = [
     "int8_conv2d",
     "int8_linear",
     "kernel_for",
+    "plain_codes",
     "prepacked_bytes",
+    "release",
     "unpack_codes",
     "weight_code_sum",
 ]

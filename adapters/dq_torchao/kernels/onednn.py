@@ -6,10 +6,13 @@ The kernels subtract the zero point themselves and treat padded borders as real 
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
 
+from dq_plugins.errors import DQError
 from dq_torchao.kernels.operators import Kernel
 from dq_torchao.kernels.packing import PackedWeights, unpack_codes
 
@@ -25,6 +28,33 @@ def kernel(operator: str) -> Kernel:
         return Kernel("", "", "this processor has no VNNI instructions, without which int8 products saturate")
     name = {"linear": "onednn.qlinear_pointwise", "conv2d": "onednn.qconv_pointwise"}[operator]
     return Kernel(name, "uint8 x int8 -> int32")
+
+
+def plain_codes(weight: Tensor, shape: Sequence[int], bits: int, signs: bool, shift: Tensor | None) -> Tensor:
+    """Plain int8 codes of a weight, less its zero points: from its packed form, or of a released one from a layout.
+
+    Raises:
+        DQError: the weight was released, and this is not the tensor that stands for it.
+    """
+    if weight.numel() or not prod(shape):
+        return unpack_codes(weight, shape, bits, signs, shift)
+    layout = next(_PACKED.layouts(weight), None)
+    if layout is None:
+        raise DQError(
+            "a layer's packed weight was released (dq_torchao.release_weights), so its weight can be laid out only "
+            "where it has run before; call dq_torchao.restore_weights(model) before you compile or copy single tensors"
+        )
+    plain = layout[0].to_dense()
+    return plain.t().contiguous() if len(shape) == 2 else plain.reshape(tuple(shape))
+
+
+def release(weight: Tensor) -> Tensor | None:
+    """An empty tensor that stands for a packed weight whose layouts are held; None if there are none yet."""
+    if next(_PACKED.layouts(weight), None) is None:
+        return None
+    stand_in = weight.new_empty(0)
+    _PACKED.move(weight, stand_in)
+    return stand_in
 
 
 def _weight_zero_point(outputs: int) -> Tensor:
@@ -46,7 +76,7 @@ def _linear(
     dtype: torch.dtype,
 ) -> Tensor:
     def pack() -> tuple[Tensor, Tensor]:
-        plain = unpack_codes(weight, weight_shape, weight_bits, weight_signs, weight_shift)
+        plain = plain_codes(weight, weight_shape, weight_bits, weight_signs, weight_shift)
         return torch.ops.onednn.qlinear_prepack(plain, None), _weight_zero_point(weight_shape[0])
 
     packed, weight_zero_point = _PACKED.get(weight, "linear", pack)
@@ -76,7 +106,7 @@ def _conv2d(
     window = (stride, padding, dilation, groups)
 
     def pack() -> tuple[Tensor, Tensor]:
-        plain = unpack_codes(weight, weight_shape, weight_bits, weight_signs, weight_shift)
+        plain = plain_codes(weight, weight_shape, weight_bits, weight_signs, weight_shift)
         # 128: any zero point but 0, which tells oneDNN to keep the sums it needs to subtract one.
         packed = torch.ops.onednn.qconv_prepack(plain, weight_scale, 1.0, 128, *window, shape)
         return packed, _weight_zero_point(weight_shape[0])

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dq_torchao.kernels.packing import PackedWeights, code_sum
+from dq_torchao.kernels.packing import PackedWeights, unpack_codes
 
 _WEIGHT = "Tensor weight, int[] weight_shape, int weight_bits, bool weight_signs, Tensor? weight_zero_point"
 _COMMON = f"Tensor codes, Tensor scale, Tensor zero_point, {_WEIGHT}, Tensor weight_scale, Tensor? bias"
@@ -76,8 +76,9 @@ def _weight_code_sum(
     weight: Tensor, shape: list[int], bits: int, signs: bool, weight_zero_point: Tensor | None
 ) -> Tensor:
     """``sum_k w[o, k]``, less the zero points: int32 ``[O]``."""
+    stored = (weight, shape, bits, signs, weight_zero_point)
     # cloned: an operator may not hand out one tensor twice
-    return _SUMS.get(weight, "sum", lambda: code_sum(weight, shape, bits, signs, weight_zero_point)).clone()
+    return _SUMS.get(weight, "sum", lambda: plain_codes(*stored).flatten(1).sum(1, dtype=torch.int32)).clone()
 
 
 def empty_conv2d_output(
@@ -122,3 +123,21 @@ def prepacked_bytes(weight: Tensor) -> int:
     from dq_torchao.kernels import cuda, onednn
 
     return (onednn if weight.device.type == "cpu" else cuda).prepacked_bytes(weight)
+
+
+def plain_codes(weight: Tensor, shape: Sequence[int], bits: int, signs: bool, shift: Tensor | None) -> Tensor:
+    """Plain int8 codes of a weight, less its zero points; also of one that was released."""
+    if weight.device.type != "cpu":
+        return unpack_codes(weight, shape, bits, signs, shift)
+    from dq_torchao.kernels import onednn
+
+    return onednn.plain_codes(weight, shape, bits, signs, shift)
+
+
+def release(weight: Tensor) -> Tensor | None:
+    """An empty tensor that stands for a packed weight from now on, or None where it has to stay."""
+    if weight.device.type != "cpu":
+        return None
+    from dq_torchao.kernels import onednn
+
+    return onednn.release(weight)

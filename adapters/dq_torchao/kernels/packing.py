@@ -35,9 +35,8 @@ def unpack_codes(
     return codes
 
 
-def code_sum(weight: Tensor, shape: Sequence[int], bits: int, signs: bool, zero_point: Tensor | None) -> Tensor:
-    """Sum of the codes of every output of a packed weight, less its zero points: int32 ``[O]``."""
-    return unpack_codes(weight, shape, bits, signs, zero_point).flatten(1).sum(1, dtype=torch.int32)
+MAX_LAYOUTS = 4
+"""Forms of one weight that are kept, the newest: a convolution has one for every image size it has seen."""
 
 
 class _Entry(NamedTuple):
@@ -71,7 +70,15 @@ class PackedWeights:
             self._entries[key] = entry
         if layout not in entry.layouts:
             entry.layouts[layout] = pack()
+            if len(entry.layouts) > MAX_LAYOUTS:
+                del entry.layouts[next(iter(entry.layouts))]
         return entry.layouts[layout]
+
+    def move(self, weight: Tensor, successor: Tensor) -> None:
+        """Hold the forms of ``weight`` for another tensor from now on."""
+        entry = self._entries.pop(id(weight))
+        for layout, form in entry.layouts.items():
+            self.get(successor, layout, lambda form=form: form)
 
     def layouts(self, weight: Tensor) -> Iterator[Any]:
         """Every form of ``weight`` that is held."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dq_plugins.affine import affine_parameters
 from dq_plugins.errors import CalibrationError
-from dq_plugins.observers import optimal_groups
+from dq_plugins.observers import ErrorTable, optimal_groups
 from dq_plugins.timesteps import TimestepGroups
 from dq_torchao.calibration import validity
 from dq_torchao.collecting import StatisticsStore
@@ -38,25 +38,23 @@ class SharedCalibration:
 
     Attributes:
         groups: largest number of timestep groups.
-        symmetric: whether zero points are fixed at 0.
         power: p of the error norm that ranges minimise.
-        columns: observers so far; each has a column of the tables.
+        symmetric: of every observer so far, whether its zero point is fixed at 0; each has a column of the tables.
         store: statistics by column and timestep.
         timesteps: of the call that runs.
     """
 
     groups: int
-    symmetric: bool
     power: float = 2.0
-    columns: int = 0
+    symmetric: list[bool] = field(default_factory=list)
     store: StatisticsStore = field(default_factory=StatisticsStore)
     timesteps: list[float] = field(default_factory=list)
     _tables: Tables | None = None
 
-    def new_column(self) -> int:
+    def new_column(self, symmetric: bool) -> int:
         """Column of a new observer."""
-        self.columns += 1
-        return self.columns - 1
+        self.symmetric.append(symmetric)
+        return len(self.symmetric) - 1
 
     def begin(self, timestep: Tensor) -> None:
         """A call at ``timestep`` starts: a number, or one per sample."""
@@ -82,13 +80,22 @@ class SharedCalibration:
                 "the prepared graph has not run, so nothing is known about its activations: sample with it before "
                 "convert_pt2e"
             )
-        names = [str(column) for column in range(self.columns)]
-        errors = self.store.error_tables(names, BITS, symmetric=self.symmetric, power=self.power)
+        errors = self._error_tables()
         grouping = optimal_groups(errors, timesteps, max_groups=self.groups, bounds=validity(timesteps))
         ranges = grouping.ranges(self.groups)
-        parameters = [affine_parameters(*ranges[n], BITS, symmetric=self.symmetric) for n in names]
+        parameters = [
+            affine_parameters(*ranges[str(column)], BITS, symmetric=symmetric)
+            for column, symmetric in enumerate(self.symmetric)
+        ]
         scale, zero_point = (torch.stack(column, 1) for column in zip(*parameters, strict=True))
         return Tables(grouping.groups(self.groups), scale, zero_point.float())
+
+    def _error_tables(self) -> dict[str, ErrorTable]:
+        found: dict[str, ErrorTable] = {}
+        for symmetric in (True, False):
+            names = [str(column) for column, flag in enumerate(self.symmetric) if flag is symmetric]
+            found.update(self.store.error_tables(names, BITS, symmetric=symmetric, power=self.power))
+        return found
 
     def __deepcopy__(self, memo: object) -> SharedCalibration:
         return self

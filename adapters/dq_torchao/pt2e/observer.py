@@ -24,13 +24,14 @@ class TimestepGroupObserver(ObserverBase):
 
     Args:
         shared: what all observers of a graph share.
+        symmetric: whether the zero point is fixed at 0.
         dtype: dtype of the codes; the rest is what `QuantizationSpec` passes on.
     """
 
-    def __init__(self, shared: SharedCalibration, dtype: torch.dtype = torch.uint8, **_: Any) -> None:
+    def __init__(self, shared: SharedCalibration, symmetric: bool, dtype: torch.dtype = torch.uint8, **_: Any) -> None:
         super().__init__(dtype)
-        self.shared = shared
-        self.column = shared.new_column()
+        self.shared, self.symmetric = shared, symmetric
+        self.column = shared.new_column(symmetric)
 
     def forward(self, x: Tensor) -> Tensor:
         """See ``x``; it is returned unchanged."""
@@ -48,7 +49,7 @@ class TimestepGroupObserver(ObserverBase):
         if all(user.target is LINEAR for user in node.users):
             quantize_by_table(model, node, current)
         else:
-            quantize_in_units(model, node, current.scale, None if self.shared.symmetric else current.zero_point)
+            quantize_in_units(model, node, current.scale, None if self.symmetric else current.zero_point)
         for unused in (parameter for parameter in current if not parameter.users):
             model.graph.erase_node(unused)
 

@@ -35,8 +35,9 @@ class TimestepX86Quantizer(Quantizer):
         groups: largest number of timestep groups; they are chosen at conversion, with the least error.
         timestep: name of the forward argument that carries the timestep; found by itself where it is usual.
         observer: the error that ranges minimise: ``"mse"``, or ``"shrink"`` (p = 2.4).
-        symmetric: whether activation zero points are fixed at 0. Otherwise ranges use their codes better (the output
-            of SiLU is hardly ever negative), and convolutions cost a separate padding of their input.
+        symmetric: whether the zero points of convolutions are fixed at 0. Otherwise ranges use their codes better (the
+            output of SiLU is hardly ever negative), and convolutions cost a separate padding of their input. Linear
+            layers have zero points anyway, at no cost.
         keep: layers to leave in floating point, by fully qualified name.
         min_inputs: layers with fewer input channels stay in floating point; for the first layer int8 does not pay.
 
@@ -61,14 +62,8 @@ class TimestepX86Quantizer(Quantizer):
     ) -> None:
         super().__init__()
         self.timestep, self.keep, self.min_inputs = timestep, frozenset(keep), min_inputs
-        self.shared = SharedCalibration(groups, symmetric, POWER[observer])
-        self._activation = QuantizationSpec(
-            dtype=torch.uint8,
-            observer_or_fake_quant_ctr=TimestepGroupObserver.with_args(shared=self.shared),
-            quant_min=0,
-            quant_max=255,
-            qscheme=torch.per_tensor_affine,
-        )
+        self.shared = SharedCalibration(groups, POWER[observer])
+        self._activation = {CONV: self._activations(symmetric), LINEAR: self._activations(False)}
         # A small eps: torchao's default, 2**-12, is the scale of a channel of weights up to 0.03, and many are smaller.
         self._weight = QuantizationSpec(
             dtype=torch.int8,
@@ -77,6 +72,15 @@ class TimestepX86Quantizer(Quantizer):
             quant_max=WEIGHT_RANGE[1],
             qscheme=torch.per_channel_symmetric,
             ch_axis=0,
+        )
+
+    def _activations(self, symmetric: bool) -> QuantizationSpec:
+        return QuantizationSpec(
+            dtype=torch.uint8,
+            observer_or_fake_quant_ctr=TimestepGroupObserver.with_args(shared=self.shared, symmetric=symmetric),
+            quant_min=0,
+            quant_max=255,
+            qscheme=torch.per_tensor_affine,
         )
 
     def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
@@ -125,7 +129,7 @@ class TimestepX86Quantizer(Quantizer):
                 x, weight = node.args[:2]
                 # Layers with one input share one observer: the input is then quantized once.
                 first = readers.setdefault((x, _border(node)), node)
-                activation = self._activation if first is node else SharedQuantizationSpec((x, first))
+                activation = self._activation[node.target] if first is node else SharedQuantizationSpec((x, first))
                 node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(
                     input_qspec_map={x: activation, weight: self._weight}, _annotated=True
                 )

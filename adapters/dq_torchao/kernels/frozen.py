@@ -1,0 +1,120 @@
+"""The integer operators in a graph whose weights inductor freezes: its own oneDNN operators.
+
+Inductor lays a constant weight out once, while it compiles, and merges bias, activation function and residual addition
+into the operator that follows. That is faster than our opaque operators, and possible only where freezing happens
+(``torch._inductor.config.freezing``, a CPU, no gradients); everywhere else the weight would be laid out at every call.
+
+Scale and zero point stay tensors computed from the graph's own timestep, so nothing that depends on t is frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch._inductor import config as inductor_config
+
+from dq_torchao.kernels import operators
+from dq_torchao.kernels.packing import unpack_codes
+
+_WEIGHT = "Tensor weight, int[] shape, int bits, bool signs, Tensor? shift"
+_WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, int[] input_shape"
+_FLOATING_RESULT = (1.0, 0)  # its scale and zero point
+_NO_POST_OP = ("none", [], "")
+
+torch.library.define("dq_torchao::linear_layout", f"({_WEIGHT}) -> Tensor")
+torch.library.define("dq_torchao::conv2d_layout", f"({_WEIGHT}, Tensor weight_scale, {_WINDOW}) -> Tensor")
+
+StoredWeight = tuple[Tensor, Sequence[int], int, bool, Tensor | None]
+
+
+def is_frozen(device: torch.device) -> bool:
+    """Whether what is being traced now is compiled with its weights frozen."""
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    return device.type == "cpu" and inductor_config.freezing and not torch.is_grad_enabled()
+
+
+@torch.library.impl("dq_torchao::linear_layout", "CPU")
+def _linear_layout(weight: Tensor, shape: list[int], bits: int, signs: bool, shift: Tensor | None) -> Tensor:
+    return torch.ops.onednn.qlinear_prepack(unpack_codes(weight, shape, bits, signs, shift), None)
+
+
+@torch.library.register_fake("dq_torchao::linear_layout")
+def _(weight: Tensor, shape, bits, signs, shift) -> Tensor:
+    return weight.new_empty((shape[1], shape[0]), dtype=torch.int8)
+
+
+@torch.library.impl("dq_torchao::conv2d_layout", "CPU")
+def _conv2d_layout(
+    weight: Tensor,
+    shape: list[int],
+    bits: int,
+    signs: bool,
+    shift: Tensor | None,
+    weight_scale: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    input_shape: list[int],
+) -> Tensor:
+    codes = unpack_codes(weight, shape, bits, signs, shift)
+    # 128: any zero point but 0, which tells oneDNN to keep the sums it needs to subtract one.
+    window = (stride, padding, dilation, groups)
+    return torch.ops.onednn.qconv_prepack(codes, weight_scale, 1.0, 128, *window, input_shape)
+
+
+@torch.library.register_fake("dq_torchao::conv2d_layout")
+def _(weight: Tensor, shape, bits, signs, shift, weight_scale, stride, padding, dilation, groups, input_shape):
+    return weight.new_empty(shape, dtype=torch.int8)
+
+
+def int8_linear(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    weight: StoredWeight,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Linear layer on codes; see `dq_torchao.kernels.operators` for shapes."""
+    if not is_frozen(codes.device):
+        return operators.int8_linear(codes, scale, zero_point, *weight, weight_scale, bias, dtype)
+    layout = torch.ops.dq_torchao.linear_layout(*weight)
+    weights = (layout, weight_scale, _zeros(weight), bias)
+    return torch.ops.onednn.qlinear_pointwise.tensor(
+        codes, scale, zero_point, *weights, *_FLOATING_RESULT, dtype, *_NO_POST_OP
+    )
+
+
+def int8_conv2d(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    weight: StoredWeight,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Convolution on codes; see `dq_torchao.kernels.operators` for shapes."""
+    window = (stride, padding, dilation, groups)
+    if not is_frozen(codes.device):
+        codes = codes.contiguous(memory_format=torch.channels_last)
+        return operators.int8_conv2d(codes, scale, zero_point, *weight, weight_scale, bias, *window, dtype)
+    layout = torch.ops.dq_torchao.conv2d_layout(*weight, weight_scale, *window, list(codes.shape))
+    weights = (layout, weight_scale, _zeros(weight), bias)
+    return torch.ops.onednn.qconv_pointwise.tensor(
+        codes, scale, zero_point, *weights, *window, *_FLOATING_RESULT, dtype, *_NO_POST_OP
+    )
+
+
+def _zeros(weight: StoredWeight) -> Tensor:
+    """Zero points of the weight's outputs."""
+    return torch.zeros(weight[1][0], dtype=torch.int64)
