@@ -12,6 +12,7 @@ from dq_torchao.checkpoint_config import CheckpointConfig  # noqa: E402
 from dq_torchao.config import TimestepInt8Config, linear_and_conv2d  # noqa: E402
 from dq_torchao.diffusers_hook import register_when_imported  # noqa: E402
 from dq_torchao.plan_config import PlanConfig  # noqa: E402
+from dq_torchao.releasing import release_weights, restore_weights  # noqa: E402
 from dq_torchao.report import Execution, Timing, execution_report  # noqa: E402
 from dq_torchao.tuning import tune  # noqa: E402
 
@@ -31,6 +32,8 @@ __all__ = [
     "linear_and_conv2d",
     "load",
     "prepare",
+    "release_weights",
+    "restore_weights",
     "save",
     "tune",
 ]

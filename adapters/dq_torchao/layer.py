@@ -12,7 +12,9 @@ Shapes: ``O`` outputs, ``K`` products per output, ``G`` groups, ``N`` batch.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from math import prod
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from dq_plugins.plan import ActivationQuant, LayerPlan
 from dq_plugins.simulate import select_per_sample
 from dq_plugins.timesteps import TimestepContext
-from dq_torchao.kernels import activation_codes, code_offset, weight_code_sum
+from dq_torchao.kernels import activation_codes, code_offset, plain_codes, release, weight_code_sum
 from dq_torchao.packed_weight import PackedWeight
 from dq_torchao.report import Execution
 
@@ -85,6 +87,48 @@ class IntegerLayer(PackedWeight):
     def stored_weight(self) -> tuple[Tensor, tuple[int, ...], int, bool, Tensor | None]:
         """The weight as the operators take it: bytes, shape, width, whether codes are signs, zero points."""
         return self.weight_packed, self.weight_shape, self.weight_bits, self.weight_signs, self.weight_zero_point
+
+    @property
+    def released(self) -> bool:
+        """Whether the packed weight is held by the kernel alone; see `dq_torchao.release_weights`."""
+        return self.weight_packed.numel() == 0 and prod(self.weight_shape) > 0
+
+    def release_weight(self) -> int:
+        """Let go of the packed weight, if the kernel holds it too; returns the bytes that this freed."""
+        stand_in = None if self.released else release(self.weight_packed)
+        freed = self.weight_packed.nbytes if stand_in is not None else 0
+        if stand_in is not None:
+            self.weight_packed = stand_in
+        return freed
+
+    def restore_weight(self) -> None:
+        """Hold the packed weight again."""
+        self.weight_packed = self.packed_weight()
+
+    def packed_weight(self) -> Tensor:
+        """See `PackedWeight.packed_weight`."""
+        if not self.released:
+            return self.weight_packed
+        codes = plain_codes(*self.stored_weight)
+        if self.weight_zero_point is not None:
+            codes = codes + self.weight_zero_point.reshape(-1, *[1] * (codes.dim() - 1))
+        return self._pack(codes)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight_packed"] = self.packed_weight()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.restore_weight()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
+        self.restore_weight()
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles, which the kernel's layout cannot follow."""
+        return self.__dict__ | {"_buffers": self._buffers | {"weight_packed": self.packed_weight()}}
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``x`` with the parameters of its timestep, multiply in integers, rescale."""

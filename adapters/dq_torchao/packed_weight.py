@@ -51,11 +51,13 @@ class PackedWeight(nn.Module):
         """Hold ``weight`` as ``quant`` says."""
         self.weight_shape, self.weight_dtype = tuple(weight.shape), weight.dtype
         self.weight_bits, self.weight_signs = quant.bits, quant.scheme == "binary"
-        packed = pack_bits(quant.integers(weight), quant.bits, "signs" if self.weight_signs else "signed")
-        self.register_buffer("weight_packed", packed)
+        self.register_buffer("weight_packed", self._pack(quant.integers(weight)))
         self.register_buffer("weight_scale", self._per_output(quant.scale, torch.float32))
         zero_point = None if quant.zero_point is None else self._per_output(quant.zero_point, torch.int32)
         self.register_buffer("weight_zero_point", zero_point)
+
+    def _pack(self, codes: Tensor) -> Tensor:
+        return pack_bits(codes, self.weight_bits, "signs" if self.weight_signs else "signed")
 
     def _per_output(self, parameters: Tensor, dtype: torch.dtype) -> Tensor:
         return parameters.to(self.weight_packed.device, dtype).expand(self.weight_shape[0]).clone()
@@ -63,7 +65,11 @@ class PackedWeight(nn.Module):
     @property
     def weight_codes(self) -> Tensor:
         """The codes, unpacked anew: int8 of the weight's shape."""
-        return unpack_codes(self.weight_packed, self.weight_shape, self.weight_bits, self.weight_signs)
+        return unpack_codes(self.packed_weight(), self.weight_shape, self.weight_bits, self.weight_signs)
+
+    def packed_weight(self) -> Tensor:
+        """The packed codes, wherever they are: uint8 ``[B]``."""
+        return self.weight_packed
 
     @property
     def weight(self) -> Tensor:
