@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,6 +45,12 @@ class DiffusersStepper:
         config = self.scheduler.config
         sde = str(config.get("algorithm_type", "")).startswith("sde")
         return type(self.scheduler).__name__ == "DDPMScheduler" or sde or bool(config.get("stochastic_sampling"))
+
+    def own(self, steps: int) -> tuple[float, ...]:
+        """The scheduler's own timesteps for so many steps, without repetitions."""
+        scheduler = copy.deepcopy(self.scheduler)
+        scheduler.set_timesteps(steps)
+        return tuple(dict.fromkeys(float(t) for t in scheduler.timesteps))
 
     def begin(self, timesteps: Sequence[float]) -> DiffusersRun:
         """A run over ``timesteps``, descending; raises `TimestepError` for timesteps that it cannot visit."""

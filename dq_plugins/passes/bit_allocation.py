@@ -27,7 +27,7 @@ from dq_plugins.allocation.front import mean_weight_bits, predicted_error
 from dq_plugins.allocation.mixdq import mixdq_widths
 from dq_plugins.allocation.problem import choice_of, entries_of
 from dq_plugins.errors import BudgetError
-from dq_plugins.passes.candidates import candidates_of
+from dq_plugins.passes.candidates import candidates_of, write_widths
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity import Candidates, SensitivityTable, trajectories_of
@@ -102,7 +102,7 @@ class BitAllocation(Pass):
         problem = self.problem(plan, context, table, candidates)
         yield Progress(0, 2, "solving")
         allocation, found = self._solve(plan, context, problem, table, candidates)
-        _write(plan, allocation, candidates)
+        write_widths(plan, allocation.widths, candidates)
         yield Progress(1, 2, "error against size")
         plan.sections[self.name] = Section({**_record(allocation), **found, "fronts": self._fronts(problem)})
         yield Progress(2, 2)
@@ -190,21 +190,6 @@ class BitAllocation(Pass):
             return []
         found = fronts(problem, sorted(self.options.sweep))
         return [{"rule": f.rule, "weight_bits": list(f.sizes), "error": list(f.errors)} for f in found]
-
-
-def _write(plan: QuantPlan, allocation: Allocation, candidates: Candidates) -> None:
-    for name, width in allocation.widths.items():
-        layer = plan.layers[name]
-        layer.weight = None if width.weight is None else candidates.weights[name][width.weight]
-        activations = candidates.activations.get(name, {})
-        layer.activation = None if width.activation is None else activations[width.activation]
-        missing = [side for side, bits in zip(("weight", "input"), width, strict=True) if bits is None]
-        if not missing:
-            layer.kept = None
-        elif missing == ["input"] and not activations:
-            layer.kept = layer.kept or "activations stay in floating point"
-        else:
-            layer.kept = f"bit allocation leaves its {' and '.join(missing)} in full precision: it costs most there"
 
 
 def _record(allocation: Allocation) -> dict[str, Any]:

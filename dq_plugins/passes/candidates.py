@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dq_plugins import registry, tokens
 from dq_plugins.affine import affine_parameters
+from dq_plugins.allocation.problem import Width
 from dq_plugins.errors import RecipeError
 from dq_plugins.observers.base import Observer
 from dq_plugins.observers.minmax import MinMaxObserver
@@ -130,3 +131,25 @@ def _other_tokens(
     for _ in stream_inputs(context.denoiser, context.calibration, tuple(layers), receive):
         pass
     return observers
+
+
+def write_widths(plan: QuantPlan, widths: Mapping[str, Width], candidates: Candidates) -> None:
+    """Put the quantizers of some widths into a plan, with the reason where a side stays in full precision.
+
+    Args:
+        plan: changed in place.
+        widths: by layer.
+        candidates: holds a quantizer for each of them.
+    """
+    for name, width in widths.items():
+        layer = plan.layers[name]
+        layer.weight = None if width.weight is None else candidates.weights[name][width.weight]
+        activations = candidates.activations.get(name, {})
+        layer.activation = None if width.activation is None else activations[width.activation]
+        missing = [side for side, bits in zip(("weight", "input"), width, strict=True) if bits is None]
+        if not missing:
+            layer.kept = None
+        elif missing == ["input"] and not activations:
+            layer.kept = layer.kept or "activations stay in floating point"
+        else:
+            layer.kept = f"bit allocation leaves its {' and '.join(missing)} in full precision: it costs most there"

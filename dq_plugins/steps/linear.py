@@ -71,6 +71,11 @@ class LinearStepper:
         rotation = len(timesteps) > 1 and all(abs(math.hypot(a, b) - 1) < UNEXPLAINED for a, b in sums)
         return cls(timesteps, tuple(sums), guidance, rotation)
 
+    def own(self, steps: int) -> tuple[float, ...]:
+        """Recorded timesteps, evenly spread, the first among them."""
+        count = len(self.timesteps)
+        return tuple(self.timesteps[i * count // steps] for i in range(steps))
+
     def begin(self, timesteps: Sequence[float]) -> LinearRun:
         """A run over some of the recorded timesteps."""
         unknown = [t for t in timesteps if t not in self.timesteps]

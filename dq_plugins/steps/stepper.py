@@ -47,6 +47,10 @@ class Stepper(Protocol):
         """Whether steps add noise of their own."""
         ...
 
+    def own(self, steps: int) -> tuple[float, ...]:
+        """The timesteps that the sampler would take by itself for so many steps, descending."""
+        ...
+
     def begin(self, timesteps: Sequence[float]) -> SamplingRun:
         """A run over descending timesteps; raises `TimestepError` where it cannot visit them."""
         ...

@@ -1,7 +1,8 @@
 """What one larger step costs in the final image, for every pair of recorded timesteps; measured once.
 
 From the recorded sample and output at timestep i the sampler steps to j, and misses the recorded sample there by
-``e_ij``. Carried through the rest of the (full-precision) run this moves the final image by ``J_j e_ij`` to first order.
+``e_ij``. Carried through the rest of the (full-precision) run this moves the final image by ``J_j e_ij``, to first
+order.
 With probes ``v`` of random signs on the final image and ``g_j = J_j' v``, one backward pass through the run for each,
 
     d_ij^2 = E_v (g_j . e_ij)^2 / D                     mean square over the D pixels of the final image
