@@ -54,7 +54,8 @@ class Variant:
         tau: weight of the regulariser.
         mimic: lambda of the mimicking loss; 0: none.
         scale_gradient: of the first scale, see `EvolvableBasis`.
-        fade: share of the iterations before the transition over which the second bases fade out; 0: they do not.
+        evolve: share of all iterations after which the second bases are dropped.
+        fade: share of the iterations before that over which they fade out; 0: they do not.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Variant:
     tau: float = 9e-2
     mimic: float = 0.0
     scale_gradient: str = "autograd"
+    evolve: float = 0.5
     fade: float = 0.0
 
 
@@ -71,8 +73,9 @@ VARIANTS = (
     Variant("EBB+LRM", mimic=1e-4),
     Variant("EBB+LRM strong", mimic=1e-2),
     Variant("EBB faded", fade=1.0),
-    Variant("EBB faded+LRM", fade=1.0, mimic=1e-4),
-    Variant("EBB faded+LRM strong", fade=1.0, mimic=1e-2),
+    Variant("EBB early", evolve=0.25, fade=1.0),
+    Variant("EBB early+LRM", evolve=0.25, fade=1.0, mimic=1e-4),
+    Variant("EBB early+LRM strong", evolve=0.25, fade=1.0, mimic=1e-2),
     Variant("EBB without regulariser", tau=0.0),
     Variant("EBB printed gradient", scale_gradient="printed"),
 )
@@ -92,11 +95,12 @@ class Settings:
     learning_rate: float
     samples: int
     sample_steps: int
+    multipliers: tuple[int, ...]
 
 
 def build(settings: Settings) -> UNet:
     channels = load_images(settings.data, "cpu").shape[0]
-    return UNet(channels, settings.width).to(settings.device)
+    return UNet(channels, settings.width, settings.multipliers).to(settings.device)
 
 
 def loss_of(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -165,7 +169,7 @@ def train_student(
     train_quantized(model, layers, scale_gradient=variant.scale_gradient)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     blocks = choices.blocks if variant.mimic else ()
-    evolve_at = settings.steps // 2
+    evolve_at = round(variant.evolve * settings.steps)
     fade = round(variant.fade * evolve_at) or None
     options = {"tau": variant.tau, "mimic": variant.mimic, "ema_decay": 0.995}
     callback = BinaryDMCallback(model, teacher, blocks=blocks, evolve_at=evolve_at, fade=fade, **options)
@@ -267,6 +271,7 @@ def main() -> None:
     parser.add_argument("--teacher-steps", type=int, default=4000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--width", type=int, default=32)
+    parser.add_argument("--multipliers", type=int, nargs="+", default=[1, 2, 4], help="of the width, one a level")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--sample-steps", type=int, default=50)
@@ -276,7 +281,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; several share one device well")
     arguments = vars(parser.parse_args())
     seeds, bits, names, jobs = (arguments.pop(k) for k in ("seeds", "act_bits", "variants", "jobs"))
-    settings = Settings(**arguments)
+    settings = Settings(**arguments | {"multipliers": tuple(arguments["multipliers"])})
     torch.set_float32_matmul_precision("high")
     prepare(settings, bits)
     runs = [(settings, v, b, s) for s in range(seeds) for b in bits for v in VARIANTS if v.name in names]
