@@ -25,9 +25,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from dq_plugins.allocation.problem import Width
 from dq_plugins.errors import BudgetError
 from dq_plugins.evolution.space import Candidate, Space
 from dq_plugins.sensitivity.candidates import Entry, Side
+from dq_plugins.solvers.cp_sat import cp_sat
 from dq_plugins.solvers.integers import to_integers
 from dq_plugins.solvers.program import ChoiceProgram
 from dq_plugins.steps.groups import StepGroups
@@ -85,7 +87,7 @@ class JointProgram:
         steps = [*pairwise(nodes), (nodes[-1], END)]
         sizes = [self.transitions.start(nodes[0]), *(self.transitions.error(*s) for s in steps)]
         gain = sum(self.transitions.gain(*s) for s in steps)
-        noise = sum(self._noise(name, *width) for name, width in self.space.widths(candidate).items())
+        noise = sum(noise_of(self.noise, name, width) for name, width in self.space.widths(candidate).items())
         truncation = sum(sizes) ** 2 if self.errors == "size" else sum(s * s for s in sizes)
         return truncation, self.scale * gain * noise
 
@@ -111,24 +113,41 @@ class JointProgram:
         bound = min(min(bounds), predictions[best])
         return JointSolution(found[best][0], status, predictions[best], bound, predictions)
 
-    def widths_program(self, count: int) -> tuple[ChoiceProgram, list[tuple[int, int]]]:
-        """The choice program of the widths for ``count`` steps, and each column's positions on its layer's menus."""
-        errors, costs, columns = {}, {}, []
-        for layer in self.space.layers:
-            pairs = [(w, a) for w in range(len(layer.weights)) for a in range(len(layer.inputs))]
-            errors[layer.name] = [self._noise(layer.name, layer.weights[w], layer.inputs[a]) for w, a in pairs]
-            costs[layer.name] = [float(layer.cost[pair]) for pair in pairs]
-            columns += pairs
-        budget = {self.space.unit: (costs, self.space.budget / count)}
-        return ChoiceProgram.of(errors, budget), columns
 
-    def _noise(self, name: str, weight: int | None, activation: int | None) -> float:
-        sides: tuple[tuple[Side, int | None], ...] = (("weight", weight), ("activation", activation))
-        wanted = [Entry(name, side, bits) for side, bits in sides if bits is not None]
-        missing = [entry for entry in wanted if entry not in self.noise]
-        if missing:
-            raise BudgetError(f"the noise of {missing[0]} was not measured, so that width cannot be on a menu")
-        return sum(self.noise[entry] for entry in wanted)
+def widths_program(
+    space: Space, noise: Mapping[Entry, float], count: int
+) -> tuple[ChoiceProgram, list[tuple[int, int]]]:
+    """The choice program of the widths for ``count`` steps, and each column's positions on its layer's menus.
+
+    Raises:
+        BudgetError: a width on a menu has no measured noise.
+    """
+    errors, costs, columns = {}, {}, []
+    for layer in space.layers:
+        pairs = [(w, a) for w in range(len(layer.weights)) for a in range(len(layer.inputs))]
+        errors[layer.name] = [noise_of(noise, layer.name, Width(layer.weights[w], layer.inputs[a])) for w, a in pairs]
+        costs[layer.name] = [float(layer.cost[pair]) for pair in pairs]
+        columns += pairs
+    return ChoiceProgram.of(errors, {space.unit: (costs, space.budget / count)}), columns
+
+
+def best_widths(space: Space, noise: Mapping[Entry, float], count: int) -> tuple[int, ...] | None:
+    """Genes of the widths with the least noise within the budget of ``count`` steps; None: nothing fits."""
+    if not space.layers:
+        return ()
+    program, columns = widths_program(space, noise, count)
+    solution = cp_sat(program)
+    return tuple(gene for c in solution.choice for gene in columns[int(c)]) if solution.choice.size else None
+
+
+def noise_of(noise: Mapping[Entry, float], layer: str, width: Width) -> float:
+    """Noise power of the output that one layer adds; full precision adds none."""
+    sides: tuple[tuple[Side, int | None], ...] = (("weight", width.weight), ("activation", width.activation))
+    wanted = [Entry(layer, side, bits) for side, bits in sides if bits is not None]
+    missing = [entry for entry in wanted if entry not in noise]
+    if missing:
+        raise BudgetError(f"the noise of {missing[0]} was not measured, so that width cannot be on a menu")
+    return sum(noise[entry] for entry in wanted)
 
 
 def _solve(program: JointProgram, count: int, seconds: float) -> tuple[Candidate, float, bool] | None:
@@ -212,7 +231,12 @@ class _Widths:
     def __init__(self, model: cp_model.CpModel, program: JointProgram, count: int) -> None:
         from ortools.sat.python import cp_model
 
-        choice, self.columns = program.widths_program(count)
+        self.columns: list[tuple[int, int]] = []
+        self.menus: list[range] = []
+        self.noise, self.unit = model.new_constant(0), 0.0
+        if not program.space.layers:
+            return
+        choice, self.columns = widths_program(program.space, program.noise, count)
         self.menus = list(choice.menus())
         self.picked = [model.new_bool_var("") for _ in self.columns]
         for menu in self.menus:

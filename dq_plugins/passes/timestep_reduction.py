@@ -1,0 +1,334 @@
+"""Pass ``timestep-reduction``: fewer timesteps, and with them the bits, chosen together.
+
+Sampling visits one timestep of each group; the schedule, and the widths if the pass ``sensitivity`` has run, are those
+whose images come closest to the recorded full-precision ones within a budget of steps times cost of a step. An exact
+program proposes, an evolutionary search looks further, and what measures best goes into the plan.
+
+Source: TMPQ-DM (Sun et al. 2024); the exact program and its costs are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from dq_plugins.allocation.problem import Width
+from dq_plugins.errors import BudgetError
+from dq_plugins.evolution import Candidate, Evolution, EvolutionOptions, LayerMenu, Scored, SearchState, Space
+from dq_plugins.evolution.baselines import Point, baselines, measured, seeds, uniform
+from dq_plugins.evolution.exact import JointProgram, JointSolution
+from dq_plugins.evolution.fitness import SamplingFitness
+from dq_plugins.evolution.menus import kept_widths, layer_menus
+from dq_plugins.passes.candidates import candidates_of, write_widths
+from dq_plugins.plan import QuantPlan, Section
+from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
+from dq_plugins.sensitivity import Candidates, Entry, SensitivityTable
+from dq_plugins.sensitivity.trajectory import trajectories_of
+from dq_plugins.steps import Run, StepGroups, Stepper, runs_of, step_groups
+from dq_plugins.steps.transitions import Transitions, measure_transitions
+from dq_plugins.supernet.calibrate import CalibrationOptions, calibrate
+from dq_plugins.timesteps import Schedule
+from dq_plugins.tokens.exact import installed
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What the search works on.
+
+    Attributes:
+        stepper: the sampler.
+        runs: recorded runs.
+        grid: candidate timesteps, ascending.
+        candidates: quantizers of every layer that has one.
+        noise: sensitivities; empty when widths are not searched.
+        transitions: costs of steps, if they were measured.
+    """
+
+    stepper: Stepper
+    runs: list[Run]
+    grid: tuple[float, ...]
+    candidates: Candidates
+    noise: Mapping[Entry, float]
+    transitions: Transitions | None
+
+
+class TimestepReduction(Pass):
+    """Choose the timesteps of sampling, and the widths with them."""
+
+    name = "timestep-reduction"
+    after = ("timestep-groups", "activation-ranges", "bos-tokens", "sensitivity")
+
+    class Options(PassOptions):
+        """Options of ``timestep-reduction``.
+
+        Attributes:
+            steps: numbers of steps to choose from; the first sets the default budget. By default half as many as
+                recorded.
+            budget: limit on steps times cost of a step, in the unit of the costs. By default the cost of the first of
+                ``steps`` at the recipe's widths.
+            latency_table: measured time by layer and width, ``{"conv_in": {"W8A8": 0.8}}``; costs are BitOps without.
+            grouping: ``"quadratic"`` (the paper's), ``"uniform"``, or ``"change"`` (equal change of the trajectory).
+            grid: recorded timesteps to choose from, at most; they are thinned out evenly.
+            search: ``"exact"``, ``"evolution"``, or ``"both"``.
+            fitness: registered metric of the images.
+            features: ``package.module:attribute`` of a network whose features are compared instead.
+            images: images that each rung of the search looks at, as shares of those recorded.
+            population: candidates of a generation.
+            parents: of them have children.
+            mutants: mutated children.
+            crossovers: crossed children.
+            generations: after the first.
+            mutation: probability that a gene mutates.
+            spread: draw rates between one gene and ``mutation``, see `dq_plugins.evolution`.
+            probes: backward passes through each recorded run, for the costs of steps.
+            errors: whether squares (``"power"``) or sizes of the errors of steps add up in the program.
+            seconds: CP-SAT's deterministic time for each number of steps.
+            calibration: ``"ranges"`` takes the quantizers as they are; ``"random"`` (the paper's) and
+                ``"independent"`` learn them block by block, see `dq_plugins.supernet`.
+            iterations: of learning, for each block.
+            sweep: budgets, as multiples of the budget, at which plan and baselines are compared.
+            workers: processes (joblib).
+        """
+
+        steps: tuple[int, ...] = ()
+        budget: float | None = Field(None, gt=0)
+        latency_table: dict[str, dict[str, float]] = Field(default_factory=dict)
+        grouping: Literal["quadratic", "uniform", "change"] = "quadratic"
+        grid: int = Field(50, ge=1)
+        search: Literal["exact", "evolution", "both"] = "both"
+        fitness: str = "mse"
+        features: str | None = None
+        images: tuple[float, ...] = Field((0.25, 1.0), min_length=1)
+        population: int = Field(50, ge=1)
+        parents: int = Field(10, ge=1)
+        mutants: int = Field(25, ge=0)
+        crossovers: int = Field(10, ge=0)
+        generations: int = Field(20, ge=0)
+        mutation: float = Field(0.25, gt=0, le=1)
+        spread: bool = True
+        probes: int = Field(2, ge=1)
+        errors: Literal["power", "size"] = "power"
+        seconds: float = Field(5.0, gt=0)
+        calibration: Literal["ranges", "random", "independent"] = "ranges"
+        iterations: int = Field(400, ge=1)
+        sweep: tuple[float, ...] = ()
+        workers: int = Field(1, ge=1)
+
+    options: Options
+    Options: ClassVar[type[PassOptions]] = Options
+
+    def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
+        """Search, and write the schedule and the widths into the plan.
+
+        Raises:
+            BudgetError: nothing fits the budget, or more steps are asked for than were recorded.
+            TimestepError: the recorded sampler takes no timesteps of one's own.
+        """
+        with installed(context.denoiser, plan):
+            setting = yield from self._setting(plan, context)
+            space = self.space(plan, context, setting)
+            fitness = self._fitness(context, setting, space)
+            solution = yield from self._exact(setting, space, fitness)
+            state = yield from self._evolve(context, setting, space, fitness, solution)
+            proposals = [] if solution is None or solution.candidate is None else [("exact", solution.candidate)]
+            proposals += [] if state is None else [("evolution", state.best.candidate)]
+            last = fitness.rungs - 1
+            scored = [(who, Scored(c, last, fitness(c, last)["loss"])) for who, c in proposals]
+            who, best = min(scored, key=lambda pair: pair[1].order)
+            points = self._points(setting, space, fitness)
+        plan.sampling = Schedule(space.timesteps(best.candidate))
+        if setting.noise:
+            write_widths(plan, space.widths(best.candidate), setting.candidates)
+        losses = {name: each.loss for name, each in scored}
+        plan.sections[self.name] = Section(
+            {
+                "chosen_by": who,
+                "cost": space.cost(best.candidate),
+                "budget": space.budget,
+                "unit": space.unit,
+                "loss": best.loss,
+                "losses": losses,
+                "fitness": self.options.fitness,
+                "candidates": space.size,
+                "exact": _exact_record(solution, setting),
+                "evolution": _evolution_record(state),
+                "points": {name: [[p.cost, p.loss, len(p.timesteps)] for p in each] for name, each in points.items()},
+            }
+        )
+
+    def _setting(self, plan: QuantPlan, context: PassContext) -> Generator[Progress, None, Setting]:
+        o = self.options
+        argument = context.partition.sample_argument
+        stepper, runs = runs_of(context.calibration, argument)
+        grid = _thinned(context.calibration.schedule.sorted, o.grid)
+        transitions = None
+        if o.search != "evolution" or o.grouping == "change" or o.sweep:
+            trajectories = trajectories_of(context.calibration, argument)
+            transitions = yield from measure_transitions(
+                context.denoiser,
+                stepper,
+                runs,
+                trajectories,
+                grid,
+                probes=o.probes,
+                generator=context.generator(7),
+            )
+        section = plan.sections.get("sensitivity")
+        if section is None:
+            return Setting(stepper, runs, grid, kept_widths(plan), {}, transitions)
+        data = section.data
+        candidates = candidates_of(plan, context, data["weight_menu"], data["act_menu"])
+        if o.calibration != "ranges":
+            settings = CalibrationOptions(o.calibration, o.iterations, seed=context.seed)
+            candidates = yield from calibrate(
+                context.denoiser, candidates, context.calibration, context.partition, settings
+            )
+        noise = SensitivityTable.from_data(data).noise
+        return Setting(stepper, runs, grid, candidates, noise, transitions)
+
+    def space(self, plan: QuantPlan, context: PassContext, setting: Setting) -> Space:
+        """The search space that the options describe."""
+        o = self.options
+        recorded = len(context.calibration.schedule)
+        counts = o.steps or (max(recorded // 2, 1),)
+        if max(counts) > recorded:
+            raise BudgetError(f"{max(counts)} steps cannot be chosen from {recorded} recorded ones; record more")
+        change = setting.transitions.change() if o.grouping == "change" and setting.transitions else None
+        groups = {k: step_groups(setting.grid, k, o.grouping, change=change) for k in counts}
+        latency = {n: {Width.parse(w): ms for w, ms in times.items()} for n, times in o.latency_table.items()}
+        menus = layer_menus(setting.candidates, context, latency)
+        return Space(groups, menus, self._budget(plan, context, groups, menus), "ms" if latency else "BitOps")
+
+    def _budget(
+        self, plan: QuantPlan, context: PassContext, groups: Mapping[int, StepGroups], menus: tuple[LayerMenu, ...]
+    ) -> float:
+        if self.options.budget is not None:
+            return self.options.budget
+        unlimited = Space(groups, menus, float("inf"))
+        target = uniform(unlimited, Width(context.weight_bits, context.act_bits))
+        first = next(iter(groups))
+        return unlimited.cost(Candidate((0,) * first, target))
+
+    def _fitness(self, context: PassContext, setting: Setting, space: Space) -> SamplingFitness:
+        o = self.options
+        total = sum(run.images for run in setting.runs)
+        images = tuple(sorted({max(round(share * total), 1) for share in o.images}))
+        return SamplingFitness(
+            context.denoiser,
+            setting.candidates,
+            context.calibration.timestep_argument,
+            space,
+            setting.runs,
+            setting.stepper,
+            images,
+            o.fitness,
+            o.features,
+        )
+
+    def _exact(
+        self, setting: Setting, space: Space, fitness: SamplingFitness
+    ) -> Generator[Progress, None, JointSolution | None]:
+        if self.options.search == "evolution":
+            return None
+        yield Progress(0, 1, "exact program")
+        solution = self.program(setting, space, fitness).solve(seconds=self.options.seconds)
+        yield Progress(1, 1, "exact program")
+        return solution
+
+    def program(self, setting: Setting, space: Space, fitness: SamplingFitness) -> JointProgram:
+        """The exact program, its noise scaled by one measured run."""
+        assert setting.transitions is not None
+        program = JointProgram(space, setting.transitions, setting.noise, 1.0, self.options.errors)
+        start = seeds(space, setting.noise, setting.stepper)
+        if not setting.noise or not start:
+            return replace(program, noise=setting.noise or _no_noise(space))
+        timesteps, widths = space.timesteps(start[0]), space.widths(start[0])
+        moved = fitness.final(timesteps, widths) - fitness.final(timesteps, {})
+        predicted = program.predicted(start[0])[1]
+        scale = float(moved.double().square().mean()) / predicted if predicted > 0 else 1.0
+        return replace(program, scale=scale)
+
+    def _evolve(
+        self,
+        context: PassContext,
+        setting: Setting,
+        space: Space,
+        fitness: SamplingFitness,
+        solution: JointSolution | None,
+    ) -> Generator[Progress, None, SearchState | None]:
+        o = self.options
+        if o.search == "exact":
+            return None
+        first = seeds(space, setting.noise, setting.stepper)
+        if solution is not None and solution.candidate is not None:
+            first.insert(0, solution.candidate)
+        options = EvolutionOptions(
+            o.population, o.parents, o.mutants, o.crossovers, o.generations, o.mutation, o.spread, seed=context.seed
+        )
+        signature = [context.calibration.hash, setting.candidates.hash, o.model_dump(mode="json"), setting.grid]
+        folder = context.workdir / "search" if context.workdir else None
+        return (yield from Evolution(space, fitness, options, first, folder, signature, o.workers).run())
+
+    def _points(self, setting: Setting, space: Space, fitness: SamplingFitness) -> dict[str, list[Point]]:
+        """The exact plan and the baselines at the budgets of ``sweep``."""
+        if not self.options.sweep or setting.transitions is None:
+            return {}
+        budgets = {share * space.budget: sorted(space.groups) for share in sorted(self.options.sweep)}
+        found = baselines(space, fitness, setting.noise, budgets)
+        joint = []
+        for budget in budgets:
+            try:
+                limited = Space(space.groups, space.layers, budget, space.unit)
+            except BudgetError:
+                continue
+            solution = self.program(setting, limited, fitness).solve(seconds=self.options.seconds)
+            if solution.candidate is not None:
+                chosen = solution.candidate
+                joint.append(measured(space, fitness, space.timesteps(chosen), chosen.widths))
+        return {"joint, exact": joint, **found}
+
+
+def _thinned(timesteps: tuple[float, ...], most: int) -> tuple[float, ...]:
+    """At most so many of the timesteps, evenly spread, the first and the last among them."""
+    count = min(len(timesteps), most)
+    if count == 1:
+        return timesteps[-1:]
+    return tuple(timesteps[round(i * (len(timesteps) - 1) / (count - 1))] for i in range(count))
+
+
+def _no_noise(space: Space) -> dict[Entry, float]:
+    """Widths that are not searched cost nothing to choose."""
+    sides = (("weight", "weights"), ("activation", "inputs"))
+    return {
+        Entry(layer.name, side, bits): 0.0  # type: ignore[arg-type]
+        for layer in space.layers
+        for side, menu in sides
+        for bits in getattr(layer, menu)
+        if bits is not None
+    }
+
+
+def _exact_record(solution: JointSolution | None, setting: Setting) -> dict[str, Any] | None:
+    if solution is None or setting.transitions is None:
+        return None
+    return {
+        "status": solution.status,
+        "predicted": solution.predicted,
+        "bound": solution.bound,
+        "by_steps": {str(count): value for count, value in solution.by_steps.items()},
+        "calls": setting.transitions.calls,
+    }
+
+
+def _evolution_record(state: SearchState | None) -> dict[str, Any] | None:
+    if state is None:
+        return None
+    return {
+        "generations": state.generation - 1,
+        "history": state.history,
+        "evaluations": state.evaluations,
+        "calls": state.calls,
+    }
