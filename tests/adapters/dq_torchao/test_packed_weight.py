@@ -3,14 +3,17 @@ from __future__ import annotations
 import copy
 import pickle
 
+import dq_torchao
 import pytest
 import torch
 from dq_torchao.lowering import lower_layer
 from dq_torchao.packed_weight import PackedWeight
+from safetensors import safe_open
 from torch import nn
-from torchao_models import GROUPS, layer_plan
+from torchao_models import GROUPS, Denoiser, denoiser_plan, layer_plan, sqnr
 
-from dq_plugins.plan import LayerPlan, WeightQuant
+import dq_plugins as dq
+from dq_plugins.plan import LayerPlan, QuantPlan, WeightQuant
 from dq_plugins.simulate import simulate_layer
 from dq_plugins.timesteps import TimestepContext
 
@@ -181,3 +184,55 @@ def test_wider_weights_stay_in_floating_point():
     packed, simulated, _ = pair(layer, LayerPlan("linear", weight=WeightQuant(12, torch.full((9,), 1e-3)), kept="wide"))
     assert type(packed) is nn.Linear
     assert torch.equal(packed.weight, simulated.weight)
+
+
+def mixed_plan(model: nn.Module) -> QuantPlan:
+    """Every layer at a width of its own, one with floating activations, as an exact bit allocation writes."""
+    plan = denoiser_plan(model)
+    widths = {"conv_in": (8, "affine", 8), "up": (3, "affine", 6), "down": (1, "binary", 8)}
+    widths |= {"conv_out": (4, "affine", None)}
+    for name, (bits, scheme, act_bits) in widths.items():
+        layer = plan.layers[name]
+        layer.weight = weight_quant(model.get_submodule(name), bits, scheme)
+        if act_bits is None:
+            layer.activation, layer.kept = None, "inputs stay as they are"
+        else:
+            layer.activation = layer_plan(model.get_submodule(name), act_bits=act_bits).activation
+    return plan
+
+
+def test_mixed_widths_in_one_denoiser_equal_simulation():
+    torch.manual_seed(0)
+    model = Denoiser().eval().requires_grad_(False)
+    plan = mixed_plan(model)
+    simulated = dq.apply(model, plan, backend="simulate")
+    quantized = dq.apply(model, plan, backend="torchao")
+    report = dq_torchao.execution_report(quantized)
+    assert [(e.width, e.state, e.bits) for n, e in report.items() if n != "time"] == [
+        ("W8A8", "integer", 8),
+        ("W3A6", "integer", 3),
+        ("W1A8", "integer", 1),
+        ("W4A32", "weight-only", 4),
+    ]
+    for timestep in (100.0, 500.0, [100.0, 900.0]):
+        inputs = {"sample": torch.randn(2, 4, 8, 8), "timestep": torch.tensor(timestep)}
+        assert sqnr(simulated(**inputs), quantized(**inputs)) > 45
+
+
+def test_file_of_a_denoiser_is_the_sum_of_its_bits_and_scales(tmp_path):
+    torch.manual_seed(0)
+    model = Denoiser(width=48).eval().requires_grad_(False)
+    plan = mixed_plan(model)
+    bits = sum(model.get_submodule(n).weight.numel() * p.weight.bits / 8 for n, p in plan.layers.items() if p.weight)
+    quantized = dq.apply(model, plan, backend="torchao")
+    quantized(sample=torch.randn(2, 4, 8, 8), timestep=torch.tensor(100.0))  # what kernels hold is no part of it
+    dq_torchao.save(quantized, tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        sizes = {name: file.get_tensor(name).nbytes for name in file.keys()}  # noqa: SIM118
+    codes = sum(size for name, size in sizes.items() if name.endswith("weight_packed"))
+    assert bits <= codes <= 1.02 * bits
+    outputs = 48 + 4 * 48 + 48 + 4
+    kept = 4 * (48 + 48) + 4 * outputs  # the temporal layer in floating point, and biases
+    scales = 4 * outputs + 3 * (4 + 4) * 3  # of weights, and three tables of three groups
+    timesteps = 8 * (2 + 2)
+    assert sum(sizes.values()) == codes + kept + scales + timesteps
