@@ -11,6 +11,7 @@ _HOME = {
     "install_schedule": "schedules",
     "load_pipeline": "recording",
     "planned_scheduler": "schedules",
+    "quantize": "quantization",
 }
 
 __all__ = sorted(_HOME)

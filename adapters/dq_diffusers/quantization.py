@@ -1,0 +1,124 @@
+"""``quantize(pipe)``: record, plan and apply in one call, for who wants a smaller, faster pipeline and no theory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+
+from dq_diffusers.recording import denoiser_of, sampler
+from dq_plugins.application import apply
+from dq_plugins.calibration import record
+from dq_plugins.errors import DQError
+from dq_plugins.plan import QuantPlan
+from dq_plugins.recipe import Recipe, make_plan
+from dq_plugins.timesteps import context_of
+
+PROMPTS_NAME = "prompts.txt"
+
+
+def quantize(
+    pipe: Any,
+    recipe: str | Recipe = "default",
+    *,
+    weight_bits: int = 8,
+    act_bits: int | None = 8,
+    prompts: Sequence[str] | None = None,
+    class_labels: Sequence[int] | None = None,
+    steps: int = 20,
+    images: int = 8,
+    batch: int = 4,
+    guidance_scale: float | None = None,
+    seed: int = 0,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    backend: str = "torchao",
+    tune: bool = True,
+    workdir: str | Path | None = None,
+    progress: bool = True,
+    **backend_options: Any,
+) -> QuantPlan:
+    """Quantize the denoiser of a pipeline in place.
+
+    Args:
+        pipe: a full-precision diffusers pipeline.
+        recipe: registered name (``dq-plugins list``), or a `dq_plugins.recipe.Recipe`.
+        weight_bits: target width of weights.
+        act_bits: target width of activations; None leaves them in floating point.
+        prompts: what to draw for calibration; by default the lines of ``prompts.txt`` in the pipeline's folder.
+        class_labels: classes to draw, for pipelines that take them; by default all in turn.
+        steps: sampling steps of the calibration images; as many as you will sample with is best.
+        images: calibration images.
+        batch: images sampled at once.
+        guidance_scale: weight of classifier-free guidance; the pipeline's default when None.
+        seed: seed of the first image and of every random choice.
+        options: options of passes, for example ``{"timestep-groups": {"groups": 4}}``.
+        backend: registered adapter that executes the plan.
+        tune: with backend ``"torchao"``, time every layer both ways and leave in floating point what is faster there,
+            on this machine. Off, every layer that can runs in integers, which makes the smallest checkpoint.
+        workdir: folder for the calibration set and intermediate results. The same call resumes there after an
+            interruption. By default a temporary folder.
+        progress: show progress bars.
+        backend_options: options of the backend, for example ``out_of_range="nearest"``.
+
+    Returns:
+        The plan, to be saved, compared, or applied elsewhere.
+
+    Raises:
+        DQError: the pipeline needs prompts and there are none, its denoiser is quantized already, or the recipe, an
+            option or the backend cannot be used.
+
+    Example::
+
+        plan = dq_diffusers.quantize(pipe, weight_bits=4, prompts=["a red fox", "a lighthouse at night"])
+        pipe.save_pretrained("quantized/")
+    """
+    _, denoiser = denoiser_of(pipe)
+    _refuse_quantized(denoiser)
+    sample = sampler(
+        pipe,
+        prompts=prompts if prompts is not None else prompts_of(pipe),
+        class_labels=class_labels,
+        steps=steps,
+        seed=seed,
+        images=images,
+        batch=min(batch, images),
+        guidance_scale=guidance_scale,
+    )
+    with TemporaryDirectory(prefix="dq-quantize-") as temporary:
+        root = Path(workdir if workdir is not None else temporary)
+        calibration = record(denoiser, sample, root / "calib", total=sample.total, progress=progress)
+        plan = make_plan(
+            denoiser,
+            calibration,
+            recipe,
+            weight_bits=weight_bits,
+            act_bits=act_bits,
+            seed=seed,
+            options=options,
+            workdir=root / "work" if workdir is not None else None,
+            progress=progress,
+        )
+        if backend == "torchao" and tune:
+            backend_options.setdefault("example_inputs", calibration.example_inputs())
+        denoiser.eval().requires_grad_(False)
+        apply(denoiser, plan, backend, inplace=True, **backend_options)
+    return plan
+
+
+def prompts_of(pipe: Any) -> list[str] | None:
+    """Prompts that come with a pipeline: the lines of ``prompts.txt`` in the folder it was loaded from."""
+    file = Path(str(getattr(pipe.config, "_name_or_path", None) or ".")) / PROMPTS_NAME
+    if not file.is_file():
+        return None
+    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()] or None
+
+
+def _refuse_quantized(denoiser: nn.Module) -> None:
+    if context_of(denoiser) is not None:
+        raise DQError(
+            f"the {type(denoiser).__name__} of this pipeline is quantized, or being calibrated, already; load the "
+            "full-precision pipeline again and quantize that"
+        )
