@@ -11,6 +11,7 @@ from dq_torchao.checkpoint import load, save  # noqa: E402
 from dq_torchao.checkpoint_config import CheckpointConfig  # noqa: E402
 from dq_torchao.config import TimestepInt8Config, linear_and_conv2d  # noqa: E402
 from dq_torchao.diffusers_hook import register_when_imported  # noqa: E402
+from dq_torchao.intx import intx_tensor  # noqa: E402
 from dq_torchao.plan_config import PlanConfig  # noqa: E402
 from dq_torchao.releasing import release_weights, restore_weights  # noqa: E402
 from dq_torchao.report import Execution, Timing, execution_report  # noqa: E402
@@ -29,6 +30,7 @@ __all__ = [
     "apply",
     "convert",
     "execution_report",
+    "intx_tensor",
     "linear_and_conv2d",
     "load",
     "prepare",

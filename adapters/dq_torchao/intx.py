@@ -1,0 +1,43 @@
+"""A packed weight as torchao's own tensor: `IntxUnpackedToInt8Tensor`, one int8 a value, 1 to 8 bits of it used.
+
+torchao's class is what its export paths and its safetensors support know. It holds the same codes and scales, so it
+computes the same values; it takes a byte a value whatever the width, which is why layers do not hold it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torchao.quantization import IntxUnpackedToInt8Tensor
+
+from dq_plugins.errors import DQError
+from dq_torchao.packed_weight import PackedWeight
+
+
+def intx_tensor(layer: PackedWeight) -> IntxUnpackedToInt8Tensor:
+    """The weight of a layer as torchao's tensor, such as for a plain ``nn.Linear`` or ``nn.Conv2d``.
+
+    Args:
+        layer: any layer with a packed weight.
+
+    Returns:
+        A tensor of the weight's shape and dtype, with one block of quantization parameters for each output.
+
+    Raises:
+        DQError: a zero point does not fit int8, which is what the class holds.
+    """
+    column = (-1, *[1] * (len(layer.weight_shape) - 1))
+    zero_point = layer.weight_zero_point
+    if zero_point is None:
+        zero_point = torch.zeros_like(layer.weight_scale, dtype=torch.int32)
+    if bool((zero_point.abs() > 127).any()):
+        raise DQError(f"torchao holds zero points in int8, and this {type(layer).__name__} has one beyond 127")
+    bits = 2 if layer.weight_signs else layer.weight_bits  # -1 and +1 are codes of two bits
+    return IntxUnpackedToInt8Tensor(
+        layer.weight_codes,
+        layer.weight_scale.reshape(column),
+        zero_point.to(torch.int8).reshape(column),
+        getattr(torch, f"int{bits}"),
+        (1, *layer.weight_shape[1:]),
+        layer.weight_dtype,
+        None,
+    )
