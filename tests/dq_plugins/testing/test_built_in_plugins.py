@@ -9,9 +9,11 @@ from dq_plugins.testing import SUITES, run_suite, suite_for
 
 BUILT_IN = [(plugin.kind, plugin.name) for plugin in registry.plugins() if plugin.declaration.built_in]
 SHORT = {
+    "timestep-groups": {"rounds": 2},
     "temporal-reconstruction": {"iterations": 20},
     "block-reconstruction": {"iterations": 5, "calls": 5},
     "sensitivity": {"draws": 8, "check_entries": 2, "calls_per_timestep": 1},
+    "timestep-reduction": {"generations": 2, "population": 6, "mutants": 3, "crossovers": 1, "seconds": 0.2},
 }
 """Options that make a pass quick; what it is checked for does not depend on them."""
 
