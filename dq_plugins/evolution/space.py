@@ -10,6 +10,7 @@ Source: TMPQ-DM (Sun et al. 2024), whose shipped mode fixes K and gives all step
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -96,10 +97,11 @@ class Space:
         return tuple(size for layer in self.layers for size in (len(layer.weights), len(layer.inputs)))
 
     @property
-    def size(self) -> float:
-        """Number of candidates, over budget ones included."""
-        widths = float(np.prod([float(m) for m in self.menus])) if self.menus else 1.0
-        return widths * sum(float(np.prod([float(s) for s in g.sizes])) for g in self.groups.values())
+    def decades(self) -> float:
+        """Decimal logarithm of the number of candidates, those over budget included."""
+        widths = sum(math.log10(menu) for menu in self.menus)
+        schedules = sum(math.prod(groups.sizes) for groups in self.groups.values())
+        return widths + math.log10(schedules)
 
     def cost(self, candidate: Candidate) -> float:
         """Cost of the whole sampling run."""

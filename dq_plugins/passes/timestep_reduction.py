@@ -152,7 +152,7 @@ class TimestepReduction(Pass):
                 "loss": best.loss,
                 "losses": losses,
                 "fitness": self.options.fitness,
-                "candidates": space.size,
+                "candidates_log10": space.decades,
                 "exact": _exact_record(solution, setting),
                 "evolution": _evolution_record(state),
                 "points": {name: [[p.cost, p.loss, len(p.timesteps)] for p in each] for name, each in points.items()},

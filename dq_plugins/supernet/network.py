@@ -47,12 +47,14 @@ class SuperNetwork:
         self._inputs: dict[tuple[str, int], ActivationQuantizer] = {}
         self._active: dict[str, ActivationQuantizer] = {}
         self._handles: list[Any] = []
+        self._open = False
 
     def __enter__(self) -> SuperNetwork:
-        if self._handles or self._full:
+        if self._open:
             raise PlanError("this super-network is open already; two assignments cannot run in one denoiser")
         if context_of(self.denoiser) is not None:
             raise PlanError("the denoiser is quantized already; a super-network starts from full precision")
+        self._open = True
         self._full = {name: layer._parameters["weight"] for name, layer in self._layers.items()}  # type: ignore[misc]
         for name, layer in self._layers.items():
             self._handles.append(layer.register_forward_pre_hook(self._quantize_input(name)))
@@ -68,7 +70,7 @@ class SuperNetwork:
             handle.remove()
         detach_context(self.denoiser)
         self._context.clear()
-        self._full, self._handles, self._active = {}, [], {}
+        self._full, self._handles, self._active, self._open = {}, [], {}, False
 
     def switch(self, widths: Mapping[str, Width]) -> None:
         """Compute with an assignment from now on; layers that it does not name are in full precision.
@@ -79,7 +81,7 @@ class SuperNetwork:
         Raises:
             PlanError: the network is closed, or a layer has no such width.
         """
-        if not self._full:
+        if not self._open:
             raise PlanError("open the super-network first: with SuperNetwork(...) as network")
         unknown = sorted(widths.keys() - self._layers.keys())
         if unknown:
