@@ -2,86 +2,98 @@
 
     python -m benchmarks.tfmq --model digits --images 64 --seeds 3
 
-Prints two tables and writes them as JSON. Fake quantization (backend ``simulate``): this measures error, not speed.
+Prints two tables and writes every run as JSON; started again, it goes on where it was stopped. Each seed records its
+own calibration images. Fake quantization (backend ``simulate``): this measures error, not speed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 import dq_plugins as dq
+from benchmarks.records import RESULTS, Records
 from dq_plugins.bundled import NAMES, bundled
 from dq_plugins.demo import PROMPTS
 from dq_plugins.recipe import Recipe, Step
 from dq_plugins.report import Table
 from dq_plugins.temporal import FeatureError, feature_error, temporal_block
 
-WEIGHTS, RECON = Step("weight-ranges"), {"iterations": 300, "calls": 40}
+WEIGHTS = Step("weight-ranges")
 RANGES = (
     Step("timestep-groups", {"groups": 1, "method": "uniform"}),
     Step("activation-ranges", {"observer": "minmax"}),
 )
 GROUPED = (Step("timestep-groups"), Step("activation-ranges"))
-IMAGE_RECIPES = {
-    "min-max, nearest": (Step("weight-ranges", {"method": "minmax"}), *RANGES),
-    "default": (WEIGHTS, *GROUPED),
-    "reconstruction, temporal layers in their blocks": (
-        WEIGHTS,
-        Step("block-reconstruction", {**RECON, "freeze_temporal": False}),
-        *GROUPED,
-    ),
-    "tfmq": (
-        WEIGHTS,
-        Step("temporal-reconstruction"),
-        Step("block-reconstruction", RECON),
-        *GROUPED,
-        Step("finite-set-ranges"),
-    ),
-}
-FEATURE_RECIPES = {
-    "nearest": (WEIGHTS,),
-    "reconstruction through the blocks": (
-        WEIGHTS,
-        Step("block-reconstruction", {**RECON, "freeze_temporal": False}),
-    ),
-    "temporal reconstruction (TIAR)": (WEIGHTS, Step("temporal-reconstruction")),
-}
+
+
+def image_recipes(recon: dict[str, Any]) -> dict[str, tuple[Step, ...]]:
+    """What is compared at W4A8; ``recon`` holds the options of block reconstruction."""
+    blocks, together = Step("block-reconstruction", recon), {**recon, "freeze_temporal": False}
+    ranges = (*GROUPED, Step("finite-set-ranges"))
+    return {
+        "min-max, nearest": (Step("weight-ranges", {"method": "minmax"}), *RANGES),
+        "default": (WEIGHTS, *GROUPED),
+        "reconstruction, temporal layers in their blocks": (WEIGHTS, Step("block-reconstruction", together), *GROUPED),
+        "tfmq": (WEIGHTS, Step("temporal-reconstruction"), blocks, *ranges),
+        "tfmq, t alone": (
+            WEIGHTS,
+            Step("temporal-reconstruction", {"conditions": 0}),
+            blocks,
+            *GROUPED,
+            Step("finite-set-ranges", {"conditions": 0}),
+        ),
+    }
+
+
+def feature_recipes(recon: dict[str, Any]) -> dict[str, tuple[Step, ...]]:
+    """What is compared at the frontier of the temporal block, at W4."""
+    return {
+        "nearest": (WEIGHTS,),
+        "reconstruction through the blocks": (
+            WEIGHTS,
+            Step("block-reconstruction", {**recon, "freeze_temporal": False}),
+        ),
+        "temporal reconstruction (TIAR)": (WEIGHTS, Step("temporal-reconstruction")),
+    }
 
 
 class Case:
-    """A bundled denoiser with its calibration set."""
+    """A bundled denoiser, recorded once for each seed."""
 
     def __init__(self, name: str, steps: int, folder: Path) -> None:
         adapter = dq.get("adapter", "diffusers")()
-        self.name, self.steps, self.adapter = name, steps, adapter
+        self.name, self.steps, self.folder, self.adapter = name, steps, folder, adapter
         self.pipe = adapter.load_pipeline(bundled(name))
         self.denoiser: nn.Module = adapter.denoiser_of(self.pipe)[1].eval().requires_grad_(False)
-        self.calibration = dq.record(self.denoiser, self.sampler(16, 0), folder, progress=False)
 
-    def sampler(self, images: int, seed: int) -> Any:
+    def sampler(self, images: int, seed: int, batch: int = 8) -> Any:
         conditions = {"prompts": PROMPTS[self.name]} if self.name in PROMPTS else {}
-        return self.adapter.sampler(self.pipe, **conditions, steps=self.steps, seed=seed, images=images, batch=8)
+        return self.adapter.sampler(self.pipe, **conditions, steps=self.steps, seed=seed, images=images, batch=batch)
+
+    def calibration(self, seed: int) -> dq.CalibrationSet:
+        """8 recorded images; another seed, other noise (and classes)."""
+        run = self.sampler(8, 100 * seed, batch=4)
+        return dq.record(self.denoiser, run, self.folder / str(seed), progress=False)
 
     def images(self, denoiser: nn.Module, count: int) -> np.ndarray:
         return np.concatenate([np.asarray(out.images) for out in self.sampler(count, 10_000)(denoiser)])
 
     def plan(self, steps: tuple[Step, ...], seed: int, **bits: int | None) -> dq.QuantPlan:
         recipe = Recipe("benchmark", "", steps)
-        return dq.make_plan(self.denoiser, self.calibration, recipe, seed=seed, progress=False, **bits)  # type: ignore[arg-type]
+        return dq.make_plan(self.denoiser, self.calibration(seed), recipe, seed=seed, progress=False, **bits)  # type: ignore[arg-type]
 
 
 def feature_errors(case: Case, plan: dq.QuantPlan) -> FeatureError:
-    block = temporal_block(case.denoiser, case.calibration.example_inputs())
+    block = temporal_block(case.denoiser, case.calibration(0).example_inputs())
     assert block is not None
     weights = block.weights()
     planned = {
@@ -92,32 +104,35 @@ def feature_errors(case: Case, plan: dq.QuantPlan) -> FeatureError:
     return feature_error(block.features(timesteps), block.features(timesteps, planned))
 
 
-def mean(values: list[float]) -> float:
-    return statistics.fmean(values)
+def mean_of(runs: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of every figure over the seeds, and the spread of the first."""
+    first = next(iter(runs[0]))
+    spread = max(r[first] for r in runs) - min(r[first] for r in runs)
+    return {k: statistics.fmean(r[k] for r in runs) for k in runs[0]} | {"spread": spread}
 
 
-def features(case: Case, seeds: int) -> dict[str, dict[str, float]]:
-    found = {}
-    for label, steps in FEATURE_RECIPES.items():
-        errors = [feature_errors(case, case.plan(steps, s, weight_bits=4, act_bits=None)) for s in range(seeds)]
-        found[label] = {k: mean([getattr(e, k) for e in errors]) for k in ("cosine", "mismatch", "relative")}
-    return found
+def image_run(case: Case, steps: tuple[Step, ...], seed: int, count: int, reference: np.ndarray) -> dict[str, float]:
+    """Error of the images of one plan, the seconds to make it, and those of its reconstructions."""
+    start = time.process_time()
+    plan = case.plan(steps, seed, weight_bits=4, act_bits=8)
+    seconds = time.process_time() - start
+    images = case.images(dq.apply(case.denoiser, plan, backend="simulate"), count)
+    return {"image_mse": float(np.mean((images - reference) ** 2)), "cpu_seconds": seconds}
 
 
-def image_errors(case: Case, seeds: int, count: int) -> dict[str, dict[str, float]]:
-    reference = case.images(case.denoiser, count)
-    found = {}
-    for label, steps in IMAGE_RECIPES.items():
-        errors, seconds = [], []
-        for seed in range(seeds):
-            start = time.perf_counter()
-            plan = case.plan(steps, seed, weight_bits=4, act_bits=8)
-            seconds.append(time.perf_counter() - start)
-            images = case.images(dq.apply(case.denoiser, plan, backend="simulate"), count)
-            errors.append(float(np.mean((images - reference) ** 2)))
-        found[label] = {"image_mse": mean(errors), "spread": max(errors) - min(errors), "seconds": mean(seconds)}
-        print(f"  {label}: {found[label]}", flush=True)
-    return found
+def features(case: Case, records: Records, seeds: int, recon: dict[str, Any]) -> None:
+    """Table of feature errors; the plans hold weights alone."""
+    rows = []
+    for label, steps in feature_recipes(recon).items():
+
+        def run(seed: int, steps: tuple[Step, ...] = steps) -> dict[str, float]:
+            error = feature_errors(case, case.plan(steps, seed, weight_bits=4, act_bits=None))
+            return {k: getattr(error, k) for k in ("cosine", "mismatch", "relative")}
+
+        found = mean_of([records.get(f"features, {label}, {s}", partial(run, s)) for s in range(seeds)])
+        rows.append([label, found["cosine"], found["mismatch"]])
+    rows = [[label, cosine, cosine / rows[0][1], mismatch] for label, cosine, mismatch in rows]
+    print(Table(["temporal features, W4", "1 - cos", "/ nearest", "mismatch"], rows), flush=True)
 
 
 def main() -> None:
@@ -126,20 +141,30 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--iterations", type=int, default=300, help="of block reconstruction, for each block")
+    parser.add_argument("--calls", type=int, default=40, help="recorded calls that block reconstruction sees")
+    parser.add_argument("--recipes", nargs="+", help="only these")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    settings = {k: v for k, v in vars(args).items() if k not in ("out", "recipes", "seeds")}
+    records, recon = Records(f"tfmq-{args.model}", settings, args.out), {"iterations": args.iterations}
+    recon["calls"] = args.calls
     with tempfile.TemporaryDirectory() as folder:
         case = Case(args.model, args.steps, Path(folder))
-        found = {"features": features(case, args.seeds), "images": image_errors(case, args.seeds, args.images)}
-    nearest = found["features"]["nearest"]["cosine"]
-    rows = [[k, v["cosine"], v["cosine"] / nearest, v["mismatch"]] for k, v in found["features"].items()]
-    print(Table(["temporal features, W4", "1 - cos", "/ nearest", "mismatch"], rows))
-    plain = found["images"]["min-max, nearest"]["image_mse"]
-    rows = [[k, v["image_mse"], v["image_mse"] / plain, v["seconds"]] for k, v in found["images"].items()]
-    print(Table([f"{args.images} images, W4A8", "MSE to fp32", "/ min-max", "seconds to plan"], rows))
-    args.out.mkdir(exist_ok=True)
-    described = {"settings": {k: str(v) for k, v in vars(args).items() if k != "out"}, "torch": torch.__version__}
-    (args.out / f"tfmq-{args.model}.json").write_text(json.dumps(described | found, indent=1) + "\n")
+        recipes = {k: v for k, v in image_recipes(recon).items() if k in (args.recipes or image_recipes(recon))}
+        reference = case.images(case.denoiser, args.images)
+        for seed in range(args.seeds):
+            for label, steps in recipes.items():
+                one = records.get(
+                    f"images, {label}, {seed}", partial(image_run, case, steps, seed, args.images, reference)
+                )
+                print(f"  {label}, seed {seed}: {one}", flush=True)
+        features(case, records, args.seeds, recon)
+    found = {label: mean_of([records.data[f"images, {label}, {s}"] for s in range(args.seeds)]) for label in recipes}
+    plain = next(iter(found.values()))["image_mse"]
+    rows = [[k, v["image_mse"], v["spread"], v["image_mse"] / plain, v["cpu_seconds"]] for k, v in found.items()]
+    headings = [f"{args.images} images, W4A8", "MSE to fp32", "max - min", "/ min-max", "CPU s to plan"]
+    print(Table(headings, rows))
 
 
 if __name__ == "__main__":

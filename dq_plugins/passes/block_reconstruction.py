@@ -46,7 +46,9 @@ class BlockReconstruction(Pass):
         Attributes:
             iterations: optimiser steps for each block (the paper's: 20,000).
             learning_rate: of Adam (the paper's: 1e-3).
-            weight: factor of the rounding regulariser.
+            weight: factor of the rounding regulariser (the paper's: 0.01, of plain sums).
+            relative: the loss counts in units of nearest rounding's, the regulariser per variable. By measurement
+                (`benchmarks/rounding.py`) one factor then suits all blocks; off: the papers' plain sums.
             calls: recorded calls to learn from, drawn evenly over the recording.
             freeze_temporal: leave the layers that depend on t alone, and those that ``temporal-reconstruction`` has
                 decided, as they are; off: reconstruct them with their block, as methods before TFMQ-DM do.
@@ -54,7 +56,8 @@ class BlockReconstruction(Pass):
 
         iterations: int = Field(400, ge=1)
         learning_rate: float = Field(1e-2, gt=0)
-        weight: float = Field(0.01, ge=0)
+        weight: float = Field(1e5, ge=0)
+        relative: bool = True
         calls: int = Field(40, ge=1)
         freeze_temporal: bool = True
 
@@ -67,7 +70,7 @@ class BlockReconstruction(Pass):
         quantized = [n for n, layer in plan.layers.items() if layer.weight is not None and n not in frozen]
         learnable = [n for n in quantized if context.partition.layers[n].kind != "embedding"]
         units = find_units(context.partition, learnable)
-        student = _with_planned_weights(context.denoiser, plan)
+        student = planned_student(context.denoiser, plan)
         found = {}
         started = time.perf_counter()
         for done, unit in enumerate(units):
@@ -135,7 +138,8 @@ class BlockReconstruction(Pass):
             channels = -1 if output.dim() == 3 else 1  # tokens [N, L, C] or maps [N, C, ...]
             return (output - target).square().sum(channels).mean()
 
-        options = RoundingOptions(self.options.iterations, self.options.learning_rate, self.options.weight)
+        chosen = self.options
+        options = RoundingOptions(chosen.iterations, chosen.learning_rate, chosen.weight, chosen.relative)
         return learn_rounding(variables, loss, options, probes=min(16, self.options.iterations))
 
 
@@ -150,7 +154,7 @@ def _inside(module: str, parameter: str) -> str:
     return parameter[len(module) + 1 :]
 
 
-def _with_planned_weights(denoiser: nn.Module, plan: QuantPlan) -> nn.Module:
+def planned_student(denoiser: nn.Module, plan: QuantPlan) -> nn.Module:
     """A copy of the denoiser that computes with the plan's weights and full-precision activations."""
     student = copy.deepcopy(denoiser)
     for name, layer in plan.layers.items():

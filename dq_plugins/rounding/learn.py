@@ -22,6 +22,8 @@ class RoundingOptions:
         iterations: optimiser steps.
         learning_rate: of Adam.
         weight: factor of the regulariser.
+        relative: divide the loss by that of nearest rounding, and the regulariser by the number of variables, so that
+            one factor suits every layer whatever its size and its loss; off: the plain sums of the papers.
         warmup: share of the iterations without regulariser.
         beta_start: exponent of the regulariser after the warm-up.
         beta_end: exponent at the end; it moves linearly.
@@ -30,6 +32,7 @@ class RoundingOptions:
     iterations: int = 2000
     learning_rate: float = 1e-3
     weight: float = 0.01
+    relative: bool = False
     warmup: float = 0.2
     beta_start: float = 20.0
     beta_end: float = 2.0
@@ -88,6 +91,10 @@ def learn_rounding(
         RecipeError: the loss is not finite.
     """
     nearest_loss = _mean_loss(loss, {k: v.nearest() for k, v in variables.items()}, probes)
+    task_unit, count = 1.0, 1
+    if options.relative:
+        task_unit = max(nearest_loss, torch.finfo(torch.float32).tiny)
+        count = sum(v.alpha.numel() for v in variables.values())
     start_loss = float("nan")
     with torch.enable_grad():
         optimiser = torch.optim.Adam([v.alpha for v in variables.values()], lr=options.learning_rate)
@@ -98,9 +105,10 @@ def learn_rounding(
                 raise RecipeError(f"the reconstruction loss of {names} is {task.item()} at iteration {iteration}")
             start_loss = task.item() if iteration == 0 else start_loss
             beta = options.beta(iteration)
-            total = task
+            total = task / task_unit
             if beta is not None:
-                total = task + options.weight * torch.stack([v.undecided(beta) for v in variables.values()]).sum()
+                undecided = torch.stack([v.undecided(beta) for v in variables.values()]).sum() / count
+                total = total + options.weight * undecided
             optimiser.zero_grad()
             total.backward()
             optimiser.step()

@@ -116,3 +116,21 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
     variables = SoftRounding(weight, quantizer(weight, 4))
     with pytest.raises(RecipeError, match="nan"):
         run(learn_rounding({"w": variables}, lambda w, _: w["w"].sum() * float("nan"), RoundingOptions(iterations=2)))
+
+
+def test_relative_result_does_not_depend_on_the_scale_of_the_loss() -> None:
+    weight = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    inputs = torch.randn(64, 16, generator=torch.Generator().manual_seed(1)) @ torch.randn(16, 16)
+    quant = quantizer(weight, 3)
+
+    def learned(scale: float, relative: bool) -> torch.Tensor:
+        variables = {"a": SoftRounding(weight, quant)}
+        options = RoundingOptions(150, 3e-2, 1e3 if relative else 0.01, relative)
+
+        def loss(weights, _):
+            return scale * (inputs @ (weights["a"] - weight).T).square().mean()
+
+        return run(learn_rounding(variables, loss, options)).codes["a"]
+
+    assert torch.equal(learned(1.0, True), learned(2.0**10, True))
+    assert not torch.equal(learned(1.0, False), learned(2.0**-10, False))
