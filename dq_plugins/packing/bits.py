@@ -16,6 +16,7 @@ from functools import cache
 from math import prod
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -121,10 +122,7 @@ def unpack_bits(packed: Tensor, bits: int, shape: Sequence[int], alphabet: Alpha
     elif bits in _WORDS and not torch.compiler.is_compiling():  # compilers warn of the cached table, and fuse shifts
         codes = _byte_table(bits, alphabet, packed.device).index_select(0, packed.int()).view(_dtype(alphabet))
     else:
-        groups = pad(packed, (0, -len(packed) % bits)).view(-1, bits)
-        words = groups.new_zeros(len(groups), 8)
-        words[:, :bits] = groups
-        codes = _spell_out(_spread(words.view(torch.int64).view(-1), bits).view(torch.uint8), bits, alphabet)
+        codes = _spell_out(_spread(_words(packed, bits), bits).view(torch.uint8), bits, alphabet)
     return codes[: prod(shape)].reshape(tuple(shape))
 
 
@@ -161,6 +159,17 @@ def _squeeze(words: Tensor, bits: int) -> Tensor:
         high = words >> (width - value)
         words.bitwise_and_(low).bitwise_or_(high.bitwise_and_(low << value))
     return words
+
+
+def _words(packed: Tensor, bits: int) -> Tensor:
+    """The bytes of eight codes each, as the lowest of one word: int64 ``[groups]``. Higher bytes hold anything."""
+    groups = -(-len(packed) // bits)
+    if packed.device.type == "cpu" and type(packed) is Tensor and groups and not torch.compiler.is_compiling():
+        # numpy reads words that begin at any byte and overlap, at several times the speed of copying bytes apart
+        data = pad(packed.detach(), (0, 8 + groups * bits - len(packed))).numpy()
+        return torch.from_numpy(np.ndarray((groups,), np.int64, data, strides=(bits,)).copy())
+    rows = pad(packed, (0, groups * bits - len(packed))).view(groups, bits)
+    return pad(rows, (0, 8 - bits)).view(torch.int64).view(-1)
 
 
 def _spread(words: Tensor, bits: int) -> Tensor:

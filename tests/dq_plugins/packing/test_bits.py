@@ -56,6 +56,14 @@ def test_any_integer_dtype_and_memory_layout_packs_alike(dtype):
     assert torch.equal(pack_bits(codes.t().contiguous().t(), 3), pack_bits(codes.to(torch.int32), 3))
 
 
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_compilers_unpack_the_same(bits, monkeypatch):
+    codes = random_codes((7, 13), bits, "signed").to(torch.int8)
+    packed = pack_bits(codes, bits)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.equal(unpack_bits(packed, bits, codes.shape), codes)
+
+
 def test_packing_leaves_its_input_alone_and_shares_no_memory():
     codes = random_codes((16,), 8, "signed").to(torch.int8)
     before, packed = codes.clone(), pack_bits(codes, 8)
