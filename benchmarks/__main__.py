@@ -9,6 +9,8 @@ COMMANDS = {
     "timestep-groups": ["benchmarks.timestep_groups"],
     "timestep-groups-asymmetric": ["benchmarks.timestep_groups", "--asymmetric"],
     "latency": ["benchmarks.latency"],
+    "size": ["benchmarks.size", "--full-size"],
+    "weight-only": ["benchmarks.weight_only"],
     "temporal-table": ["benchmarks.temporal_table", "--full-size"],
     "tfmq-digits": ["benchmarks.tfmq", "--model", "digits"],
     "tfmq-emoji": ["benchmarks.tfmq", "--model", "emoji"],

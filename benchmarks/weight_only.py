@@ -2,7 +2,7 @@
 
     python -m benchmarks.weight_only --threads 1
 
-Layers take turns, so ratios of one run compare. Eager mode. A class that leaves a layer alone is listed with its reason.
+Layers take turns, so ratios of one run compare. Eager mode. A class that leaves a layer alone is listed.
 """
 
 from __future__ import annotations
