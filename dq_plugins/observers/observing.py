@@ -19,6 +19,7 @@ def observe_groups(
     layers: Sequence[str],
     make_observer: Callable[[str], Observer],
     groups: TimestepGroups | None = None,
+    rows: Tensor | None = None,
     *,
     progress: bool = False,
 ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -30,6 +31,7 @@ def observe_groups(
         layers: fully qualified names.
         make_observer: a fresh observer for a layer, for example ``lambda layer: MinMaxObserver(bits=8)``.
         groups: timestep groups; one for each recorded timestep by default.
+        rows: which range each group uses, ``[G]``; groups of one number share theirs. None: each has its own.
         progress: show a progress bar.
 
     Returns:
@@ -39,17 +41,19 @@ def observe_groups(
         CalibrationError: a layer does not exist, did not run at some timestep, or its input is not finite.
     """
     groups = groups or TimestepGroups.one_per_timestep(calibration.timesteps)
+    rows = torch.arange(len(groups)) if rows is None else rows
     observers: dict[str, dict[int, Observer]] = {layer: {} for layer in layers}
-    for group in range(len(groups)):
-        timesteps = [t for t in calibration.timesteps if groups.of(t) == group]
+    for row in range(int(rows.max()) + 1):
+        timesteps = [t for t in calibration.timesteps if rows[groups.of(t)] == row]
         current = {layer: make_observer(layer) for layer in layers}
         receive = _updater(current)
         for _ in stream_inputs(denoiser, calibration, layers, receive, timesteps=timesteps, progress=progress):
             pass
         if timesteps:
             for layer in layers:
-                observers[layer][group] = current[layer]
-    return {layer: _ranges(found, len(groups), make_observer(layer)) for layer, found in observers.items()}
+                observers[layer][row] = current[layer]
+    found = {layer: _ranges(seen, int(rows.max()) + 1, make_observer(layer)) for layer, seen in observers.items()}
+    return {layer: (low[rows], high[rows]) for layer, (low, high) in found.items()}
 
 
 def _updater(observers: dict[str, Observer]) -> Callable[[str, Tensor], None]:

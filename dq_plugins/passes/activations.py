@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
 from dq_plugins.observers.statistics import ErrorTable, Statistics, collect
 from dq_plugins.passes.weight_ranges import KEPT_BY_ROLE
 from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.recipe import PassContext
 
 DEFAULT_GROUPS = "default"
+GROUPING_SECTION = "timestep-groups"
+SHARED_ROWS = "shared_rows"  # in that section: by name of the groups, the range that each of them uses
 EDGE_ROLES = frozenset({"first", "last"})
 
 
@@ -35,14 +42,35 @@ def _kept(layer: LayerPlan) -> bool:
 
 def statistics(context: PassContext, layers: tuple[str, ...]) -> Statistics:
     """Statistics of the inputs of layers by timestep; one pass over the calibration set, shared by later passes."""
+    # by calibration set: a pass may have narrowed it
+    known: list[Statistics] = context.shared(("statistics", context.calibration.hash), list)
+    for found in known:
+        if set(layers) <= set(found.layers):
+            return found
     folder = context.workdir / "statistics" if context.workdir else None
-    return context.shared(
-        ("statistics", layers), lambda: collect(context.denoiser, context.calibration, layers, folder=folder)
-    )
+    known.append(collect(context.denoiser, context.calibration, layers, folder=folder))
+    return known[-1]
 
 
 def error_tables(context: PassContext, bits: dict[str, int], *, symmetric: bool, power: float) -> dict[str, ErrorTable]:
     """Error tables of layers at their widths; shared by later passes."""
-    found = statistics(context, tuple(sorted(bits)))
-    key = ("error-tables", tuple(sorted(bits.items())), symmetric, power)
-    return context.shared(key, lambda: found.error_tables(bits, symmetric=symmetric, power=power))
+    layers = tuple(sorted(bits))
+    found = statistics(context, layers)
+
+    def table(layer: str) -> ErrorTable:
+        return found.error_table(layer, bits[layer], symmetric=symmetric, power=power)
+
+    key = ("error-table", context.calibration.hash, symmetric, power)
+    return {layer: context.shared((*key, layer, bits[layer]), lambda n=layer: table(n)) for layer in layers}
+
+
+def group_names(plan: QuantPlan, layers: Iterable[str]) -> dict[str, str]:
+    """Name of the timestep groups of each layer: its own where it has some, else the default's."""
+    return {layer: layer if layer in plan.groups else DEFAULT_GROUPS for layer in layers}
+
+
+def shared_rows(plan: QuantPlan, name: str) -> Tensor:
+    """Which range each of the named groups uses, int64 ``[G]``: two groups of one number share theirs."""
+    section = plan.sections.get(GROUPING_SECTION)
+    rows = section.data.get(SHARED_ROWS, {}).get(name) if section is not None else None
+    return torch.arange(len(plan.groups[name])) if rows is None else torch.tensor(rows)

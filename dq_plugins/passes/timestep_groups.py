@@ -1,41 +1,45 @@
 """Pass ``timestep-groups``: which timesteps share activation ranges.
 
-``dp`` finds the contiguous groups with the least summed quantization error over all layers, exactly; ``uniform`` cuts
-the schedule into equally many timesteps and is the baseline. The error curve over the number of groups stays in the
-plan, so that a user sees what one more group buys.
+``dp`` finds the contiguous groups with the least summed quantization error over all layers, exactly; ``search`` learns
+groups by gradient descent against the error of the denoiser's output (ADP-DM, He et al. 2024); ``uniform`` cuts the
+schedule into equally many timesteps and is the baseline. The error curve over the number of groups stays in the plan,
+so that a user sees what one more group buys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from dq_plugins.observers.grouping import optimal_groups, uniform_groups
-from dq_plugins.passes.activations import DEFAULT_GROUPS, activation_bits, error_tables
+from dq_plugins.group_search.decide import as_runs
+from dq_plugins.observers.grouping import Grouping, optimal_groups, optimal_groups_per_layer, uniform_groups
+from dq_plugins.passes.activations import DEFAULT_GROUPS, SHARED_ROWS, activation_bits, error_tables
+from dq_plugins.passes.searched_groups import GroupSearch, SearchOptions, Tables
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 
 class TimestepGrouping(Pass):
-    """Write the timestep groups ``default``."""
+    """Write the timestep groups ``default``, or one set of groups for each layer under the layer's name."""
 
     name = "timestep-groups"
+    after = ("calibration-timesteps",)
 
-    class Options(PassOptions):
-        """Options of ``timestep-groups``.
+    class Options(SearchOptions):
+        """Options of ``timestep-groups``; those of the search are `SearchOptions`.
 
         Attributes:
-            method: ``"dp"`` (optimal) or ``"uniform"``.
+            method: ``"dp"`` (optimal), ``"search"`` or ``"uniform"``.
             groups: number of groups; a schedule with fewer timesteps has one each.
             bits: width at which errors are compared; None takes the recipe's target.
             edge_bits: least width of the first and last layers.
             symmetric: zero point 0.
-            power: p of the error norm.
+            power: p of the error norm of the dynamic program.
         """
 
-        method: Literal["dp", "uniform"] = "dp"
+        method: Literal["dp", "search", "uniform"] = "dp"
         groups: int = Field(8, ge=1)
         bits: int | None = Field(None, ge=2, le=16)
         edge_bits: int = Field(8, ge=2, le=16)
@@ -59,17 +63,39 @@ class TimestepGrouping(Pass):
         yield Progress(1, 2, "dynamic program")
         # layers of the finite temporal block count as well: another pass may or may not take them over
         grouping = optimal_groups(tables, timesteps, bounds=bounds)
-        plan.groups[DEFAULT_GROUPS] = grouping.groups(o.groups)
-        plan.sections[self.name] = Section(
-            {
-                "groups": list(range(1, len(grouping.curve) + 1)),
-                "relative_error": list(grouping.curve),
-                "layer_error": {
-                    name: {"static": grouping.errors(1)[name], "grouped": error, "per_timestep": best}
-                    for (name, error), best in zip(
-                        grouping.errors(o.groups).items(), grouping.errors(len(timesteps)).values(), strict=True
-                    )
-                },
-            }
-        )
+        section = Section(_curve(grouping, o.groups))
+        plan.sections[self.name] = section
+        if o.method == "search":
+            yield from self._search(plan, context, bits, tables)
+            return
+        if o.shared:
+            plan.groups[DEFAULT_GROUPS] = grouping.groups(o.groups)
+        else:
+            for name, own in optimal_groups_per_layer(tables, timesteps, bounds=bounds).items():
+                plan.groups[name] = own.groups(o.groups)
         yield Progress(2, 2)
+
+    def _search(
+        self, plan: QuantPlan, context: PassContext, bits: dict[str, int], tables: Tables
+    ) -> Iterator[Progress]:
+        o, calibration = self.options, context.calibration
+        search = GroupSearch(plan, context, bits, tables, o.groups, o.symmetric, o)
+        found = yield from search.run()
+        data = plan.sections[self.name].data
+        data["search"] = found.report
+        for name, labels in found.labels.items():
+            plan.groups[name], rows = as_runs(labels, calibration.timesteps, calibration.timestep_range)
+            if len(set(rows)) < len(rows):
+                data.setdefault(SHARED_ROWS, {})[name] = list(rows)
+
+
+def _curve(grouping: Grouping, groups: int) -> dict[str, Any]:
+    """Error over the number of groups, and what each layer has of them."""
+    static, grouped, each = (grouping.errors(g) for g in (1, groups, len(grouping.timesteps)))
+    return {
+        "groups": list(range(1, len(grouping.curve) + 1)),
+        "relative_error": list(grouping.curve),
+        "layer_error": {
+            name: {"static": static[name], "grouped": grouped[name], "per_timestep": each[name]} for name in static
+        },
+    }

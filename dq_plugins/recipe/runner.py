@@ -13,6 +13,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from dq_plugins import registry
+from dq_plugins.calibration.selection import SECTION, narrowed
 from dq_plugins.errors import DQError, RecipeError
 from dq_plugins.hashing import hash_json, weights_hash
 from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan, load_plan, save_plan
@@ -152,6 +153,8 @@ def make_plan(
             if root:
                 context.workdir = folders[i]
                 folders[i].mkdir(parents=True, exist_ok=True)
+            drawn = plan.sections.get(SECTION)
+            context.calibration = narrowed(calibration, drawn.data if drawn else None)
             _run_pass(passes[i], plan, context, progress)
             plan.passes.append(PassRecord(recipe.steps[i].name, passes[i].options.model_dump(mode="json")))
             if root:
