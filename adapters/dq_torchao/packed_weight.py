@@ -112,18 +112,25 @@ class PackedConv3d(PackedWeight, nn.Conv3d):
     """Conv3d with a packed weight, computed in floating point."""
 
 
+class PackedEmbedding(PackedWeight, nn.Embedding):
+    """Embedding with a packed table, such as that of class labels: one scale a row."""
+
+
 PACKED_LAYERS: dict[type[nn.Module], type[PackedWeight]] = {
     nn.Linear: PackedLinear,
     nn.Conv1d: PackedConv1d,
     nn.Conv2d: PackedConv2d,
     nn.Conv3d: PackedConv3d,
+    nn.Embedding: PackedEmbedding,
 }
 """Packed counterpart of a layer class. Subclasses are left out: they may use their weight otherwise."""
 
 
 def can_pack(layer: nn.Module, quant: WeightQuant | None) -> bool:
     """Whether ``layer`` can hold its weight packed and compute in floating point."""
-    return quant is not None and quant.bits <= MAX_BITS and type(layer) in PACKED_LAYERS
+    # an embedding with a largest norm changes its own weight as it runs
+    fixed = getattr(layer, "max_norm", None) is None
+    return quant is not None and quant.bits <= MAX_BITS and type(layer) in PACKED_LAYERS and fixed
 
 
 def pack_layer(layer: nn.Module, quant: WeightQuant) -> PackedWeight:

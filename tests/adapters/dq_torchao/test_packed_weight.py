@@ -172,6 +172,17 @@ def test_weight_only_layers_compile_to_one_graph():
         torch.testing.assert_close(torch.compile(packed, fullgraph=True)(x), simulated(x))
 
 
+def test_embeddings_are_packed_unless_they_change_their_own_weight():
+    torch.manual_seed(0)
+    for max_norm, packs in ((None, True), (1.0, False)):
+        layer = nn.Embedding(11, 16, max_norm=max_norm).requires_grad_(False)
+        plan = LayerPlan("embedding", weight=weight_quant(layer, 4), kept="its input is an index")
+        packed, simulated, _ = pair(layer, plan)
+        assert isinstance(packed, PackedWeight) == packs
+        index = torch.tensor([[3, 0], [10, 3]])
+        assert torch.equal(packed(index), simulated(index))
+
+
 def test_meta_layers_are_packed_without_values():
     layer = nn.Conv2d(6, 10, 3, device="meta")
     plan = LayerPlan("conv2d", weight=WeightQuant(3, torch.ones(10)), kept="inputs stay as they are")
