@@ -11,6 +11,7 @@ from dq_torchao.checkpoint import load, save  # noqa: E402
 from dq_torchao.checkpoint_config import CheckpointConfig  # noqa: E402
 from dq_torchao.config import TimestepInt8Config, linear_and_conv2d  # noqa: E402
 from dq_torchao.diffusers_hook import register_when_imported  # noqa: E402
+from dq_torchao.fqn import FqnLowering, input_ranks, to_fqn_config  # noqa: E402
 from dq_torchao.intx import intx_tensor  # noqa: E402
 from dq_torchao.plan_config import PlanConfig  # noqa: E402
 from dq_torchao.releasing import release_weights, restore_weights  # noqa: E402
@@ -23,6 +24,7 @@ __all__ = [
     "CheckpointConfig",
     "CheckpointError",
     "Execution",
+    "FqnLowering",
     "PlanConfig",
     "TimestepInt8Config",
     "Timing",
@@ -30,6 +32,7 @@ __all__ = [
     "apply",
     "convert",
     "execution_report",
+    "input_ranks",
     "intx_tensor",
     "linear_and_conv2d",
     "load",
@@ -37,5 +40,6 @@ __all__ = [
     "release_weights",
     "restore_weights",
     "save",
+    "to_fqn_config",
     "tune",
 ]

@@ -8,11 +8,12 @@ from typing import Any
 from torch import nn
 
 from dq_plugins import tokens
+from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan
 from dq_plugins.temporal import table as temporal_table
 from dq_plugins.timesteps import TimestepContext, attach_context
 from dq_plugins.timesteps.context import OutOfRange
-from dq_torchao.checkpoint_config import CheckpointConfig, remember
+from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of, remember
 from dq_torchao.lowering import lower_layer
 from dq_torchao.report import Execution, Timing
 from dq_torchao.timestep_state import install_timestep_state
@@ -54,6 +55,10 @@ def apply(
     Raises:
         PlanError: the plan is of another model, or needs what this adapter does not implement.
     """
+    if checkpoint_config_of(model) is not None:
+        raise PlanError(
+            f"this {type(model).__name__} is quantized already; apply a plan to the full-precision denoiser"
+        )
     plan.check_model(model)
     if choices is None:
         choices = tune(model, plan, example_inputs) if example_inputs is not None else {}

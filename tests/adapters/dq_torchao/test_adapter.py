@@ -156,6 +156,14 @@ def test_plan_of_another_model_is_refused():
         dq_torchao.apply(build(seed=1), denoiser_plan(build(seed=0)))
 
 
+def test_a_quantized_denoiser_is_refused():
+    model = build()
+    plan = denoiser_plan(model)
+    dq_torchao.apply(model, plan)
+    with pytest.raises(PlanError, match="quantized already"):
+        dq_torchao.apply(model, plan)
+
+
 def test_temporal_table_replaces_its_layers():
     model, reference = build(), build()
     plan = denoiser_plan(model)

@@ -1,0 +1,152 @@
+"""A plan as torchao's own ``FqnToConfig``, as far as torchao's configs can say what a plan says.
+
+What they can say: the width and symmetry of a weight per output channel, and one static activation range per tensor in
+front of an int8 linear layer. What they cannot: ranges that change with the timestep, integer convolutions, learned
+rounding, temporal tables, the scales of weights (torchao takes min-max). `to_fqn_config` names every layer that it
+leaves out, and why; `dq_torchao.apply` executes all of a plan.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchao.core.config import AOBaseConfig
+from torchao.quantization import (
+    FqnToConfig,
+    Int8StaticActivationInt8WeightConfig,
+    Int8WeightOnlyConfig,
+    IntxWeightOnlyConfig,
+    MappingType,
+    PerAxis,
+    PerRow,
+    PerTensor,
+)
+
+from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, WeightQuant
+from dq_torchao.tuning import record_layouts
+
+KINDS = ("linear", "conv2d")
+
+
+@dataclass(frozen=True)
+class FqnLowering:
+    """A plan in torchao's configs.
+
+    Attributes:
+        config: one config for every layer that can be expressed, by its exact name; for
+            ``quantize_(denoiser, config, filter_fn=None)``. Every other layer stays in full precision.
+        unexpressed: why the others that the plan quantizes cannot be expressed, by layer.
+    """
+
+    config: FqnToConfig
+    unexpressed: dict[str, str]
+
+
+def input_ranks(model: nn.Module, plan: QuantPlan, example_inputs: Mapping[str, Any]) -> dict[str, int]:
+    """Number of dimensions of the input of every layer of ``plan``, from one call of the denoiser.
+
+    Args:
+        model: the full-precision denoiser.
+        plan: the plan.
+        example_inputs: keyword arguments of the call.
+    """
+    layers = {name: model.get_submodule(name) for name in plan.layers}
+    with torch.no_grad():
+        layouts = record_layouts(model, layers, example_inputs)
+    return {name: len(seen[0].shape) for name, seen in layouts.items() if len({len(s.shape) for s in seen}) == 1}
+
+
+def to_fqn_config(plan: QuantPlan, ranks: Mapping[str, int] | None = None) -> FqnLowering:
+    """Lower a plan to torchao's configs.
+
+    Weight scales are torchao's own (min-max per output channel, ``max |w| / 127.5`` at 8 bits), whatever the plan's
+    are. Static activation ranges are the plan's; configs that hold one cannot be written to JSON by torchao.
+
+    Args:
+        plan: the plan.
+        ranks: number of dimensions of each layer's input (`input_ranks`), which torchao's static config must know.
+
+    Returns:
+        The config, and what it leaves out.
+    """
+    configs: OrderedDict[str, AOBaseConfig | None] = OrderedDict()
+    unexpressed = _sections(plan)
+    for name, layer in plan.layers.items():
+        if (layer.weight is None and layer.activation is None) or name in unexpressed:
+            continue
+        found = _layer_config(layer, (ranks or {}).get(name))
+        if isinstance(found, str):
+            unexpressed[name] = found
+        else:
+            configs[name] = found
+    return FqnLowering(FqnToConfig(configs), unexpressed)
+
+
+def _sections(plan: QuantPlan) -> dict[str, str]:
+    """Layers that a critical section decides about."""
+    sections = sorted(name for name, section in plan.sections.items() if section.critical)
+    names = {
+        layer
+        for section in sections
+        for layer in plan.layers
+        if any(key.startswith(f"{layer}.") or key.endswith(f"/{layer}") for key in plan.sections[section].tensors)
+    }
+    return {name: f"it is part of {' and '.join(sections)}, which torchao has no config for" for name in sorted(names)}
+
+
+def _layer_config(layer: LayerPlan, rank: int | None) -> AOBaseConfig | str:
+    """The config of one layer, or why there is none."""
+    weight, activation = layer.weight, layer.activation
+    if weight is None:
+        return f"torchao has no config that quantizes the input of a layer alone, as {layer.width} does"
+    if layer.kind not in KINDS:
+        return f"torchao's configs take linear layers and 2-d convolutions, and this is a {layer.kind}"
+    if weight.scheme != "affine" or weight.codes is not None:
+        what = "binary" if weight.scheme == "binary" else "learned"
+        return f"its weight codes are {what}, and torchao's configs round to nearest"
+    if activation is None:
+        return _weight_only(layer.kind, weight)
+    return _static(layer, weight, activation, rank)
+
+
+def _weight_only(kind: str, weight: WeightQuant) -> AOBaseConfig | str:
+    if weight.bits > 8:
+        return f"torchao's integer weights have 1 to 8 bits, and this one has {weight.bits}"
+    if kind == "linear" and weight.bits == 8 and weight.symmetric:
+        return Int8WeightOnlyConfig(granularity=PerRow(), set_inductor_config=False)
+    mapping = MappingType.SYMMETRIC if weight.symmetric else MappingType.ASYMMETRIC
+    dtype = getattr(torch, f"int{weight.bits}")
+    return IntxWeightOnlyConfig(weight_dtype=dtype, granularity=PerAxis(0), mapping_type=mapping)
+
+
+def _static(layer: LayerPlan, weight: WeightQuant, activation: ActivationQuant, rank: int | None) -> AOBaseConfig | str:
+    if layer.kind != "linear":
+        return "torchao's int8 tensor has no convolution"
+    if (weight.bits, activation.bits) != (8, 8) or not weight.symmetric:
+        return f"torchao's static config is W8A8 with symmetric weights, and this is {layer.width}" + (
+            "" if weight.symmetric else " with a zero point"
+        )
+    scale, zero_point = _constant(activation.scale), _constant(activation.zero_point)
+    if scale is None or zero_point is None:
+        return f"its range changes over {len(activation.scale)} timestep groups, and torchao's static range is one"
+    if rank is None:
+        return "torchao's static config must know the rank of the input: pass ranks=input_ranks(...)"
+    shape = (1,) * rank
+    symmetric = activation.symmetric
+    return Int8StaticActivationInt8WeightConfig(
+        act_quant_scale=scale.reshape(shape),
+        act_quant_zero_point=None if symmetric else zero_point.to(torch.int8).reshape(shape),
+        act_mapping_type=MappingType.SYMMETRIC if symmetric else MappingType.ASYMMETRIC,
+        granularity=[PerTensor(), PerRow()],
+        set_inductor_config=False,
+    )
+
+
+def _constant(table: Tensor) -> Tensor | None:
+    """The one value of a table, or None where it has several."""
+    return table[:1].clone() if bool((table == table[0]).all()) else None
