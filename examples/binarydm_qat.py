@@ -151,9 +151,16 @@ def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     student = train_quantized(copy.deepcopy(teacher), choices.layers)  # BinaryDM
     student.requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(student.parameters(), lr=arguments.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=arguments.learning_rate, weight_decay=0.0, fused=True)
+    evolve_at = max(1, arguments.steps // 4)
     binarydm = BinaryDMCallback(  # BinaryDM
-        student, teacher, blocks=choices.blocks, evolve_at=arguments.steps // 2, mimic=arguments.mimic, ema_decay=0.995
+        student,
+        teacher,
+        blocks=choices.blocks,
+        evolve_at=evolve_at,
+        fade=evolve_at,  # far too few iterations for the regulariser alone
+        mimic=arguments.mimic,
+        ema_decay=0.995,
     )
     checkpoint, start = arguments.out / "checkpoint.safetensors", 0
     if arguments.resume and checkpoint.exists():
