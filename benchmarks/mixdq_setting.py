@@ -58,7 +58,7 @@ class Setting:
             inputs = torch.Size(info.input_shape).numel() if name in self.candidates.activations else 0
             layers[name] = LayerCost(torch.Size(info.weight_shape).numel(), inputs, info.macs, info.block)
         menus = Menu(WEIGHT_MENU, ACT_MENU)
-        return AllocationProblem(layers, noise, default_menu=menus, **{"budgets": Budgets(), **changes})
+        return AllocationProblem(layers, noise, **{"budgets": Budgets(), "default_menu": menus, **changes})
 
     def true_noise(self, entries: list[Entry]) -> float:
         """Noise power of the output relative to its signal with some entries quantized together, on held-out calls."""
