@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dq_plugins.calibration.prompts import PROMPTS
 from dq_plugins.errors import DQError, TimestepError
 from dq_plugins.graph.arguments import find_timestep_argument
 
@@ -148,7 +149,8 @@ def sampler(
 
     Args:
         pipe: a diffusers pipeline.
-        prompts: what to draw, repeated in turn up to ``images``; for pipelines that take a prompt.
+        prompts: what to draw, repeated in turn up to ``images``; for pipelines that take a prompt. By default those of
+            `dq_plugins.calibration.prompts`.
         class_labels: classes to draw, likewise; by default all classes in turn.
         steps: denoising steps.
         seed: seed of the first image; the next has the next seed.
@@ -160,7 +162,7 @@ def sampler(
         A callable that takes the denoiser; its ``total`` is the number of denoiser calls, where known.
 
     Raises:
-        DQError: conditions the pipeline does not take, none where it needs them, or a number below 1.
+        DQError: conditions the pipeline does not take, an empty list of them, or a number below 1.
 
     Example::
 
@@ -200,9 +202,7 @@ def _conditions(
             reason = f"takes no {name}" if name not in accepted else f"was given an empty list of {name}"
             raise DQError(f"{owner} {reason}; it takes: {', '.join(takes) or 'no condition'}")
     if "prompt" in accepted:
-        if prompts is None:
-            raise DQError(f"{owner} draws from text: give prompts (on the command line: --prompts FILE or TEXT ...)")
-        return {"prompt": list(islice(cycle(prompts), images))}
+        return {"prompt": list(islice(cycle(PROMPTS if prompts is None else prompts), images))}
     if "class_labels" in accepted:
         labels = class_labels if class_labels is not None else range(_class_count(pipe))
         return {"class_labels": list(islice(cycle(labels), images))}

@@ -26,7 +26,8 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompts",
         nargs="+",
         metavar="TEXT",
-        help="prompts, or one text file with a prompt on each line (default: prompts.txt in the model's folder)",
+        help="prompts, or one text file with a prompt on each line (default: prompts.txt in the model's folder, "
+        "else a small built-in list)",
     )
     parser.add_argument("--classes", nargs="+", type=int, metavar="N", help="class labels (default: all in turn)")
     parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance (default: the pipeline's)")

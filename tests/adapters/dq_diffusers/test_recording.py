@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from dq_plugins.calibration import record
+from dq_plugins.calibration.prompts import PROMPTS
 from dq_plugins.errors import DQError
 
 WIDTHS = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
@@ -94,10 +95,15 @@ def test_classes_default_to_all_in_turn_and_can_be_given(tmp_path):
     assert next(calib.calls()).kwargs["class_labels"].tolist() == [2, 1, 2, 1]
 
 
+def test_text_models_draw_built_in_prompts_unless_told_otherwise():
+    assert sampler(text_to_image(), images=3).conditions["prompt"] == list(PROMPTS[:3])
+    assert sampler(text_to_image(), images=3, prompts=["fox"]).conditions["prompt"] == ["fox"] * 3
+    assert len(sampler(text_to_image(), images=40).conditions["prompt"]) == 40
+
+
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (text_to_image, {}, "draws from text: give prompts"),
         (text_to_image, {"class_labels": [1]}, "takes no class_labels; it takes: prompt"),
         (unconditional, {"prompts": ["fox"]}, "takes no prompt; it takes: no condition"),
         (text_to_image, {"prompts": []}, "empty list of prompt"),
