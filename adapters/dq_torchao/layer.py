@@ -19,12 +19,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from dq_plugins.errors import DQError, TimestepError
 from dq_plugins.plan import ActivationQuant, LayerPlan
 from dq_plugins.simulate import select_per_sample
 from dq_plugins.timesteps import TimestepContext
-from dq_torchao.kernels import activation_codes, code_offset, plain_codes, release, weight_code_sum
+from dq_torchao.kernels import activation_codes, code_offset, is_frozen, plain_codes, release, weight_code_sum
 from dq_torchao.packed_weight import PackedWeight
 from dq_torchao.report import Execution
+
+NO_GRADIENT = (
+    "an integer layer passes no gradient to its input, so what comes before it would be trained wrongly. Sample under "
+    "torch.no_grad(), as pipelines do; train adapters on the full-precision denoiser, or on weights alone (act_bits=None)."
+)
 
 
 class IntegerLayer(PackedWeight):
@@ -132,7 +138,15 @@ class IntegerLayer(PackedWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize ``x`` with the parameters of its timestep, multiply in integers, rescale."""
+        if x.requires_grad and torch.is_grad_enabled():
+            raise DQError(NO_GRADIENT)
         index = self.context.index(self.group_name).to(self.act_scale.device)
+        if is_frozen(x.device) and not self.context.traced:
+            raise TimestepError(
+                "a part of this denoiser is compiled on its own with inductor's freezing, which would freeze the "
+                "timestep group of one call into it. Compile the denoiser as a whole, or compile parts of it without "
+                "torch._inductor.config.freezing"
+            )
         if index.numel() > 1:
             return self._per_sample(x, index)
         # [1] tensors all the way: this runs at every layer of every step, and each small operation costs microseconds.

@@ -37,6 +37,10 @@ class TimestepContext:
         uniform: every call has one timestep for the whole batch, as sampling has. A denoiser that takes one timestep
             per sample then selects one set of parameters in a compiled graph too, which is faster; a call with
             different timesteps is an error.
+
+    Attributes:
+        timestep: of the call that runs, ``[1]`` or ``[B]``.
+        traced: whether the selection is part of a graph that is being compiled, with the layers that read it.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class TimestepContext:
         self.out_of_range = out_of_range
         self.uniform = uniform
         self.timestep: Tensor | None = None
+        self.traced = False
         self._index: dict[str, Tensor] | None = None
 
     def select(self, timestep: Tensor | float) -> None:
@@ -69,6 +74,7 @@ class TimestepContext:
             torch._assert_async((t == t[0]).all(), "the samples of a batch have different timesteps; uniform=True")
             t = t[:1]
         self.timestep = t
+        self.traced = torch.compiler.is_compiling()
         self._index = {name: groups.index(t) for name, groups in self.groups.items()}
 
     def _checked(self, t: Tensor) -> Tensor:

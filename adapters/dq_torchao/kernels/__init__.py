@@ -1,7 +1,7 @@
 """Integer kernels behind two operators, ``dq_torchao::int8_linear`` and ``dq_torchao::int8_conv2d``."""
 
 from dq_torchao.kernels.codes import activation_codes, code_offset
-from dq_torchao.kernels.frozen import int8_conv2d, int8_linear
+from dq_torchao.kernels.frozen import int8_conv2d, int8_linear, is_frozen
 from dq_torchao.kernels.operators import Kernel, kernel_for, plain_codes, prepacked_bytes, release, weight_code_sum
 from dq_torchao.kernels.packing import unpack_codes
 
@@ -11,6 +11,7 @@ __all__ = [
     "code_offset",
     "int8_conv2d",
     "int8_linear",
+    "is_frozen",
     "kernel_for",
     "plain_codes",
     "prepacked_bytes",

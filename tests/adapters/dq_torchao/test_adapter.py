@@ -93,7 +93,6 @@ def test_compiled_graph_selects_every_group_without_recompiling(freezing):
 
 
 def test_regions_compiled_alone_select_every_group_without_recompiling():
-    # Without freezing, which would tie a region to the index tensor of one call; our layers gain nothing from it.
     model = build()
     dq_torchao.apply(model, denoiser_plan(model))
     eager = {t: model(**batch(t)) for t in TIMESTEPS}
@@ -107,19 +106,30 @@ def test_regions_compiled_alone_select_every_group_without_recompiling():
     assert counters["stats"]["unique_graphs"] == 2
 
 
-def test_compiled_model_runs_the_integer_kernels():
+def test_a_region_does_not_freeze_the_group_of_one_call():
     model = build()
     dq_torchao.apply(model, denoiser_plan(model))
     torch.compiler.reset()
-    with torch.no_grad():
+    model.up.compile(fullgraph=True)
+    with torch.no_grad(), inductor_config.patch(freezing=True), pytest.raises(Exception, match="freezing"):
+        model(**batch(500.0))
+
+
+@pytest.mark.parametrize("freezing", [False, True])
+def test_compiled_model_runs_the_integer_kernels(freezing):
+    model = build()
+    dq_torchao.apply(model, denoiser_plan(model))
+    torch.compiler.reset()
+    with torch.no_grad(), inductor_config.patch(freezing=freezing):
         compiled = torch.compile(model)
         compiled(**batch(500.0))
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             compiled(**batch(100.0))
     calls = {event.key: event.count for event in profile.key_averages()}
     assert (calls["onednn::qlinear_pointwise"], calls["onednn::qconv_pointwise"]) == (2, 2)
+    assert ("dq_torchao::int8_linear" in calls) is not freezing  # inductor's own operators where weights are frozen
     assert "aten::convolution" not in calls
-    assert not any("prepack" in name for name in calls)  # weights are packed once
+    assert not any("pack" in name or "layout" in name for name in calls)  # weights are laid out once
 
 
 def test_copies_are_independent_and_pickle():
