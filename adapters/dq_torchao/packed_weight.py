@@ -11,12 +11,14 @@ Shapes: ``O`` outputs (dimension 0 of the weight), n values, ``B`` = ceil(n bits
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dq_plugins.packing import pack_bits
 from dq_plugins.plan import WeightQuant
+from dq_torchao.derived import derived
 from dq_torchao.kernels import unpack_codes
 
 MAX_BITS = 8
@@ -45,6 +47,17 @@ class PackedWeight(nn.Module):
 
     float32_state: tuple[str, ...] = ("weight_scale",)
     """Buffers that stay float32 when the denoiser is cast to half precision."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Called with arguments, the floating-point layer that it stands for.
+
+        Layers of these classes are made in place. Tools that want another layer of the same kind, as LoRA does for its
+        branches, call ``type(layer)(...)``, and do not want a quantized one.
+        """
+        if not (args or kwargs):
+            return super().__new__(cls)  # a copy, or a pickle being read
+        plain = next(base for base in cls.__mro__ if not issubclass(base, PackedWeight))
+        return plain(*args, **kwargs)
 
     @torch.no_grad()
     def store_weight(self, quant: WeightQuant, weight: Tensor) -> None:
@@ -78,7 +91,7 @@ class PackedWeight(nn.Module):
         codes = self.weight_codes
         if self.weight_zero_point is not None:
             codes = codes - self.weight_zero_point.reshape(column)
-        return (codes * self.weight_scale.reshape(column)).to(self.weight_dtype)
+        return derived((codes * self.weight_scale.reshape(column)).to(self.weight_dtype))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
         """As in ``nn.Module``, but scales stay float32 when the denoiser is cast to half precision."""
