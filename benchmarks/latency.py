@@ -2,6 +2,7 @@
 
     python benchmarks/latency.py --model unet                  # eager
     python benchmarks/latency.py --model dit --compile         # compiled, inductor freezing on
+    python benchmarks/latency.py --model dit --compile regions # repeated blocks compiled one by one
     python benchmarks/latency.py --model unet --device cuda --compile
     python benchmarks/latency.py --model dit --only fp32 "W8A8, 8 groups (ours)" --json dit.json
 
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from dq_torchao.regions import compile_regions
+from torch import Tensor, fx, nn
 from torch._inductor import config as inductor_config
 
 from benchmarks.models import MODELS, Model
@@ -82,23 +84,38 @@ def to_device(model: Model, device: str) -> Model:
     return Model(model.denoiser.to(device), inputs)
 
 
-def build(model: Model, names: list[str], compiled: bool) -> tuple[dict[str, nn.Module], dict[str, Callable[..., Any]]]:
+def compile_parts(denoiser: nn.Module) -> nn.Module:
+    """Regional compilation; an exported graph has no blocks."""
+    if isinstance(denoiser, fx.GraphModule):
+        raise ImportError("an exported graph has no blocks to compile one by one")
+    compile_regions(getattr(denoiser, "denoiser", denoiser), dynamic=False)
+    return denoiser
+
+
+COMPILE: dict[str, Callable[[nn.Module], Callable[..., Any]]] = {
+    "": lambda denoiser: denoiser,
+    "whole": lambda denoiser: torch.compile(denoiser, dynamic=False),
+    "regions": compile_parts,
+}
+
+
+def build(model: Model, names: list[str], compiled: str) -> tuple[dict[str, nn.Module], dict[str, Callable[..., Any]]]:
     """Every variant that can be built, and what is called to run it."""
     denoisers, callables = {}, {}
     for name in names:
         try:
-            denoisers[name] = VARIANTS[name](model)
+            denoiser = VARIANTS[name](model)
+            callables[name] = COMPILE[compiled](denoiser)
         except ImportError as error:
             print(f"{name}: left out, {error}")
             continue
-        denoiser = denoisers[name]
-        callables[name] = torch.compile(denoiser, dynamic=False) if compiled else denoiser
+        denoisers[name] = denoiser
         print(f"built {name}", flush=True)
     return denoisers, callables
 
 
 @torch.no_grad()
-def measure(model: Model, names: list[str], *, device: str, compiled: bool, rounds: int) -> list[Row]:
+def measure(model: Model, names: list[str], *, device: str, compiled: str, rounds: int) -> list[Row]:
     """Build and time the variants; the first is what the others are compared with."""
     reference = [output(model.denoiser, model.inputs(t, t + 1)) for t in TEST_TIMESTEPS]
     denoisers, callables = build(model, names, compiled)
@@ -135,7 +152,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=list(MODELS), default="unet")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--compile", action="store_true", help="torch.compile, with inductor freezing on a CPU")
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="whole",
+        default="",
+        choices=["whole", "regions"],
+        help="torch.compile, with inductor freezing on a CPU; regions: repeated blocks one by one, without freezing",
+    )
     parser.add_argument("--only", nargs="+", metavar="VARIANT", choices=list(VARIANTS), help="default: all")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, help="PyTorch threads; default: PyTorch's choice")
@@ -146,12 +170,12 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     model = to_device(MODELS[arguments.model](), arguments.device)
     names = arguments.only or [n for n in VARIANTS if arguments.device == "cpu" or n not in CPU_ONLY]
-    freezing = arguments.compile and arguments.device == "cpu"
+    freezing = arguments.compile == "whole" and arguments.device == "cpu"
     with inductor_config.patch(freezing=freezing):
         options = {"device": arguments.device, "compiled": arguments.compile, "rounds": arguments.rounds}
         rows = measure(model, names, **options)
     parameters = sum(p.numel() for p in model.denoiser.parameters()) / 1e6
-    mode = "compiled" if arguments.compile else "eager"
+    mode = {"": "eager", "whole": "compiled", "regions": "compiled by regions"}[arguments.compile]
     print(
         f"\n{arguments.model}, {parameters:.0f} M parameters, {mode}, {arguments.device}, torch {torch.__version__}, ",
         end="",

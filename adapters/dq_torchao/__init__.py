@@ -14,6 +14,7 @@ from dq_torchao.diffusers_hook import register_when_imported  # noqa: E402
 from dq_torchao.fqn import FqnLowering, input_ranks, to_fqn_config  # noqa: E402
 from dq_torchao.intx import intx_tensor  # noqa: E402
 from dq_torchao.plan_config import PlanConfig  # noqa: E402
+from dq_torchao.regions import compile_regions, repeated_blocks  # noqa: E402
 from dq_torchao.releasing import release_weights, restore_weights  # noqa: E402
 from dq_torchao.report import Execution, Timing, execution_report  # noqa: E402
 from dq_torchao.tuning import tune  # noqa: E402
@@ -30,6 +31,7 @@ __all__ = [
     "Timing",
     "TorchAOAdapter",
     "apply",
+    "compile_regions",
     "convert",
     "execution_report",
     "input_ranks",
@@ -38,6 +40,7 @@ __all__ = [
     "load",
     "prepare",
     "release_weights",
+    "repeated_blocks",
     "restore_weights",
     "save",
     "to_fqn_config",
