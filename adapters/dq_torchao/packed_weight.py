@@ -88,10 +88,10 @@ class PackedWeight(nn.Module):
     def weight(self) -> Tensor:
         """The weight this layer computes with, as a new floating-point tensor."""
         column = (-1, *[1] * (len(self.weight_shape) - 1))
-        codes = self.weight_codes
+        weight = self.weight_codes.float()
         if self.weight_zero_point is not None:
-            codes = codes - self.weight_zero_point.reshape(column)
-        return derived((codes * self.weight_scale.reshape(column)).to(self.weight_dtype))
+            weight -= self.weight_zero_point.reshape(column)
+        return derived(weight.mul_(self.weight_scale.reshape(column)).to(self.weight_dtype))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
         """As in ``nn.Module``, but scales stay float32 when the denoiser is cast to half precision."""
