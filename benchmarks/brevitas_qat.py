@@ -63,6 +63,11 @@ def psnr(images: np.ndarray, reference: np.ndarray) -> list[float]:
     return [round(float(-10 * np.log10(max(e, 1e-12))), 2) for e in errors]
 
 
+def pooled(decibels: list[float]) -> float:
+    """Decibels of the mean squared error over all images."""
+    return round(float(-10 * np.log10(np.mean(10 ** (-np.array(decibels) / 10)))), 2)
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Train, lower, sample three times."""
     pipe = load_pipeline(bundled("digits"))
@@ -87,6 +92,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     pairs = (("torchao", "Brevitas"), ("torchao", "simulate"), ("simulate", "Brevitas"), ("Brevitas", "full precision"))
     compared = {f"{a} to {b}, dB": psnr(found[a], found[b]) for a, b in pairs}
     lowest = {f"least of {name}": min(values) for name, values in compared.items()}
+    lowest |= {f"all images, {name}": pooled(values) for name, values in compared.items()}
     return (
         {"loss of the first and last 5": [float(np.mean(losses[:5])), float(np.mean(losses[-5:]))]} | lowest | compared
     )

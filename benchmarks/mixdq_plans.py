@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,18 @@ def measured(setting: Setting) -> SensitivityTable:
     content = finish(measure(ContentProbes(setting.denoiser, candidates, setting.trajectories()[:1], 2)))
     parts = {part: relative(content, candidates, f"#{part}") for part in ("structure", "texture")}
     return replace(table, **parts)
+
+
+def kept(records: Records, measure: Callable[[], SensitivityTable]) -> SensitivityTable:
+    """The table as it was written, measured now if it was not."""
+    parts = ("noise", "structure", "texture")
+    if "table" not in records.data:
+        table = measure()
+        written = {part: [[*entry, value] for entry, value in getattr(table, part).items()] for part in parts}
+        records.put("table", written | {"calls": table.calls})
+    stored = records.data["table"]
+    values = {p: {Entry(layer, side, bits): v for layer, side, bits, v in stored[p]} for p in parts}
+    return SensitivityTable(**values, calls=stored["calls"])
 
 
 def db(noise: float) -> float:
@@ -151,7 +164,7 @@ def main() -> None:
     records = Records(f"mixdq_plans-{args.model}", {k: v for k, v in vars(args).items() if k != "plot"})
     with tempfile.TemporaryDirectory() as folder:
         setting = prepare(args.model, Path(folder), args.steps)
-        table = measured(setting)
+        table = kept(records, partial(measured, setting))
         print(f"{args.model}: {len(setting.candidates.layers)} layers, {len(table.noise)} entries")
         predicted = prediction(setting, table, args.random, records)
         records.put("prediction", predicted)

@@ -170,8 +170,10 @@ def mixdq_widths(
     kept: dict[str, float] = {}
     for side, mean, couplings in sides:
         bits = float(problem.float_bits) if mean is None else mean
-        found = scan(problem, table, groups, side, bits, couplings, **options)
-        plans = {plan.coupling: _merged(widths, plan, side) for plan in found}
+        plans: dict[float, dict[str, Width]] = {}
+        for tried in (couplings, (1.0,)):  # a mean at an end of the menu leaves only equal means, which no grid holds
+            found = scan(problem, table, groups, side, bits, tried, **options) if not plans else ()
+            plans |= {plan.coupling: _merged(widths, plan, side) for plan in found}
         if not plans:
             raise BudgetError(f"no coupling of content and quality layers meets a mean of {bits:g} {side} bits")
         kept[side], widths = _least(plans, true_error)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,14 @@ def test_other_budgets_are_refused():
     problem, table = setting(weight_bits=4.0, bitops=1e9)
     with pytest.raises(BudgetError, match="bitops needs objective='noise-power'"):
         mixdq_widths(problem, table, table.groups(), lambda _: 0.0)
+
+
+def test_a_mean_that_only_equal_shares_can_meet_is_met():
+    problem, table = setting(weight_bits=4.0, act_bits=8.0)
+    problem = replace(problem, default_menu=Menu(BITS, (8,)))
+    widths, kept = mixdq_widths(problem, table, table.groups(), lambda widths: 0.0)
+    assert {w.activation for w in widths.values()} == {8}
+    assert kept["activation"] == 1.0
 
 
 def test_a_mean_below_the_narrowest_width_is_refused():
