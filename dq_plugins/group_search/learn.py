@@ -91,7 +91,8 @@ def learn_groups(
         [
             {"params": list(relaxation.rows), "lr": settings.travel / settings.rounds},
             {"params": [relaxation.log_ends], "lr": settings.range_travel / iterations},
-        ]
+        ],
+        fused=True,
     )
     start = load_checkpoint(file, signature, relaxation, optimiser)
     for iteration in range(start, iterations):

@@ -49,7 +49,8 @@ class Relaxation(nn.Module):
 
 def entropy(weights: Tensor) -> Tensor:
     """``- sum_g w_g ln w_g``: the shape of ``weights`` without its last dimension."""
-    return -torch.xlogy(weights, weights).sum(-1)
+    # a weight that underflows to 0 must not give the gradient an infinite logarithm
+    return -(weights * weights.clamp(min=1e-12).log()).sum(-1)
 
 
 def start_logits(

@@ -42,7 +42,8 @@ def spread(low: Tensor, high: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     """Ranges to start from scratch: those of timesteps spread evenly over what changes most.
 
     The logarithms of the ranges' widths are ordered by their first principal component over the timesteps, which also
-    holds where some layers' ranges grow with t and others' shrink; G timesteps are taken at even quantiles.
+    holds where some layers' ranges grow with t and others' shrink; G timesteps are taken at even quantiles, both ends
+    included: a timestep whose values no group's range covers would never find one.
 
     Args:
         low: lower bounds ``[L, T]``.
@@ -55,6 +56,5 @@ def spread(low: Tensor, high: Tensor, groups: int) -> tuple[Tensor, Tensor]:
     width = (high - low).double().clamp(min=1e-30).log()
     component = torch.linalg.svd(width - width.mean(1, keepdim=True), full_matrices=False)[2][0]
     order = component.argsort(stable=True)
-    steps = len(order)
-    picked = order[[min(int((g + 0.5) / groups * steps), steps - 1) for g in range(groups)]]
+    picked = order[torch.linspace(0, len(order) - 1, groups).round().long()]
     return low[:, picked], high[:, picked]

@@ -200,7 +200,7 @@ class GroupSearch:
         ranges = best_ranges(labels, self.tables, groups)
         one_hot = torch.nn.functional.one_hot(labels, groups).float()
         fixed = Relaxation(torch.zeros(1, 1, groups), *ranges)
-        return mean_loss(loss, one_hot, fixed, rounds=1 if loss.per_round == 1 else 2)
+        return mean_loss(loss, one_hot, fixed)
 
     def _start(self, settings: SearchSettings) -> Relaxation:
         shape = (1 if self.options.shared else len(self.tables), self.steps, self.groups)
