@@ -105,7 +105,8 @@ def build(model: Model, names: list[str], compiled: str) -> tuple[dict[str, nn.M
     for name in names:
         try:
             denoiser = VARIANTS[name](model)
-            callables[name] = COMPILE[compiled](denoiser)
+            own_runtime = getattr(denoiser, "own_runtime", False)
+            callables[name] = denoiser if own_runtime else COMPILE[compiled](denoiser)
         except ImportError as error:
             print(f"{name}: left out, {error}")
             continue

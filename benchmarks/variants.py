@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks import peers
 from benchmarks.models import Inputs, Model
 
 Builder = Callable[[Model], nn.Module]
@@ -115,6 +116,9 @@ VARIANTS: dict[str, Builder] = {
     "torchao int8 weight-only": torchao_weight_only,
     "torchao int8 dynamic": torchao_dynamic,
     "PT2E int8 static": pt2e_static,
+    "SDNQ int8": peers.sdnq,
+    "OpenVINO fp32": peers.openvino_float,
+    "OpenVINO int8 (NNCF)": lambda model: peers.openvino_int8(model, CALIBRATION_TIMESTEPS),
     "PT2E, 1 group (ours)": lambda model: pt2e_groups(model, 1),
     "PT2E, 8 groups (ours)": pt2e_groups,
     "W8A8, 1 group (ours)": lambda model: ours(model, 1),
@@ -123,4 +127,4 @@ VARIANTS: dict[str, Builder] = {
     "W8A8, 8 groups, uniform t (ours)": lambda model: ours(model, uniform=True),
     "W8A8, 8 groups, tuned (ours)": lambda model: ours(model, tuned=True),
 }
-CPU_ONLY = {name for name in VARIANTS if name.startswith("PT2E")}
+CPU_ONLY = {name for name in VARIANTS if name.startswith(("PT2E", "OpenVINO"))}
