@@ -20,7 +20,7 @@ import json
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 import dq_plugins as dq
-from benchmarks.tfmq import Case
+from benchmarks.size_plans import WIDTHS, Bundled
 from dq_plugins.bundled import NAMES
 from dq_plugins.evaluation import output_sqnr
 from dq_plugins.plan import ActivationQuant, LayerPlan, WeightQuant
-from dq_plugins.recipe import Step
 from dq_plugins.report import Table
 from dq_plugins.timesteps import TimestepContext, TimestepGroups
 
-WIDTHS: dict[str, tuple[int, int | None]] = {
-    f"W{w}A{a}": (w, a) for w, a in ((8, 8), (8, 6), (8, 4), (4, 8), (4, 6), (4, 4), (3, 8), (2, 8), (1, 8))
-} | {f"W{w}, floating activations": (w, None) for w in (8, 4, 3, 2, 1)}
 CODES, SCALES = ("weight_packed", "qdata"), ("scale", "zero_point", "scale_and_zero")
 COLUMNS = (
     "variant", "sum of bits kB", "codes kB", "codes / bits", "scales kB", "rest kB", "file kB", "fp32 / file",
@@ -149,16 +145,20 @@ def torchao_variants() -> dict[str, tuple[Callable[[nn.Module], None], int]]:
     from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
     from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerAxis, quantize_
 
-    def layers(module: nn.Module, _: str) -> bool:
-        return type(module) in (nn.Linear, nn.Conv2d)
+    def intx_takes(module: nn.Module, _: str) -> bool:
+        # a convolution with one input channel per output makes torchao reshape wrongly
+        return type(module) is nn.Linear or (type(module) is nn.Conv2d and module.weight.shape[1] > 1)
+
+    def int4_takes(module: nn.Module, _: str) -> bool:
+        return type(module) is nn.Linear and module.out_features % 16 == 0 and module.in_features % 32 == 0
 
     int8 = Int8WeightOnlyConfig(set_inductor_config=False)
     intx = IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerAxis(0))
     int4 = PrototypeInt4WeightOnlyConfig(group_size=32, set_inductor_config=False)
     return {
         "torchao Int8WeightOnly (linear)": (lambda model: quantize_(model, int8), 8),
-        "torchao IntxWeightOnly int4 (linear, conv)": (lambda model: quantize_(model, intx, filter_fn=layers), 4),
-        "torchao Int4Opaque (linear)": (lambda model: quantize_(model, int4), 4),
+        "torchao IntxWeightOnly int4 (linear, conv)": (lambda model: quantize_(model, intx, filter_fn=intx_takes), 4),
+        "torchao Int4Opaque (linear)": (lambda model: quantize_(model, int4, filter_fn=int4_takes), 4),
     }
 
 
@@ -168,37 +168,20 @@ def torchao_bits(model: nn.Module, width: int) -> float:
     return sum(p.numel() * width / 8 for p in quantized)
 
 
-def plans(case: Case, recipe: str) -> Iterator[tuple[str, dq.QuantPlan]]:
-    """A plan for every pair of widths; ranges of activations do not depend on the weights, so each is made once."""
-    weights = {
-        bits: case.plan((Step("binarize" if bits == 1 else "weight-ranges"),), 0, weight_bits=bits, act_bits=None)
-        for bits in (8, 4, 3, 2, 1)
-    }
-    options: dict[str, Any] = {"recipe": recipe, "weight_bits": 8, "progress": False}
-    activations = {bits: dq.make_plan(case.denoiser, case.calibration, act_bits=bits, **options) for bits in (8, 6, 4)}
-    for label, (weight_bits, act_bits) in WIDTHS.items():
-        plan = copy.deepcopy(weights[weight_bits] if act_bits is None else activations[act_bits])
-        for name, layer in plan.layers.items():
-            layer.weight = weights[weight_bits].layers[name].weight
-            layer.kept = layer.kept or (None if layer.weight else weights[weight_bits].layers[name].kept)
-        yield label, plan.validate()
-
-
 def bundled_sizes(name: str, recipe: str, folder: Path) -> dict[str, Size]:
     """Every variant of a bundled denoiser."""
-    case = Case(name, 10, folder / "calibration")
-    held_out = dq.record(case.denoiser, case.sampler(4, 77), folder / "held-out", progress=False)
+    case = Bundled(name, folder)
     full = sum(p.numel() * 4 for p in case.denoiser.parameters() if p.dim() > 1)
-    sizes = {"fp32": measure(case.denoiser, full, held_out)}
-    for label, plan in plans(case, recipe):
+    sizes = {"fp32": measure(case.denoiser, full, case.held_out)}
+    for label, plan in case.plans(recipe):
         quantized = dq.apply(case.denoiser, plan, backend="torchao")
-        sizes[label] = measure(quantized, planned_bits(case.denoiser, plan), held_out)
+        sizes[label] = measure(quantized, planned_bits(case.denoiser, plan), case.held_out)
         print(f"  {name}, {label}: {sizes[label]}", flush=True)
     for label, (quantize, width) in torchao_variants().items():
         quantized = copy.deepcopy(case.denoiser)
         try:
             quantize(quantized)
-            sizes[label] = measure(quantized, torchao_bits(quantized, width), held_out)
+            sizes[label] = measure(quantized, torchao_bits(quantized, width), case.held_out)
         except (ImportError, RuntimeError, NotImplementedError, AssertionError) as error:
             print(f"  {name}, {label}: left out, {type(error).__name__}: {error}")
     return sizes
