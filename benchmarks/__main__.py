@@ -14,6 +14,15 @@ COMMANDS = {
     "temporal-table": ["benchmarks.temporal_table", "--full-size"],
     "tfmq-digits": ["benchmarks.tfmq", "--model", "digits"],
     "tfmq-emoji": ["benchmarks.tfmq", "--model", "emoji"],
+    "rounding-digits": ["benchmarks.rounding", "--model", "digits"],
+    "rounding-emoji": ["benchmarks.rounding", "--model", "emoji"],
+    "solvers": ["benchmarks.solvers"],
+    "solvers-gap": ["benchmarks.solvers", "--tolerance", "1e-4"],
+    "mixdq-sensitivity": ["benchmarks.mixdq_sensitivity", "--model", "digits"],
+    "mixdq-plans-digits": ["benchmarks.mixdq_plans", "--model", "digits"],
+    "mixdq-plans-emoji": ["benchmarks.mixdq_plans", "--model", "emoji"],
+    "mixdq-bos": ["benchmarks.mixdq_bos"],
+    "brevitas-qat": ["benchmarks.brevitas_qat"],
 }
 
 
