@@ -9,8 +9,9 @@ Whatever happens, a resumed search ends as an uninterrupted one: the state at th
 generator included) is on disk, and each score is kept as soon as it is known.
 
 Source: TMPQ-DM (Sun et al. 2024): population 50, 10 parents, 25 mutants at 0.25, 10 crossovers, 20 generations. Ours:
-the rungs, and a mutation rate drawn for each child between one gene and the paper's rate (``spread``), because a child
-that changes a quarter of a hundred genes is hardly related to its parent.
+the rungs; the best of every number of steps among the parents; and a mutation rate drawn for each child between one
+gene and the paper's rate (``spread``), because a child that changes a quarter of a hundred genes is hardly related to
+its parent.
 """
 
 from __future__ import annotations
@@ -190,7 +191,7 @@ class Evolution:
 
     def _children(self, rng: np.random.Generator, state: SearchState) -> list[Candidate]:
         o, space = self.options, self.space
-        parents = [s.candidate for s in state.population[: o.parents]]
+        parents = self._parents(state)
         made: list[Candidate] = []
 
         def add(count: int, child: Any) -> None:
@@ -207,6 +208,14 @@ class Evolution:
         add(o.mutants, lambda: space.mutate(rng, pick(), self._rate(rng)))
         add(o.crossovers, lambda: space.cross(rng, pick(), pick()))
         return self._filled(rng, made, state.visited)
+
+    def _parents(self, state: SearchState) -> list[Candidate]:
+        """The best, and the best of every number of steps: a number that begins badly is not lost for good."""
+        best = [s.candidate for s in state.population[: self.options.parents]]
+        first: dict[int, Candidate] = {}
+        for scored in state.population:
+            first.setdefault(len(scored.candidate.steps), scored.candidate)
+        return list(dict.fromkeys([*best, *first.values()]))
 
     def _filled(self, rng: np.random.Generator, made: Iterable[Candidate], visited: set[str]) -> list[Candidate]:
         """Distinct candidates, filled up with random ones; fewer where the space runs out of new ones."""
@@ -234,7 +243,7 @@ class Evolution:
         state.evaluations = state.evaluations or [0] * rungs
         alive, scored = new, {}
         for rung in range(rungs):
-            measuring = measure(_Rung(self.fitness, tuple(alive), rung), store=self._store(), workers=self.workers)
+            measuring = self._measuring(_Rung(self.fitness, tuple(alive), rung))
             results = yield from self._forwarded(measuring, state.generation, rung, rungs)
             sums = list(results.values())
             scored |= {c: Scored(c, rung, s["loss"]) for c, s in zip(alive, sums, strict=True)}
@@ -243,6 +252,17 @@ class Evolution:
             ranked = sorted(alive, key=lambda c: scored[c].order)
             alive = ranked[: max(math.ceil(len(ranked) * self.options.keep), 1)] if ranked else []
         return list(scored.values())
+
+    def _measuring(self, scores: _Rung) -> Generator[Progress, None, dict[str, Sums]]:
+        """Score candidates; without a folder and without workers there is nothing to keep or share on disk."""
+        if self.folder is not None or self.workers > 1:
+            return (yield from measure(scores, store=self._store(), workers=self.workers))
+        found = {}
+        for unit in scores.units():
+            yield Progress(len(found), len(scores.candidates))
+            found[unit] = scores(unit)
+        yield Progress(len(found), len(scores.candidates))
+        return found
 
     def _forwarded(self, measuring: Any, generation: int, rung: int, rungs: int) -> Generator[Progress, None, Any]:
         """Progress of one rung as part of the whole search."""

@@ -26,7 +26,8 @@ def frechet(reference: Tensor, output: Tensor) -> float:
     """
     x, y = (t.reshape(len(t), -1) for t in (reference, output))
     means = float((x.mean(0) - y.mean(0)).square().sum())
-    # C = A' A with A = (x - mean) / sqrt(n - 1); tr (C1 C2)^(1/2) is the sum of singular values of A1 A2', [N, N]
-    a, b = ((t - t.mean(0)) / max(len(t) - 1, 1) ** 0.5 for t in (x, y))
+    # C = A' A with A = (x - mean) / sqrt(n - 1); tr (C1 C2)^(1/2) is the sum of singular values of A1 A2', and of the
+    # product of the triangular factors, which are no larger than min(N, D)
+    a, b = (torch.linalg.qr((t - t.mean(0)) / max(len(t) - 1, 1) ** 0.5, mode="r").R for t in (x, y))
     cross = float(torch.linalg.svdvals(a @ b.T).sum())
     return max(means + float(a.square().sum() + b.square().sum()) - 2 * cross, 0.0)
