@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dq_plugins.errors import CheckpointError
+from dq_plugins.errors import CheckpointError, DQError
 from dq_plugins.hashing import hash_in_order, hash_json, hash_tensors
 
 METADATA_KEY = "dq_plugins"
@@ -52,7 +52,15 @@ def integrity_metadata(state: Mapping[str, Tensor], config: Any) -> dict[str, st
     Args:
         state: all tensors, of all files.
         config: the JSON form of the quantization config that is saved beside them.
+
+    Raises:
+        DQError: the denoiser has adapters, whose tensors a loaded one would have no place for.
     """
+    if adapters := [name for name in state if ".lora_" in name or ".base_layer." in name]:
+        raise DQError(
+            f"the denoiser has LoRA adapters ({adapters[0]!r} and {len(adapters) - 1} other tensors), which are no "
+            "part of a quantized checkpoint: save them with save_lora_adapter, unload them, and save again"
+        )
     record = _Record(format_version=FORMAT_VERSION, state_hash=hash_tensors(state), config_hash=hash_json(config))
     return {METADATA_KEY: record.model_dump_json()}
 

@@ -10,7 +10,7 @@ number of zeros; everything else is padded before it is quantized.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dq_torchao.kernels import int8_conv2d
@@ -19,7 +19,7 @@ from dq_torchao.layer import IntegerLayer
 _NONE = (0, 0)
 
 
-class IntegerConv2d(IntegerLayer):
+class IntegerConv2d(IntegerLayer, nn.Conv2d):
     """Conv2d in integers, with activation parameters from the group table.
 
     ``stride``, ``padding``, ``dilation``, ``groups`` and ``padding_mode`` are those of ``nn.Conv2d``.

@@ -6,14 +6,17 @@ Shapes: ``x [N, ..., K]``, weight codes ``[O, K]``, result ``[N, ..., O]``.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dq_torchao.kernels import int8_linear
 from dq_torchao.layer import IntegerLayer
 
 
-class IntegerLinear(IntegerLayer):
-    """Linear layer in integers, with activation parameters from the group table."""
+class IntegerLinear(IntegerLayer, nn.Linear):
+    """Linear layer in integers, with activation parameters from the group table.
+
+    Still an ``nn.Linear``, so that tools which wrap linear layers (LoRA by peft) find it.
+    """
 
     operator = "linear"
 
