@@ -29,7 +29,8 @@ from dq_torchao.report import Execution
 
 NO_GRADIENT = (
     "an integer layer passes no gradient to its input, so what comes before it would be trained wrongly. Sample under "
-    "torch.no_grad(), as pipelines do; train adapters on the full-precision denoiser, or on weights alone (act_bits=None)."
+    "torch.no_grad(), as pipelines do; train adapters on the full-precision denoiser, or on quantized weights alone "
+    "(act_bits=None)."
 )
 
 
