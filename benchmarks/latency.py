@@ -172,7 +172,8 @@ def main() -> None:
     model = to_device(MODELS[arguments.model](), arguments.device)
     names = arguments.only or [n for n in VARIANTS if arguments.device == "cpu" or n not in CPU_ONLY]
     freezing = arguments.compile == "whole" and arguments.device == "cpu"
-    with inductor_config.patch(freezing=freezing):
+    # without caches: the first call compiles, whatever ran before
+    with inductor_config.patch(freezing=freezing, force_disable_caches=True):
         options = {"device": arguments.device, "compiled": arguments.compile, "rounds": arguments.rounds}
         rows = measure(model, names, **options)
     parameters = sum(p.numel() for p in model.denoiser.parameters()) / 1e6
