@@ -46,6 +46,11 @@ class DiffusersStepper:
         sde = str(config.get("algorithm_type", "")).startswith("sde")
         return type(self.scheduler).__name__ == "DDPMScheduler" or sde or bool(config.get("stochastic_sampling"))
 
+    @property
+    def end(self) -> float:
+        """Below every timestep: the last step goes to the clean sample."""
+        return -1.0
+
     def own(self, steps: int) -> tuple[float, ...]:
         """The scheduler's own timesteps for so many steps, without repetitions."""
         scheduler = copy.deepcopy(self.scheduler)

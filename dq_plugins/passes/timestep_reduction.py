@@ -163,7 +163,7 @@ class TimestepReduction(Pass):
         o = self.options
         argument = context.partition.sample_argument
         stepper, runs = runs_of(context.calibration, argument)
-        grid = _thinned(context.calibration.schedule.sorted, o.grid)
+        grid = _thinned(tuple(t for t in context.calibration.schedule.sorted if t > stepper.end), o.grid)
         transitions = None
         if o.search != "evolution" or o.grouping == "change" or o.sweep:
             trajectories = trajectories_of(context.calibration, argument)
@@ -192,12 +192,10 @@ class TimestepReduction(Pass):
     def space(self, plan: QuantPlan, context: PassContext, setting: Setting) -> Space:
         """The search space that the options describe."""
         o = self.options
-        recorded = len(context.calibration.schedule)
-        counts = o.steps or (max(recorded // 2, 1),)
-        if max(counts) > recorded:
-            raise BudgetError(f"{max(counts)} steps cannot be chosen from {recorded} recorded ones; record more")
+        counts = o.steps or (max(len(context.calibration.schedule) // 2, 1),)
+        bounds = max(setting.stepper.end, 0.0), setting.grid[-1] + 1
         change = setting.transitions.change() if o.grouping == "change" and setting.transitions else None
-        groups = {k: step_groups(setting.grid, k, o.grouping, change=change) for k in counts}
+        groups = {k: step_groups(setting.grid, k, o.grouping, bounds=bounds, change=change) for k in counts}
         latency = {n: {Width.parse(w): ms for w, ms in times.items()} for n, times in o.latency_table.items()}
         menus = layer_menus(setting.candidates, context, latency)
         return Space(groups, menus, self._budget(plan, context, groups, menus), "ms" if latency else "BitOps")

@@ -71,9 +71,14 @@ class LinearStepper:
         rotation = len(timesteps) > 1 and all(abs(math.hypot(a, b) - 1) < UNEXPLAINED for a, b in sums)
         return cls(timesteps, tuple(sums), guidance, rotation)
 
+    @property
+    def end(self) -> float:
+        """The last recorded timestep: where the samples that are compared were."""
+        return self.timesteps[-1] if len(self.timesteps) > 1 else -1.0
+
     def own(self, steps: int) -> tuple[float, ...]:
         """Recorded timesteps, evenly spread, the first among them."""
-        count = len(self.timesteps)
+        count = max(len(self.timesteps) - 1, 1)
         return tuple(self.timesteps[i * count // steps] for i in range(steps))
 
     def begin(self, timesteps: Sequence[float]) -> LinearRun:

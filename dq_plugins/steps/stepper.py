@@ -47,6 +47,11 @@ class Stepper(Protocol):
         """Whether steps add noise of their own."""
         ...
 
+    @property
+    def end(self) -> float:
+        """The timestep at which a run ends; only larger ones are visited."""
+        ...
+
     def own(self, steps: int) -> tuple[float, ...]:
         """The timesteps that the sampler would take by itself for so many steps, descending."""
         ...

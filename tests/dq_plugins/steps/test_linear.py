@@ -53,4 +53,5 @@ def test_a_sampler_that_adds_noise_is_refused(tmp_path):
 
 def test_own_timesteps_are_spread_evenly(tmp_path):
     stepper, _ = runs_of(recorded(velocity(), "flow", tmp_path / "c"), "sample")
-    assert stepper.own(5) == TIMESTEPS[::2]
+    assert stepper.own(3) == TIMESTEPS[:9:3]
+    assert stepper.end == TIMESTEPS[-1]
