@@ -10,7 +10,7 @@ Output error: squared error of the denoiser's output over its squared output, on
 step from the full-precision input. Everything is fake-quantized. Storage: scales and zero points of all activations.
 Cost: time to quantize one layer's input, eager, over that of a static range; compiled: benchmarks/latency.py.
 
-A finished (model, seed) is kept in the folder ``--out`` and not measured again.
+Every measured row is kept in the folder ``--out`` and not measured again: name another folder for other settings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,23 +100,33 @@ def storage(plan: QuantPlan) -> int:
 def measure(
     denoiser: nn.Module, calib: CalibrationSet, held: CalibrationSet, args: argparse.Namespace, seed: int, folder: Path
 ) -> Iterator[dict[str, Any]]:
-    """One row for each width and method."""
+    """One row for each width and method, but for those that the folder holds."""
     base = dq.make_plan(denoiser, calib, Recipe("weights", "", (Step("weight-ranges"),)), progress=False)
     context = PassContext(denoiser, calib, 8, 8, seed, workdir=folder)
-    with torch.no_grad():
-        for bits in WIDTHS:
+    for bits, method in ((b, m) for b in args.widths for m in METHODS):
+        file = folder / f"A{bits}-{method}.json"
+        if not file.is_file():
             context.act_bits = bits
-            for method in METHODS[:-1]:
-                plan = planned(base, context, grouping(method, args.groups, args.rounds))
-                error = output_error(dq.apply(denoiser, plan, "simulate"), held)
-                row = {"bits": bits, "method": method, "error": error, "bytes": storage(plan)}
-                row["groups"] = len(plan.groups["default"])
-                if method == "search":
-                    row["search"] = plan.sections["timestep-groups"].data["search"]
-                print(json.dumps(row), flush=True)
-                yield row
-            error = output_error(dynamic(denoiser, plan), held)
-            yield {"bits": bits, "method": METHODS[-1], "error": error, "bytes": 0, "groups": 0}
+            with torch.no_grad():
+                row = {"bits": bits, "method": method, **one_row(method, base, context, held, args)}
+            file.write_text(json.dumps(row))
+            print(json.dumps(row), flush=True)
+        yield json.loads(file.read_text())
+
+
+def one_row(
+    method: str, base: QuantPlan, context: PassContext, held: CalibrationSet, args: argparse.Namespace
+) -> dict[str, Any]:
+    """Error, storage, number of groups, and what the search says."""
+    per_token = method == METHODS[-1]
+    plan = planned(base, context, grouping("static" if per_token else method, args.groups, args.rounds))
+    if per_token:
+        return {"error": output_error(dynamic(context.denoiser, plan), held), "bytes": 0, "groups": 0}
+    error = output_error(dq.apply(context.denoiser, plan, "simulate"), held)
+    row: dict[str, Any] = {"error": error, "bytes": storage(plan), "groups": len(plan.groups["default"])}
+    if method == "search":
+        row["search"] = plan.sections["timestep-groups"].data["search"]
+    return row
 
 
 def quantizing_cost(calib: CalibrationSet, denoiser: nn.Module, groups: int) -> dict[str, float]:
@@ -161,16 +171,18 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
         return dq.record(denoiser, sample, args.out / f"{name}-calls-{first}", progress=False)
 
     calib, held = recorded(1000 * seed, args.images), recorded(HELD_OUT_SEED, args.held_out)
-    rows = list(measure(denoiser, calib, held, args, seed, args.out / f"{name}-work-{seed}"))
+    folder = args.out / f"{name}-work-{seed}"
+    folder.mkdir(exist_ok=True)
+    rows = list(measure(denoiser, calib, held, args, seed, folder))
     found = {"model": name, "seed": seed, "rows": rows, "cost": quantizing_cost(calib, denoiser, args.groups)}
     file.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]], widths: Sequence[int]) -> str:
     """Error relative to one static range, mean over seeds (smallest and largest)."""
     lines = ["| width | ranges | output error | over static | bytes | kept |", "|---|---|---|---|---|---|"]
-    for bits in WIDTHS:
+    for bits in widths:
         for method in METHODS:
             rows = [each(r, bits, method) for r in results]
             ratios = [row["error"] / each(r, bits, "static")["error"] for row, r in zip(rows, results, strict=True)]
@@ -186,7 +198,7 @@ def each(result: dict[str, Any], bits: int, method: str) -> dict[str, Any]:
     return next(row for row in result["rows"] if (row["bits"], row["method"]) == (bits, method))
 
 
-def plot(found: dict[str, list[dict[str, Any]]], file: Path) -> None:
+def plot(found: dict[str, list[dict[str, Any]]], widths: Sequence[int], file: Path) -> None:
     """Output error by method, one panel for each model, one line for each width; bars span the seeds."""
     import matplotlib
 
@@ -195,7 +207,7 @@ def plot(found: dict[str, list[dict[str, Any]]], file: Path) -> None:
 
     figure, axes = pyplot.subplots(1, len(found), figsize=(5.5 * len(found), 3.6), squeeze=False)
     for axis, (name, results) in zip(axes[0], found.items(), strict=True):
-        for bits in WIDTHS:
+        for bits in widths:
             errors = [[each(r, bits, m)["error"] for r in results] for m in METHODS]
             middle = [statistics.mean(e) for e in errors]
             spans = [[m - min(e), max(e) - m] for m, e in zip(middle, errors, strict=True)]
@@ -213,6 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["digits", "emoji"])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS))
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--images", type=int, default=8, help="calibrated on")
     parser.add_argument("--held-out", type=int, default=4, help="images measured on")
@@ -226,8 +239,8 @@ def main() -> None:
         cost = {k: statistics.median(r["cost"][k] for r in results) for k in results[0]["cost"]}
         print(f"\n{name}: quantizing one layer's input, eager, over a static range: "
               f"{cost['grouped']:.2f}x with {args.groups} groups, {cost['token']:.2f}x per token\n")  # fmt: skip
-        print(table(results))
-    plot(found, args.out / "adp.png")
+        print(table(results, args.widths))
+    plot(found, args.widths, args.out / "adp.png")
     print(f"\nplot in {args.out / 'adp.png'}; compiled latency of whole denoisers: python -m benchmarks.latency")
 
 
