@@ -11,7 +11,7 @@ from dq_torchao.checkpoint import load, save  # noqa: E402
 from dq_torchao.checkpoint_config import CheckpointConfig  # noqa: E402
 from dq_torchao.config import TimestepInt8Config, linear_and_conv2d  # noqa: E402
 from dq_torchao.diffusers_hook import register_when_imported  # noqa: E402
-from dq_torchao.fqn import FqnLowering, input_ranks, to_fqn_config  # noqa: E402
+from dq_torchao.fqn import FqnLowering, to_fqn_config  # noqa: E402
 from dq_torchao.intx import intx_tensor  # noqa: E402
 from dq_torchao.plan_config import PlanConfig  # noqa: E402
 from dq_torchao.regions import compile_regions, repeated_blocks  # noqa: E402
@@ -34,7 +34,6 @@ __all__ = [
     "compile_regions",
     "convert",
     "execution_report",
-    "input_ranks",
     "intx_tensor",
     "linear_and_conv2d",
     "load",

@@ -27,10 +27,8 @@ from torchao.quantization import (
     PerTensor,
 )
 
-from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, WeightQuant
+from dq_plugins.plan import LayerPlan, QuantPlan, WeightQuant
 from dq_torchao.tuning import record_layouts
-
-KINDS = ("linear", "conv2d")
 
 
 @dataclass(frozen=True)
@@ -47,21 +45,7 @@ class FqnLowering:
     unexpressed: dict[str, str]
 
 
-def input_ranks(model: nn.Module, plan: QuantPlan, example_inputs: Mapping[str, Any]) -> dict[str, int]:
-    """Number of dimensions of the input of every layer of ``plan``, from one call of the denoiser.
-
-    Args:
-        model: the full-precision denoiser.
-        plan: the plan.
-        example_inputs: keyword arguments of the call.
-    """
-    layers = {name: model.get_submodule(name) for name in plan.layers}
-    with torch.no_grad():
-        layouts = record_layouts(model, layers, example_inputs)
-    return {name: len(seen[0].shape) for name, seen in layouts.items() if len({len(s.shape) for s in seen}) == 1}
-
-
-def to_fqn_config(plan: QuantPlan, ranks: Mapping[str, int] | None = None) -> FqnLowering:
+def to_fqn_config(plan: QuantPlan, model: nn.Module, example_inputs: Mapping[str, Any] | None = None) -> FqnLowering:
     """Lower a plan to torchao's configs.
 
     Weight scales are torchao's own (min-max per output channel, ``max |w| / 127.5`` at 8 bits), whatever the plan's
@@ -69,22 +53,38 @@ def to_fqn_config(plan: QuantPlan, ranks: Mapping[str, int] | None = None) -> Fq
 
     Args:
         plan: the plan.
-        ranks: number of dimensions of each layer's input (`input_ranks`), which torchao's static config must know.
+        model: the full-precision denoiser the plan was made for; it is left as it is.
+        example_inputs: keyword arguments of one call of the denoiser. torchao's static config must know the number of
+            dimensions of a layer's input; without them no static range can be expressed.
 
     Returns:
         The config, and what it leaves out.
+
+    Raises:
+        PlanError: the plan is of another model.
     """
+    plan.check_model(model)
+    ranks = {} if example_inputs is None else _input_ranks(model, plan, example_inputs)
     configs: OrderedDict[str, AOBaseConfig | None] = OrderedDict()
     unexpressed = _sections(plan)
     for name, layer in plan.layers.items():
         if (layer.weight is None and layer.activation is None) or name in unexpressed:
             continue
-        found = _layer_config(layer, (ranks or {}).get(name))
+        found = _layer_config(layer, model.get_submodule(name), ranks.get(name))
         if isinstance(found, str):
             unexpressed[name] = found
         else:
             configs[name] = found
     return FqnLowering(FqnToConfig(configs), unexpressed)
+
+
+def _input_ranks(model: nn.Module, plan: QuantPlan, example_inputs: Mapping[str, Any]) -> dict[str, int]:
+    """Number of dimensions of the input of every layer that sees inputs of one."""
+    layers = {name: model.get_submodule(name) for name in plan.layers}
+    with torch.no_grad():
+        layouts = record_layouts(model, layers, example_inputs)
+    ranks = {name: {len(each.shape) for each in seen} for name, seen in layouts.items()}
+    return {name: found.pop() for name, found in ranks.items() if len(found) == 1}
 
 
 def _sections(plan: QuantPlan) -> dict[str, str]:
@@ -99,43 +99,51 @@ def _sections(plan: QuantPlan) -> dict[str, str]:
     return {name: f"it is part of {' and '.join(sections)}, which torchao has no config for" for name in sorted(names)}
 
 
-def _layer_config(layer: LayerPlan, rank: int | None) -> AOBaseConfig | str:
+def _layer_config(plan: LayerPlan, layer: nn.Module, rank: int | None) -> AOBaseConfig | str:
     """The config of one layer, or why there is none."""
-    weight, activation = layer.weight, layer.activation
+    weight, activation = plan.weight, plan.activation
     if weight is None:
-        return f"torchao has no config that quantizes the input of a layer alone, as {layer.width} does"
-    if layer.kind not in KINDS:
-        return f"torchao's configs take linear layers and 2-d convolutions, and this is a {layer.kind}"
+        return f"torchao has no config that quantizes the input of a layer alone, as {plan.width} does"
+    if type(layer) not in (nn.Linear, nn.Conv2d):
+        return f"torchao's configs take linear layers and 2-d convolutions, and this is a {type(layer).__name__}"
     if weight.scheme != "affine" or weight.codes is not None:
         what = "binary" if weight.scheme == "binary" else "learned"
         return f"its weight codes are {what}, and torchao's configs round to nearest"
     if activation is None:
-        return _weight_only(layer.kind, weight)
-    return _static(layer, weight, activation, rank)
+        return _weight_only(layer, weight)
+    return _static(plan, layer, rank)
 
 
-def _weight_only(kind: str, weight: WeightQuant) -> AOBaseConfig | str:
+def _weight_only(layer: nn.Module, weight: WeightQuant) -> AOBaseConfig | str:
+    shape = tuple(layer.weight.shape)  # type: ignore[arg-type,union-attr]
     if weight.bits > 8:
         return f"torchao's integer weights have 1 to 8 bits, and this one has {weight.bits}"
-    if kind == "linear" and weight.bits == 8 and weight.symmetric:
+    if any(size > 1 for size in shape[2:]):
+        return "torchao's integer weights give a convolution a scale for every kernel position, the plan one per output"
+    if isinstance(layer, nn.Linear) and weight.bits == 8 and weight.symmetric:
         return Int8WeightOnlyConfig(granularity=PerRow(), set_inductor_config=False)
+    if shape[1] == 1:
+        return "torchao cannot take scales of a weight with one input"
     mapping = MappingType.SYMMETRIC if weight.symmetric else MappingType.ASYMMETRIC
     dtype = getattr(torch, f"int{weight.bits}")
     return IntxWeightOnlyConfig(weight_dtype=dtype, granularity=PerAxis(0), mapping_type=mapping)
 
 
-def _static(layer: LayerPlan, weight: WeightQuant, activation: ActivationQuant, rank: int | None) -> AOBaseConfig | str:
-    if layer.kind != "linear":
+def _static(plan: LayerPlan, layer: nn.Module, rank: int | None) -> AOBaseConfig | str:
+    weight, activation = plan.weight, plan.activation
+    assert weight is not None
+    assert activation is not None
+    if not isinstance(layer, nn.Linear):
         return "torchao's int8 tensor has no convolution"
     if (weight.bits, activation.bits) != (8, 8) or not weight.symmetric:
-        return f"torchao's static config is W8A8 with symmetric weights, and this is {layer.width}" + (
+        return f"torchao's static config is W8A8 with symmetric weights, and this is {plan.width}" + (
             "" if weight.symmetric else " with a zero point"
         )
     scale, zero_point = _constant(activation.scale), _constant(activation.zero_point)
     if scale is None or zero_point is None:
         return f"its range changes over {len(activation.scale)} timestep groups, and torchao's static range is one"
     if rank is None:
-        return "torchao's static config must know the rank of the input: pass ranks=input_ranks(...)"
+        return "torchao's static config must know the number of dimensions of the input: pass example_inputs"
     shape = (1,) * rank
     symmetric = activation.symmetric
     return Int8StaticActivationInt8WeightConfig(
