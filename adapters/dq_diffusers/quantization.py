@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from dq_diffusers.recording import denoiser_of, sampler
+from dq_diffusers.schedules import install_schedule
 from dq_plugins.application import apply
 from dq_plugins.calibration import record
 from dq_plugins.errors import DQError
@@ -105,6 +106,7 @@ def quantize(
             backend_options.setdefault("example_inputs", calibration.example_inputs())
         denoiser.eval().requires_grad_(False)
         apply(denoiser, plan, backend, inplace=True, **backend_options)
+    install_schedule(pipe, plan)
     return plan
 
 

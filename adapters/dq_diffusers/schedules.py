@@ -31,6 +31,7 @@ require("diffusers", "diffusers", "sample with planned timesteps")
 diffusers_attribute("DiffusionPipeline")  # the first import, which this makes a quiet one
 
 import diffusers  # noqa: E402
+from diffusers import SchedulerMixin  # noqa: E402, F401  # pipelines that are loaded look for it beside the class
 
 FIELD = "planned_timesteps"
 """Field of a scheduler's config that holds the timesteps."""

@@ -125,3 +125,49 @@ def test_stepper_says_what_is_stochastic_and_refuses_unknown_names():
     assert not DiffusersStepper({"_class_name": "DDIMScheduler"}).stochastic
     with pytest.raises(TimestepError, match="NoSuchScheduler"):
         DiffusersStepper({"_class_name": "NoSuchScheduler"})
+
+
+def test_a_pipeline_quantized_with_a_chosen_schedule_visits_it_after_saving_too(tmp_path):
+    import dq_diffusers
+    from dq_diffusers.recording import denoiser_of, load_pipeline
+
+    from dq_plugins.bundled import bundled
+    from dq_plugins.recipe import Recipe, Step
+
+    pipe = load_pipeline(bundled("digits"))
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, clip_sample=False)
+    recipe = Recipe("steps", "", (Step("timestep-reduction", {"steps": (3,), "search": "exact", "probes": 1}),))
+    plan = dq_diffusers.quantize(
+        pipe, recipe, act_bits=None, steps=8, images=1, class_labels=[3], backend="simulate", progress=False
+    )
+    assert len(plan.sampling) == 3
+    first = visited(pipe)
+    assert first == list(plan.sampling.timesteps)
+    pipe.scheduler.save_pretrained(tmp_path / "scheduler")
+    again = load_pipeline(bundled("digits"))
+    again.scheduler = type(pipe.scheduler).from_pretrained(tmp_path / "scheduler")
+    assert visited(again) == first
+    assert denoiser_of(pipe)[0] == "transformer"
+
+
+def visited(pipe):
+    """Timesteps that the denoiser is told when the pipeline samples with its default number of steps."""
+    seen = []
+    handle = pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(float(kwargs["timestep"].reshape(-1)[0])), with_kwargs=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    pipe(class_labels=[3], generator=torch.Generator().manual_seed(0), output_type="np")
+    handle.remove()
+    return seen
+
+
+def test_a_whole_pipeline_with_planned_timesteps_is_saved_and_loaded(tmp_path):
+    from dq_diffusers.recording import load_pipeline
+
+    from dq_plugins.bundled import bundled
+
+    pipe = load_pipeline(bundled("digits"))
+    pipe.scheduler = planned_scheduler(pipe.scheduler, (999.0, 500.0, 40.0))
+    pipe.save_pretrained(tmp_path / "pipe")
+    assert visited(load_pipeline(tmp_path / "pipe")) == [999.0, 500.0, 40.0]
