@@ -31,6 +31,19 @@ class DiffusersAdapter:
 
         return load_pipeline(path)
 
+    def save_pipeline(self, pipe: Any, denoiser: nn.Module, folder: str | Path) -> Path | None:
+        """Save a pipeline with a quantized denoiser in the place of its own.
+
+        Returns:
+            The folder; None, with nothing written, where the backend's denoiser cannot be saved by diffusers.
+        """
+        if getattr(denoiser, "hf_quantizer", None) is None:
+            return None
+        attribute, _ = self.denoiser_of(pipe)
+        setattr(pipe, attribute, denoiser)
+        pipe.save_pretrained(folder)
+        return Path(folder)
+
     def denoiser_of(self, pipe: Any) -> tuple[str, nn.Module]:
         """Attribute name and module of a pipeline's denoiser; see `dq_diffusers.recording.denoiser_of`."""
         from dq_diffusers.recording import denoiser_of

@@ -231,7 +231,7 @@ class PixelClassConditionalPipeline(_PixelPipeline):
 
 
 def load_pipeline(folder: str | Path) -> DiffusionPipeline:
-    """Load a saved pipeline by the class its ``model_index.json`` names: one of this module's, or one of diffusers'.
+    """Load a saved pipeline, quantized or not, by the class its index names: one of this module's, or of diffusers'.
 
     ``DiffusionPipeline.from_pretrained`` looks only inside diffusers, so it cannot find the classes of this module.
 
@@ -245,5 +245,8 @@ def load_pipeline(folder: str | Path) -> DiffusionPipeline:
             "wrote with save_pretrained."
         )
     name = json.loads(index.read_text())["_class_name"]
+    if any('"CheckpointConfig"' in config.read_text() for config in Path(folder).glob("*/config.json")):
+        require("torchao", "torchao", "load a quantized pipeline")
+        import dq_torchao  # noqa: F401  (diffusers then knows the checkpoints)
     own = {cls.__name__: cls for cls in (PixelTextToImagePipeline, PixelClassConditionalPipeline)}
     return own.get(name, DiffusionPipeline).from_pretrained(folder)

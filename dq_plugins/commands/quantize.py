@@ -16,26 +16,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from dq_plugins.commands.record import add_sampling_arguments
 
     parser.add_argument("model", help="folder of a diffusers pipeline")
-    parser.add_argument("--out", required=True, help="folder for calib/ and plan/; the same command resumes there")
+    parser.add_argument("--out", required=True, help="folder for calib/, plan/ and pipeline/; the same command resumes")
     parser.add_argument("--backend", default="torchao", help="adapter that executes the plan")
     add_sampling_arguments(parser)
     add_recipe_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Record into ``out/calib``, plan into ``out/plan``, apply, and print the output error per timestep."""
+    """Record into ``out/calib``, plan into ``out/plan``, apply, print the error per timestep, save the pipeline."""
     from dq_plugins.application import apply
     from dq_plugins.commands.evaluate import sqnr_table
-    from dq_plugins.commands.host import load_denoiser
+    from dq_plugins.commands.host import diffusers_adapter, load_denoiser
     from dq_plugins.commands.record import record_pipeline
     from dq_plugins.commands.summary import plan_table
 
     out = Path(args.out)
     calibration = record_pipeline(args, out / "calib")
-    _, denoiser = load_denoiser(args.model)
+    pipe, denoiser = load_denoiser(args.model)
     plan = run_recipe(args, denoiser, calibration, out / "plan")
     print(plan_table(plan))
     print()
-    print(sqnr_table({args.backend: apply(denoiser, plan, args.backend)}, calibration))
+    quantized = apply(denoiser, plan, args.backend)
+    print(sqnr_table({args.backend: quantized}, calibration))
     print(f"\nplan written to {out / 'plan'}; use it with dq_plugins.apply(denoiser, plan, backend={args.backend!r})")
+    if saved := diffusers_adapter().save_pipeline(pipe, quantized, out / "pipeline"):
+        print(f"quantized pipeline written to {saved}; load it with dq_diffusers.load_pipeline({str(saved)!r})")
     return 0

@@ -1,6 +1,8 @@
 """The commands as a user chains them, on the bundled transformer."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,16 @@ def test_quantize_does_it_all(folder: Path, capsys) -> None:
     assert main(["quantize", MODEL, "--out", str(out), "--recipe", "fast", "--backend", "simulate", *SHORT]) == 0
     assert "SQNR" in capsys.readouterr().out
     assert (out / "plan" / "plan.json").is_file()
+    assert not (out / "pipeline").exists()  # fake quantization is no checkpoint
+
+
+def test_quantize_saves_a_pipeline_that_loads(folder: Path, capsys) -> None:
+    out = folder / "torchao"
+    assert main(["quantize", MODEL, "--out", str(out), "--recipe", "fast", *SHORT]) == 0
+    assert f"load_pipeline('{out / 'pipeline'}')" in capsys.readouterr().out
+    code = f"import dq_diffusers; print(dq_diffusers.load_pipeline({str(out / 'pipeline')!r}).transformer)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "IntegerLinear" in done.stdout, done.stderr[-2000:]
 
 
 def test_errors_are_one_paragraph_and_status_two(folder: Path, capsys) -> None:
