@@ -5,8 +5,8 @@
 
 The reference is 100 DDIM steps in full precision, without ``clip_sample``: clipping the predicted image at every step
 makes the result depend on the number of steps, so that few steps would not approach many (``--clip`` keeps it). Errors
-are mean squared errors of the final samples (in [-1, 1]) from the same noise, on the images of the search and on as many
-others. Quantizers and sensitivities come from a recording of 20 steps.
+are mean squared errors of the final samples (in [-1, 1]) from the same noise, on the images of the search and on as
+many others. Quantizers and sensitivities come from a recording of 20 steps.
 
 1. Half the steps, full precision: the chosen 10 timesteps against the scheduler's own 10, half of its own 20.
 2. Equal total cost (steps x BitOps): the joint plan, (a) the scheduler's own timesteps with the best bits, (b) the best
@@ -145,7 +145,9 @@ def searched(bench: Benchmark, space: Space) -> dict[str, Any]:
     solved = time.perf_counter() - began
     began = time.perf_counter()
     state = finish(bench.search._evolve(bench.context, bench.setting, space, fitness, solution))
-    assert solution.candidate is not None and state is not None and bench.setting.transitions is not None
+    assert solution.candidate is not None
+    assert state is not None
+    assert bench.setting.transitions is not None
     last = fitness.rungs - 1
     return {
         "exact": solution.candidate,
@@ -205,9 +207,7 @@ def equal_cost(bench: Benchmark, report: dict[str, Any]) -> None:
     rows["own timesteps, uniform bits"] = _best_of(bench, space, _own_with(bench, space, best=False))
     joint = rows["joint"]
     report["equal cost"] = {"rows": rows, "search": _plain(found), "budget": space.budget}
-    print(
-        f"\n2. at {space.budget:.4g} BitOps = {STEPS} steps of {TARGET}: error to 100 full-precision steps (here, others)"
-    )
+    print(f"\n2. at {space.budget:.4g} BitOps = {STEPS} steps of {TARGET}: error to 100 steps (here, others)")
     for name, (here, there) in rows.items():
         print(f"   {name:34} {here:.5f}, {there:.5f}; joint / this {joint[0] / here:.2f}, {joint[1] / there:.2f}")
     for name in ("exact", "evolution"):

@@ -62,6 +62,17 @@ class JointSolution:
     bound: float
     by_steps: Mapping[int, float]
 
+    def as_data(self, transitions: Transitions | None = None) -> dict[str, Any]:
+        """JSON data for a plan's section, with the cost of what was measured."""
+        finite = math.isfinite(self.predicted)
+        return {
+            "status": self.status,
+            "predicted": self.predicted if finite else None,
+            "bound": self.bound if finite else None,
+            "by_steps": {str(count): value for count, value in self.by_steps.items()},
+            "calls": None if transitions is None else transitions.calls,
+        }
+
 
 @dataclass(frozen=True, eq=False)
 class JointProgram:
@@ -148,6 +159,18 @@ def noise_of(noise: Mapping[Entry, float], layer: str, width: Width) -> float:
     if missing:
         raise BudgetError(f"the noise of {missing[0]} was not measured, so that width cannot be on a menu")
     return sum(noise[entry] for entry in wanted)
+
+
+def no_noise(space: Space) -> dict[Entry, float]:
+    """Noise for widths that are not searched: it does not matter which there are."""
+    sides: tuple[tuple[Side, str], ...] = (("weight", "weights"), ("activation", "inputs"))
+    return {
+        Entry(layer.name, side, bits): 0.0
+        for layer in space.layers
+        for side, menu in sides
+        for bits in getattr(layer, menu)
+        if bits is not None
+    }
 
 
 def _solve(program: JointProgram, count: int, seconds: float) -> tuple[Candidate, float, bool] | None:

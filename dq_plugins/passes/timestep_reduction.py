@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,7 +19,7 @@ from dq_plugins.allocation.problem import Width
 from dq_plugins.errors import BudgetError
 from dq_plugins.evolution import Candidate, Evolution, EvolutionOptions, LayerMenu, Scored, SearchState, Space
 from dq_plugins.evolution.baselines import Point, baselines, measured, seeds, uniform
-from dq_plugins.evolution.exact import JointProgram, JointSolution
+from dq_plugins.evolution.exact import JointProgram, JointSolution, no_noise
 from dq_plugins.evolution.fitness import SamplingFitness
 from dq_plugins.evolution.menus import kept_widths, layer_menus
 from dq_plugins.passes.candidates import candidates_of, write_widths
@@ -28,6 +28,7 @@ from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity import Candidates, Entry, SensitivityTable
 from dq_plugins.sensitivity.trajectory import trajectories_of
 from dq_plugins.steps import Run, StepGroups, Stepper, runs_of, step_groups
+from dq_plugins.steps.groups import thinned
 from dq_plugins.steps.transitions import Transitions, measure_transitions
 from dq_plugins.supernet.calibrate import CalibrationOptions, calibrate
 from dq_plugins.timesteps import Schedule
@@ -153,8 +154,8 @@ class TimestepReduction(Pass):
                 "losses": losses,
                 "fitness": self.options.fitness,
                 "candidates_log10": space.decades,
-                "exact": _exact_record(solution, setting),
-                "evolution": _evolution_record(state),
+                "exact": None if solution is None else solution.as_data(setting.transitions),
+                "evolution": None if state is None else state.summary(),
                 "points": {name: [[p.cost, p.loss, len(p.timesteps)] for p in each] for name, each in points.items()},
             }
         )
@@ -163,7 +164,7 @@ class TimestepReduction(Pass):
         o = self.options
         argument = context.partition.sample_argument
         stepper, runs = runs_of(context.calibration, argument)
-        grid = _thinned(tuple(t for t in context.calibration.schedule.sorted if t > stepper.end), o.grid)
+        grid = thinned(tuple(t for t in context.calibration.schedule.sorted if t > stepper.end), o.grid)
         transitions = None
         if o.search != "evolution" or o.grouping == "change" or o.sweep:
             trajectories = trajectories_of(context.calibration, argument)
@@ -242,7 +243,7 @@ class TimestepReduction(Pass):
         program = JointProgram(space, setting.transitions, setting.noise, 1.0, self.options.errors)
         start = seeds(space, setting.noise, setting.stepper)
         if not setting.noise or not start:
-            return replace(program, noise=setting.noise or _no_noise(space))
+            return replace(program, noise=setting.noise or no_noise(space))
         timesteps, widths = space.timesteps(start[0]), space.widths(start[0])
         moved = fitness.final(timesteps, widths) - fitness.final(timesteps, {})
         predicted = program.predicted(start[0])[1]
@@ -287,46 +288,3 @@ class TimestepReduction(Pass):
                 chosen = solution.candidate
                 joint.append(measured(space, fitness, space.timesteps(chosen), chosen.widths))
         return {"joint, exact": joint, **found}
-
-
-def _thinned(timesteps: tuple[float, ...], most: int) -> tuple[float, ...]:
-    """At most so many of the timesteps, evenly spread, the first and the last among them."""
-    count = min(len(timesteps), most)
-    if count == 1:
-        return timesteps[-1:]
-    return tuple(timesteps[round(i * (len(timesteps) - 1) / (count - 1))] for i in range(count))
-
-
-def _no_noise(space: Space) -> dict[Entry, float]:
-    """Widths that are not searched cost nothing to choose."""
-    sides = (("weight", "weights"), ("activation", "inputs"))
-    return {
-        Entry(layer.name, side, bits): 0.0  # type: ignore[arg-type]
-        for layer in space.layers
-        for side, menu in sides
-        for bits in getattr(layer, menu)
-        if bits is not None
-    }
-
-
-def _exact_record(solution: JointSolution | None, setting: Setting) -> dict[str, Any] | None:
-    if solution is None or setting.transitions is None:
-        return None
-    return {
-        "status": solution.status,
-        "predicted": solution.predicted,
-        "bound": solution.bound,
-        "by_steps": {str(count): value for count, value in solution.by_steps.items()},
-        "calls": setting.transitions.calls,
-    }
-
-
-def _evolution_record(state: SearchState | None) -> dict[str, Any] | None:
-    if state is None:
-        return None
-    return {
-        "generations": state.generation - 1,
-        "history": state.history,
-        "evaluations": state.evaluations,
-        "calls": state.calls,
-    }

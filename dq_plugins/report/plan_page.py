@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from dq_plugins.evolution.figure import steps_figure
 from dq_plugins.plan import QuantPlan
 from dq_plugins.report.page import Page
 from dq_plugins.report.plots import lines
@@ -26,6 +27,17 @@ def add_groups(page: Page, plan: QuantPlan) -> None:
         page.figure(figure, "What one more group buys: the least activation error for every number of groups.")
 
 
+def add_sampling(page: Page, plan: QuantPlan) -> None:
+    """Timesteps that the plan chose, and error against cost if it was measured."""
+    if plan.sampling is None:
+        return
+    page.heading("Sampling")
+    page.text(f"{len(plan.sampling)} timesteps: {', '.join(f'{t:g}' for t in plan.sampling.timesteps)}.")
+    section = plan.sections.get("timestep-reduction")
+    if section is not None and section.data["points"]:
+        page.figure(steps_figure(plan), "Error against cost; numbers are steps.")
+
+
 def add_layers(page: Page, plan: QuantPlan) -> None:
     """Counts by width, and every layer."""
     counts = Counter((layer.width, layer.kept or "") for layer in plan.layers.values())
@@ -46,6 +58,7 @@ def plan_page(plan: QuantPlan) -> Page:
         f"to {plan.schedule.timesteps[-1]:g}. Plan hash {plan.hash[:16]}, weights hash {plan.model_hash[:16]}."
     )
     page.table(Table(["pass", "options"], [[p.name, str(dict(p.options))] for p in plan.passes]))
+    add_sampling(page, plan)
     add_groups(page, plan)
     add_layers(page, plan)
     return page

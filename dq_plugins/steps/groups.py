@@ -134,3 +134,11 @@ def step_groups(
         # at least one candidate behind, and enough left for the groups to come
         starts.append(min(max(wanted, starts[-1] + 1), len(ascending) - (groups - k)))
     return StepGroups(tuple(ascending), tuple(starts))
+
+
+def thinned(timesteps: Sequence[float], most: int) -> tuple[float, ...]:
+    """At most so many of some ascending timesteps, evenly spread, the first and the last among them."""
+    count = min(len(timesteps), most)
+    if count <= 1:
+        return tuple(timesteps[-1:])
+    return tuple(timesteps[round(i * (len(timesteps) - 1) / (count - 1))] for i in range(count))
