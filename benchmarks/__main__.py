@@ -8,6 +8,8 @@ import sys
 COMMANDS = {
     "timestep-groups": ["benchmarks.timestep_groups"],
     "timestep-groups-asymmetric": ["benchmarks.timestep_groups", "--asymmetric"],
+    "adp": ["benchmarks.adp"],
+    "adp-selection": ["benchmarks.adp_selection"],
     "latency": ["benchmarks.latency"],
     "size": ["benchmarks.size", "--full-size"],
     "weight-only": ["benchmarks.weight_only"],
@@ -22,6 +24,9 @@ COMMANDS = {
     "mixdq-plans-digits": ["benchmarks.mixdq_plans", "--model", "digits"],
     "mixdq-plans-emoji": ["benchmarks.mixdq_plans", "--model", "emoji"],
     "mixdq-bos": ["benchmarks.mixdq_bos"],
+    "tmpq-digits": ["benchmarks.tmpq", "--model", "digits"],
+    "tmpq-emoji": ["benchmarks.tmpq", "--model", "emoji", "--images", "2"],
+    "tmpq-supernet": ["benchmarks.tmpq", "--part", "supernet"],
     "brevitas-qat": ["benchmarks.brevitas_qat"],
 }
 

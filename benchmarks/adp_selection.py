@@ -26,7 +26,7 @@ from dq_plugins.group_search.active import ActiveCalibration, ActiveSettings
 from dq_plugins.observers import collect, optimal_groups
 from dq_plugins.observers.statistics import Statistics
 
-BUDGETS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0)  # images for each timestep, on average
+BUDGETS = (1.0, 2.0, 3.0, 3.6, 4.0, 6.0)  # images for each timestep, on average
 
 
 def held_out_error(denoiser: nn.Module, drawn: CalibrationSet, held: Statistics, bits: int, groups: int) -> float:
