@@ -15,7 +15,7 @@ sharded or not. Loading:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.quantizers.base import DiffusersQuantizer
@@ -24,7 +24,7 @@ from dq_torchao import linear_and_conv2d
 from dq_torchao.adapter import apply
 from dq_torchao.checkpoint import finish, rebuild
 from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of
-from dq_torchao.checkpoint_files import CheckpointFiles, integrity_metadata
+from dq_torchao.checkpoint_files import CheckpointFiles, check_readable, integrity_metadata
 from dq_torchao.plan_config import PlanConfig
 from torch import Tensor, nn
 from torchao.core.config import config_to_dict
@@ -46,7 +46,7 @@ class PlanQuantizer(DiffusersQuantizer):
         self.config: Any = quantization_config.quant_type  # type: ignore[attr-defined]
         if self.pre_quantized != isinstance(self.config, CheckpointConfig):
             raise DQError(_MISPLACED[self.pre_quantized].format(type(self.config).__name__))
-        self.files: CheckpointFiles | None = None
+        self.opened, self.files = False, cast("CheckpointFiles | None", None)
         self.exact: frozenset[str] = frozenset()
         self.dtype_given = False
 
@@ -56,7 +56,7 @@ class PlanQuantizer(DiffusersQuantizer):
         """First of all: no file is read unless it is safetensors, and a quantized checkpoint is verified."""
         if kwargs.get("device_map") == "disk" or "disk" in _devices(kwargs.get("device_map")):
             raise DQError("quantized denoisers cannot be offloaded to disk while loading; leave device_map out")
-        if self.files is None and (files := checkpoint_files()) is not None:
+        if not self.opened and (files := checkpoint_files()) is not None:
             self._open(files)
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype | None:
@@ -68,14 +68,17 @@ class PlanQuantizer(DiffusersQuantizer):
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
         """The files are known for certain here, where they could not be found earlier (a model on the hub)."""
-        if self.files is None:
+        if not self.opened:
             self._open(checkpoint_files)
         return loaded_keys
 
     def _open(self, files: list[Any]) -> None:
-        self.files = CheckpointFiles(files)
+        self.opened = True
         if self.pre_quantized:
+            self.files = CheckpointFiles(files)
             self.files.verify(config_to_dict(self.config))
+        else:
+            check_readable(files)
 
     def preprocess_model(self, model: Any, **kwargs: Any) -> Any:
         """As in the base class, but a denoiser of ours may be cast, so it is not marked as one that may not."""

@@ -65,6 +65,17 @@ def integrity_metadata(state: Mapping[str, Tensor], config: Any) -> dict[str, st
     return {METADATA_KEY: record.model_dump_json()}
 
 
+def check_readable(files: Iterable[str | Path]) -> None:
+    """Refuse files of full-precision weights that are missing, truncated, or no safetensors.
+
+    Raises:
+        CheckpointError: as said.
+    """
+    for file in files:
+        with _opened(Path(file)):
+            pass
+
+
 class CheckpointFiles:
     """The tensors of one or several safetensors files, by name.
 

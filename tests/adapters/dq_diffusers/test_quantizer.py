@@ -21,7 +21,8 @@ from torchao_models import denoiser_plan
 
 from dq_plugins.bundled import bundled
 from dq_plugins.errors import CheckpointError, DQError, PlanError
-from dq_plugins.plan import QuantPlan
+from dq_plugins.plan import LayerPlan, QuantPlan
+from dq_plugins.temporal.table import table_section
 
 IN_A_NEW_PROCESS = """
 import sys, dq_torchao, numpy as np, torch
@@ -107,6 +108,28 @@ def test_half_precision_is_loaded_as_it_was_saved_and_can_be_asked_for(case, tmp
     assert asked.conv_in.act_scale.dtype == torch.float32
 
 
+def test_a_device_map_and_released_weights(case, tmp_path):
+    model = copy.deepcopy(case[1])
+    models.outputs(model)
+    assert dq_torchao.release_weights(model) > 0
+    model.save_pretrained(tmp_path)
+    assert same(UNet2DModel.from_pretrained(tmp_path, device_map="cpu"), case[1])
+
+
+def test_temporal_tables_are_loaded(tmp_path):
+    model, names = unet(), ("time_embedding.linear_1", "time_embedding.linear_2")
+    plan = denoiser_plan(model)
+    rows = {names[1]: torch.randn(3, 32, generator=torch.Generator().manual_seed(0))}
+    plan.sections["temporal-table"] = table_section(models.TIMESTEPS, rows, [names[0]])
+    for name in names:
+        plan.layers[name] = LayerPlan("linear", kept="in the temporal table")
+    dq_torchao.apply(model, plan)
+    model.save_pretrained(tmp_path)
+    loaded = UNet2DModel.from_pretrained(tmp_path)
+    assert same(loaded, model)
+    assert type(loaded.time_embedding.linear_1).__name__ == "NotComputed"
+
+
 def test_copies_of_a_savable_denoiser_are_savable(case, tmp_path):
     copy.deepcopy(case[1]).save_pretrained(tmp_path)
     assert same(UNet2DModel.from_pretrained(tmp_path), case[1])
@@ -123,6 +146,18 @@ def test_full_precision_weights_are_quantized_while_loading(case, tmp_path, insi
     assert same(loaded, quantized)
     loaded.save_pretrained(tmp_path)  # what is saved is the quantized denoiser, not the plan
     assert same(UNet2DModel.from_pretrained(tmp_path), quantized)
+
+
+def test_dtypes_of_full_precision_weights_are_diffusers_concern(case, tmp_path):
+    # float8 weights are no dtype of a quantized checkpoint of ours, and may well be quantized while loading
+    folder = case[3] / "float"
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    name = "diffusion_pytorch_model.safetensors"
+    state = safetensors.torch.load_file(folder / name)
+    state["conv_in.bias"] = state["conv_in.bias"].to(torch.float8_e4m3fn)
+    safetensors.torch.save_file(state, tmp_path / name)
+    with pytest.raises(PlanError, match="other weights"):
+        UNet2DModel.from_pretrained(tmp_path, quantization_config=TorchAoConfig(PlanConfig(case[2])))
 
 
 def test_while_loading_the_plan_is_compared_with_the_weights(case, tmp_path):

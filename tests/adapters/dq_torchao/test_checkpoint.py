@@ -18,6 +18,7 @@ from dq_plugins.errors import CheckpointError, DQError
 from dq_plugins.hashing import hash_json
 from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.temporal.table import table_section
+from dq_plugins.tokens.exact import SECTION, ExactTokens, tokens_section
 
 
 def build(seed: int = 0) -> Denoiser:
@@ -55,7 +56,15 @@ def mixed(model: Denoiser) -> QuantPlan:
     return plan
 
 
-@pytest.mark.parametrize("make", [denoiser_plan, mixed, tabled])
+def with_tokens(model: Denoiser) -> QuantPlan:
+    plan = denoiser_plan(model)
+    rows = model.conv_in(torch.zeros(1, 4, 8, 8)).flatten(2).transpose(1, 2)[0, :1]
+    known = ExactTokens((0,), rows, torch.full((1, 32), 3.0))
+    plan.sections[SECTION] = tokens_section({"up": known}, {})
+    return plan
+
+
+@pytest.mark.parametrize("make", [denoiser_plan, mixed, tabled, with_tokens])
 def test_what_was_saved_is_loaded_bit_for_bit(tmp_path, make):
     model = quantized(make(build()))
     dq_torchao.save(model, tmp_path)
