@@ -89,7 +89,7 @@ def learn_groups(
     iterations = settings.rounds * loss.per_round
     optimiser = torch.optim.Adam(
         [
-            {"params": list(relaxation.rows), "lr": settings.travel / settings.rounds},
+            {"params": list(relaxation.rows), "lr": settings.learning_rate},
             {"params": [relaxation.log_ends], "lr": settings.range_travel / iterations},
         ],
         fused=True,

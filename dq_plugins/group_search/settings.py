@@ -29,7 +29,9 @@ class SearchSettings:
         warmup: share of the iterations in which the loss decides alone; then the entropy's weight rises linearly, and
             is whole after twice this share.
         temperature: of the softmax, at the start and at the end; geometric in between.
-        travel: about how far a logit can go in all; the learning rate (of Adam) is this over the rounds.
+        travel: about how far a logit can go in all; the learning rate (of Adam) is this over the rounds, and at most
+            ``largest_step``: with few rounds, larger steps follow the noise of single images.
+        largest_step: see ``travel``.
         range_travel: likewise for the logarithms of the clip bounds. Ranges that move far before the groups are decided
             widen until they serve timesteps of other groups as well.
         noise: standard deviation of the logits' random start.
@@ -42,9 +44,15 @@ class SearchSettings:
     warmup: float = 0.3
     temperature: tuple[float, float] = (1.0, 0.5)
     travel: float = 20.0
+    largest_step: float = 0.5
     range_travel: float = 0.6
     noise: float = 0.01
     lead: float = 2.0
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the logits."""
+        return min(self.travel / self.rounds, self.largest_step)
 
     def temperature_at(self, progress: float) -> float:
         """Temperature of the softmax when this share of the iterations is done."""
