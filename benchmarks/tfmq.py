@@ -44,12 +44,12 @@ def image_recipes(recon: dict[str, Any]) -> dict[str, tuple[Step, ...]]:
         "default": (WEIGHTS, *GROUPED),
         "reconstruction, temporal layers in their blocks": (WEIGHTS, Step("block-reconstruction", together), *GROUPED),
         "tfmq": (WEIGHTS, Step("temporal-reconstruction"), blocks, *ranges),
-        "tfmq, t alone": (
+        "tfmq, t and conditions": (
             WEIGHTS,
-            Step("temporal-reconstruction", {"conditions": 0}),
+            Step("temporal-reconstruction", {"conditions": 32}),
             blocks,
             *GROUPED,
-            Step("finite-set-ranges", {"conditions": 0}),
+            Step("finite-set-ranges", {"conditions": 32}),
         ),
     }
 

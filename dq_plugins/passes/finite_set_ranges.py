@@ -1,7 +1,7 @@
 """Pass ``finite-set-ranges``: one activation range per timestep of the schedule for the temporal block.
 
 The block sees finitely many inputs, one per timestep, so each gets its exact range: no statistics, no sharing. Layers
-that mix t with conditions get, for each timestep, the range over the recorded conditions. By
+that mix t with conditions can get, for each timestep, the range over the recorded conditions. By
 default the ranges are those of the block with its planned (quantized) weights, which is what will run.
 
 Source: TFMQ-DM (Huang et al. 2024), finite set calibration. Plain min-max, because the set is finite.
@@ -67,7 +67,7 @@ class FiniteSetRanges(Pass):
         bits: int | None = Field(None, ge=2, le=16)
         symmetric: bool = False
         quantized_weights: bool = True
-        conditions: int = Field(32, ge=0)
+        conditions: int = Field(0, ge=0)
 
     options: Options
     Options: ClassVar[type[PassOptions]] = Options

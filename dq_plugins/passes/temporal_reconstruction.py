@@ -5,8 +5,8 @@
 over every frontier tensor ``g_i`` of the temporal block and every timestep t of the schedule. Only t is needed: no
 forward of the denoiser, no calibration images. All rounding variables of the block are optimised together.
 
-Where a denoiser mixes t with conditions (DiT's modulation: timestep + class), the block is taken wider and the mean
-goes over every pair of a timestep and a recorded condition.
+Where a denoiser mixes t with conditions (DiT's modulation: timestep + class), the block can be taken wider: the mean
+then goes over every pair of a timestep and a recorded condition.
 
 Source: TFMQ-DM (Huang et al. 2024), temporal-information-aware reconstruction (TIAR). The released code sees every
 5th to 25th timestep only, repeated 256 times; here every timestep of the schedule is used, which costs less and is
@@ -104,14 +104,15 @@ class TemporalReconstruction(Pass):
             learning_rate: replaces the preset's.
             batch: points per iteration; a finite set that is not larger is used whole.
             conditions: distinct recorded conditions, at most, that are paired with every timestep where layers mix
-                the two; 0 leaves such layers to the blocks they are in.
+                the two; 0 leaves such layers to the blocks they are in, which is better by measurement
+                (`docs/tfmq.md`): a modulation decides less by its own error than by what its block makes of it.
         """
 
         preset: Literal["default", "paper"] = "default"
         iterations: int | None = Field(None, ge=1)
         learning_rate: float | None = Field(None, gt=0)
         batch: int = Field(64, ge=1)
-        conditions: int = Field(32, ge=0)
+        conditions: int = Field(0, ge=0)
 
     options: Options
     Options: ClassVar[type[PassOptions]] = Options

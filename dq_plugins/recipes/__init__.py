@@ -43,7 +43,7 @@ TFMQ_PAPER = Recipe(
             "weight-ranges",
             {"symmetric": False, "keep_roles": ("first", "last", "temporal_first", "shortcut", "downsample")},
         ),
-        Step("temporal-reconstruction", {"preset": "paper", "conditions": 0}),
+        Step("temporal-reconstruction", {"preset": "paper"}),
         Step(
             "block-reconstruction",
             {"iterations": 20_000, "learning_rate": 1e-3, "weight": 0.01, "relative": False},

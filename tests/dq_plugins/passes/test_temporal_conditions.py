@@ -24,20 +24,20 @@ def plan_of(case, *steps: Step, **options) -> dq.QuantPlan:
 
 
 def test_reconstructed_over_every_recorded_class(case) -> None:
-    plan = plan_of(case, Step("temporal-reconstruction", {"iterations": 300}))
+    plan = plan_of(case, Step("temporal-reconstruction", {"iterations": 300, "conditions": 32}))
     found = plan.sections["temporal-reconstruction"].data
     assert found["layers"] == ["body.0.beta", "body.1.beta", "p", "q"]
     assert found["points"] == {"timesteps": len(SCHEDULE), "conditions": 3}
     assert found["after"]["cosine"] <= 0.4 * found["before"]["cosine"]
 
 
-def test_can_be_left_to_their_blocks(case) -> None:
-    plan = plan_of(case, Step("temporal-reconstruction", {"iterations": 20, "conditions": 0}))
+def test_are_left_to_their_blocks_by_default(case) -> None:
+    plan = plan_of(case, Step("temporal-reconstruction", {"iterations": 20}))
     assert plan.sections["temporal-reconstruction"].data["layers"] == ["p", "q"]
 
 
 def test_block_reconstruction_leaves_them_as_decided(case) -> None:
-    temporal = Step("temporal-reconstruction", {"iterations": 60})
+    temporal = Step("temporal-reconstruction", {"iterations": 60, "conditions": 32})
     alone = plan_of(case, temporal)
     both = plan_of(case, temporal, Step("block-reconstruction", {"iterations": 10, "calls": 4}))
     blocks = plan_of(case, Step("block-reconstruction", {"iterations": 60, "calls": 4, "freeze_temporal": False}))
@@ -50,7 +50,7 @@ def test_block_reconstruction_leaves_them_as_decided(case) -> None:
 
 def test_one_range_per_timestep_over_all_classes(case) -> None:
     denoiser, _ = case
-    plan = plan_of(case, Step("finite-set-ranges", {"quantized_weights": False}))
+    plan = plan_of(case, Step("finite-set-ranges", {"quantized_weights": False, "conditions": 32}))
     seen: list[torch.Tensor] = []
     handle = denoiser.body[0].beta.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
     for t in SCHEDULE:
