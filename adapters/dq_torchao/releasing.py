@@ -2,10 +2,8 @@
 
 After its first call an integer layer on a CPU holds its weight twice: packed, and as int8 codes in the layout of
 oneDNN's kernels, which cannot be saved. The packed form can be made again from that layout, so it need not stay. A
-released layer runs as before; its state dict, copies and pickles are those of the layer it was, at the cost of packing
-again whenever one is asked for.
-
-For eager inference: a graph that inductor freezes wants the packed weights while it compiles.
+released layer runs as before, eager and compiled; its state dict, copies and pickles are those of the layer it was, at
+the cost of packing again whenever one is asked for.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ def release_weights(model: nn.Module) -> int:
 
 
 def restore_weights(model: nn.Module) -> nn.Module:
-    """Hold packed weights again, such as before ``torch.compile``; the way back from `release_weights`."""
+    """Hold packed weights again: the way back from `release_weights`."""
     for layer in model.modules():
         if isinstance(layer, IntegerLayer):
             layer.restore_weight()

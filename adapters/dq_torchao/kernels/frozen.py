@@ -16,7 +16,6 @@ from torch import Tensor
 from torch._inductor import config as inductor_config
 
 from dq_torchao.kernels import operators
-from dq_torchao.kernels.packing import unpack_codes
 
 _WEIGHT = "Tensor weight, int[] shape, int bits, bool signs, Tensor? shift"
 _WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, int[] input_shape"
@@ -38,7 +37,7 @@ def is_frozen(device: torch.device) -> bool:
 
 @torch.library.impl("dq_torchao::linear_layout", "CPU")
 def _linear_layout(weight: Tensor, shape: list[int], bits: int, signs: bool, shift: Tensor | None) -> Tensor:
-    return torch.ops.onednn.qlinear_prepack(unpack_codes(weight, shape, bits, signs, shift), None)
+    return torch.ops.onednn.qlinear_prepack(operators.plain_codes(weight, shape, bits, signs, shift), None)
 
 
 @torch.library.register_fake("dq_torchao::linear_layout")
@@ -60,7 +59,7 @@ def _conv2d_layout(
     groups: int,
     input_shape: list[int],
 ) -> Tensor:
-    codes = unpack_codes(weight, shape, bits, signs, shift)
+    codes = operators.plain_codes(weight, shape, bits, signs, shift)
     # 128: any zero point but 0, which tells oneDNN to keep the sums it needs to subtract one.
     window = (stride, padding, dilation, groups)
     return torch.ops.onednn.qconv_prepack(codes, weight_scale, 1.0, 128, *window, input_shape)

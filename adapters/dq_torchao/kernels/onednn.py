@@ -42,7 +42,7 @@ def plain_codes(weight: Tensor, shape: Sequence[int], bits: int, signs: bool, sh
     if layout is None:
         raise DQError(
             "a layer's packed weight was released (dq_torchao.release_weights), so its weight can be laid out only "
-            "where it has run before; call dq_torchao.restore_weights(model) before you compile or copy single tensors"
+            "where it has run before; call dq_torchao.restore_weights(model) before you copy single tensors of it"
         )
     plain = layout[0].to_dense()
     return plain.t().contiguous() if len(shape) == 2 else plain.reshape(tuple(shape))

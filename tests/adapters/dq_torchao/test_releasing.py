@@ -9,7 +9,8 @@ import torch
 from dq_torchao.kernels import prepacked_bytes
 from dq_torchao.lowering import lower_layer
 from torch import nn
-from torchao_models import GROUPS, TIMESTEPS, Denoiser, denoiser_plan, layer_plan
+from torch._inductor import config as inductor_config
+from torchao_models import GROUPS, TIMESTEPS, Denoiser, denoiser_plan, layer_plan, sqnr
 
 from dq_plugins.errors import DQError
 from dq_plugins.timesteps import TimestepContext
@@ -116,6 +117,19 @@ def test_whole_models_are_released_and_restored():
     dq_torchao.restore_weights(model)
     assert not any(getattr(module, "released", False) for module in model.modules())
     assert all(torch.equal(model(**batch), y) for batch, y in zip(batches, before, strict=True))
+
+
+@torch.no_grad()
+def test_released_models_compile_with_frozen_weights():
+    torch.manual_seed(0)
+    model = Denoiser().eval().requires_grad_(False)
+    dq_torchao.apply(model, denoiser_plan(model, weight_bits=3))
+    batch = {"sample": torch.randn(2, 4, 8, 8), "timestep": torch.tensor(500.0)}
+    y = model(**batch)
+    dq_torchao.release_weights(model)
+    torch.compiler.reset()
+    with inductor_config.patch(freezing=True):
+        assert sqnr(y, torch.compile(model)(**batch)) > 60
 
 
 def test_a_stand_in_that_was_copied_is_refused():
