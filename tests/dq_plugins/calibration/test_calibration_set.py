@@ -7,6 +7,8 @@ import sys
 
 import pytest
 import torch
+from denoisers import sampler as tiny_sampler
+from denoisers import tiny_denoiser
 from torch import nn
 
 from dq_plugins.calibration import CalibrationSet, record
@@ -197,3 +199,21 @@ def test_opening_without_verification_still_sees_truncation(tmp_path):
     damage("truncated")(tmp_path)
     with pytest.raises(CalibrationError, match="truncated"):
         CalibrationSet.open(tmp_path, verify=False)
+
+
+def test_calls_of_a_timestep_can_be_counted_read_one_by_one_and_limited_one_by_one(tmp_path):
+    schedule = (9.0, 5.0, 1.0)
+
+    def sample(model):
+        for seed in range(3):
+            tiny_sampler(1, seed, schedule)(model)
+
+    calib = record(tiny_denoiser(), sample, out=tmp_path / "calib", progress=False)
+    assert calib.count(5.0) == 3
+    second = list(calib.calls(5.0))[1]
+    assert calib.call(5.0, 1).index == second.index
+    assert torch.equal(calib.call(5.0, 1).output, second.output)
+    with pytest.raises(CalibrationError, match="no number 3"):
+        calib.call(5.0, 3)
+    some = calib.subset(per_timestep={9.0: 1, 1.0: 2})
+    assert [some.count(t) for t in schedule] == [1, 0, 2]
