@@ -12,6 +12,7 @@ Rounds are interleaved, so that a machine that slows down slows all variants; qu
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import warnings
 from collections.abc import Callable
@@ -67,6 +68,7 @@ def memory_of(call: Callable[[], object], device: str) -> float:
     status = Path("/proc/self/status")
     if not status.exists():
         return float("nan")
+    ctypes.CDLL(None).malloc_trim(0)  # freed memory counts as resident until the system has it back
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _kilobytes(status, "VmRSS")
     call()

@@ -1,4 +1,5 @@
-"""Denoisers to measure: a U-Net and a diffusion transformer of laptop size, built from config, without downloads.
+"""Denoisers to measure: a U-Net and a diffusion transformer of laptop size, built from config, without downloads, and
+the two trained ones that come with the package.
 
 Speed does not depend on the values of the weights, but error does: zero-initialised layers (the last convolution, the
 gates of AdaLN) would hide the error of everything before them, so they get small random weights.
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,4 +98,28 @@ def dit(batch: int = 2) -> Model:
     return Model(_ready(denoiser), inputs)
 
 
-MODELS: dict[str, Callable[[], Model]] = {"unet": unet, "dit": dit}
+def bundled_model(name: str, batch: int = 8) -> Model:
+    """A trained denoiser of the package; inputs are noise, with random text embeddings or classes in turn."""
+    from dq_diffusers.recording import denoiser_of, load_pipeline
+
+    from dq_plugins.bundled import bundled
+
+    _, denoiser = denoiser_of(load_pipeline(str(bundled(name))))
+    config: Any = denoiser.config
+    shape = (batch, config.in_channels, config.sample_size, config.sample_size)
+
+    def inputs(t: float, seed: int = 0) -> Inputs:
+        sample, timestep = _random(shape, seed), torch.full((batch,), int(t))
+        if hasattr(config, "cross_attention_dim"):
+            words = _random((batch, 16, config.cross_attention_dim), seed + 1)
+            return {"sample": sample, "timestep": timestep, "encoder_hidden_states": words}
+        return {"hidden_states": sample, "timestep": timestep, "class_labels": torch.arange(batch) % 10}
+
+    return Model(denoiser.eval().requires_grad_(False), inputs)
+
+
+MODELS: dict[str, Callable[[], Model]] = {
+    "unet": unet,
+    "dit": dit,
+    **{name: partial(bundled_model, name) for name in ("emoji", "digits")},
+}

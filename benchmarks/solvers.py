@@ -5,10 +5,10 @@
 A program looks like a network: log-normal parameters, MACs and sensitivities, noise that falls as 4^-bits, 6 widths,
 and three budgets together: weight bits, BitOps, and a latency table that no formula gives. The limits are up to 3 %
 below what the best plan for a random mix of the three takes, so that all of them bind and no plan meets them exactly
-(solvers that allow a budget to be exceeded by 1e-6 would gain from that). Every solver gets the same programs, tolerance and time; the peers
-get the program as it is (models are built before the clock starts). Every solver runs in a process of its own:
-OR-Tools ships another HiGHS, and two of them do not fit into one. Peers come with ``pip install
-'dq-plugins[bench]'``; one that is missing is left out.
+(solvers that allow a budget to be exceeded by 1e-6 would gain from that). Every solver gets the same programs,
+tolerance and time; the peers get the program as it is (models are built before the clock starts). Every solver runs
+in a process of its own: OR-Tools ships another HiGHS, and two of them do not fit into one. Peers come with ``pip
+install 'dq-plugins[bench]'``; one that is missing is left out.
 """
 
 from __future__ import annotations

@@ -125,6 +125,6 @@ VARIANTS: dict[str, Builder] = {
     "W8A8, 8 groups (ours)": ours,
     "W8A8, 1 group, uniform t (ours)": lambda model: ours(model, 1, uniform=True),
     "W8A8, 8 groups, uniform t (ours)": lambda model: ours(model, uniform=True),
-    "W8A8, 8 groups, tuned (ours)": lambda model: ours(model, tuned=True),
+    "W8A8, 8 groups, tuned (ours)": lambda model: ours(model, tuned=True, uniform=True),
 }
 CPU_ONLY = {name for name in VARIANTS if name.startswith(("PT2E", "OpenVINO"))}
