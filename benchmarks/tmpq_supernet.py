@@ -53,7 +53,10 @@ def supernet(args: argparse.Namespace, folder: Path, report: dict[str, Any]) -> 
     start = candidates_of(plan, context, WEIGHTS, INPUTS)
     rng = np.random.default_rng(args.seed)
     assignments = [
-        {name: Width(int(rng.choice(WEIGHTS)), int(rng.choice(INPUTS))) for name in start.layers}
+        {
+            name: Width(int(rng.choice(WEIGHTS)), int(rng.choice(INPUTS)) if name in start.activations else None)
+            for name in start.layers
+        }
         for _ in range(ASSIGNMENTS)
     ]
 
