@@ -63,20 +63,41 @@ class TableLookup(nn.Module):
         t = self.context.timestep
         if t is None:
             raise TimestepError("a temporal table was called outside the denoiser's forward, so no timestep is known")
+        if torch.compiler.is_compiling() or t.device.type != "cpu":
+            # Nothing can be raised here without stalling the device: be loud in the values.
+            index, known = self._locate(t)
+            out = self._rows(index)
+            out = out.masked_fill(~known.reshape(-1, *[1] * (out.dim() - 1)), math.nan)
+        else:
+            index = self._index_on_host(t)
+            if index is None:
+                assert self.live is not None
+                return self.live(x)
+            out = self._rows(index)
+        return out.repeat_interleave(x.shape[0] // len(t), 0) if len(t) > 1 else out.expand(x.shape[0], *out.shape[1:])
+
+    def _locate(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Row of every timestep, and whether it is that timestep's."""
         t = t.float()
         index = torch.bucketize(t, self.timesteps).clamp(max=len(self.timesteps) - 1)
-        known = self.timesteps[index] == t
-        if not torch.compiler.is_compiling() and t.device.type == "cpu" and not bool(known.all()):
-            if self.live is not None:
-                return self.live(x)
-            raise TimestepError(self._message(float(t[~known][0])))
+        return index, self.timesteps[index] == t
+
+    def _index_on_host(self, t: Tensor) -> Tensor | None:
+        """Row of every timestep, looked up once a call by the first of the tables; None to compute live."""
+        found = self.context.per_call
+        key = ("temporal-table", self.timesteps.data_ptr())  # the tables of a denoiser share their timesteps
+        if key not in found:
+            index, known = self._locate(t)
+            found[key] = index if bool(known.all()) else None
+            if found[key] is None and self.live is None:
+                raise TimestepError(self._message(float(t[~known][0])))
+        return found[key]
+
+    def _rows(self, index: Tensor) -> Tensor:
         out = self.rows.index_select(0, index).to(self.dtype)
-        shape = (-1, *[1] * (out.dim() - 1))
-        if self.scale is not None:
-            out = out * self.scale.index_select(0, index).to(self.dtype).reshape(shape)
-        # in a compiled graph and on an accelerator nothing can be raised without stalling: be loud in the values
-        out = out.masked_fill(~known.reshape(shape), math.nan)
-        return out.repeat_interleave(x.shape[0] // len(t), 0) if len(t) > 1 else out.expand(x.shape[0], *out.shape[1:])
+        if self.scale is None:
+            return out
+        return out * self.scale.index_select(0, index).to(self.dtype).reshape(-1, *[1] * (out.dim() - 1))
 
     def _message(self, t: float) -> str:
         nearest = float(self.timesteps[(self.timesteps - t).abs().argmin()])

@@ -16,7 +16,7 @@ Index shapes: ``[1]`` when the whole batch has one timestep, ``[B]`` when every 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -41,6 +41,7 @@ class TimestepContext:
     Attributes:
         timestep: of the call that runs, ``[1]`` or ``[B]``.
         traced: whether the selection is part of a graph that is being compiled, with the layers that read it.
+        per_call: what layers computed from the timestep for others to use during the same call.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class TimestepContext:
         self.uniform = uniform
         self.timestep: Tensor | None = None
         self.traced = False
+        self.per_call: dict[Hashable, Any] = {}
         self._index: dict[str, Tensor] | None = None
 
     def select(self, timestep: Tensor | float) -> None:
@@ -75,6 +77,7 @@ class TimestepContext:
             t = t[:1]
         self.timestep = t
         self.traced = torch.compiler.is_compiling()
+        self.per_call = {}
         self._index = {name: groups.index(t) for name, groups in self.groups.items()}
 
     def _checked(self, t: Tensor) -> Tensor:
@@ -88,6 +91,7 @@ class TimestepContext:
     def clear(self) -> None:
         """Forget the selection: a layer called outside the denoiser's forward then says so."""
         self.timestep = None
+        self.per_call = {}
         self._index = None
 
     def index(self, name: str) -> Tensor:
