@@ -22,9 +22,8 @@ from benchmarks.records import Records
 from benchmarks.tfmq import WEIGHTS, Case
 from dq_plugins.bundled import NAMES
 from dq_plugins.calibration.call import first_tensor
-from dq_plugins.passes.block_reconstruction import planned_student
 from dq_plugins.recipe import PassContext
-from dq_plugins.reconstruction import BlockCache, Unit, find_units, record_block
+from dq_plugins.reconstruction import BlockCache, Unit, find_units, planned_student, record_block
 from dq_plugins.rounding import RoundingOptions, SoftRounding, learn_rounding
 
 SETTINGS = {

@@ -9,7 +9,6 @@ Shapes: ``T`` timesteps, ``G`` groups, ``Q`` sets of groups (1 or L), ``L`` laye
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,18 +21,14 @@ from dq_plugins.calibration.call import Call, first_tensor
 from dq_plugins.group_search.mixture import mixture
 from dq_plugins.group_search.relaxation import Relaxation
 from dq_plugins.plan import QuantPlan
+from dq_plugins.reconstruction import planned_student
 
 Quantize = Callable[[Tensor], Tensor]
 
 
 def student_of(denoiser: nn.Module, plan: QuantPlan) -> nn.Module:
     """A frozen copy of the denoiser that computes with the plan's weights; activations stay in full precision."""
-    student = copy.deepcopy(denoiser).eval().requires_grad_(False)
-    for name, layer in plan.layers.items():
-        module = student.get_submodule(name)
-        if layer.weight is not None and isinstance(module.weight, Tensor):
-            module.weight = nn.Parameter(layer.weight.fake(module.weight), requires_grad=False)
-    return student
+    return planned_student(denoiser, plan).eval().requires_grad_(False)
 
 
 class OutputLoss:

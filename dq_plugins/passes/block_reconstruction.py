@@ -11,7 +11,6 @@ Source: BRECQ (Li et al. 2021) and Q-Diffusion (Li et al. 2023); the freezing is
 
 from __future__ import annotations
 
-import copy
 import json
 import resource
 import time
@@ -29,7 +28,7 @@ from dq_plugins.calibration.call import first_tensor
 from dq_plugins.hashing import hash_json
 from dq_plugins.plan import QuantPlan, Section, WeightQuant
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
-from dq_plugins.reconstruction import BlockCache, Unit, find_units, record_block
+from dq_plugins.reconstruction import BlockCache, Unit, find_units, planned_student, record_block
 from dq_plugins.rounding import RoundingOptions, RoundingResult, SoftRounding, learn_rounding
 
 
@@ -152,17 +151,6 @@ def _quant(plan: QuantPlan, name: str) -> WeightQuant:
 def _inside(module: str, parameter: str) -> str:
     """Name of a parameter seen from its block."""
     return parameter[len(module) + 1 :]
-
-
-def planned_student(denoiser: nn.Module, plan: QuantPlan) -> nn.Module:
-    """A copy of the denoiser that computes with the plan's weights and full-precision activations."""
-    student = copy.deepcopy(denoiser)
-    for name, layer in plan.layers.items():
-        if layer.weight is not None:
-            module = student.get_submodule(name)
-            assert isinstance(module.weight, Tensor)
-            module.weight = nn.Parameter(layer.weight.fake(module.weight), requires_grad=False)
-    return student
 
 
 def _store(codes: dict[str, Tensor], unit: Unit, plan: QuantPlan, student: nn.Module, denoiser: nn.Module) -> None:
