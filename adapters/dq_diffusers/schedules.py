@@ -68,6 +68,9 @@ class Planned:
         mu: float | None = None,
     ) -> None:
         """Set the planned timesteps; the other arguments are what pipelines pass, and do not count."""
+        self._visit_planned(device)
+
+    def _visit_planned(self, device: Any) -> None:
         super().set_timesteps(device=device, timesteps=list(self.planned))  # type: ignore[misc]
 
 
@@ -78,15 +81,8 @@ def _integers(planned: Sequence[float]) -> list[int]:
 class DDPMScheduler(Planned, diffusers.DDPMScheduler):
     """DDPM over the planned timesteps."""
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        timesteps: Any = None,
-        sigmas: Any = None,
-        mu: float | None = None,
-    ) -> None:
-        """As `Planned.set_timesteps`; DDPM indexes its tables with them, so they are integers."""
+    def _visit_planned(self, device: Any) -> None:
+        # DDPM indexes its tables with them, so they are integers
         diffusers.DDPMScheduler.set_timesteps(self, device=device, timesteps=_integers(self.planned))
 
 
@@ -101,15 +97,7 @@ class EulerDiscreteScheduler(Planned, diffusers.EulerDiscreteScheduler):
 class DDIMScheduler(Planned, diffusers.DDIMScheduler):
     """DDIM over the planned timesteps."""
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        timesteps: Any = None,
-        sigmas: Any = None,
-        mu: float | None = None,
-    ) -> None:
-        """As `Planned.set_timesteps`."""
+    def _visit_planned(self, device: Any) -> None:
         self.num_inference_steps = len(self.planned)
         self.timesteps = torch.tensor(_integers(self.planned), device=device)
 
@@ -129,15 +117,7 @@ class DDIMScheduler(Planned, diffusers.DDIMScheduler):
 class FlowMatchEulerDiscreteScheduler(Planned, diffusers.FlowMatchEulerDiscreteScheduler):
     """Flow matching Euler over the planned timesteps, which are ``1000 sigma`` after shifting."""
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        timesteps: Any = None,
-        sigmas: Any = None,
-        mu: float | None = None,
-    ) -> None:
-        """As `Planned.set_timesteps`."""
+    def _visit_planned(self, device: Any) -> None:
         planned = torch.tensor(self.planned, dtype=torch.float32, device=device)
         self.num_inference_steps = len(self.planned)
         self.timesteps = planned
