@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._inductor import config as inductor_config
 
-from dq_torchao.kernels import operators
+from dq_torchao.kernels import onednn, operators
 
 _WEIGHT = "Tensor weight, int[] shape, int bits, bool signs, Tensor? shift"
 _WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, int[] input_shape"
@@ -35,34 +35,13 @@ def is_frozen(device: torch.device) -> bool:
     return device.type == "cpu" and inductor_config.freezing and not torch.is_grad_enabled()
 
 
-@torch.library.impl("dq_torchao::linear_layout", "CPU")
-def _linear_layout(weight: Tensor, shape: list[int], bits: int, signs: bool, shift: Tensor | None) -> Tensor:
-    return torch.ops.onednn.qlinear_prepack(operators.plain_codes(weight, shape, bits, signs, shift), None)
+torch.library.impl("dq_torchao::linear_layout", "CPU")(onednn.linear_layout)
+torch.library.impl("dq_torchao::conv2d_layout", "CPU")(onednn.conv2d_layout)
 
 
 @torch.library.register_fake("dq_torchao::linear_layout")
 def _(weight: Tensor, shape, bits, signs, shift) -> Tensor:
     return weight.new_empty((shape[1], shape[0]), dtype=torch.int8)
-
-
-@torch.library.impl("dq_torchao::conv2d_layout", "CPU")
-def _conv2d_layout(
-    weight: Tensor,
-    shape: list[int],
-    bits: int,
-    signs: bool,
-    shift: Tensor | None,
-    weight_scale: Tensor,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-    input_shape: list[int],
-) -> Tensor:
-    codes = operators.plain_codes(weight, shape, bits, signs, shift)
-    # 128: any zero point but 0, which tells oneDNN to keep the sums it needs to subtract one.
-    window = (stride, padding, dilation, groups)
-    return torch.ops.onednn.qconv_prepack(codes, weight_scale, 1.0, 128, *window, input_shape)
 
 
 @torch.library.register_fake("dq_torchao::conv2d_layout")

@@ -61,6 +61,31 @@ def _weight_zero_point(outputs: int) -> Tensor:
     return torch.zeros(outputs, dtype=torch.int64)
 
 
+def linear_layout(weight: Tensor, shape: list[int], bits: int, signs: bool, shift: Tensor | None) -> Tensor:
+    """A packed weight in the layout of the linear kernel."""
+    return torch.ops.onednn.qlinear_prepack(plain_codes(weight, shape, bits, signs, shift), None)
+
+
+def conv2d_layout(
+    weight: Tensor,
+    shape: list[int],
+    bits: int,
+    signs: bool,
+    shift: Tensor | None,
+    weight_scale: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+    input_shape: list[int],
+) -> Tensor:
+    """A packed weight in the layout of the convolution kernel for inputs of one shape."""
+    codes = plain_codes(weight, shape, bits, signs, shift)
+    # 128: any zero point but 0, which tells oneDNN to keep the sums it needs to subtract one.
+    window = (stride, padding, dilation, groups)
+    return torch.ops.onednn.qconv_prepack(codes, weight_scale, 1.0, 128, *window, input_shape)
+
+
 @torch.library.impl("dq_torchao::int8_linear", "CPU")
 def _linear(
     codes: Tensor,
@@ -76,8 +101,8 @@ def _linear(
     dtype: torch.dtype,
 ) -> Tensor:
     def pack() -> tuple[Tensor, Tensor]:
-        plain = plain_codes(weight, weight_shape, weight_bits, weight_signs, weight_shift)
-        return torch.ops.onednn.qlinear_prepack(plain, None), _weight_zero_point(weight_shape[0])
+        layout = linear_layout(weight, weight_shape, weight_bits, weight_signs, weight_shift)
+        return layout, _weight_zero_point(weight_shape[0])
 
     packed, weight_zero_point = _PACKED.get(weight, "linear", pack)
     quantized = (codes.contiguous(), scale, zero_point, packed, weight_scale, weight_zero_point)
@@ -106,10 +131,8 @@ def _conv2d(
     window = (stride, padding, dilation, groups)
 
     def pack() -> tuple[Tensor, Tensor]:
-        plain = plain_codes(weight, weight_shape, weight_bits, weight_signs, weight_shift)
-        # 128: any zero point but 0, which tells oneDNN to keep the sums it needs to subtract one.
-        packed = torch.ops.onednn.qconv_prepack(plain, weight_scale, 1.0, 128, *window, shape)
-        return packed, _weight_zero_point(weight_shape[0])
+        stored = (weight, weight_shape, weight_bits, weight_signs, weight_shift)
+        return conv2d_layout(*stored, weight_scale, *window, shape), _weight_zero_point(weight_shape[0])
 
     packed, weight_zero_point = _PACKED.get(weight, tuple(shape), pack)
     quantized = (codes, scale, zero_point, packed, weight_scale, weight_zero_point)
