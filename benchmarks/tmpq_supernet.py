@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.tmpq import RANGES, record
+from benchmarks.tmpq_setup import RANGES, record
 from dq_plugins import CalibrationSet, make_plan
 from dq_plugins.allocation.problem import Width
 from dq_plugins.passes.candidates import candidates_of

@@ -10,17 +10,16 @@ Source: TMPQ-DM (Sun et al. 2024); the exact program and its costs are ours.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from dq_plugins.allocation.problem import Width
-from dq_plugins.errors import BudgetError
-from dq_plugins.evolution import Candidate, Evolution, EvolutionOptions, LayerMenu, Scored, SearchState, Space
-from dq_plugins.evolution.baselines import Point, baselines, measured, seeds, uniform
-from dq_plugins.evolution.exact import JointProgram, JointSolution, no_noise
+from dq_plugins.evolution import Candidate, EvolutionOptions, LayerMenu, Space
+from dq_plugins.evolution.baselines import uniform
 from dq_plugins.evolution.fitness import SamplingFitness
+from dq_plugins.evolution.joint import JointSearch
 from dq_plugins.evolution.menus import kept_widths, layer_menus
 from dq_plugins.passes.candidates import candidates_of, write_widths
 from dq_plugins.plan import QuantPlan, Section
@@ -90,7 +89,7 @@ class TimestepReduction(Pass):
             calibration: ``"ranges"`` takes the quantizers as they are; ``"random"`` (the paper's) and
                 ``"independent"`` learn them block by block, see `dq_plugins.supernet`.
             iterations: of learning, for each block.
-            sweep: budgets, as multiples of the budget, at which plan and baselines are compared.
+            sweep: budgets, as multiples of the budget, each with a search of its own, compared with the baselines.
             workers: processes (joblib).
         """
 
@@ -129,44 +128,38 @@ class TimestepReduction(Pass):
             TimestepError: the recorded sampler takes no timesteps of one's own.
         """
         with installed(context.denoiser, plan):
-            setting = yield from self._setting(plan, context)
-            space = self.space(plan, context, setting)
-            fitness = self._fitness(context, setting, space)
-            solution = yield from self._exact(setting, space, fitness)
-            state = yield from self._evolve(context, setting, space, fitness, solution)
-            proposals = [] if solution is None or solution.candidate is None else [("exact", solution.candidate)]
-            proposals += [] if state is None else [("evolution", state.best.candidate)]
-            last = fitness.rungs - 1
-            scored = [(who, Scored(c, last, fitness(c, last)["loss"])) for who, c in proposals]
-            who, best = min(scored, key=lambda pair: pair[1].order)
-            points = self._points(setting, space, fitness)
+            setting = yield from self.setting(plan, context)
+            search = self.search(plan, context, setting)
+            found = yield from search.run()
+            points = (yield from search.front(self.options.sweep, found)) if self.options.sweep else {}
+        space, best = search.space, found.best
         plan.sampling = Schedule(space.timesteps(best.candidate))
         if setting.noise:
             write_widths(plan, space.widths(best.candidate), setting.candidates)
-        losses = {name: each.loss for name, each in scored}
         plan.sections[self.name] = Section(
             {
-                "chosen_by": who,
+                "chosen_by": found.chosen_by,
                 "cost": space.cost(best.candidate),
                 "budget": space.budget,
                 "unit": space.unit,
                 "loss": best.loss,
-                "losses": losses,
+                "losses": {name: each.loss for name, each in found.scored.items()},
                 "fitness": self.options.fitness,
                 "candidates_log10": space.decades,
-                "exact": None if solution is None else solution.as_data(setting.transitions),
-                "evolution": None if state is None else state.summary(),
+                "exact": None if found.solution is None else found.solution.as_data(setting.transitions),
+                "evolution": None if found.state is None else found.state.summary(),
                 "points": {name: [[p.cost, p.loss, len(p.timesteps)] for p in each] for name, each in points.items()},
             }
         )
 
-    def _setting(self, plan: QuantPlan, context: PassContext) -> Generator[Progress, None, Setting]:
+    def setting(self, plan: QuantPlan, context: PassContext) -> Generator[Progress, None, Setting]:
+        """What the search works on, measured; iterate to run, the generator returns it."""
         o = self.options
         argument = context.partition.sample_argument
         stepper, runs = runs_of(context.calibration, argument)
         grid = thinned(tuple(t for t in context.calibration.schedule.sorted if t > stepper.end), o.grid)
         transitions = None
-        if o.search != "evolution" or o.grouping == "change" or o.sweep:
+        if o.search != "evolution" or o.grouping == "change":
             trajectories = trajectories_of(context.calibration, argument)
             transitions = yield from measure_transitions(
                 context.denoiser,
@@ -227,64 +220,23 @@ class TimestepReduction(Pass):
             o.features,
         )
 
-    def _exact(
-        self, setting: Setting, space: Space, fitness: SamplingFitness
-    ) -> Generator[Progress, None, JointSolution | None]:
-        if self.options.search == "evolution":
-            return None
-        yield Progress(0, 1, "exact program")
-        solution = self.program(setting, space, fitness).solve(seconds=self.options.seconds)
-        yield Progress(1, 1, "exact program")
-        return solution
-
-    def program(self, setting: Setting, space: Space, fitness: SamplingFitness) -> JointProgram:
-        """The exact program, its noise scaled by one measured run."""
-        assert setting.transitions is not None
-        program = JointProgram(space, setting.transitions, setting.noise, 1.0, self.options.errors)
-        start = seeds(space, setting.noise, setting.stepper)
-        if not setting.noise or not start:
-            return replace(program, noise=setting.noise or no_noise(space))
-        timesteps, widths = space.timesteps(start[0]), space.widths(start[0])
-        moved = fitness.final(timesteps, widths) - fitness.final(timesteps, {})
-        predicted = program.predicted(start[0])[1]
-        scale = float(moved.double().square().mean()) / predicted if predicted > 0 else 1.0
-        return replace(program, scale=scale)
-
-    def _evolve(
-        self,
-        context: PassContext,
-        setting: Setting,
-        space: Space,
-        fitness: SamplingFitness,
-        solution: JointSolution | None,
-    ) -> Generator[Progress, None, SearchState | None]:
+    def search(self, plan: QuantPlan, context: PassContext, setting: Setting) -> JointSearch:
+        """The search that the options describe."""
         o = self.options
-        if o.search == "exact":
-            return None
-        first = seeds(space, setting.noise, setting.stepper)
-        if solution is not None and solution.candidate is not None:
-            first.insert(0, solution.candidate)
-        options = EvolutionOptions(
+        evolution = EvolutionOptions(
             o.population, o.parents, o.mutants, o.crossovers, o.generations, o.mutation, o.spread, seed=context.seed
         )
-        signature = [context.calibration.hash, setting.candidates.hash, o.model_dump(mode="json"), setting.grid]
-        folder = context.workdir / "search" if context.workdir else None
-        return (yield from Evolution(space, fitness, options, first, folder, signature, o.workers).run())
-
-    def _points(self, setting: Setting, space: Space, fitness: SamplingFitness) -> dict[str, list[Point]]:
-        """The exact plan and the baselines at the budgets of ``sweep``."""
-        if not self.options.sweep or setting.transitions is None:
-            return {}
-        budgets = {share * space.budget: sorted(space.groups) for share in sorted(self.options.sweep)}
-        found = baselines(space, fitness, setting.noise, budgets)
-        joint = []
-        for budget in budgets:
-            try:
-                limited = Space(space.groups, space.layers, budget, space.unit)
-            except BudgetError:
-                continue
-            solution = self.program(setting, limited, fitness).solve(seconds=self.options.seconds)
-            if solution.candidate is not None:
-                chosen = solution.candidate
-                joint.append(measured(space, fitness, space.timesteps(chosen), chosen.widths))
-        return {"joint, exact": joint, **found}
+        scores_depend_on = o.model_dump(mode="json", include={"steps", "grouping", "fitness", "features", "images"})
+        signature = [context.calibration.hash, setting.candidates.hash, scores_depend_on, setting.grid]
+        return JointSearch(
+            self._fitness(context, setting, self.space(plan, context, setting)),
+            setting.noise,
+            setting.transitions,
+            evolution,
+            o.search,
+            o.errors,
+            o.seconds,
+            context.workdir / "search" if context.workdir else None,
+            signature,
+            o.workers,
+        )
