@@ -13,6 +13,7 @@ from dq_torchao.config import TimestepInt8Config, linear_and_conv2d  # noqa: E40
 from dq_torchao.diffusers_hook import register_when_imported  # noqa: E402
 from dq_torchao.fqn import FqnLowering, to_fqn_config  # noqa: E402
 from dq_torchao.intx import intx_tensor  # noqa: E402
+from dq_torchao.latency import LatencyTable, latency_table  # noqa: E402
 from dq_torchao.plan_config import PlanConfig  # noqa: E402
 from dq_torchao.regions import compile_regions, repeated_blocks  # noqa: E402
 from dq_torchao.releasing import release_weights, restore_weights  # noqa: E402
@@ -26,6 +27,7 @@ __all__ = [
     "CheckpointError",
     "Execution",
     "FqnLowering",
+    "LatencyTable",
     "PlanConfig",
     "TimestepInt8Config",
     "Timing",
@@ -35,6 +37,7 @@ __all__ = [
     "convert",
     "execution_report",
     "intx_tensor",
+    "latency_table",
     "linear_and_conv2d",
     "load",
     "prepare",

@@ -33,11 +33,11 @@ class InputLayout(NamedTuple):
     dtype: torch.dtype
 
     def random(self, device: torch.device) -> Tensor:
-        """A random input of this layout."""
+        """A random input of this layout; indices are 0."""
         # Stride 0 is an expanded dimension: filled once, then expanded again.
         stored = tuple(1 if stride == 0 else size for size, stride in zip(self.shape, self.stride, strict=True))
-        x = torch.empty_strided(stored, self.stride, dtype=self.dtype, device=device).normal_()
-        return x.expand(self.shape)
+        x = torch.empty_strided(stored, self.stride, dtype=self.dtype, device=device)
+        return (x.normal_() if self.dtype.is_floating_point else x.zero_()).expand(self.shape)
 
 
 @torch.no_grad()
@@ -61,13 +61,18 @@ def tune(model: nn.Module, plan: QuantPlan, example_inputs: Mapping[str, Any]) -
         if not layouts[name]:
             continue
         layer_plan = plan.layers[name]
-        weight = layer.weight
-        window = tuple(str(getattr(layer, attribute, None)) for attribute in WINDOW)
-        key = (type(layer), tuple(weight.shape), layer.bias is None, window, layer_plan.width, tuple(layouts[name]))
+        key = (layer_key(layer), layer_plan.width, tuple(layouts[name]))
         if key not in known:
             known[key] = time_layer(layer, layer_plan, plan, layouts[name])
         timings[name] = known[key]
     return timings
+
+
+def layer_key(layer: nn.Module) -> Hashable:
+    """What the speed of a layer depends on, beside its inputs and widths."""
+    window = tuple(str(getattr(layer, attribute, None)) for attribute in WINDOW)
+    shape: Any = layer.weight.shape
+    return type(layer), tuple(shape), getattr(layer, "bias", None) is None, window
 
 
 def record_layouts(

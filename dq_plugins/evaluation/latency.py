@@ -1,11 +1,12 @@
 """Compare the latency of several callables in one run.
 
-The rounds are interleaved (a, b, c, a, b, c, ...), so that a machine that slows down slows all of them; what counts is
-the ratio, not the milliseconds.
+The rounds are interleaved, so that a machine that slows down slows all of them, and each round has an order of its own,
+because what ran just before leaves its data in the cache. What counts is the ratio, not the milliseconds.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -56,8 +57,8 @@ def compare_latency(
     first = {name: _timed(function) for name, function in functions.items()}
     times: dict[str, list[float]] = {name: [] for name in functions}
     for i in range(warmup + rounds):
-        for name, function in functions.items():
-            elapsed = _timed(function)
+        for name in random.Random(i).sample(list(functions), len(functions)):
+            elapsed = _timed(functions[name])
             if i >= warmup:
                 times[name].append(elapsed)
     result = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dq_plugins.allocation.problem import Width
 from dq_plugins.errors import BudgetError
@@ -52,7 +52,7 @@ def widest(space: Space, count: int, limits: tuple[float, float] = (32, 32)) -> 
     fitting = []
     for option in options:
         genes = uniform(space, Width(*option))
-        cost = count * _call_cost(space, genes)
+        cost = count * space.call_cost(genes)
         if cost <= space.budget:
             fitting.append((cost, genes))
     return max(fitting)[1] if fitting else (None if space.layers else ())
@@ -66,11 +66,6 @@ def uniform(space: Space, width: Width) -> tuple[int, ...]:
             wide = [i for i, bits in enumerate(menu) if (bits or 32) >= (wanted or 32)]
             genes.append(min(wide, default=len(menu) - 1))
     return tuple(genes)
-
-
-def _call_cost(space: Space, genes: Sequence[int]) -> float:
-    pairs = zip(space.layers, genes[::2], genes[1::2], strict=True)
-    return sum(float(layer.cost[w, a]) for layer, w, a in pairs)
 
 
 def seeds(space: Space, noise: Mapping[Entry, float], stepper: Stepper) -> list[Candidate]:
@@ -87,7 +82,7 @@ def measured(space: Space, fitness: SamplingFitness, timesteps: Sequence[float],
     """Measure any schedule with any widths, on all images."""
     stand_in = Candidate((0,) * len(timesteps), widths)
     final = fitness.final(tuple(timesteps), space.widths(stand_in))
-    return Point(tuple(timesteps), widths, len(timesteps) * _call_cost(space, widths), fitness.loss(final))
+    return Point(tuple(timesteps), widths, len(timesteps) * space.call_cost(widths), fitness.loss(final))
 
 
 def baselines(
@@ -104,7 +99,7 @@ def baselines(
     found: dict[str, list[Point]] = {"own timesteps, uniform bits": [], "own timesteps, best bits": []}
     for budget, counts in limits.items():
         try:
-            limited = Space(space.groups, space.layers, budget, space.unit)
+            limited = replace(space, budget=budget)
         except BudgetError:
             continue
         for name, points in found.items():

@@ -1,8 +1,9 @@
 """What a joint search chooses from: one timestep in each group, one width for each side of each layer.
 
-    cost(candidate) = K * sum_l  cost_l[w_l, a_l]      <= budget
+    cost(candidate) = K * (rest + sum_l  cost_l[w_l, a_l])      <= budget
 
-with K steps and the cost of one denoiser call by layer and pair of widths (BitOps, or measured time). K is part of the
+with K steps, the cost of one denoiser call by layer and pair of widths (BitOps, or measured time), and the time of a
+call outside these layers. K is part of the
 choice, so steps and bits are traded against each other.
 
 Source: TMPQ-DM (Sun et al. 2024), whose shipped mode fixes K and gives all steps the same widths, as here.
@@ -11,7 +12,7 @@ Source: TMPQ-DM (Sun et al. 2024), whose shipped mode fixes K and gives all step
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -76,19 +77,21 @@ class Space:
         layers: the menus.
         budget: limit on the cost of a whole sampling run.
         unit: of costs, for messages.
+        rest: cost of one denoiser call beside the layers.
     """
 
     groups: Mapping[int, StepGroups]
     layers: tuple[LayerMenu, ...]
     budget: float
     unit: str = "BitOps"
+    rest: float = 0.0
 
     def __post_init__(self) -> None:
-        cheapest = min(self.groups) * sum(float(layer.cost.min()) for layer in self.layers)
+        cheapest = min(self.groups) * self.call_cost(self.cheapest)
         if cheapest > self.budget:
             raise BudgetError(
                 f"no schedule fits the budget of {self.budget:.6g} {self.unit}: {min(self.groups)} steps at the "
-                f"narrowest widths cost {cheapest:.6g}. Raise it to that, or allow fewer steps."
+                f"cheapest widths cost {cheapest:.6g}. Raise it to that, or allow fewer steps."
             )
 
     @cached_property
@@ -105,8 +108,12 @@ class Space:
 
     def cost(self, candidate: Candidate) -> float:
         """Cost of the whole sampling run."""
-        pairs = zip(self.layers, candidate.widths[::2], candidate.widths[1::2], strict=True)
-        return len(candidate.steps) * sum(float(layer.cost[w, a]) for layer, w, a in pairs)
+        return len(candidate.steps) * self.call_cost(candidate.widths)
+
+    def call_cost(self, widths: Sequence[int]) -> float:
+        """Cost of one denoiser call with the widths of a candidate."""
+        pairs = zip(self.layers, widths[::2], widths[1::2], strict=True)
+        return self.rest + sum(float(layer.cost[w, a]) for layer, w, a in pairs)
 
     def fits(self, candidate: Candidate) -> bool:
         """Whether it is within the budget."""
@@ -144,17 +151,38 @@ class Space:
         return self.fit(rng, Candidate(steps, tuple(int(rng.integers(m)) for m in self.menus)))
 
     def fit(self, rng: np.random.Generator, candidate: Candidate) -> Candidate:
-        """Narrow random genes until the candidate is within the budget; take fewer steps where that is not enough."""
+        """Make random genes cheaper until the candidate is within the budget; where that is not enough, fewer steps."""
         widths = list(candidate.widths)
         while not self.fits(candidate):
-            wide = [i for i, gene in enumerate(widths) if gene > 0]
-            if not wide:
-                return self.fit(
-                    rng, self.with_steps(candidate, max(k for k in self.groups if k < len(candidate.steps)))
-                )
-            widths[int(rng.choice(wide))] -= 1
+            cheaper = self._cheaper(widths)
+            if cheaper:
+                gene = int(rng.choice(list(cheaper)))
+                widths[gene] = cheaper[gene]
+            elif tuple(widths) != self.cheapest:
+                widths = list(self.cheapest)  # measured times need not fall with the width, so this is another place
+            else:
+                fewer = max(k for k in self.groups if k < len(candidate.steps))
+                return self.fit(rng, self.with_steps(candidate, fewer))
             candidate = candidate._replace(widths=tuple(widths))
         return candidate
+
+    @cached_property
+    def cheapest(self) -> tuple[int, ...]:
+        """Widths with the least cost."""
+        pairs = (np.unravel_index(int(layer.cost.argmin()), layer.cost.shape) for layer in self.layers)
+        return tuple(int(gene) for pair in pairs for gene in pair)
+
+    def _cheaper(self, widths: Sequence[int]) -> dict[int, int]:
+        """For every gene that something on its menu is cheaper than, the costliest of that."""
+        found = {}
+        for i, layer in enumerate(self.layers):
+            weight, activation = widths[2 * i : 2 * i + 2]
+            now = layer.cost[weight, activation]
+            for gene, costs in ((2 * i, layer.cost[:, activation]), (2 * i + 1, layer.cost[weight])):
+                below = np.where(costs < now, costs, -np.inf)
+                if below.max() > -np.inf:
+                    found[gene] = int(below.argmax())
+        return found
 
     def with_steps(self, candidate: Candidate, count: int) -> Candidate:
         """The same widths with another number of steps, spread over time as the candidate's own."""

@@ -10,13 +10,13 @@ Source: TMPQ-DM (Sun et al. 2024); the exact program and its costs are ours.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from dq_plugins.allocation.problem import Width
-from dq_plugins.evolution import Candidate, EvolutionOptions, LayerMenu, Space
+from dq_plugins.evolution import EvolutionOptions, Space
 from dq_plugins.evolution.baselines import uniform
 from dq_plugins.evolution.fitness import SamplingFitness
 from dq_plugins.evolution.joint import JointSearch
@@ -26,7 +26,7 @@ from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity import Candidates, Entry, SensitivityTable
 from dq_plugins.sensitivity.trajectory import trajectories_of
-from dq_plugins.steps import Run, StepGroups, Stepper, runs_of, step_groups
+from dq_plugins.steps import Run, Stepper, runs_of, step_groups
 from dq_plugins.steps.groups import thinned
 from dq_plugins.steps.transitions import Transitions, measure_transitions
 from dq_plugins.supernet.calibrate import CalibrationOptions, calibrate
@@ -70,6 +70,7 @@ class TimestepReduction(Pass):
             budget: limit on steps times cost of a step, in the unit of the costs. By default the cost of the first of
                 ``steps`` at the recipe's widths.
             latency_table: measured time by layer and width, ``{"conv_in": {"W8A8": 0.8}}``; costs are BitOps without.
+            call_latency: with such a table, time of a denoiser call outside its layers.
             grouping: ``"quadratic"`` (the paper's), ``"uniform"``, or ``"change"`` (equal change of the trajectory).
             grid: recorded timesteps to choose from, at most; they are thinned out evenly.
             search: ``"exact"``, ``"evolution"``, or ``"both"``.
@@ -96,6 +97,7 @@ class TimestepReduction(Pass):
         steps: tuple[int, ...] = ()
         budget: float | None = Field(None, gt=0)
         latency_table: dict[str, dict[str, float]] = Field(default_factory=dict)
+        call_latency: float = Field(0.0, ge=0)
         grouping: Literal["quadratic", "uniform", "change"] = "quadratic"
         grid: int = Field(50, ge=1)
         search: Literal["exact", "evolution", "both"] = "both"
@@ -192,17 +194,11 @@ class TimestepReduction(Pass):
         groups = {k: step_groups(setting.grid, k, o.grouping, bounds=bounds, change=change) for k in counts}
         latency = {n: {Width.parse(w): ms for w, ms in times.items()} for n, times in o.latency_table.items()}
         menus = layer_menus(setting.candidates, context, latency)
-        return Space(groups, menus, self._budget(plan, context, groups, menus), "ms" if latency else "BitOps")
-
-    def _budget(
-        self, plan: QuantPlan, context: PassContext, groups: Mapping[int, StepGroups], menus: tuple[LayerMenu, ...]
-    ) -> float:
-        if self.options.budget is not None:
-            return self.options.budget
-        unlimited = Space(groups, menus, float("inf"))
+        unit, rest = ("ms", o.call_latency) if latency else ("BitOps", 0.0)
+        unlimited = Space(groups, menus, float("inf"), unit, rest)
         target = uniform(unlimited, Width(context.weight_bits, context.act_bits))
-        first = next(iter(groups))
-        return unlimited.cost(Candidate((0,) * first, target))
+        own = counts[0] * unlimited.call_cost(target)
+        return replace(unlimited, budget=own if o.budget is None else o.budget)
 
     def _fitness(self, context: PassContext, setting: Setting, space: Space) -> SamplingFitness:
         o = self.options

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -76,3 +78,28 @@ def test_unknown_steps_and_widths_are_refused():
         space.candidate((4.0, 3.0, 2.0, 1.0), widths)
     with pytest.raises(BudgetError, match="W3A4 is not on the menu of layer 'l0'"):
         space.candidate((40.0, 10.0), {**widths, "l0": Width(3, 4)})
+
+
+def test_what_a_call_costs_beside_its_layers_is_paid_at_every_step():
+    space = replace(two_layers(), rest=1000.0)
+    candidate = Candidate((0, 0, 0), (0, 1, 1, 2))
+    assert space.cost(candidate) == 3 * (1000 + 10 * 4 * 6 + 100 * 8 * 8)
+    least = 2 * (1000 + 110 * 16)
+    with pytest.raises(BudgetError, match=f"cost {least}"):
+        replace(space, budget=least - 1)
+
+
+@given(st.integers(0, 2**31))
+def test_a_budget_is_kept_where_narrower_is_not_cheaper(seed):
+    rng = np.random.default_rng(seed)
+    layers = tuple(LayerMenu(f"l{i}", (4, 6, 8), (4, 8), rng.uniform(1, 10, (3, 2))) for i in range(3))
+    least = 2 * sum(float(layer.cost.min()) for layer in layers)
+    space = Space(GROUPS, layers, least * float(rng.uniform(1.0001, 2)))
+    assert all(space.fits(space.random(rng)) for _ in range(5))
+
+
+def test_making_a_candidate_fit_takes_no_more_than_it_must():
+    layers = (LayerMenu("l", (4, 6, 8), (8,), np.array([[5.0], [1.0], [9.0]])),)
+    space = Space({2: GROUPS[2]}, layers, budget=10.0)
+    assert space.fit(np.random.default_rng(0), Candidate((0, 0), (2, 0))).widths == (0, 0)
+    assert replace(space, budget=4.0).fit(np.random.default_rng(0), Candidate((0, 0), (2, 0))).widths == (1, 0)

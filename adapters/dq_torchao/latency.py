@@ -1,0 +1,119 @@
+"""How long every layer takes at every pair of widths on this machine: a latency table for searches with a time budget.
+
+Each layer is timed as `dq_torchao.apply` would run it, at the shapes the denoiser calls it with, in eager mode, side by
+side with all its other widths. Layers alike are timed once. Where kernels compute several widths alike (4-bit weights
+are multiplied as int8), their times are alike as well: a budget of time then says which layers run in integers and how
+many steps there are, not how few bits they have.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from dq_plugins.allocation.problem import Width
+from dq_plugins.evaluation.latency import compare_latency
+from dq_plugins.graph import partition
+from dq_plugins.plan import ActivationQuant, LayerPlan, WeightQuant
+from dq_plugins.timesteps import TimestepContext, TimestepGroups
+from dq_plugins.weight_scale import weight_parameters
+from dq_torchao.lowering import lower_layer
+from dq_torchao.tuning import InputLayout, layer_key, record_layouts
+
+GROUPS = "latency"
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Milliseconds of one denoiser call at the batch and image size it was measured with.
+
+    Attributes:
+        layers: by layer and width, ``{"conv_in": {"W8A8": 0.8, "full precision": 1.1}}``: the option
+            ``latency_table`` of the passes ``bit-allocation`` and ``timestep-reduction``.
+        rest: of a call outside these layers: the option ``call_latency`` of ``timestep-reduction``.
+    """
+
+    layers: dict[str, dict[str, float]]
+    rest: float
+
+    def options(self) -> dict[str, Any]:
+        """Options of the pass ``timestep-reduction``."""
+        return {"latency_table": self.layers, "call_latency": self.rest}
+
+
+@torch.no_grad()
+def latency_table(
+    denoiser: nn.Module,
+    example_inputs: Mapping[str, Any],
+    weight_menu: Iterable[int] = (8,),
+    act_menu: Iterable[int] = (8,),
+    *,
+    rounds: int = 15,
+) -> LatencyTable:
+    """Measure every layer of a denoiser in full precision and at every pair of widths.
+
+    Layers whose input is not floating point (embeddings) are measured at every width of their weight. Layers that the
+    call does not reach are missing.
+
+    Args:
+        denoiser: in full precision; left as it is.
+        example_inputs: keyword arguments of one call, of the batch and image size to be fast at.
+        weight_menu: widths of weights.
+        act_menu: widths of inputs; none: weights alone are quantized.
+        rounds: timed calls of each form; the median counts.
+
+    Raises:
+        TraceError: the denoiser cannot be traced with these inputs.
+    """
+    inputs = dict(example_inputs)
+    found = partition(denoiser, inputs)
+    layers = {name: denoiser.get_submodule(name) for name in found.layers}
+    layouts = {name: each for name, each in record_layouts(denoiser, layers, inputs).items() if each}
+    weights, acts = tuple(weight_menu), tuple(act_menu) or (None,)
+    known: dict[Hashable, dict[Width, float]] = {}
+    table, floating = {}, 0.0
+    for name, calls in layouts.items():
+        layer, key = layers[name], (layer_key(layers[name]), tuple(calls))
+        if key not in known:
+            own = acts if calls[0].dtype.is_floating_point else (None,)
+            known[key] = _times(layer, calls, [Width(w, a) for w in weights for a in own], rounds)
+        table[name] = {str(width): ms for width, ms in known[key].items()}
+        floating += known[key][Width()]
+    whole = compare_latency({"call": lambda: denoiser(**inputs)}, rounds=rounds)["call"].median
+    return LatencyTable(table, max(whole - floating, 0.0))
+
+
+def _times(
+    layer: nn.Module, layouts: Sequence[InputLayout], widths: Iterable[Width], rounds: int
+) -> dict[Width, float]:
+    """Time of all calls of one layer by width; `Width()` is full precision."""
+    context = TimestepContext({GROUPS: TimestepGroups()}, "nearest")
+    context.select(0.0)
+    forms = {Width(): layer}
+    for width in widths:
+        forms[width] = copy.deepcopy(layer)
+        lower_layer(forms[width], _plan(layer, width), context)
+    totals = dict.fromkeys(forms, 0.0)
+    device = next(layer.parameters()).device
+    for x in (layout.random(device) for layout in layouts):
+        # Default arguments bind now: the lambdas outlive this turn of the loop.
+        calls = {str(width): lambda x=x, form=form: form(x) for width, form in forms.items()}
+        measured = compare_latency(calls, rounds=rounds, warmup=1)
+        for width in forms:
+            totals[width] += measured[str(width)].median
+    return totals
+
+
+def _plan(layer: nn.Module, width: Width) -> LayerPlan:
+    """A plan of one layer at a width; its values do not matter for its speed."""
+    assert width.weight is not None
+    scale, _ = weight_parameters(layer.weight, width.weight, method="minmax")  # type: ignore[arg-type]
+    weight, activation = WeightQuant(width.weight, scale.cpu()), None
+    if width.activation is not None:
+        activation = ActivationQuant(width.activation, GROUPS, torch.ones(1), torch.zeros(1, dtype=torch.int32))
+    return LayerPlan(type(layer).__name__.lower(), weight=weight, activation=activation)

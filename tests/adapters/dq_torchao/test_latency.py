@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import dq_torchao
+import pytest
+import torch
+from dq_torchao import latency
+from torch import nn
+from torchao_models import Denoiser
+
+from dq_plugins.allocation.problem import Width
+from dq_plugins.errors import TraceError
+from dq_plugins.evaluation.latency import Latency
+
+
+class WithClasses(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.classes, self.one, self.two = nn.Embedding(4, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, sample, timestep, label):
+        return self.two(self.one(sample + self.classes(label) + timestep))
+
+
+def inputs(**more):
+    return {"sample": torch.randn(2, 4, 8, 8), "timestep": torch.tensor(500.0), **more}
+
+
+def class_inputs():
+    return {"sample": torch.randn(2, 8), "timestep": torch.tensor(500.0), "label": torch.tensor([1, 3])}
+
+
+def test_every_layer_has_a_time_at_every_width_and_the_model_is_left_alone():
+    model = Denoiser()
+    one = inputs(sample=torch.ones(1, 4, 8, 8))
+    before = model(**one)
+    table = dq_torchao.latency_table(model, inputs(), (4, 8), (6, 8), rounds=2)
+    assert set(table.layers) == {name for name, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    for times in table.layers.values():
+        assert set(times) == {"full precision", "W4A6", "W4A8", "W8A6", "W8A8"}
+        assert all(ms > 0 for ms in times.values())
+    assert table.rest >= 0
+    assert torch.equal(model(**one), before)
+
+
+def test_layers_alike_are_timed_once_and_embeddings_by_their_weight(monkeypatch):
+    asked = []
+
+    def recorded(layer, layouts, widths, rounds):
+        widths = [Width(), *widths]
+        asked.append((type(layer), widths))
+        return dict.fromkeys(widths, 1.0)
+
+    monkeypatch.setattr(latency, "_times", recorded)
+    table = dq_torchao.latency_table(WithClasses(), class_inputs())
+    assert asked == [(nn.Embedding, [Width(), Width(8)]), (nn.Linear, [Width(), Width(8, 8)])]
+    assert table.layers["one"] == table.layers["two"] == {"full precision": 1.0, "W8A8": 1.0}
+
+
+def test_times_of_several_calls_add_up_and_the_rest_is_what_layers_do_not_take(monkeypatch):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, sample, timestep):
+            return self.layer(self.layer(sample) + timestep)
+
+    measured = {"call": 100.0, "full precision": 3.0, "W8A8": 1.0}
+    monkeypatch.setattr(
+        latency, "compare_latency", lambda forms, **_: {name: Latency(*[measured[name]] * 4) for name in forms}
+    )
+    table = dq_torchao.latency_table(Twice(), {"sample": torch.randn(2, 8), "timestep": torch.tensor(1.0)})
+    assert table.layers == {"layer": {"full precision": 6.0, "W8A8": 2.0}}
+    assert table.rest == 94.0
+
+
+def test_embeddings_are_measured():
+    table = dq_torchao.latency_table(WithClasses(), class_inputs(), rounds=2)
+    assert set(table.layers["classes"]) == {"full precision", "W8"}
+
+
+def test_options_are_those_of_the_search():
+    table = dq_torchao.LatencyTable({"up": {"W8A8": 2.0}}, 5.0)
+    assert table.options() == {"latency_table": {"up": {"W8A8": 2.0}}, "call_latency": 5.0}
+
+
+def test_inputs_that_do_not_fit_are_refused():
+    with pytest.raises(TraceError, match="missing 1 required positional argument: .timestep."):
+        dq_torchao.latency_table(Denoiser(), {"sample": torch.zeros(1, 4, 8, 8)})
