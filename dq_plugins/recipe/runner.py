@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,12 +13,13 @@ from tqdm.auto import tqdm
 
 from dq_plugins import registry
 from dq_plugins.calibration.selection import SECTION, narrowed
-from dq_plugins.errors import DQError, RecipeError
-from dq_plugins.hashing import hash_json, weights_hash
-from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan, load_plan, save_plan
+from dq_plugins.errors import RecipeError
+from dq_plugins.hashing import weights_hash
+from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan
 from dq_plugins.recipe.context import PassContext
 from dq_plugins.recipe.passes import Pass
-from dq_plugins.recipe.recipe import Recipe, Step
+from dq_plugins.recipe.recipe import Recipe
+from dq_plugins.recipe.results import StepResults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,25 +68,6 @@ def _frozen(denoiser: nn.Module) -> Iterator[None]:
         denoiser.train(training)
         for parameter in required:
             parameter.requires_grad_(True)
-
-
-def _signatures(context: PassContext, steps: tuple[Step, ...], model_hash: str) -> list[str]:
-    """One signature per step: of everything that determined the plan up to and including it."""
-    given = [model_hash, context.calibration.hash, context.weight_bits, context.act_bits, context.seed]
-    described = [[s.name, dict(s.options)] for s in steps]
-    return [hash_json([given, described[: i + 1]]) for i in range(len(steps))]
-
-
-def _resume(folders: list[Path], signatures: list[str]) -> tuple[int, QuantPlan | None]:
-    """Number of finished steps, and the plan after the last of them."""
-    for i in reversed(range(len(folders))):
-        marker = folders[i] / "done.json"
-        try:
-            if json.loads(marker.read_text())["signature"] == signatures[i]:
-                return i + 1, load_plan(folders[i])
-        except (OSError, ValueError, KeyError, DQError):
-            continue  # absent, of another run, or cut off while it was written: that step runs again
-    return 0, None
 
 
 def _run_pass(instance: Pass, plan: QuantPlan, context: PassContext, progress: bool) -> None:
@@ -143,23 +124,17 @@ def make_plan(
     model_hash = weights_hash(denoiser)
     calibration.check_model(model_hash)
     context = PassContext(denoiser, calibration, weight_bits, act_bits, seed)
-    root = Path(workdir) if workdir is not None else None
-    folders = [root / f"{i:02d}-{s.name}" for i, s in enumerate(recipe.steps)] if root else []
-    signatures = _signatures(context, recipe.steps, model_hash)
-    done, plan = _resume(folders, signatures)
+    results = StepResults(workdir, recipe.steps, context, model_hash)
+    done, plan = results.last()
     with _frozen(denoiser), torch.no_grad():
         plan = plan or empty_plan(context, recipe.name)
-        for i in range(done, len(passes)):
-            if root:
-                context.workdir = folders[i]
-                folders[i].mkdir(parents=True, exist_ok=True)
+        for step, each in enumerate(passes[done:], done):
+            context.workdir = results.folder(step)
             drawn = plan.sections.get(SECTION)
             context.calibration = narrowed(calibration, drawn.data if drawn else None)
-            _run_pass(passes[i], plan, context, progress)
-            plan.passes.append(PassRecord(recipe.steps[i].name, passes[i].options.model_dump(mode="json")))
-            if root:
-                save_plan(plan, folders[i])
-                (folders[i] / "done.json").write_text(json.dumps({"signature": signatures[i]}))
+            _run_pass(each, plan, context, progress)
+            plan.passes.append(PassRecord(recipe.steps[step].name, each.options.model_dump(mode="json")))
+            results.keep(step, plan)
         if weights_hash(denoiser) != model_hash:
             raise RecipeError(f"a pass of recipe {recipe.name!r} changed the denoiser's weights; passes only read them")
     return plan.validate()
