@@ -128,7 +128,7 @@ class SimulateAdapter:
         context = TimestepContext(plan.groups, out_of_range)
         tabulated = temporal_table.install_tables(model, plan, context, temporal_fallback)
         for name, layer_plan in plan.layers.items():
-            if name not in tabulated:
+            if name not in tabulated and layer_plan.quantized:
                 simulate_layer(model.get_submodule(name), layer_plan, context)
         tokens.install_tokens(model, plan)
         attach_context(model, context, plan.timestep_argument)

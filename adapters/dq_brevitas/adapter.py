@@ -53,11 +53,11 @@ class BrevitasAdapter:
         plan.validate()
         plan.refuse_unknown_sections(UNDERSTOOD_SECTIONS, self.name)
         plan.check_model(model)
-        planned = {n for n, layer in plan.layers.items() if layer.weight is not None or layer.activation is not None}
+        planned = {name for name, layer in plan.layers.items() if layer.quantized}
         _check_classes(model, planned)
         context = TimestepContext(plan.groups, out_of_range)
         planned -= temporal_table.install_tables(model, plan, context, temporal_fallback)
-        others = [n for n, m in model.named_modules() if type(m) in QUANT_CLASSES and n not in planned]
+        others = [n for n, m in model.named_modules() if isinstance(m, tuple(QUANT_CLASSES)) and n not in planned]
         quantized = layerwise_quantize(model, layer_map(plan, context), name_blacklist=others)
         left = [n for n in planned if not isinstance(quantized.get_submodule(n), QuantWeightBiasInputOutputLayer)]
         if left:

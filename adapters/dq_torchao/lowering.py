@@ -58,10 +58,10 @@ def lower_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, tim
     Returns:
         How the layer runs from now on.
     """
-    weight = _weight(layer)
+    weight = _weight(layer) if plan.quantized else next(layer.parameters())  # a kept layer may have none of this name
     dtype = str(weight.dtype).removeprefix("torch.")
     reason = obstacle(layer, plan)
-    if plan.weight is None and plan.activation is None:
+    if not plan.quantized:
         execution = Execution("full precision", plan.width, "", dtype, reason)
     elif reason:
         state = "weight-only" if plan.activation is None else "simulated"

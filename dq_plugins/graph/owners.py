@@ -21,6 +21,7 @@ class Owners:
         self._parameters: dict[str, nn.Parameter] = {}
         self._holders: dict[int, list[str]] = defaultdict(list)
         self._held: dict[str, list[str]] = defaultdict(list)
+        self._names = _first_names(self._denoiser)
         for name, parameter in self._denoiser.named_parameters(remove_duplicate=False):
             name = name.replace("_orig_mod.", "")  # submodules compiled on their own
             module = _module_of(name)
@@ -37,7 +38,7 @@ class Owners:
                 weight is held by several modules, and only the op tells which of them runs.
         """
         holders = self._holders[id(self._parameters[weights[0]])]
-        return module if module in holders else holders[0]
+        return self._names[module if module in holders else holders[0]]
 
     def numel(self, name: str) -> int:
         """Number of elements of a parameter."""
@@ -64,6 +65,13 @@ class Owners:
         """Class name of a module; of the class that was parametrized, where it was."""
         module = self._denoiser.get_submodule(layer)
         return type(getattr(module, "_orig_mod", module)).__name__.removeprefix("Parametrized")
+
+
+def _first_names(denoiser: nn.Module) -> dict[str, str]:
+    """For every name of every module the one that ``named_modules`` gives: a module that is held twice has two."""
+    first: dict[int, str] = {}
+    named = [(n.replace("_orig_mod.", ""), m) for n, m in denoiser.named_modules(remove_duplicate=False)]
+    return {name: first.setdefault(id(module), name) for name, module in named}
 
 
 def _module_of(parameter: str) -> str:

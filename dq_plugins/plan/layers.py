@@ -139,9 +139,14 @@ class LayerPlan:
     kept: str | None = "no pass has chosen a quantizer for it"
 
     @property
+    def quantized(self) -> bool:
+        """Whether its weight or its input is."""
+        return self.weight is not None or self.activation is not None
+
+    @property
     def width(self) -> str:
         """Short name such as ``W8A8``, ``W4A16`` or ``full precision``."""
-        if self.weight is None and self.activation is None:
+        if not self.quantized:
             return "full precision"
         weight = self.weight.bits if self.weight else 32
         return f"W{weight}A{self.activation.bits if self.activation else 32}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from torch import nn
 
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.graph import Partition, partition
+from dq_plugins.graph.obstacles import find_obstacles
 
 T = TypeVar("T")
 
@@ -43,7 +44,17 @@ class PassContext:
 
     @cached_property
     def partition(self) -> Partition:
-        """Roles and dependency signatures of the denoiser's layers, from its graph."""
+        """Roles and dependency signatures of the denoiser's layers, from its graph; those with `obstacles` left out."""
+        layers = {name: info for name, info in self._found.layers.items() if name not in self.obstacles}
+        return replace(self._found, layers=layers)
+
+    @cached_property
+    def obstacles(self) -> dict[str, str]:
+        """Why a layer that the graph finds cannot be quantized, by layer."""
+        return find_obstacles(self.denoiser, self.calibration.example_inputs(), self._found.layers)
+
+    @cached_property
+    def _found(self) -> Partition:
         example = self.calibration.example_inputs()
         return partition(self.denoiser, example, timestep=self.calibration.timestep_argument)
 

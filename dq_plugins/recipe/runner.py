@@ -43,8 +43,9 @@ def empty_plan(context: PassContext, recipe: str) -> QuantPlan:
         name: LayerPlan(kind=info.kind, roles=frozenset(info.roles)) for name, info in context.partition.layers.items()
     }
     for name, module in context.denoiser.named_modules():
-        if isinstance(module, WEIGHTED) and name not in layers:
-            layers[name] = LayerPlan(type(module).__name__.lower(), kept="the traced forward never runs it")
+        if (isinstance(module, WEIGHTED) or name in context.obstacles) and name not in layers:
+            reason = context.obstacles.get(name, "the traced forward never runs it")
+            layers[name] = LayerPlan(type(module).__name__.lower(), kept=reason)
     return QuantPlan(
         model=type(context.denoiser).__name__,
         model_hash=weights_hash(context.denoiser),

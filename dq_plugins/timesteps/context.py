@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import TimestepError
+from dq_plugins.timesteps.fused import call_every_layer
 from dq_plugins.timesteps.groups import TimestepGroups
 
 OutOfRange = Literal["error", "nearest"]
@@ -149,6 +150,8 @@ class RoutedForward:
 def attach_context(denoiser: nn.Module, context: TimestepContext, argument: str) -> None:
     """Route ``denoiser`` by its timestep argument. Attaching again replaces the context.
 
+    From then on every layer of ``denoiser`` is called, those of PyTorch's transformer encoders included.
+
     Args:
         denoiser: the module whose forward takes the timestep.
         context: what the layers of this denoiser hold.
@@ -158,6 +161,7 @@ def attach_context(denoiser: nn.Module, context: TimestepContext, argument: str)
         TimestepError: forward has no such argument.
     """
     detach_context(denoiser)
+    call_every_layer(denoiser)
     object.__setattr__(denoiser, "forward", RoutedForward(denoiser.forward, argument, context).call)
 
 

@@ -1,0 +1,59 @@
+"""Layers that the graph finds and that cannot be quantized where they stand: no quantizer would ever see their calls.
+
+The graph knows ops and parameters. A quantizer needs more: a module that is called, with a weight of its own that can
+be replaced. Modules that use the weight of another one (`torch.nn.MultiheadAttention` and its ``out_proj``), and
+weights that are computed at each call (parametrizations), have an op in the graph and neither of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from dq_plugins.calibration.modes import evaluating
+from dq_plugins.graph.arguments import unwrap
+
+
+def find_obstacles(denoiser: nn.Module, example_inputs: Mapping[str, Any], layers: Iterable[str]) -> dict[str, str]:
+    """Why layers cannot be quantized, by layer; layers that can be are left out.
+
+    Args:
+        denoiser: with real weights; it is run once, without gradients, and left as it was.
+        example_inputs: keyword arguments of one call.
+        layers: fully qualified names, such as those of a partition.
+    """
+    denoiser = unwrap(denoiser)
+    modules = {name: unwrap(denoiser.get_submodule(name)) for name in layers}
+    reasons = {name: _no_own_weight(module) for name, module in modules.items()}
+    called = _called(denoiser, example_inputs, {name: m for name, m in modules.items() if not reasons[name]})
+    for name in modules:
+        if not reasons[name] and name not in called:
+            reasons[name] = "another module computes with its weight and never calls it: its inputs cannot be seen"
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _no_own_weight(module: nn.Module) -> str:
+    if isinstance(module._parameters.get("weight"), nn.Parameter):
+        return ""
+    if nn.utils.parametrize.is_parametrized(module, "weight") or hasattr(module, "weight_g"):
+        return (
+            "its weight is computed anew at each call (a parametrization such as weight_norm); make it permanent, with "
+            "torch.nn.utils.parametrize.remove_parametrizations, to have it quantized"
+        )
+    return f"{type(module).__name__} multiplies by parameters that are no layer's weight"
+
+
+def _called(denoiser: nn.Module, inputs: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> set[str]:
+    seen: set[str] = set()
+    handles = [
+        module.register_forward_pre_hook(lambda *_, name=name: seen.add(name)) for name, module in modules.items()
+    ]
+    try:
+        with evaluating(denoiser):
+            denoiser(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
