@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.mixdq_setting import Setting, arguments, prepare
 from benchmarks.records import Records
+from dq_plugins.progress import finish
 from dq_plugins.sensitivity import (
     ContentProbes,
     Entry,
@@ -30,7 +31,6 @@ from dq_plugins.sensitivity import (
     SensitivityTable,
     measure,
 )
-from dq_plugins.sensitivity.measure import finish
 from dq_plugins.sensitivity.table import cost, entries_to_check, relative, spearman
 
 DRAWS, CHECKED, CONTENT_PROBES = 160, 32, 2

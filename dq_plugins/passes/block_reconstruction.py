@@ -27,9 +27,12 @@ from torch import Tensor, nn
 from dq_plugins.calibration.call import first_tensor
 from dq_plugins.hashing import hash_json
 from dq_plugins.plan import QuantPlan, Section, WeightQuant
-from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
+from dq_plugins.progress import Progress, reported
+from dq_plugins.recipe import Pass, PassContext, PassOptions
 from dq_plugins.reconstruction import BlockCache, Unit, find_units, planned_student, record_block
 from dq_plugins.rounding import RoundingOptions, RoundingResult, SoftRounding, learn_rounding
+
+SHOWN_EVERY = 20  # iterations
 
 
 class BlockReconstruction(Pass):
@@ -98,19 +101,16 @@ class BlockReconstruction(Pass):
         if saved is not None:
             yield Progress(done + 1, total, f"{unit.module} (resumed)")
             return saved
+
+        def progress(iteration: int) -> Progress | None:
+            what = f"{unit.module} {iteration}/{self.options.iterations}"
+            return None if iteration % SHOWN_EVERY else Progress(done, total, what)
+
         with TemporaryDirectory(prefix="dq-block-", dir=context.workdir) as folder:
             cache = record_block(
                 context.denoiser, student, unit.module, context.calibration, self._calls(context), Path(folder)
             )
-            learning = self._learn(unit, cache, student, plan, context)
-            while True:
-                try:
-                    iteration = next(learning)
-                except StopIteration as stop:
-                    result: RoundingResult = stop.value
-                    break
-                if iteration % 20 == 0:
-                    yield Progress(done, total, f"{unit.module} {iteration}/{self.options.iterations}")
+            result = yield from reported(self._learn(unit, cache, student, plan, context), progress)
         losses = {"nearest": result.nearest_loss, "learned": result.learned_loss, "kept_nearest": result.kept_nearest}
         _save(file, signature, losses, result.codes)
         yield Progress(done + 1, total, unit.module)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dq_plugins.affine import affine_parameters
 from dq_plugins.errors import CalibrationError
-from dq_plugins.passes.temporal_reconstruction import planned_weights, shared_block, shared_points
+from dq_plugins.passes.temporal import planned_weights, shared_block, shared_points
 from dq_plugins.plan import ActivationQuant, QuantPlan, Section
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.temporal import FiniteSet, TemporalBlock

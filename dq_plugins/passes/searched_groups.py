@@ -26,7 +26,8 @@ from dq_plugins.observers.grouping import optimal_groups, optimal_groups_per_lay
 from dq_plugins.observers.statistics import ErrorTable
 from dq_plugins.passes.activations import DEFAULT_GROUPS, statistics
 from dq_plugins.plan import QuantPlan
-from dq_plugins.recipe import PassContext, PassOptions, Progress
+from dq_plugins.progress import Progress, reported
+from dq_plugins.recipe import PassContext, PassOptions
 from dq_plugins.reconstruction import find_units
 
 Tables = Mapping[str, ErrorTable]
@@ -117,12 +118,8 @@ class GroupSearch:
         relaxation = self._start(settings)
         learning = learn_groups(relaxation, loss, settings, scale=scale, file=file, signature=self._signature())
         total = self.rounds * loss.per_round
-        while True:
-            try:
-                yield Progress(next(learning), total, f"{self.groups} groups, {self.options.loss} loss")
-            except StopIteration as stop:
-                learned: Learned = stop.value
-                break
+        what = f"{self.groups} groups, {self.options.loss} loss"
+        learned = yield from reported(learning, lambda iteration: Progress(iteration, total, what))
         yield Progress(total, total, "comparing with the dynamic program's groups")
         return self._decide(learned, loss)
 

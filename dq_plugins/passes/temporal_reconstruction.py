@@ -22,71 +22,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from dq_plugins.passes.temporal import planned_weights, shared_block, shared_points
 from dq_plugins.plan import QuantPlan, Section
-from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
+from dq_plugins.progress import Progress, reported
+from dq_plugins.recipe import Pass, PassContext, PassOptions
 from dq_plugins.rounding import RoundingOptions, SoftRounding, learn_rounding
-from dq_plugins.temporal import (
-    FiniteSet,
-    TemporalBlock,
-    feature_error,
-    finite_set,
-    recorded_conditions,
-    temporal_block,
-)
+from dq_plugins.temporal import feature_error
 
 PRESETS = {
     "default": RoundingOptions(iterations=2000, learning_rate=1e-2, weight=0.01),
     "paper": RoundingOptions(iterations=20_000, learning_rate=1e-3, weight=0.01),
 }
-
-
-def shared_block(
-    context: PassContext, *, whole_batch: bool = False, with_conditions: bool = False
-) -> TemporalBlock | None:
-    """The denoiser's temporal block, found once per run.
-
-    Args:
-        context: the run.
-        whole_batch: cut it out of a call with as many samples as were recorded, instead of one sample: bit for bit
-            what such calls compute, but slower.
-        with_conditions: take in the layers that mix t with conditions.
-    """
-
-    def find() -> TemporalBlock | None:
-        call = next(context.calibration.calls())
-        one = call if whole_batch else call.rows(torch.tensor([0]), len(call.output))
-        argument = context.calibration.timestep_argument
-        return temporal_block(context.denoiser, one.kwargs, argument, with_conditions=with_conditions)
-
-    return context.shared(("temporal-block", whole_batch, with_conditions), find)
-
-
-def shared_points(context: PassContext, block: TemporalBlock, timesteps: tuple[float, ...], most: int) -> FiniteSet:
-    """Every timestep with every recorded condition that the block reads, found once per run.
-
-    Args:
-        context: the run.
-        block: the temporal block.
-        timesteps: of the plan's schedule.
-        most: conditions at most.
-    """
-
-    def find() -> FiniteSet:
-        conditions = recorded_conditions(context.calibration, block.conditions, most)
-        return finite_set(block, timesteps, conditions)
-
-    return context.shared(("temporal-points", block.conditions, timesteps, most), find)
-
-
-def planned_weights(block: TemporalBlock, plan: QuantPlan) -> dict[str, Tensor]:
-    """The weights that the planned block computes with, by parameter name."""
-    weights = block.weights()
-    quantized = {}
-    for layer in set(block.layers.values()):
-        quant = plan.layers[layer].weight
-        if quant is not None:
-            quantized[f"{layer}.weight"] = quant.fake(weights[f"{layer}.weight"])
-    return quantized
 
 
 class TemporalReconstruction(Pass):
@@ -147,13 +93,10 @@ class TemporalReconstruction(Pass):
             return torch.stack(errors).sum()
 
         settings = self._settings()
-        running = learn_rounding(variables, loss, settings)
-        while True:
-            try:
-                yield Progress(next(running), settings.iterations, f"{len(layers)} temporal layers")
-            except StopIteration as stop:
-                result = stop.value
-                break
+        what = f"{len(layers)} temporal layers"
+        result = yield from reported(
+            learn_rounding(variables, loss, settings), lambda done: Progress(done, settings.iterations, what)
+        )
         for name, codes in result.codes.items():
             quant = plan.layers[name].weight
             assert quant is not None

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from dq_plugins.passes.temporal_reconstruction import planned_weights, shared_block
+from dq_plugins.passes.temporal import planned_weights, shared_block
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.temporal import TemporalBlock, feature_error

@@ -1,7 +1,8 @@
 """Recipes: named, ordered lists of passes; the pass protocol; and the runner that makes a plan."""
 
+from dq_plugins.progress import Progress
 from dq_plugins.recipe.context import PassContext
-from dq_plugins.recipe.passes import Pass, PassOptions, Progress
+from dq_plugins.recipe.passes import Pass, PassOptions
 from dq_plugins.recipe.recipe import Recipe, Step
 from dq_plugins.recipe.runner import make_plan
 

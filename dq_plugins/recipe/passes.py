@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dq_plugins.errors import RecipeError
+from dq_plugins.progress import Progress
 
 if TYPE_CHECKING:
     from dq_plugins.plan import QuantPlan
     from dq_plugins.recipe.context import PassContext
-
-
-class Progress(NamedTuple):
-    """How far a pass is. Passes yield it instead of printing."""
-
-    done: int
-    total: int
-    what: str = ""
 
 
 class PassOptions(BaseModel):

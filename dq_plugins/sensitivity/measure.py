@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from dq_plugins.recipe.passes import Progress
+from dq_plugins.progress import Progress, finish
 from dq_plugins.sensitivity.store import Store, Sums
+
+__all__ = ["Measurement", "finish", "measure"]
 
 
 class Measurement(Protocol):
@@ -28,7 +30,7 @@ def measure(
     store: Store | None = None,
     workers: int = 1,
     what: str = "",
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, dict[str, Sums]]:
     """Measure every unit that is not in the store yet. Iterate to run; the generator returns the results.
 
     With several workers, joblib runs them: local processes by default, or Dask or Ray inside
@@ -83,12 +85,3 @@ def _work(measurement: Measurement, units: list[str], store: Store) -> None:
     for unit in units:
         if store.claim(unit):
             store.add(unit, measurement(unit))
-
-
-def finish(progress: Iterator[Progress]) -> Any:
-    """Run a generator of progress to its end and return what it returns."""
-    while True:
-        try:
-            next(progress)
-        except StopIteration as end:
-            return end.value

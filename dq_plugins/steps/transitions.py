@@ -19,7 +19,7 @@ Shapes: ``n`` nodes; ``M`` images; ``P`` probes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.calibration import first_tensor
-from dq_plugins.recipe.passes import Progress
+from dq_plugins.progress import Progress, reported
 from dq_plugins.sensitivity.trajectory import Trajectory
 from dq_plugins.steps.runs import Run, recorded_path
 from dq_plugins.steps.stepper import Stepper
@@ -114,7 +114,7 @@ def measure_transitions(
     *,
     probes: int = 2,
     generator: torch.Generator,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, Transitions]:
     """Measure; iterate to run, the generator returns `Transitions`.
 
     Args:
@@ -131,7 +131,10 @@ def measure_transitions(
     for index, (run, trajectory) in enumerate(zip(runs, trajectories, strict=True)):
         signs = torch.randint(2, (probes, *run.final.shape), generator=generator) * 2.0 - 1
         measuring = _one_run(denoiser, stepper, run, trajectory, nodes, signs.to(run.final))
-        part = yield from _forwarded(measuring, index * len(nodes), total)
+        done = index * len(nodes)
+        part = yield from reported(
+            measuring, lambda node, done=done: Progress(done + node, total, "what larger steps cost")
+        )
         parts.append(part)
     samples, outputs, gradients, starts = (
         torch.cat(tensors, dim) for tensors, dim in zip(zip(*parts, strict=True), (1, 1, 2, 1), strict=True)
@@ -140,17 +143,9 @@ def measure_transitions(
     return Transitions(tuple(nodes), samples, outputs, gradients, starts, stepper, calls)
 
 
-def _forwarded(measuring: Iterator[int], done: int, total: int) -> Iterator[Progress]:
-    while True:
-        try:
-            yield Progress(done + next(measuring), total, "what larger steps cost")
-        except StopIteration as stop:
-            return stop.value
-
-
 def _one_run(
     denoiser: nn.Module, stepper: Stepper, run: Run, trajectory: Trajectory, nodes: Sequence[float], signs: Tensor
-) -> Iterator[int]:
+) -> Generator[int, None, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Samples, outputs, gradients and starts of one run; yields how many nodes are done."""
     path = recorded_path(run, trajectory, stepper)
     places = [path.timesteps.index(t) for t in nodes]

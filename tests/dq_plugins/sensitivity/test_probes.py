@@ -6,6 +6,7 @@ from sensitivities import tiny_setting
 from torch import nn
 
 import dq_plugins as dq
+from dq_plugins.progress import finish
 from dq_plugins.sensitivity import (
     Candidates,
     ContentProbes,
@@ -15,7 +16,7 @@ from dq_plugins.sensitivity import (
     QualityProbes,
     trajectories_of,
 )
-from dq_plugins.sensitivity.measure import finish, measure
+from dq_plugins.sensitivity.measure import measure
 from dq_plugins.sensitivity.table import cost, relative, spearman
 
 

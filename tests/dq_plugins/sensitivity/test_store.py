@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dq_plugins.errors import DQError
-from dq_plugins.sensitivity.measure import finish, measure
+from dq_plugins.progress import finish
+from dq_plugins.sensitivity.measure import measure
 from dq_plugins.sensitivity.store import ENTRIES, Store
 
 
@@ -86,7 +87,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_store import Counting
-from dq_plugins.sensitivity.measure import finish, measure
+from dq_plugins.progress import finish
+from dq_plugins.sensitivity.measure import measure
 from dq_plugins.sensitivity.store import Store
 folder = Path(sys.argv[1])
 finish(measure(Counting(folder / "log", 30, 0.05), store=Store(folder, {})))

@@ -8,7 +8,7 @@ import torch
 from odes import TIMESTEPS, recorded, velocity
 
 from dq_plugins.calibration import first_tensor
-from dq_plugins.sensitivity.measure import finish
+from dq_plugins.progress import finish
 from dq_plugins.sensitivity.table import spearman
 from dq_plugins.sensitivity.trajectory import trajectories_of
 from dq_plugins.steps import runs_of
