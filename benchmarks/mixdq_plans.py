@@ -28,10 +28,10 @@ from benchmarks.records import Records
 from dq_plugins.allocation import AllocationProblem, Budgets, Front, Menu, Width, allocate, fronts
 from dq_plugins.allocation.front import draw, mean_weight_bits
 from dq_plugins.allocation.mixdq import mixdq_widths, score
-from dq_plugins.allocation.problem import entries_of
+from dq_plugins.allocation.width import entries_of
+from dq_plugins.progress import finish
 from dq_plugins.sensitivity import ContentProbes, Entry, ExactQuality, QualityProbes, SensitivityTable, measure
 from dq_plugins.sensitivity.exact import final_samples
-from dq_plugins.sensitivity.measure import finish
 from dq_plugins.sensitivity.table import cost, entries_to_check, relative, spearman
 
 SIZES = (3.0, 3.5, 4.0, 4.5, 5.0, 6.0)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dq_plugins.allocation.problem import Width
+from dq_plugins.allocation.width import Width
 from dq_plugins.evaluation.latency import compare_latency
 from dq_plugins.graph import partition
 from dq_plugins.plan import ActivationQuant, LayerPlan, WeightQuant

@@ -2,7 +2,9 @@
 
 from dq_plugins.allocation.explain import LayerReason, explain, explanation, table_of_reasons
 from dq_plugins.allocation.front import Front, front_figure, fronts, uniform_points
-from dq_plugins.allocation.problem import Allocation, AllocationProblem, Budgets, LayerCost, Menu, Width, allocate
+from dq_plugins.allocation.problem import AllocationProblem, Budgets, LayerCost
+from dq_plugins.allocation.solve import Allocation, allocate
+from dq_plugins.allocation.width import Menu, Width
 
 __all__ = [
     "Allocation",

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dq_plugins.allocation.problem import Allocation, Width
+from dq_plugins.allocation.solve import Allocation
+from dq_plugins.allocation.width import Width
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan
 from dq_plugins.sensitivity.candidates import Side

@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dq_plugins import registry
-from dq_plugins.allocation.problem import Allocation, AllocationProblem, Width, total_bits, widths_of
+from dq_plugins.allocation.columns import widths_of
+from dq_plugins.allocation.problem import AllocationProblem, total_bits
+from dq_plugins.allocation.solve import Allocation
+from dq_plugins.allocation.width import Width
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan
 from dq_plugins.solvers.pareto import pareto

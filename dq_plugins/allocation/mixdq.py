@@ -26,7 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from dq_plugins.allocation.problem import AllocationProblem, Budgets, Menu, Width, allocate
+from dq_plugins.allocation.problem import AllocationProblem, Budgets
+from dq_plugins.allocation.solve import allocate
+from dq_plugins.allocation.width import Menu, Width
 from dq_plugins.errors import BudgetError
 from dq_plugins.sensitivity.candidates import Entry, Side
 from dq_plugins.sensitivity.table import Group, SensitivityTable

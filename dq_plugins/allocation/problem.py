@@ -19,50 +19,16 @@ Source: MixDQ (Zhao et al. 2024) solves weights and activations apart, with a me
 from __future__ import annotations
 
 import difflib
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from dq_plugins import registry
+from dq_plugins.allocation.columns import Column
+from dq_plugins.allocation.width import SIDES, Menu, Width
 from dq_plugins.errors import BudgetError
 from dq_plugins.sensitivity.candidates import Entry, Side
-from dq_plugins.solvers.program import Budget, Choice, ChoiceProgram
-from dq_plugins.solvers.solution import Solution
-
-
-class Width(NamedTuple):
-    """Bits of a layer's weight and of its input; None is full precision."""
-
-    weight: int | None = None
-    activation: int | None = None
-
-    def __str__(self) -> str:
-        """``W4A8``, ``W4`` for a floating-point input, ``full precision``."""
-        if self == (None, None):
-            return "full precision"
-        return "".join(f"{side}{bits}" for side, bits in zip("WA", self, strict=True) if bits is not None)
-
-    @classmethod
-    def parse(cls, text: str) -> Width:
-        """The width that prints as ``text``.
-
-        Raises:
-            BudgetError: it is none.
-        """
-        found = re.fullmatch(r"(?:W(\d+))?(?:A(\d+))?", text)
-        if text == "full precision" or (found and text):
-            return cls(*(int(v) if v else None for v in (found.groups() if found else (None, None))))
-        raise BudgetError(f"{text!r} is no pair of widths; write W4A8, W4, A8 or 'full precision'")
-
-
-class Menu(NamedTuple):
-    """Widths that a layer may get; None is full precision."""
-
-    weight: tuple[int | None, ...] = (2, 3, 4, 6, 8)
-    activation: tuple[int | None, ...] = (None,)
+from dq_plugins.solvers.program import Budget, ChoiceProgram
 
 
 @dataclass(frozen=True)
@@ -114,8 +80,8 @@ class AllocationProblem:
     Attributes:
         layers: the layers to decide about, and what they cost.
         errors: error that an entry adds; missing entries must not be on a menu. Full precision adds none.
-        menus: widths by layer; ``default_menu`` for the others.
-        default_menu: see there.
+        menus: widths by layer.
+        default_menu: widths of every layer that ``menus`` does not name.
         budgets: the limits.
         latency: measured times; needed when there is a latency budget.
         float_bits: what full precision counts as, in every budget.
@@ -162,76 +128,71 @@ class AllocationProblem:
             )
         return self.errors[entry]
 
-    def program(self) -> tuple[ChoiceProgram, list[tuple[str, Width]]]:
-        """The choice program, and for each of its columns the layer and what it chooses there.
-
-        In a program that is not coupled a column chooses one side; the other side of its `Width` is None.
-        """
-        menus: dict[str, list[tuple[str, Width]]] = {}
-        for layer in self.layers:
+    def program(self) -> tuple[ChoiceProgram, list[Column]]:
+        """The choice program, and what each of its columns means."""
+        menus: dict[str, list[Column]] = {}
+        for layer, cost in self.layers.items():
             weight, activation = self.menu(layer)
             if self.coupled:
-                menus[layer] = [(layer, Width(w, a)) for w in weight for a in activation]
-            else:
-                menus[f"{layer}.weight"] = [(layer, Width(w, None)) for w in weight]
-                if self.layers[layer].inputs:
-                    menus[f"{layer}.activation"] = [(layer, Width(None, a)) for a in activation]
+                menus[layer] = [Column(layer, Width(w, a), "both") for w in weight for a in activation]
+                continue
+            menus[f"{layer}.weight"] = [Column(layer, Width(weight=w), "weight") for w in weight]
+            if cost.inputs:
+                menus[f"{layer}.activation"] = [Column(layer, Width(activation=a), "activation") for a in activation]
         columns = [column for menu in menus.values() for column in menu]
-        sides = [name.rpartition(".")[2] if not self.coupled else "both" for name, menu in menus.items() for _ in menu]
-        error = np.array([self._column_error(*c, side) for c, side in zip(columns, sides, strict=True)])
         start = np.cumsum([0, *map(len, menus.values())])
-        return ChoiceProgram(tuple(menus), start, error, self._budgets(columns, sides)), columns
+        error = np.array([self._column_error(column) for column in columns])
+        return ChoiceProgram(tuple(menus), start, error, tuple(self._budgets(columns))), columns
 
-    def _column_error(self, layer: str, width: Width, side: str) -> float:
-        weight = 0.0 if side == "activation" else self.error(layer, "weight", width.weight)
-        return weight + (0.0 if side == "weight" else self.error(layer, "activation", width.activation))
+    def _column_error(self, column: Column) -> float:
+        # the side that a column does not decide is None there, which adds nothing
+        return sum(self.error(column.layer, side, bits) for side, bits in zip(SIDES, column.width, strict=True))
 
-    def _budgets(self, columns: list[tuple[str, Width]], sides: list[str]) -> tuple[Budget, ...]:
-        b = self.budgets
-        found: list[Budget] = []
-
-        def add(name: str, limit: float | None, unit: str, cost: Callable[[str, Width], float], side: str) -> None:
-            if limit is not None:
-                values = [cost(*c) if s in (side, "both") else 0.0 for c, s in zip(columns, sides, strict=True)]
-                found.append(Budget(name, np.array(values, dtype=np.float64), float(limit), unit))
-
-        def weight_bits(layer: str, width: Width) -> float:
-            return float(self.layers[layer].weights * self.bits(width.weight))
-
-        def input_bits(layer: str, width: Width) -> float:
-            return float(self.layers[layer].inputs * self.bits(width.activation))
-
+    def _budgets(self, columns: Sequence[Column]) -> Iterator[Budget]:
+        given = self.budgets
         weights = sum(cost.weights for cost in self.layers.values())
         inputs = sum(cost.inputs for cost in self.layers.values())
-        add("weight bits", total_bits(b.weight_bits, weights), "bits", weight_bits, "weight")
-        add("activation bits", total_bits(b.act_bits, inputs), "bits", input_bits, "activation")
-        add("bytes", b.bytes, "bytes", lambda layer, w: -(-weight_bits(layer, w) // 8), "weight")
-        add("BitOps", b.bitops, "BitOps", self._bitops, "both")
-        add("latency", b.latency, "ms", self._latency, "both")
-        for block, cap in b.block_bits.items():
-            members = {layer for layer, cost in self.layers.items() if cost.block == block}
-            if not members:
-                raise BudgetError(f"there is no block {block!r} to cap; there are: {', '.join(sorted(self._blocks()))}")
-            size = sum(self.layers[layer].weights for layer in members)
+        limits: list[tuple[str, float | None, str, Callable[[Column], float]]] = [
+            ("weight bits", total_bits(given.weight_bits, weights), "bits", self._weight_bits),
+            ("activation bits", total_bits(given.act_bits, inputs), "bits", self._input_bits),
+            ("bytes", given.bytes, "bytes", lambda column: -(-self._weight_bits(column) // 8)),
+            ("BitOps", given.bitops, "BitOps", self._bitops),
+            ("latency", given.latency, "ms", self._latency),
+        ]
+        for name, limit, unit, cost in limits:
+            if limit is not None:
+                yield Budget(name, np.array([cost(c) for c in columns], dtype=np.float64), float(limit), unit)
+        for block, cap in given.block_bits.items():
+            yield self._block_budget(block, cap, columns)
 
-            def in_block(layer: str, width: Width, members: set[str] = members) -> float:
-                return weight_bits(layer, width) if layer in members else 0.0
+    def _block_budget(self, block: str, cap: float, columns: Sequence[Column]) -> Budget:
+        members = {layer for layer, cost in self.layers.items() if cost.block == block}
+        if not members:
+            known = sorted({cost.block for cost in self.layers.values() if cost.block})
+            raise BudgetError(f"there is no block {block!r} to cap; there are: {', '.join(known)}")
+        size = sum(self.layers[layer].weights for layer in members)
+        values = [self._weight_bits(c) if c.layer in members else 0.0 for c in columns]
+        return Budget(f"weight bits of {block}", np.array(values, dtype=np.float64), float(cap * size), "bits")
 
-            add(f"weight bits of {block}", cap * size, "bits", in_block, "weight")
-        return tuple(found)
+    def _weight_bits(self, column: Column) -> float:
+        decided = column.side != "activation"
+        return float(self.layers[column.layer].weights * self.bits(column.width.weight)) if decided else 0.0
 
-    def _blocks(self) -> set[str]:
-        return {cost.block for cost in self.layers.values() if cost.block}
+    def _input_bits(self, column: Column) -> float:
+        decided = column.side != "weight"
+        return float(self.layers[column.layer].inputs * self.bits(column.width.activation)) if decided else 0.0
 
-    def _bitops(self, layer: str, width: Width) -> float:
-        return float(self.layers[layer].macs * self.bits(width.weight) * self.bits(width.activation))
+    def _bitops(self, column: Column) -> float:
+        weight, activation = (self.bits(bits) for bits in column.width)
+        return float(self.layers[column.layer].macs * weight * activation)
 
-    def _latency(self, layer: str, width: Width) -> float:
+    def _latency(self, column: Column) -> float:
         try:
-            return self.latency[layer][width]
+            return self.latency[column.layer][column.width]
         except KeyError:
             raise BudgetError(
-                f"the latency table has no time of layer {layer!r} at {width}; measure it, or take it off the menu"
+                f"the latency table has no time of layer {column.layer!r} at {column.width}; measure it, or take it "
+                "off the menu"
             ) from None
 
 
@@ -241,81 +202,3 @@ def total_bits(mean: float | None, size: int) -> float | None:
         return None
     total = mean * size
     return float(round(total)) if abs(total - round(total)) <= 1e-9 * total else total
-
-
-@dataclass(frozen=True)
-class Allocation:
-    """A solved problem.
-
-    Attributes:
-        problem: the problem.
-        widths: the widths of every layer; empty when there is no solution.
-        solution: what the solver says, in columns of ``problem.program()``.
-    """
-
-    problem: AllocationProblem
-    widths: Mapping[str, Width]
-    solution: Solution
-
-    def entries(self) -> list[Entry]:
-        """The quantized sides of all layers."""
-        return entries_of(self.widths)
-
-    @property
-    def error(self) -> float:
-        """Predicted error: the sum over all entries."""
-        return self.solution.objective
-
-
-def entries_of(widths: Mapping[str, Width]) -> list[Entry]:
-    """The entries that some widths consist of."""
-    pairs = [(layer, side, bits) for layer, width in widths.items() for side, bits in zip(SIDES, width, strict=True)]
-    return [Entry(layer, side, bits) for layer, side, bits in pairs if bits is not None]
-
-
-SIDES: tuple[Side, Side] = ("weight", "activation")
-
-
-def widths_of(columns: list[tuple[str, Width]], choice: Choice) -> dict[str, Width]:
-    """Widths of every layer from the chosen columns of either kind of program."""
-    widths: dict[str, Width] = {}
-    for index in choice:
-        layer, chosen = columns[index]
-        known = widths.get(layer, Width())
-        widths[layer] = Width(*(a if a is not None else b for a, b in zip(known, chosen, strict=True)))
-    return widths
-
-
-def choice_of(program: ChoiceProgram, columns: list[tuple[str, Width]], widths: Mapping[str, Width]) -> Choice:
-    """Columns that give some widths; the inverse of `widths_of`."""
-    chosen = []
-    for name, menu in zip(program.names, program.menus(), strict=True):
-        layer = columns[menu[0]][0]
-        side = name[len(layer) + 1 :]
-        wanted = {"weight": Width(widths[layer].weight), "activation": Width(None, widths[layer].activation)}
-        target = wanted.get(side, widths[layer])
-        found = [c for c in menu if columns[c][1] == target]
-        if not found:
-            raise BudgetError(f"{target} is not on the menu of layer {layer!r}")
-        chosen.append(found[0])
-    return np.array(chosen, dtype=np.int64)
-
-
-def allocate(
-    problem: AllocationProblem, solver: str = "cp-sat", *, hint: Mapping[str, Width] | None = None, **options: Any
-) -> Allocation:
-    """Solve a bit allocation problem.
-
-    Args:
-        problem: the problem.
-        solver: a registered solver.
-        hint: widths that may be a good start.
-        options: options of the solver.
-
-    Returns:
-        The allocation; its solution says whether it is proven optimal, or why there is none.
-    """
-    program, columns = problem.program()
-    start = None if not hint else choice_of(program, columns, hint)
-    solution: Solution = registry.get("solver", solver)(program, hint=start, **options)
-    return Allocation(problem, widths_of(columns, solution.choice), solution)

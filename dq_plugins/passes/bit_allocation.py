@@ -23,9 +23,10 @@ from dq_plugins.allocation import (
     explain,
     fronts,
 )
+from dq_plugins.allocation.columns import choice_of
 from dq_plugins.allocation.front import mean_weight_bits, predicted_error
 from dq_plugins.allocation.mixdq import mixdq_widths
-from dq_plugins.allocation.problem import choice_of, entries_of
+from dq_plugins.allocation.width import entries_of
 from dq_plugins.errors import BudgetError
 from dq_plugins.passes.candidates import candidates_of, write_widths
 from dq_plugins.plan import QuantPlan, Section

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dq_plugins import registry, tokens
 from dq_plugins.affine import affine_parameters
-from dq_plugins.allocation.problem import Width
+from dq_plugins.allocation.width import Width
 from dq_plugins.errors import RecipeError
 from dq_plugins.observers.base import Observer
 from dq_plugins.observers.minmax import MinMaxObserver

@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.affine import integer_range
-from dq_plugins.allocation.problem import Width
+from dq_plugins.allocation.width import Width
 from dq_plugins.calibration import CalibrationSet, first_tensor
 from dq_plugins.errors import RecipeError
 from dq_plugins.graph import Partition
 from dq_plugins.plan import ActivationQuant, WeightQuant
-from dq_plugins.recipe.passes import Progress
+from dq_plugins.progress import Progress
 from dq_plugins.reconstruction import BlockCache, Unit, find_units, record_block
 from dq_plugins.rounding import RoundingOptions, SoftRounding
 from dq_plugins.sensitivity import Candidates

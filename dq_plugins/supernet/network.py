@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dq_plugins.allocation.problem import Width
+from dq_plugins.allocation.width import Width
 from dq_plugins.errors import PlanError
 from dq_plugins.sensitivity import Candidates
 from dq_plugins.simulate import ActivationQuantizer

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dq_plugins.allocation import AllocationProblem, Budgets, LayerCost, Menu, Width, allocate
-from dq_plugins.allocation.problem import choice_of, widths_of
+from dq_plugins.allocation.columns import choice_of, widths_of
 from dq_plugins.errors import BudgetError
 from dq_plugins.sensitivity import Entry
 

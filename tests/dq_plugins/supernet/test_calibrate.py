@@ -5,11 +5,11 @@ import pytest
 import torch
 
 import dq_plugins as dq
-from dq_plugins.allocation.problem import Width
+from dq_plugins.allocation.width import Width
 from dq_plugins.hashing import weights_hash
 from dq_plugins.passes.candidates import candidates_of
+from dq_plugins.progress import finish
 from dq_plugins.recipe import PassContext, Recipe, Step
-from dq_plugins.sensitivity.measure import finish
 from dq_plugins.sensitivity.table import spearman
 from dq_plugins.supernet import CalibrationOptions, SuperNetwork, calibrate
 from dq_plugins.testing.denoiser import calibrated

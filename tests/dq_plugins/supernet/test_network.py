@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dq_plugins as dq
-from dq_plugins.allocation.problem import Width
+from dq_plugins.allocation.width import Width
 from dq_plugins.errors import PlanError
 from dq_plugins.passes.candidates import candidates_of, write_widths
 from dq_plugins.recipe import PassContext, Recipe, Step
