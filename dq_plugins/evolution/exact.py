@@ -54,6 +54,7 @@ class JointSolution:
         predicted: mean square error of the final images that it predicts.
         bound: no candidate has a lower prediction, up to the rounding of the model.
         by_steps: prediction for every number of steps that fits.
+        optima: best candidate of every number of steps that fits.
     """
 
     candidate: Candidate | None
@@ -61,6 +62,7 @@ class JointSolution:
     predicted: float
     bound: float
     by_steps: Mapping[int, float]
+    optima: Mapping[int, Candidate]
 
     def as_data(self, transitions: Transitions | None = None) -> dict[str, Any]:
         """JSON data for a plan's section, with the cost of what was measured."""
@@ -117,12 +119,13 @@ class JointProgram:
                 candidate, bound, proven = solved
                 found[count], _ = (candidate, proven), bounds.append(bound)
         if not found:
-            return JointSolution(None, "infeasible", math.inf, math.inf, {})
+            return JointSolution(None, "infeasible", math.inf, math.inf, {}, {})
         predictions = {count: sum(self.predicted(candidate)) for count, (candidate, _) in found.items()}
         best = min(predictions, key=lambda count: (predictions[count], count))
         status = "optimal" if all(proven for _, proven in found.values()) else "feasible"
         bound = min(min(bounds), predictions[best])
-        return JointSolution(found[best][0], status, predictions[best], bound, predictions)
+        optima = {count: candidate for count, (candidate, _) in found.items()}
+        return JointSolution(found[best][0], status, predictions[best], bound, predictions, optima)
 
 
 def widths_program(

@@ -12,7 +12,7 @@ from dq_plugins.evolution.baselines import Point, baselines, measured, seeds
 from dq_plugins.evolution.exact import Errors, JointProgram, JointSolution, no_noise
 from dq_plugins.evolution.fitness import SamplingFitness
 from dq_plugins.evolution.search import Evolution, EvolutionOptions
-from dq_plugins.evolution.space import Space
+from dq_plugins.evolution.space import Candidate, Space
 from dq_plugins.evolution.state import Scored, SearchState
 from dq_plugins.recipe.passes import Progress
 from dq_plugins.sensitivity.candidates import Entry
@@ -28,7 +28,8 @@ class JointResult:
     Attributes:
         best: the better of the two answers, measured on all images.
         chosen_by: ``"exact"`` or ``"evolution"``.
-        scored: the answers, measured on all images.
+        scored: the answers, measured on all images; that of the program is the best of its optima, one for each number
+            of steps.
         solution: of the exact program, if it ran.
         state: of the evolutionary search, if it ran.
     """
@@ -77,12 +78,15 @@ class JointSearch:
         """Search; iterate to run, the generator returns the result."""
         solution = (yield from self._exact()) if self.method != "evolution" else None
         state = (yield from self._evolve(solution)) if self.method != "exact" else None
-        proposals = {} if solution is None or solution.candidate is None else {"exact": solution.candidate}
-        proposals |= {} if state is None else {"evolution": state.best.candidate}
-        last = self.fitness.rungs - 1
-        scored = {who: Scored(c, last, self.fitness(c, last)["loss"]) for who, c in proposals.items()}
+        proposals = {} if solution is None else {"exact": list(solution.optima.values())}
+        proposals |= {} if state is None else {"evolution": [state.best.candidate]}
+        scored = {who: min(map(self._scored, each), key=lambda s: s.order) for who, each in proposals.items() if each}
         who = min(scored, key=lambda name: scored[name].order)
         return JointResult(scored[who], who, scored, solution, state)
+
+    def _scored(self, candidate: Candidate) -> Scored:
+        last = self.fitness.rungs - 1
+        return Scored(candidate, last, self.fitness(candidate, last)["loss"])
 
     def front(
         self, shares: Sequence[float], known: JointResult | None = None
@@ -132,7 +136,7 @@ class JointSearch:
         scale = float(moved.double().square().mean()) / predicted if predicted > 0 else 1.0
         return replace(program, scale=scale)
 
-    def _seeds(self) -> list[Any]:
+    def _seeds(self) -> list[Candidate]:
         return seeds(self.space, self.noise, self.fitness.stepper)
 
     def _exact(self) -> Generator[Progress, None, JointSolution]:
@@ -142,8 +146,7 @@ class JointSearch:
         return solution
 
     def _evolve(self, solution: JointSolution | None) -> Generator[Progress, None, SearchState]:
-        first = self._seeds()
-        if solution is not None and solution.candidate is not None:
-            first.insert(0, solution.candidate)
+        optima = [] if solution is None else list(solution.optima.values())
+        first = [*optima, *self._seeds()]
         search = Evolution(self.space, self.fitness, self.evolution, first, self.folder, self.signature, self.workers)
         return (yield from search.run())

@@ -96,3 +96,12 @@ def test_a_width_without_measured_noise_is_refused():
     noise = {e: v for e, v in joint.noise.items() if e != Entry("l0", "weight", 8)}
     with pytest.raises(BudgetError, match="l0.weight@8"):
         best_widths(joint.space, noise, 2)
+
+
+def test_every_number_of_steps_has_an_optimum_of_its_own():
+    joint = program(0, "power")
+    solution = joint.solve()
+    assert {count: len(c.steps) for count, c in solution.optima.items()} == {2: 2, 3: 3}
+    assert solution.candidate in solution.optima.values()
+    for count, candidate in solution.optima.items():
+        assert joint.solve(only=(count,)).candidate == candidate
