@@ -32,6 +32,12 @@ class Denoiser(nn.Module):
         return self.conv_out(tokens.transpose(1, 2).unflatten(2, x.shape[2:]))
 
 
+def build(seed: int = 0) -> Denoiser:
+    """A frozen denoiser with random weights."""
+    torch.manual_seed(seed)
+    return Denoiser().eval().requires_grad_(False)
+
+
 def layer_plan(
     layer: nn.Module, *, act_bits: int = 8, weight_bits: int = 8, symmetric: bool = False, groups: int = 3
 ) -> LayerPlan:

@@ -10,7 +10,7 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
 from torchao.quantization import Int8StaticActivationInt8WeightConfig, PerRow, PerTensor, quantize_
-from torchao_models import TIMESTEPS, Denoiser, denoiser_plan, sqnr
+from torchao_models import TIMESTEPS, build, denoiser_plan, sqnr
 
 import dq_plugins.simulate
 from dq_plugins.errors import PlanError
@@ -22,11 +22,6 @@ from dq_plugins.timesteps import TimestepGroups
 
 class TestConformance(AdapterConformance):
     name = "torchao"
-
-
-def build(seed: int = 0) -> Denoiser:
-    torch.manual_seed(seed)
-    return Denoiser().eval().requires_grad_(False)
 
 
 def batch(timestep: float | list[float], seed: int = 0) -> dict[str, torch.Tensor]:

@@ -9,17 +9,12 @@ from dq_torchao import TimestepInt8Config, linear_and_conv2d
 from torch import nn
 from torchao.core.config import AOBaseConfig
 from torchao.quantization import quantize_
-from torchao_models import Denoiser, sqnr
+from torchao_models import Denoiser, build, sqnr
 
 from dq_plugins.errors import CalibrationError, DQError, TimestepError
 from dq_plugins.timesteps import context_of
 
 TIMESTEPS = (900.0, 700.0, 500.0, 300.0, 100.0)
-
-
-def build() -> Denoiser:
-    torch.manual_seed(0)
-    return Denoiser().eval().requires_grad_(False)
 
 
 def inputs(timestep: float, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from torchao.quantization import (
     IntxWeightOnlyConfig,
     quantize_,
 )
-from torchao_models import Denoiser, denoiser_plan, sqnr
+from torchao_models import build, denoiser_plan, sqnr
 
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import LayerPlan, WeightQuant
@@ -41,11 +41,6 @@ class Pointwise(nn.Module):
 def pointwise() -> Pointwise:
     torch.manual_seed(0)
     return Pointwise().eval().requires_grad_(False)
-
-
-def build() -> Denoiser:
-    torch.manual_seed(0)
-    return Denoiser().eval().requires_grad_(False)
 
 
 def sample() -> torch.Tensor:
