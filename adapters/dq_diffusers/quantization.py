@@ -62,7 +62,9 @@ def quantize(
         workdir: folder for the calibration set and intermediate results. The same call resumes there after an
             interruption. By default a temporary folder.
         progress: show progress bars.
-        backend_options: options of the backend, for example ``out_of_range="nearest"``.
+        backend_options: options of the backend, for example ``out_of_range="nearest"``. With backend ``"torchao"``,
+            ``uniform_timesteps`` is on unless given: pipelines sample a batch at one timestep, and a compiled denoiser
+            that knows this is faster. Pass False to call the denoiser with a timestep for each sample.
 
     Returns:
         The plan, to be saved, compared, or applied elsewhere.
@@ -102,8 +104,10 @@ def quantize(
             workdir=root / "work" if workdir is not None else None,
             progress=progress,
         )
-        if backend == "torchao" and tune:
-            backend_options.setdefault("example_inputs", calibration.example_inputs())
+        if backend == "torchao":
+            backend_options.setdefault("uniform_timesteps", True)  # a pipeline samples its batch at one timestep
+            if tune:
+                backend_options.setdefault("example_inputs", calibration.example_inputs())
         denoiser.eval().requires_grad_(False)
         apply(denoiser, plan, backend, inplace=True, **backend_options)
     install_schedule(pipe, plan)

@@ -28,6 +28,11 @@ from dq_plugins.timesteps.groups import TimestepGroups
 
 OutOfRange = Literal["error", "nearest"]
 
+DIFFERENT_TIMESTEPS = (
+    "the samples of this batch have different timesteps, and the denoiser was told that they never have; apply the plan "
+    "with uniform_timesteps=False"
+)
+
 
 class TimestepContext:
     """The groups of one denoiser and, while its forward runs, the selected index of each.
@@ -74,7 +79,7 @@ class TimestepContext:
             t = self._checked(t)
         if self.uniform and t.numel() > 1:
             # checked by the device when it gets there: no stall, and it is part of a compiled graph
-            torch._assert_async((t == t[0]).all(), "the samples of a batch have different timesteps; uniform=True")
+            torch._assert_async((t == t[0]).all(), DIFFERENT_TIMESTEPS)
             t = t[:1]
         self.timestep = t
         self.traced = torch.compiler.is_compiling()

@@ -52,6 +52,19 @@ def test_it_is_make_plan_and_apply(tmp_path):
     assert torch.equal(*outputs)
 
 
+@pytest.mark.parametrize("backend_options", [{}, {"uniform_timesteps": False}])
+def test_a_batch_has_one_timestep_unless_told_otherwise(backend_options):
+    pipe = class_pipeline()
+    plan = dq_diffusers.quantize(pipe, tune=False, **FEW, **backend_options)
+    low, high = plan.schedule.sorted[0], plan.schedule.sorted[-1]
+    each = {"timestep": torch.tensor([low, high]), "class_labels": torch.tensor([1, 2])}
+    if backend_options:
+        assert pipe.transformer(torch.ones(2, 3, 8, 8), **each).sample.isfinite().all()
+    else:
+        with pytest.raises(RuntimeError, match="uniform_timesteps=False"):
+            pipe.transformer(torch.ones(2, 3, 8, 8), **each)
+
+
 def test_an_interrupted_call_is_resumed(tmp_path, monkeypatch):
     pipe = class_pipeline()
 
