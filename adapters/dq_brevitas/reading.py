@@ -78,8 +78,8 @@ def _read_layers(model: nn.Module, base: QuantPlan | None) -> list[tuple[str, La
         for part in ("output_quant", "bias_quant"):
             if getattr(layer, part).is_quant_enabled:
                 raise PlanError(f"layer {name!r} has an enabled {part}, which a plan cannot say; use {part}=None")
-        weight = _read_weight(name, layer) if layer.weight_quant.is_quant_enabled else None
-        activation = _read_activation(name, layer.input_quant) if layer.input_quant.is_quant_enabled else None
+        weight = read_weight(name, layer) if layer.weight_quant.is_quant_enabled else None
+        activation = read_activation(name, layer.input_quant) if layer.input_quant.is_quant_enabled else None
         known = base.layers.get(name) if base else None
         kind = known.kind if known else plain_class(name, layer).__name__.lower()
         complete = weight is not None and activation is not None
@@ -91,7 +91,16 @@ def _read_layers(model: nn.Module, base: QuantPlan | None) -> list[tuple[str, La
 
 
 @torch.no_grad()
-def _read_weight(name: str, layer: nn.Module) -> WeightQuant:
+def read_weight(name: str, layer: nn.Module) -> WeightQuant:
+    """The weight quantizer of a Brevitas layer.
+
+    Args:
+        name: of the layer, for messages.
+        layer: with an enabled ``weight_quant``.
+
+    Raises:
+        PlanError: its weights are not one integer each, times a scale per tensor or per output channel.
+    """
     proxy = layer.weight_quant
     training = proxy.training
     proxy.eval()
@@ -135,7 +144,16 @@ def _per_channel(parameter: Tensor, weight: Tensor, what: str) -> Tensor:
 
 
 @torch.no_grad()
-def _read_activation(name: str, proxy: nn.Module) -> ActivationQuant:
+def read_activation(name: str, proxy: nn.Module) -> ActivationQuant:
+    """The quantizer of a Brevitas layer's input.
+
+    Args:
+        name: of the layer, for messages.
+        proxy: its ``input_quant``, enabled and calibrated.
+
+    Raises:
+        PlanError: it was never calibrated, or quantizes in a way that a plan cannot say.
+    """
     if _never_calibrated(proxy):
         raise PlanError(f"the input quantizer of layer {name!r} was never calibrated; use calibration_mode first")
     if isinstance(proxy, TimestepActQuantProxyFromInjector):

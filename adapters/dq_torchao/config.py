@@ -84,7 +84,7 @@ def linear_and_conv2d(module: nn.Module, name: str = "") -> bool:
 
 
 @register_quantize_module_handler(TimestepInt8Config)
-def _transform(layer: nn.Module, config: TimestepInt8Config) -> nn.Module:
+def handle_layer(layer: nn.Module, config: TimestepInt8Config) -> nn.Module:
     """torchao's handler: called once for every layer that the filter selects."""
     from dq_torchao.calibration import CalibrationContext, convert, prepare
 

@@ -111,7 +111,7 @@ def _extract(embedded: dict[str, Any]) -> QuantPlan:
 
 
 @register_quantize_module_handler(PlanConfig)
-def _transform(layer: nn.Module, config: PlanConfig) -> nn.Module:
+def handle_layer(layer: nn.Module, config: PlanConfig) -> nn.Module:
     """torchao's handler. The plan is about the whole denoiser, so the first call applies all of it."""
     from dq_torchao.adapter import apply
 

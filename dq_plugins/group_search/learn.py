@@ -96,7 +96,7 @@ def learn_groups(
     )
     start = load_checkpoint(file, signature, relaxation, optimiser)
     for iteration in range(start, iterations):
-        _step(iteration, iteration / iterations, relaxation, loss, settings, scale, optimiser)
+        take_step(iteration, iteration / iterations, relaxation, loss, settings, scale, optimiser)
         if (iteration + 1) % CHECKPOINT_EVERY == 0:
             save_checkpoint(file, signature, iteration + 1, relaxation, optimiser)
         yield iteration + 1
@@ -104,7 +104,7 @@ def learn_groups(
 
 
 @torch.enable_grad()
-def _step(
+def take_step(
     iteration: int,
     progress: float,
     relaxation: Relaxation,
@@ -113,6 +113,11 @@ def _step(
     scale: float,
     optimiser: torch.optim.Optimizer,
 ) -> None:
+    """One step of the optimiser; ``progress`` is the share of the iterations that are done.
+
+    Raises:
+        RecipeError: the loss is not finite.
+    """
     weights = relaxation.weights(settings.temperature_at(progress), loss.timesteps(iteration))
     error = loss.loss(iteration, weights, relaxation) / scale
     if not bool(torch.isfinite(error)):

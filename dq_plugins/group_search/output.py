@@ -75,7 +75,7 @@ class OutputLoss:
     def loss(self, iteration: int, weights: Tensor, relaxation: Relaxation) -> Tensor:
         """Relative error at this iteration's timestep; ``weights`` is ``[Q, 1, G]``."""
         (index,) = self.timesteps(iteration)
-        call = self._call(index, iteration // self.per_round)
+        call = self.visited(index, iteration // self.per_round)
         low, high = relaxation.ranges()
         shared = weights.shape[0] == 1
 
@@ -85,8 +85,8 @@ class OutputLoss:
 
         return self._error(call, {n: quantizer(i, b) for i, (n, b) in enumerate(self.bits.items())})
 
-    def _call(self, index: int, turn: int) -> Call:
-        """A part of the calls at a timestep: each visit sees other images."""
+    def visited(self, index: int, turn: int) -> Call:
+        """What one visit of a timestep runs: a part of its recorded calls, each turn other images."""
         t = self.calibration.timesteps[index]
         call = self.calibration.call(t, turn % self.calibration.count(t))
         batch = len(call.output)
@@ -113,7 +113,7 @@ class OutputLoss:
         """Mean square of each unit's full-precision output, over one call of each timestep."""
         total = dict.fromkeys(self.units, 0.0)
         for index in range(len(self.calibration.timesteps)):
-            call = self._call(index, 0)
+            call = self.visited(index, 0)
             if self.units == ("",):
                 total[""] += float(call.output.square().mean())
                 continue

@@ -110,7 +110,7 @@ class BlockReconstruction(Pass):
             cache = record_block(
                 context.denoiser, student, unit.module, context.calibration, self._calls(context), Path(folder)
             )
-            result = yield from reported(self._learn(unit, cache, student, plan, context), progress)
+            result = yield from reported(self.learn(unit, cache, student, plan, context), progress)
         losses = {"nearest": result.nearest_loss, "learned": result.learned_loss, "kept_nearest": result.kept_nearest}
         _save(file, signature, losses, result.codes)
         yield Progress(done + 1, total, unit.module)
@@ -122,9 +122,10 @@ class BlockReconstruction(Pass):
         wanted = min(self.options.calls, count)
         return [round(i * (count - 1) / max(wanted - 1, 1)) for i in range(wanted)]
 
-    def _learn(
+    def learn(
         self, unit: Unit, cache: BlockCache, student: nn.Module, plan: QuantPlan, context: PassContext
     ) -> Generator[int, None, RoundingResult]:
+        """Learn the rounding of one block's layers; yields the number of finished iterations."""
         block = student.get_submodule(unit.module)
         variables = {n: SoftRounding(context.denoiser.get_submodule(n).weight, _quant(plan, n)) for n in unit.layers}
         draw = context.generator(len(unit.layers))

@@ -63,7 +63,9 @@ class TemporalReconstruction(Pass):
     options: Options
     Options: ClassVar[type[PassOptions]] = Options
 
-    def _settings(self) -> RoundingOptions:
+    @property
+    def settings(self) -> RoundingOptions:
+        """Settings of the optimisation: the preset, with what the options replace."""
         preset = PRESETS[self.options.preset]
         return RoundingOptions(
             iterations=self.options.iterations or preset.iterations,
@@ -92,7 +94,7 @@ class TemporalReconstruction(Pass):
             errors = [(features[k] - reference[k][rows]).square().flatten(1).sum(1).mean() for k in features]
             return torch.stack(errors).sum()
 
-        settings = self._settings()
+        settings = self.settings
         what = f"{len(layers)} temporal layers"
         result = yield from reported(
             learn_rounding(variables, loss, settings), lambda done: Progress(done, settings.iterations, what)

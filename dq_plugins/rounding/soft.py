@@ -56,15 +56,15 @@ class SoftRounding:
 
     def soft(self) -> Tensor:
         """Relaxed weight, differentiable in ``alpha``."""
-        return self._weight(self.floor + self.up())
+        return self.weight(self.floor + self.up())
 
     def hard(self) -> Tensor:
         """Weight with every rounding decided: up where ``a >= 0``."""
-        return self._weight(self._decided())
+        return self.weight(self._decided())
 
     def nearest(self) -> Tensor:
         """Weight with nearest rounding, for comparison."""
-        return self._weight(torch.round(self.ratio))
+        return self.weight(torch.round(self.ratio))
 
     def codes(self) -> Tensor:
         """Decided integer codes, int8 (int16 above 8 bits)."""
@@ -76,7 +76,8 @@ class SoftRounding:
     def _codes(self, rounded: Tensor) -> Tensor:
         return (rounded + self.zero_point).clamp(self.q_min, self.q_max)
 
-    def _weight(self, rounded: Tensor) -> Tensor:
+    def weight(self, rounded: Tensor) -> Tensor:
+        """The weight that ``rounded`` values of ``w / s`` stand for, clipped to the codes there are."""
         return self.scale * (self._codes(rounded) - self.zero_point)
 
     def undecided(self, beta: float) -> Tensor:

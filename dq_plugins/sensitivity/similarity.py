@@ -54,7 +54,7 @@ class SsimForm:
 
     def value(self, error: Tensor) -> Tensor:
         """``1 - SSIM`` of every image, to second order, for an error ``[B, C, H, W]``: float64 ``[B]``."""
-        parts = (self._coordinates(part, error.double()) for part in ("structure", "texture"))
+        parts = (self.coordinates(part, error.double()) for part in ("structure", "texture"))
         return sum((p.square().flatten(1).sum(1) for p in parts), torch.zeros(len(error), dtype=torch.float64))
 
     def cotangent(self, part: Part, signs: Tensor) -> Tensor:
@@ -69,12 +69,13 @@ class SsimForm:
         """
         with torch.enable_grad():
             error = torch.zeros(self._shape, dtype=torch.float64, device=self._structure.device, requires_grad=True)
-            coordinates = self._coordinates(part, error)
+            coordinates = self.coordinates(part, error)
             height, width = coordinates.shape[2:]
             (pulled,) = torch.autograd.grad(coordinates, error, signs[..., :height, :width].to(coordinates))
         return pulled.float()
 
-    def _coordinates(self, part: Part, error: Tensor) -> Tensor:
+    def coordinates(self, part: Part, error: Tensor) -> Tensor:
+        """What one part of the form squares and sums up: structure or texture of ``error``."""
         if part == "structure":
             return self._structure * self._mean(error)
         return self._texture * (error - self._mean_same(error))

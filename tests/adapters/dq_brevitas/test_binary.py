@@ -13,6 +13,7 @@ from brevitas.graph.quantize import layerwise_quantize
 from brevitas.nn import QuantConv2d, QuantIdentity, QuantLinear
 from dq_brevitas import binary_layer_map, freeze_binary
 from dq_brevitas.quantizers import EvolvableBasisWeight, Int8ActLearnedStep, SignedBinaryWeightPerChannelFloat
+from dq_brevitas.reading import read_activation, read_weight
 
 import dq_plugins.graph as graph
 from dq_plugins.affine import fake_quantize
@@ -162,12 +163,10 @@ def test_a_plan_reads_binary_weights_off_the_model(choices):
     model(**tiny_inputs())
     evolve(model)
     layer = model.middle.conv1
-    from dq_brevitas.reading import _read_activation, _read_weight
-
-    weight = _read_weight("middle.conv1", layer)
+    weight = read_weight("middle.conv1", layer)
     assert (weight.scheme, weight.bits) == ("binary", 1)
     assert torch.equal(weight.fake(layer.weight.detach()), layer.quant_weight().value.detach())
-    activation = _read_activation("middle.conv1", layer.input_quant)
+    activation = read_activation("middle.conv1", layer.input_quant)
     assert activation.bits == 4
     x = torch.randn(2, 8, 4, 4)
     assert torch.equal(activation.fake(x, 0), layer.input_quant(x).detach())

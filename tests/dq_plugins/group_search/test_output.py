@@ -59,7 +59,7 @@ def test_the_loss_reaches_weights_and_ranges_of_the_units(case, units) -> None:
 
 def test_visits_take_turns_with_the_images_and_the_denoiser_is_left_alone(case) -> None:
     loss = output_loss(case, images=1)
-    first, second = (loss._call(0, turn).kwargs["sample"] for turn in (0, 1))
+    first, second = (loss.visited(0, turn).kwargs["sample"] for turn in (0, 1))
     assert first.shape[0] == second.shape[0] == 1
     assert not torch.equal(first, second)
     mean_loss(loss, torch.ones(1, 5, 1), planned_ranges(case))

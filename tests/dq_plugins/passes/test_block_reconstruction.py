@@ -57,7 +57,7 @@ def test_blocks_are_the_residual_ones_and_no_block_gets_worse(case) -> None:
 def test_resumes_block_by_block_to_the_same_plan(case, tmp_path, monkeypatch) -> None:
     whole = make(case, Step("block-reconstruction", FAST))
     learned = []
-    learn = block_reconstruction.BlockReconstruction._learn
+    learn = block_reconstruction.BlockReconstruction.learn
 
     def interrupted(self, unit, *rest):
         if len(learned) == 2:
@@ -65,12 +65,12 @@ def test_resumes_block_by_block_to_the_same_plan(case, tmp_path, monkeypatch) ->
         learned.append(unit.module)
         return learn(self, unit, *rest)
 
-    monkeypatch.setattr(block_reconstruction.BlockReconstruction, "_learn", interrupted)
+    monkeypatch.setattr(block_reconstruction.BlockReconstruction, "learn", interrupted)
     with pytest.raises(KeyboardInterrupt):
         make(case, Step("block-reconstruction", FAST), workdir=tmp_path)
     monkeypatch.setattr(
         block_reconstruction.BlockReconstruction,
-        "_learn",
+        "learn",
         lambda self, unit, *rest: (learned.append(unit.module), learn(self, unit, *rest))[1],
     )
     assert make(case, Step("block-reconstruction", FAST), workdir=tmp_path) == whole

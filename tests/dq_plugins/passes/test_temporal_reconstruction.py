@@ -47,6 +47,6 @@ def test_same_seed_same_plan(tmp_path) -> None:
 
 
 def test_paper_preset_is_the_papers() -> None:
-    settings = dq.get("pass", "temporal-reconstruction")(preset="paper")._settings()
+    settings = dq.get("pass", "temporal-reconstruction")(preset="paper").settings
     assert (settings.iterations, settings.learning_rate, settings.weight) == (20_000, 1e-3, 0.01)
     assert (settings.beta_start, settings.beta_end, settings.warmup) == (20.0, 2.0, 0.2)

@@ -78,18 +78,18 @@ def test_groups_that_are_no_runs_share_their_ranges(case, monkeypatch, observer:
 def test_the_same_seed_gives_the_same_plan_and_a_run_resumes_in_the_middle(
     case, searched, tmp_path, monkeypatch
 ) -> None:
-    step = learn._step
+    step = learn.take_step
 
     def failing(iteration: int, *args) -> None:
         if iteration == 40:
             raise KeyboardInterrupt
         step(iteration, *args)
 
-    monkeypatch.setattr(learn, "_step", failing)
+    monkeypatch.setattr(learn, "take_step", failing)
     with pytest.raises(KeyboardInterrupt):
         plan_with(case, workdir=tmp_path, method="search", rounds=6)
     seen: list[int] = []
-    monkeypatch.setattr(learn, "_step", lambda i, *args: (seen.append(i), step(i, *args)))
+    monkeypatch.setattr(learn, "take_step", lambda i, *args: (seen.append(i), step(i, *args)))
     assert plan_with(case, workdir=tmp_path, method="search", rounds=6) == searched
     assert seen[0] == 25
 

@@ -141,10 +141,10 @@ def test_a_pass_that_changes_weights_is_caught(case, tmp_path) -> None:
         dq.make_plan(denoiser, recorded(denoiser, tmp_path), Recipe("r", "", (Step("vandal"),)), progress=False)
 
 
-def test_nan_weights_name_the_layer(tmp_path) -> None:
+def test_nan_weights_name_the_layer(tmp_path, monkeypatch) -> None:
     denoiser = tiny_denoiser(5)
     calibration = recorded(denoiser, tmp_path)
     denoiser.body[0].alpha.weight[0, 0, 0, 0] = float("nan")
-    calibration._manifest = calibration._manifest.model_copy(update={"model_hash": dq.hashing.weights_hash(denoiser)})
+    monkeypatch.setattr(calibration, "check_model", lambda _: None)
     with pytest.raises(PlanError, match=r"body\.0\.alpha"):
         dq.make_plan(denoiser, calibration, "fast", progress=False)

@@ -67,7 +67,7 @@ def test_closes_most_of_the_gap_between_nearest_and_brute_force() -> None:
 
     # the channels are independent, so all 2^8 roundings of one can be tried for every channel at once
     ups = torch.tensor(list(itertools.product([0, 1], repeat=8)), dtype=torch.float32)
-    tried = torch.stack([channel_errors(variables._weight(variables.floor + up)) for up in ups])
+    tried = torch.stack([channel_errors(variables.weight(variables.floor + up)) for up in ups])
     best = tried.amin(0).sum().item()
 
     options = RoundingOptions(iterations=800, learning_rate=1e-2, weight=0.1)

@@ -30,7 +30,7 @@ def test_coarse_errors_are_structure_and_fine_ones_texture():
     form = SsimForm(image())
     for kind, part in (("fine", "texture"), ("coarse", "structure")):
         error = 0.01 * noise(kind).double()
-        share = float(form._coordinates(part, error).square().sum() / form.value(error))
+        share = float(form.coordinates(part, error).square().sum() / form.value(error))
         assert share > 0.6
 
 
@@ -40,7 +40,7 @@ def test_probes_recover_the_value(part):
     generator = torch.Generator().manual_seed(0)
     probes = [form.cotangent(part, signs(error.shape, generator)) for _ in range(400)]
     estimate = sum(float((p.double() * error).sum() ** 2) for p in probes) / 400
-    assert estimate == pytest.approx(float(form._coordinates(part, error.double()).square().sum()), rel=0.25)
+    assert estimate == pytest.approx(float(form.coordinates(part, error.double()).square().sum()), rel=0.25)
 
 
 def test_samples_that_are_no_images_are_refused():
