@@ -10,14 +10,9 @@ from dq_torchao import PlanConfig, plan_config
 from torch import nn
 from torchao.core.config import config_from_dict, config_to_dict
 from torchao.quantization import quantize_
-from torchao_models import TIMESTEPS, Denoiser, denoiser_plan
+from torchao_models import TIMESTEPS, Denoiser, build, denoiser_plan
 
 from dq_plugins.errors import DQError, PlanError
-
-
-def build() -> Denoiser:
-    torch.manual_seed(0)
-    return Denoiser().eval().requires_grad_(False)
 
 
 def through_json(config: PlanConfig) -> PlanConfig:
@@ -101,7 +96,7 @@ def test_a_plan_of_other_weights_is_refused():
 
 def test_outside_quantize_the_error_says_what_to_call():
     with pytest.raises(DQError, match=r"dq_torchao\.apply"):
-        plan_config._transform(nn.Linear(2, 2), PlanConfig(denoiser_plan(build())))
+        plan_config.handle_layer(nn.Linear(2, 2), PlanConfig(denoiser_plan(build())))
 
 
 def test_its_name_is_short_enough_to_read():
