@@ -64,10 +64,10 @@ def kind_of(name: str) -> str:
     if len(kinds) == 1:
         return kinds[0]
     if kinds:
-        raise RegistryError(f"There are plugins named {name!r} of the kinds {' and '.join(kinds)}; choose by --kind.")
+        raise RegistryError(f"there are plugins named {name!r} of the kinds {' and '.join(kinds)}; choose by --kind.")
     every = sorted({each for kind in KINDS for each in names[kind]})
     hint = close_matches(name, every) or "."
-    raise RegistryError(f"There is no plugin named {name!r}{hint} `dq-plugins list` shows what there is.")
+    raise RegistryError(f"there is no plugin named {name!r}{hint} `dq-plugins list` shows what there is.")
 
 
 def _line(result: Result) -> str:

@@ -36,7 +36,7 @@ def unknown(kind: str, name: str, names: dict[str, list[str]]) -> str:
     if elsewhere:
         hint += f" There is one of kind {' and '.join(elsewhere)}."
     listed = ", ".join(names[kind]) or "none is installed"
-    return f"There is no {kind} named {name!r}{hint} The names of kind {kind}: {listed}."
+    return f"there is no {kind} named {name!r}{hint} The names of kind {kind}: {listed}."
 
 
 def conflict(rivals: Sequence[Declaration]) -> str:
@@ -51,7 +51,7 @@ def registered_twice(new: Declaration, old: Sequence[Declaration]) -> str:
     """Code of this process registers a name that something else has."""
     who = " and ".join(f"{each.origin} ({each.target})" for each in old)
     return (
-        f"The {new.kind} {new.name!r} is registered twice: by {new.origin} ({new.target}) and by {who}. "
+        f"the {new.kind} {new.name!r} is registered twice: by {new.origin} ({new.target}) and by {who}. "
         "Choose another name, or pass override=True to replace it in this process."
     )
 
@@ -77,7 +77,7 @@ def broken(declaration: Declaration, error: BaseException) -> str:
     """The paragraph for a plugin whose loading raised."""
     term = f"-{declaration.kind}:{declaration.name}@{declaration.distribution}"
     return (
-        f"The {declaration.kind} {declaration.name!r} of {declaration.origin} is broken: "
+        f"the {declaration.kind} {declaration.name!r} of {declaration.origin} is broken: "
         f"{failure(declaration, error)}. "
         f"Mend or uninstall it, or deny it with the environment variable {VARIABLE}='{term}'."
     )

@@ -96,7 +96,7 @@ def _parse_term(text: str) -> Term:
     match = _TERM.fullmatch(text)
     if match is None or match["kind"] not in (None, *KINDS):
         raise RegistryError(
-            f"The environment variable {VARIABLE} holds the term {text!r}, which is not of the form "
+            f"the environment variable {VARIABLE} holds the term {text!r}, which is not of the form "
             f"[-][kind:]name[@distribution] with a kind among {', '.join(KINDS)}. "
             f"Examples: 'my-observer', '-my-pass', 'pass:*@acme-dq'. Correct the term or unset {VARIABLE}."
         )

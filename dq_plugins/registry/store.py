@@ -218,7 +218,7 @@ class Registry:
 
 def _cannot_be_used(plugin: Plugin) -> str:
     who = f"{plugin.kind} {plugin.name!r} of {plugin.declaration.origin}"
-    return f"The {who} cannot be used: {plugin.reason}."
+    return f"the {who} cannot be used: {plugin.reason}."
 
 
 def _same_definition(one: Declaration, other: Declaration) -> bool:

@@ -54,7 +54,7 @@ def test_json_holds_every_result(capsys, monkeypatch):
 
 def test_unknown_name_is_status_2_with_close_matches(capsys):
     assert main(["check", "distanse"]) == 2
-    assert "There is no plugin named 'distanse'; did you mean 'distance'?" in capsys.readouterr().err
+    assert "there is no plugin named 'distanse'; did you mean 'distance'?" in capsys.readouterr().err
 
 
 def test_name_of_two_kinds_needs_the_kind(capsys):

@@ -91,4 +91,4 @@ def test_denied_plugin_is_listed_and_a_misspelt_term_is_noted(capsys, environ):
 def test_malformed_variable_is_one_line_on_stderr_and_exit_status_2(capsys, environ):
     environ["DQ_PLUGINS"] = "metrics:fine"
     assert main(["list"]) == 2
-    assert capsys.readouterr().err.startswith("dq-plugins list: The environment variable DQ_PLUGINS")
+    assert capsys.readouterr().err.startswith("dq-plugins list: the environment variable DQ_PLUGINS")
