@@ -23,7 +23,15 @@ from dq_plugins.errors import DQError, TimestepError
 from dq_plugins.plan import ActivationQuant, LayerPlan
 from dq_plugins.simulate import select_per_sample
 from dq_plugins.timesteps import TimestepContext
-from dq_torchao.kernels import activation_codes, code_offset, is_frozen, plain_codes, release, weight_code_sum
+from dq_torchao.kernels import (
+    StoredWeight,
+    activation_codes,
+    code_offset,
+    is_frozen,
+    plain_codes,
+    release,
+    weight_code_sum,
+)
 from dq_torchao.packed_weight import PackedWeight
 from dq_torchao.report import Execution
 
@@ -37,9 +45,8 @@ NO_GRADIENT = (
 class IntegerLayer(PackedWeight):
     """A layer with integer weights whose activation parameters come from a timestep-group table.
 
-    It is made in place from the floating-point layer (`from_float`), so that every reference to the layer, its
-    position in the denoiser and its hooks stay as they are. The weight is held packed; kernels keep a form of their own
-    (`dq_torchao.kernels.packing`), which is no part of the layer.
+    It is made in place of the floating-point layer (`from_float`). The weight is held packed; kernels keep a form of
+    their own (`dq_torchao.kernels.packing`), which is no part of the layer.
 
     Attributes:
         act_scale: float32 ``[G]``.
@@ -73,26 +80,23 @@ class IntegerLayer(PackedWeight):
         Returns:
             The same object, of this class.
         """
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
         assert plan.weight is not None
         assert plan.activation is not None
-        del layer.weight
-        layer.__class__ = cls
-        assert isinstance(layer, cls)
-        layer.store_weight(plan.weight, weight.detach())
-        layer._store_table(plan.activation, weight.device)
-        layer.context = context
-        return layer
+        integer = cls.in_place_of(layer, plan.weight)
+        integer.store_table(plan.activation)
+        integer.context = context
+        return integer
 
-    def _store_table(self, quant: ActivationQuant, device: torch.device) -> None:
+    def store_table(self, quant: ActivationQuant) -> None:
+        """Hold the activation parameters of every timestep group."""
+        device = self.weight_packed.device
         self.group_name, self.act_bits = quant.groups, quant.bits
         self.register_buffer("act_scale", quant.scale.to(device, copy=True))
         self.register_buffer("act_zero_point", quant.zero_point.to(device, copy=True))
 
     @property
-    def stored_weight(self) -> tuple[Tensor, tuple[int, ...], int, bool, Tensor | None]:
-        """The weight as the operators take it: bytes, shape, width, whether codes are signs, zero points."""
+    def stored_weight(self) -> StoredWeight:
+        """The weight as the operators take it."""
         return self.weight_packed, self.weight_shape, self.weight_bits, self.weight_signs, self.weight_zero_point
 
     @property
@@ -161,8 +165,8 @@ class IntegerLayer(PackedWeight):
         scale, zero_point = (select_per_sample(t, index, x) for t in (self.act_scale, self.act_zero_point))
         offset = code_offset(x.device)
         codes = activation_codes(self.padded(x, wholly=True), scale, zero_point + offset, self.act_bits)
-        one, shift = scale.new_ones(1), zero_point.new_full((1,), offset)
-        y = self.multiply(codes, one, shift, None, torch.float32, wholly=True)
+        one, bare_zero = scale.new_ones(1), zero_point.new_full((1,), offset)
+        y = self.multiply(codes, one, bare_zero, None, torch.float32, wholly=True)
         weight_sum = self.weight_scale * weight_code_sum(*self.stored_weight)
         y = scale * (y - zero_point * self.per_output(weight_sum))
         if self.bias is not None:

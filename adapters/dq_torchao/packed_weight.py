@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from dq_plugins.packing import pack_bits
 from dq_plugins.plan import WeightQuant
@@ -25,7 +26,7 @@ MAX_BITS = 8
 
 
 class PackedWeight(nn.Module):
-    """A layer whose weight is bit-packed. Made in place from the floating-point layer (`store_weight`).
+    """A layer whose weight is bit-packed. Made in place of the floating-point layer (`in_place_of`).
 
     Attributes:
         weight_packed: uint8 ``[B]``, see `dq_plugins.packing`.
@@ -58,6 +59,21 @@ class PackedWeight(nn.Module):
             return super().__new__(cls)  # a copy, or a pickle being read
         plain = next(base for base in cls.__mro__ if not issubclass(base, PackedWeight))
         return plain(*args, **kwargs)
+
+    @classmethod
+    def in_place_of(cls, layer: nn.Module, quant: WeightQuant) -> Self:
+        """Turn a floating-point layer into one of this class, its weight packed as ``quant`` says.
+
+        Returns:
+            The same object: references to the layer, its position in the denoiser and its hooks stay as they are.
+        """
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        del layer.weight
+        layer.__class__ = cls
+        assert isinstance(layer, cls)
+        layer.store_weight(quant, weight.detach())
+        return layer
 
     @torch.no_grad()
     def store_weight(self, quant: WeightQuant, weight: Tensor) -> None:
@@ -156,11 +172,4 @@ def pack_layer(layer: nn.Module, quant: WeightQuant) -> PackedWeight:
     Returns:
         The same object, of the packed class.
     """
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    packed_class = PACKED_LAYERS[type(layer)]
-    del layer.weight
-    layer.__class__ = packed_class
-    assert isinstance(layer, packed_class)
-    layer.store_weight(quant, weight.detach())
-    return layer
+    return PACKED_LAYERS[type(layer)].in_place_of(layer, quant)

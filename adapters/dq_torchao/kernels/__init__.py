@@ -3,10 +3,11 @@
 from dq_torchao.kernels.codes import activation_codes, code_offset
 from dq_torchao.kernels.frozen import int8_conv2d, int8_linear, is_frozen
 from dq_torchao.kernels.operators import Kernel, kernel_for, plain_codes, prepacked_bytes, release, weight_code_sum
-from dq_torchao.kernels.packing import unpack_codes
+from dq_torchao.kernels.packing import StoredWeight, unpack_codes
 
 __all__ = [
     "Kernel",
+    "StoredWeight",
     "activation_codes",
     "code_offset",
     "int8_conv2d",

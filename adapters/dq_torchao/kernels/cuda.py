@@ -32,11 +32,13 @@ def kernel(operator: str) -> Kernel:
     return Kernel(f"triton implicit GEMM ({operator})", "int8 x int8 -> int32")
 
 
-def _packed(weight: Tensor, shape: list[int], bits: int, signs: bool, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+def _packed(
+    weight: Tensor, shape: list[int], bits: int, signs: bool, zero_point: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Weight codes ``[O, h w C]`` with the channel fastest, and their int32 sum ``[O]``."""
 
     def pack() -> tuple[Tensor, Tensor]:
-        plain = unpack_codes(weight, shape, bits, signs, shift)
+        plain = unpack_codes(weight, shape, bits, signs, zero_point)
         channel_last = plain.permute(0, 2, 3, 1) if plain.dim() == 4 else plain
         matrix = channel_last.reshape(shape[0], -1).contiguous()
         return matrix, matrix.sum(1, dtype=torch.int32)
@@ -53,7 +55,7 @@ def _linear(
     weight_shape: list[int],
     weight_bits: int,
     weight_signs: bool,
-    weight_shift: Tensor | None,
+    weight_zero_point: Tensor | None,
     weight_scale: Tensor,
     bias: Tensor | None,
     dtype: torch.dtype,
@@ -63,7 +65,7 @@ def _linear(
     image = codes.reshape(-1, 1, 1, codes.shape[-1]).contiguous()
     y = codes.new_empty((*codes.shape[:-1], weight_shape[0]), dtype=dtype)
     view = y.view(-1, 1, 1, weight_shape[0])
-    matrix = _packed(weight, weight_shape, weight_bits, weight_signs, weight_shift)
+    matrix = _packed(weight, weight_shape, weight_bits, weight_signs, weight_zero_point)
     implicit_gemm(image, view, scale, zero_point, *matrix, weight_scale, bias, (1, 1), *_NO_WINDOW)
     return y
 
@@ -77,7 +79,7 @@ def _conv2d(
     weight_shape: list[int],
     weight_bits: int,
     weight_signs: bool,
-    weight_shift: Tensor | None,
+    weight_zero_point: Tensor | None,
     weight_scale: Tensor,
     bias: Tensor | None,
     stride: list[int],
@@ -90,7 +92,7 @@ def _conv2d(
 
     y = empty_conv2d_output(codes, weight_shape, stride, padding, dilation, dtype)
     image, output = codes.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)  # channels last in memory: plain NHWC views
-    matrix, code_sum = _packed(weight, weight_shape, weight_bits, weight_signs, weight_shift)
+    matrix, code_sum = _packed(weight, weight_shape, weight_bits, weight_signs, weight_zero_point)
     inputs, outputs = codes.shape[1] // groups, weight_shape[0] // groups
     for group in range(groups):
         rows = slice(group * outputs, (group + 1) * outputs)

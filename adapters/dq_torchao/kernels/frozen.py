@@ -16,16 +16,15 @@ from torch import Tensor
 from torch._inductor import config as inductor_config
 
 from dq_torchao.kernels import onednn, operators
+from dq_torchao.kernels.packing import StoredWeight
 
-_WEIGHT = "Tensor weight, int[] shape, int bits, bool signs, Tensor? shift"
+_WEIGHT = "Tensor weight, int[] shape, int bits, bool signs, Tensor? zero_point"
 _WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, int[] input_shape"
 _FLOATING_RESULT = (1.0, 0)  # its scale and zero point
 _NO_POST_OP = ("none", [], "")
 
 torch.library.define("dq_torchao::linear_layout", f"({_WEIGHT}) -> Tensor")
 torch.library.define("dq_torchao::conv2d_layout", f"({_WEIGHT}, Tensor weight_scale, {_WINDOW}) -> Tensor")
-
-StoredWeight = tuple[Tensor, Sequence[int], int, bool, Tensor | None]
 
 
 def is_frozen(device: torch.device) -> bool:
@@ -40,12 +39,12 @@ torch.library.impl("dq_torchao::conv2d_layout", "CPU")(onednn.conv2d_layout)
 
 
 @torch.library.register_fake("dq_torchao::linear_layout")
-def _(weight: Tensor, shape, bits, signs, shift) -> Tensor:
+def _(weight: Tensor, shape, bits, signs, zero_point) -> Tensor:
     return weight.new_empty((shape[1], shape[0]), dtype=torch.int8)
 
 
 @torch.library.register_fake("dq_torchao::conv2d_layout")
-def _(weight: Tensor, shape, bits, signs, shift, weight_scale, stride, padding, dilation, groups, input_shape):
+def _(weight: Tensor, shape, bits, signs, zero_point, weight_scale, stride, padding, dilation, groups, input_shape):
     return weight.new_empty(shape, dtype=torch.int8)
 
 
@@ -61,8 +60,9 @@ def int8_linear(
     """Linear layer on codes; see `dq_torchao.kernels.operators` for shapes."""
     if not is_frozen(codes.device):
         return operators.int8_linear(codes, scale, zero_point, *weight, weight_scale, bias, dtype)
+    _, shape, *_ = weight
     layout = torch.ops.dq_torchao.linear_layout(*weight)
-    weights = (layout, weight_scale, _zeros(weight), bias)
+    weights = (layout, weight_scale, onednn.no_zero_points(shape[0]), bias)
     return torch.ops.onednn.qlinear_pointwise.tensor(
         codes, scale, zero_point, *weights, *_FLOATING_RESULT, dtype, *_NO_POST_OP
     )
@@ -86,13 +86,9 @@ def int8_conv2d(
     if not is_frozen(codes.device):
         codes = codes.contiguous(memory_format=torch.channels_last)
         return operators.int8_conv2d(codes, scale, zero_point, *weight, weight_scale, bias, *window, dtype)
+    _, shape, *_ = weight
     layout = torch.ops.dq_torchao.conv2d_layout(*weight, weight_scale, *window, list(codes.shape))
-    weights = (layout, weight_scale, _zeros(weight), bias)
+    weights = (layout, weight_scale, onednn.no_zero_points(shape[0]), bias)
     return torch.ops.onednn.qconv_pointwise.tensor(
         codes, scale, zero_point, *weights, *window, *_FLOATING_RESULT, dtype, *_NO_POST_OP
     )
-
-
-def _zeros(weight: StoredWeight) -> Tensor:
-    """Zero points of the weight's outputs."""
-    return torch.zeros(weight[1][0], dtype=torch.int64)

@@ -30,14 +30,14 @@ def kernel(operator: str) -> Kernel:
     return Kernel(name, "uint8 x int8 -> int32")
 
 
-def plain_codes(weight: Tensor, shape: Sequence[int], bits: int, signs: bool, shift: Tensor | None) -> Tensor:
+def plain_codes(weight: Tensor, shape: Sequence[int], bits: int, signs: bool, zero_point: Tensor | None) -> Tensor:
     """Plain int8 codes of a weight, less its zero points: from its packed form, or of a released one from a layout.
 
     Raises:
         DQError: the weight was released, and this is not the tensor that stands for it.
     """
     if weight.numel() or not prod(shape):
-        return unpack_codes(weight, shape, bits, signs, shift)
+        return unpack_codes(weight, shape, bits, signs, zero_point)
     layout = next(_PACKED.layouts(weight), None)
     if layout is None:
         raise DQError(
@@ -57,13 +57,14 @@ def release(weight: Tensor) -> Tensor | None:
     return stand_in
 
 
-def _weight_zero_point(outputs: int) -> Tensor:
+def no_zero_points(outputs: int) -> Tensor:
+    """What the kernels want for the zero points of a laid-out weight, from which its own are subtracted already."""
     return torch.zeros(outputs, dtype=torch.int64)
 
 
-def linear_layout(weight: Tensor, shape: list[int], bits: int, signs: bool, shift: Tensor | None) -> Tensor:
+def linear_layout(weight: Tensor, shape: list[int], bits: int, signs: bool, zero_point: Tensor | None) -> Tensor:
     """A packed weight in the layout of the linear kernel."""
-    return torch.ops.onednn.qlinear_prepack(plain_codes(weight, shape, bits, signs, shift), None)
+    return torch.ops.onednn.qlinear_prepack(plain_codes(weight, shape, bits, signs, zero_point), None)
 
 
 def conv2d_layout(
@@ -71,7 +72,7 @@ def conv2d_layout(
     shape: list[int],
     bits: int,
     signs: bool,
-    shift: Tensor | None,
+    zero_point: Tensor | None,
     weight_scale: Tensor,
     stride: list[int],
     padding: list[int],
@@ -80,7 +81,7 @@ def conv2d_layout(
     input_shape: list[int],
 ) -> Tensor:
     """A packed weight in the layout of the convolution kernel for inputs of one shape."""
-    codes = plain_codes(weight, shape, bits, signs, shift)
+    codes = plain_codes(weight, shape, bits, signs, zero_point)
     # 128: any zero point but 0, which tells oneDNN to keep the sums it needs to subtract one.
     window = (stride, padding, dilation, groups)
     return torch.ops.onednn.qconv_prepack(codes, weight_scale, 1.0, 128, *window, input_shape)
@@ -95,17 +96,17 @@ def _linear(
     weight_shape: list[int],
     weight_bits: int,
     weight_signs: bool,
-    weight_shift: Tensor | None,
+    weight_zero_point: Tensor | None,
     weight_scale: Tensor,
     bias: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
     def pack() -> tuple[Tensor, Tensor]:
-        layout = linear_layout(weight, weight_shape, weight_bits, weight_signs, weight_shift)
-        return layout, _weight_zero_point(weight_shape[0])
+        layout = linear_layout(weight, weight_shape, weight_bits, weight_signs, weight_zero_point)
+        return layout, no_zero_points(weight_shape[0])
 
-    packed, weight_zero_point = _PACKED.get(weight, "linear", pack)
-    quantized = (codes.contiguous(), scale, zero_point, packed, weight_scale, weight_zero_point)
+    layout, zeros = _PACKED.get(weight, "linear", pack)
+    quantized = (codes.contiguous(), scale, zero_point, layout, weight_scale, zeros)
     return torch.ops.onednn.qlinear_pointwise.tensor(*quantized, bias, 1.0, 0, dtype, *_NO_POST_OP)
 
 
@@ -118,7 +119,7 @@ def _conv2d(
     weight_shape: list[int],
     weight_bits: int,
     weight_signs: bool,
-    weight_shift: Tensor | None,
+    weight_zero_point: Tensor | None,
     weight_scale: Tensor,
     bias: Tensor | None,
     stride: list[int],
@@ -131,11 +132,11 @@ def _conv2d(
     window = (stride, padding, dilation, groups)
 
     def pack() -> tuple[Tensor, Tensor]:
-        stored = (weight, weight_shape, weight_bits, weight_signs, weight_shift)
-        return conv2d_layout(*stored, weight_scale, *window, shape), _weight_zero_point(weight_shape[0])
+        stored = (weight, weight_shape, weight_bits, weight_signs, weight_zero_point)
+        return conv2d_layout(*stored, weight_scale, *window, shape), no_zero_points(weight_shape[0])
 
-    packed, weight_zero_point = _PACKED.get(weight, tuple(shape), pack)
-    quantized = (codes, scale, zero_point, packed, weight_scale, weight_zero_point)
+    layout, zeros = _PACKED.get(weight, tuple(shape), pack)
+    quantized = (codes, scale, zero_point, layout, weight_scale, zeros)
     return torch.ops.onednn.qconv_pointwise.tensor(*quantized, bias, *window, 1.0, 0, dtype, *_NO_POST_OP)
 
 

@@ -54,20 +54,22 @@ class Kernel(NamedTuple):
 
 
 @torch.library.register_fake("dq_torchao::int8_linear")
-def _(codes: Tensor, scale, zero_point, weight, shape, bits, signs, shift, weight_scale, bias, dtype) -> Tensor:
+def _(
+    codes: Tensor, scale, zero_point, weight, shape, bits, signs, weight_zero_point, weight_scale, bias, dtype
+) -> Tensor:
     return codes.new_empty((*codes.shape[:-1], shape[0]), dtype=dtype)
 
 
 @torch.library.register_fake("dq_torchao::int8_conv2d")
 def _(
-    codes, scale, zero_point, weight, shape, bits, signs, shift, weight_scale, bias,
+    codes, scale, zero_point, weight, shape, bits, signs, weight_zero_point, weight_scale, bias,
     stride, padding, dilation, groups, dtype,
 ) -> Tensor:  # fmt: skip
     return empty_conv2d_output(codes, shape, stride, padding, dilation, dtype)
 
 
 @torch.library.register_fake("dq_torchao::weight_code_sum")
-def _(weight: Tensor, shape, bits, signs, shift) -> Tensor:
+def _(weight: Tensor, shape, bits, signs, zero_point) -> Tensor:
     return weight.new_empty(shape[0], dtype=torch.int32)
 
 
@@ -125,13 +127,13 @@ def prepacked_bytes(weight: Tensor) -> int:
     return (onednn if weight.device.type == "cpu" else cuda).prepacked_bytes(weight)
 
 
-def plain_codes(weight: Tensor, shape: Sequence[int], bits: int, signs: bool, shift: Tensor | None) -> Tensor:
+def plain_codes(weight: Tensor, shape: Sequence[int], bits: int, signs: bool, zero_point: Tensor | None) -> Tensor:
     """Plain int8 codes of a weight, less its zero points; also of one that was released."""
     if weight.device.type != "cpu":
-        return unpack_codes(weight, shape, bits, signs, shift)
+        return unpack_codes(weight, shape, bits, signs, zero_point)
     from dq_torchao.kernels import onednn
 
-    return onednn.plain_codes(weight, shape, bits, signs, shift)
+    return onednn.plain_codes(weight, shape, bits, signs, zero_point)
 
 
 def release(weight: Tensor) -> Tensor | None:

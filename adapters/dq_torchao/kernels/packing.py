@@ -16,6 +16,10 @@ from torch import Tensor
 
 from dq_plugins.packing import unpack_bits
 
+StoredWeight = tuple[Tensor, Sequence[int], int, bool, Tensor | None]
+"""A weight as layers store it and operators take it: packed bytes, shape and width of its codes, whether they are the
+signs -1 and +1, and its zero points if it has any."""
+
 
 def unpack_codes(
     weight: Tensor, shape: Sequence[int], bits: int, signs: bool, zero_point: Tensor | None = None
