@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import nn
 from dq_brevitas.proxy import timestep_proxies
 from dq_brevitas.records import ModelRecord
 from dq_brevitas.weights import quantized_layers
+from dq_plugins.atomic import write_atomically
 from dq_plugins.errors import DQError
 from dq_plugins.hashing import hash_tensors
 from dq_plugins.timesteps import TimestepContext, TimestepGroups, argument_of, attach_context, context_of
@@ -71,8 +71,8 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         "state_hash": hash_tensors(state),
     }
     text = json.dumps(ModelRecord.model_validate(record).model_dump(), indent=1, sort_keys=True, allow_nan=False)
-    _write(folder / TENSORS_NAME, safetensors.torch.save(state))
-    _write(folder / JSON_NAME, (text + "\n").encode())
+    write_atomically(folder / TENSORS_NAME, safetensors.torch.save(state))
+    write_atomically(folder / JSON_NAME, (text + "\n").encode())
     return folder
 
 
@@ -149,9 +149,3 @@ def _read(folder: Path) -> tuple[ModelRecord, dict[str, Any]]:
     if hash_tensors(state) != record.state_hash:
         raise DQError(f"{folder / TENSORS_NAME} does not belong to the {JSON_NAME} beside it, or was altered")
     return record, state
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

@@ -9,7 +9,6 @@ form; see `dq_diffusers.quantizer`.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ import torch
 from torch import nn
 from torchao.core.config import config_to_dict
 
+from dq_plugins.atomic import write_atomically
 from dq_plugins.errors import CheckpointError, DQError, PlanError, TimestepError
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.adapter import install
@@ -57,9 +57,9 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
     data = config_to_dict(config)
     # One entry of metadata: safetensors writes several in any order, and the same denoiser makes the same bytes.
-    _write(folder / TENSORS_NAME, safetensors.torch.save(state, integrity_metadata(state, data)))
+    write_atomically(folder / TENSORS_NAME, safetensors.torch.save(state, integrity_metadata(state, data)))
     text = json.dumps({CONFIG_KEY: data}, indent=1, sort_keys=True, allow_nan=False)
-    _write(folder / CONFIG_NAME, (text + "\n").encode())
+    write_atomically(folder / CONFIG_NAME, (text + "\n").encode())
     return folder
 
 
@@ -162,9 +162,3 @@ def _read_config(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is not the config of a quantized denoiser: {type(error).__name__}: {error}"
         ) from error
-
-
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

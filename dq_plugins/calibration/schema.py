@@ -1,6 +1,6 @@
 """The file format of a calibration set, as validated records.
 
-A calibration set is a folder: ``manifest.json`` (a `Manifest`) and ``shard-00000.safetensors``, ... Tensors are
+A calibration set is a folder: ``manifest.json`` (a `Manifest`) and ``shard-00000-HASH.safetensors``, ... Tensors are
 named by the hash of their content, so a tensor that repeats (text embeddings, the timestep) is stored once.
 """
 
@@ -63,7 +63,7 @@ class CallRecord(Record):
 class ShardRecord(Record):
     """One file of tensors: its size in bytes, sha256, and the keys of its tensors."""
 
-    file: str = Field(pattern=r"^shard-\d{5}\.safetensors$")
+    file: str = Field(pattern=r"^shard-\d{5}(-[0-9a-f]{12})?\.safetensors$")
     size: int = Field(ge=0)
     sha256: str
     tensors: list[str]

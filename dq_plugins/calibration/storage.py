@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,28 +17,24 @@ from pydantic import ValidationError
 from safetensors import safe_open
 from torch import Tensor
 
+from dq_plugins.atomic import write_atomically
 from dq_plugins.calibration.schema import FORMAT_VERSION, Manifest, ShardRecord
 from dq_plugins.errors import CalibrationError
 
 MANIFEST_NAME = "manifest.json"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that its name always stands for either the old content or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
 def write_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> ShardRecord:
-    """Write tensors, named by content hash, as one shard."""
-    name = f"shard-{number:05d}.safetensors"
+    """Write tensors, named by content hash, as one shard, which is named by its own.
+
+    Two processes that record into one folder fill their shards differently, and the manifest that is written last must
+    find its own.
+    """
     data = safetensors.torch.save(dict(tensors))
+    sha256 = hashlib.sha256(data).hexdigest()
+    name = f"shard-{number:05d}-{sha256[:12]}.safetensors"
     write_atomically(folder / name, data)
-    return ShardRecord(file=name, size=len(data), sha256=hashlib.sha256(data).hexdigest(), tensors=list(tensors))
+    return ShardRecord(file=name, size=len(data), sha256=sha256, tensors=list(tensors))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -61,7 +56,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} is not a calibration set: it has no {MANIFEST_NAME}. Record one with dq_plugins.record or "
             "`dq-plugins record`."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CalibrationError(f"{path} cannot be read as JSON: {error}. The calibration set is damaged.") from error
     version = data.get("format_version") if isinstance(data, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:

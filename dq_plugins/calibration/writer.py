@@ -24,7 +24,7 @@ from dq_plugins.hashing import weights_hash
 
 SHARD_BYTES = 64 * 2**20
 FLUSH_SECONDS = 30.0
-OWN_FILES = (MANIFEST_NAME, "shard-*.safetensors", "shard-*.safetensors.tmp", f"{MANIFEST_NAME}.tmp")
+OWN_FILES = (MANIFEST_NAME, "shard-*.safetensors", "shard-*.tmp", f"{MANIFEST_NAME}.*tmp")
 
 
 class CalibrationWriter:

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dq_plugins.calibration.storage import write_atomically
+from dq_plugins.atomic import write_atomically
 from dq_plugins.group_search.relaxation import Relaxation
 
 

@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from dq_plugins.atomic import write_atomically
 from dq_plugins.calibration import CalibrationSet
-from dq_plugins.calibration.storage import write_atomically
 from dq_plugins.errors import CalibrationError
 from dq_plugins.observers.base import Observer
 from dq_plugins.observers.candidates import candidate_ranges

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import safetensors.torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from dq_plugins.atomic import write_atomically
 from dq_plugins.errors import DQError, PlanError
 from dq_plugins.hashing import hash_json, hash_tensors
 from dq_plugins.plan.layers import ActivationQuant, LayerPlan, WeightQuant
@@ -94,12 +94,6 @@ def plan_hash(plan: QuantPlan) -> str:
     return hash_json(_record(plan, _tensors(plan)).model_dump(mode="json"))
 
 
-def _write(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
 def save_plan(plan: QuantPlan, folder: str | Path) -> Path:
     """Validate and write a plan.
 
@@ -112,8 +106,10 @@ def save_plan(plan: QuantPlan, folder: str | Path) -> Path:
     record, tensors = encode_plan(plan)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / TENSORS_NAME, safetensors.torch.save(tensors))
-    _write(folder / JSON_NAME, (json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    write_atomically(folder / TENSORS_NAME, safetensors.torch.save(tensors))
+    write_atomically(
+        folder / JSON_NAME, (json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    )
     return folder
 
 
@@ -122,7 +118,7 @@ def _read_record(path: Path) -> PlanRecord:
         raise PlanError(f"no plan at {path.parent}: {path.name} is missing")
     try:
         raw = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PlanError(f"{path} is not JSON: {error}") from error
     return _parse(raw, str(path))
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import html
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dq_plugins.atomic import write_atomically
 from dq_plugins.report.table import Table
 
 if TYPE_CHECKING:
@@ -92,7 +92,5 @@ class Page:
         """Write the page; an interrupted write leaves no half page."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(self.html(), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, self.html().encode())
         return path

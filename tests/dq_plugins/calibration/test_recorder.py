@@ -252,3 +252,16 @@ def test_shards_split_and_a_kill_without_warning_loses_nothing_flushed(tmp_path,
     stored = [key for shard in seen[0]["shards"] for key in shard["tensors"]]
     assert len(stored) == len(set(stored)) == 13
     assert calib.hash == record(Denoiser(), sampler(), tmp_path / "whole").hash
+
+
+def test_two_processes_may_record_into_one_folder(tmp_path, monkeypatch):
+    def with_another(denoiser):
+        """Another process starts, and ends, while nothing of this one is on disk; its shards are smaller."""
+        sampler()(denoiser)
+        with monkeypatch.context() as other:
+            other.setattr("dq_plugins.calibration.writer.SHARD_BYTES", 1)
+            record(Denoiser(), sampler(), tmp_path, progress=False)
+
+    calib = record(Denoiser(), with_another, tmp_path, progress=False)
+    assert CalibrationSet.open(tmp_path).hash == calib.hash
+    assert len(list(tmp_path.glob("shard-00000-*"))) == 2

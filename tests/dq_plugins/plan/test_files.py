@@ -69,6 +69,7 @@ def other_tensors(folder: Path) -> None:
     [
         (lambda f: (f / "plan.json").unlink(), "missing"),
         (lambda f: (f / "plan.json").write_text("{"), "not JSON"),
+        (lambda f: (f / "plan.json").write_text("[" * 100_000), "not JSON"),
         (lambda f: (f / "plan.json").write_text("[]"), "not a valid plan"),
         (lambda f: (f / "plan.json").write_bytes(b"\x80\x04\x95"), "not JSON"),
         (lambda f: edit(f, format_version=99), "Upgrade"),
