@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from dq_plugins.errors import TraceError
 from dq_plugins.graph.arguments import map_leaves, named_leaves, unwrap
 from dq_plugins.graph.twin import empty_on, weightless_twin
+from dq_plugins.quiet import loggers_at
 
 PREFIX = "denoiser"
 """Attribute of the exported wrapper that holds the denoiser: the first part of every name in the program."""
@@ -120,23 +121,15 @@ def _tensors_of(output: Any) -> Iterator[Tensor]:
             yield from _tensors_of(getattr(output, field.name))
 
 
+_CHATTY = ("torch.export", "torch._dynamo", "torch.fx", "torch._subclasses.fake_tensor")
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the warnings and log lines of one export: they speak of code that the user did not write."""
-    loggers = [
-        logging.getLogger(name)
-        for name in ("torch.export", "torch._dynamo", "torch.fx", "torch._subclasses.fake_tensor")
-    ]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), loggers_at(logging.CRITICAL, _CHATTY):
         warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+        yield
 
 
 def _explain(denoiser: nn.Module, failures: list[tuple[_Attempt, Exception]]) -> str:
