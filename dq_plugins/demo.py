@@ -159,7 +159,10 @@ class Demo:
             functions = {name: lambda m=model: call.run(m) for name, model in compiled.items()}
             return times | compare_latency(functions, rounds=self.settings.rounds)
 
-    def _ranges(self, denoiser: nn.Module, calibration: CalibrationSet, plan: QuantPlan, layers: int = 4):
+    def _ranges(
+        self, denoiser: nn.Module, calibration: CalibrationSet, plan: QuantPlan, layers: int = 4
+    ) -> dict[str, tuple[Sequence[float], list[float], list[float]]]:
+        """Timesteps, minima and maxima of the layers whose range moves most."""
         names = [n for n, layer in plan.layers.items() if layer.activation is not None]
         found = collect(denoiser, calibration, names)
         span = {n: found.high(n) - found.low(n) for n in names}

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    pass
+    from torch import nn
+
+    from dq_plugins.calibration import CalibrationSet
+    from dq_plugins.plan import QuantPlan
 
 HELP = "Make a quantization plan from a model and its calibration set."
 EXAMPLE = """
@@ -52,8 +55,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_recipe(args: argparse.Namespace, denoiser, calibration, out: Path):
-    """Run the recipe that ``args`` name; intermediate results lie in ``out/work`` until the plan is whole."""
+def run_recipe(args: argparse.Namespace, denoiser: nn.Module, calibration: CalibrationSet, out: Path) -> QuantPlan:
+    """Run the recipe that ``args`` name.
+
+    Args:
+        args: with what `add_recipe_arguments` declares, and ``seed``.
+        denoiser: full precision.
+        calibration: recorded from it.
+        out: folder for the plan; intermediate results lie in ``out/work`` until it is whole.
+    """
     import shutil
 
     from dq_plugins.recipe import make_plan

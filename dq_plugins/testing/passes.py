@@ -152,6 +152,8 @@ def _watched(passed: type[Pass]) -> tuple[type[Pass], Observation]:
     seen = Observation(plan=None)  # type: ignore[arg-type]  # known when the recipe has run
 
     class Watched(passed):  # type: ignore[misc, valid-type]
+        """The pass, with its progress and the plan's hash before and after noted."""
+
         def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
             seen.before = plan.hash
             for step in super().run(plan, context) or ():
