@@ -20,9 +20,9 @@ from dq_plugins.errors import CalibrationError
 from dq_plugins.graph import find_timestep_argument
 from dq_plugins.hashing import weights_hash
 from dq_plugins.observers import optimal_groups
-from dq_plugins.passes.weight_ranges import weight_parameters
 from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, Section, WeightQuant
 from dq_plugins.timesteps import Schedule, TimestepContext, attach_context, context_of, detach_context
+from dq_plugins.weight_scale import weight_parameters
 from dq_torchao.adapter import apply
 from dq_torchao.collecting import StatisticsStore
 from dq_torchao.config import TimestepInt8Config

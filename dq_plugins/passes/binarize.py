@@ -21,9 +21,9 @@ from torch import Tensor
 from dq_plugins.binarization.binarizers import mean_magnitude
 from dq_plugins.binarization.choices import SECTION, binarydm_choices
 from dq_plugins.errors import PlanError
-from dq_plugins.passes.weight_ranges import weight_parameters
 from dq_plugins.plan import QuantPlan, Section, WeightQuant
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
+from dq_plugins.weight_scale import weight_parameters
 
 TINY = torch.finfo(torch.float32).tiny
 
