@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import logging
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -126,8 +129,11 @@ _CHATTY = ("torch.export", "torch._dynamo", "torch.fx", "torch._subclasses.fake_
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the warnings and log lines of one export: they speak of code that the user did not write."""
-    with warnings.catch_warnings(), loggers_at(logging.CRITICAL, _CHATTY):
+    """Silence the warnings and log lines of one export: they speak of code that the user did not write.
+
+    A failing export also prints the graph that it has so far, past all loggers.
+    """
+    with warnings.catch_warnings(), loggers_at(logging.CRITICAL, _CHATTY), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
 
@@ -138,8 +144,18 @@ def _explain(denoiser: nn.Module, failures: list[tuple[_Attempt, Exception]]) ->
         f"{type(unwrap(denoiser)).__name__} cannot be traced by torch.export with these example inputs ({reasons}). "
         "Check first that the denoiser runs on the example inputs. If it does, its forward reads tensor values to "
         "decide what to do (a Python `if`, `.item()`, `.tolist()` or boolean indexing on a tensor); compute "
-        "such values from shapes or pass them as Python arguments. The traceback above shows the line."
+        f"such values from shapes or pass them as Python arguments.{_place(failures[0][1])}"
     )
+
+
+def _place(error: Exception) -> str:
+    """Where in the denoiser's own code an export stopped, as a sentence."""
+    ours = (str(Path(torch.__file__).parent), str(Path(__file__).parent), "<")
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(ours)]
+    if not frames:
+        return ""
+    last = frames[-1]
+    return f" It stopped at {last.filename}:{last.lineno}, in {last.name}: `{last.line}`."
 
 
 def _first_line(error: Exception) -> str:

@@ -74,6 +74,16 @@ def test_a_denoiser_that_branches_on_values_fails_with_every_reason_and_the_way_
         export_denoiser(BranchesOnValues(), TwoLayers.inputs())
 
 
+def test_a_failure_names_the_line_and_prints_nothing(capfd):
+    class AsksForANumber(TwoLayers):
+        def forward(self, x, t):
+            return self.body(x) * torch.as_tensor(float(t.sum())).expand(len(x), 1)
+
+    with pytest.raises(TraceError, match=r"It stopped at .*test_export\.py:\d+, in forward: `return .*float\("):
+        export_denoiser(AsksForANumber(), TwoLayers.inputs())
+    assert capfd.readouterr().err == ""
+
+
 def test_an_error_of_the_denoisers_own_code_is_quoted():
     inputs = {"x": torch.zeros(2, 5), "t": torch.zeros(2, 4)}
     with pytest.raises(TraceError, match="RuntimeError: .*5.*Check first that the denoiser runs"):
