@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from dq_diffusers.config import build_from_config
+from dq_diffusers.building import build_from_config
 from dq_diffusers.example_inputs import example_inputs
 
 from dq_plugins.commands.inspect import human

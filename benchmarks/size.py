@@ -216,7 +216,7 @@ def counted_size(model: nn.Module, weight_bits: int, act_bits: int | None, group
 
 def full_size() -> dict[str, Size]:
     """An SD-1.5-size U-Net at every width; eight timestep groups."""
-    from dq_diffusers.config import build_from_config
+    from dq_diffusers.building import build_from_config
 
     from benchmarks.graph_full_size import SD15
 

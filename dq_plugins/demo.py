@@ -18,7 +18,7 @@ from torch import nn
 from dq_plugins.application import apply
 from dq_plugins.bundled import bundled
 from dq_plugins.calibration import CalibrationSet, record
-from dq_plugins.commands.host import diffusers_adapter
+from dq_plugins.commands.pipelines import diffusers_adapter
 from dq_plugins.evaluation import Latency, compare_latency, output_sqnr, state_bytes
 from dq_plugins.evaluation.execution import executions
 from dq_plugins.observers.statistics import collect

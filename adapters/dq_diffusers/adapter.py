@@ -14,8 +14,8 @@ class DiffusersAdapter:
     name = "diffusers"
 
     def build_from_config(self, path: str | Path) -> nn.Module:
-        """A denoiser on the meta device; see `dq_diffusers.config.build_from_config`."""
-        from dq_diffusers.config import build_from_config
+        """A denoiser on the meta device; see `dq_diffusers.building.build_from_config`."""
+        from dq_diffusers.building import build_from_config
 
         return build_from_config(path)
 

@@ -3,7 +3,7 @@
 diffusers reads a single weight file, a pickle if there is no safetensors file, before its quantizer sees the list of
 files; and where the file is damaged it says no more than "unable to load". A quantizer is asked earlier, for its
 environment, but is not told what is loaded. That is read from the frame of ``from_pretrained``, from its public
-arguments, as `dq_torchao.config` does with ``quantize_``: nothing is kept, and nothing is changed.
+arguments, as `dq_torchao.running_quantize` does with ``quantize_``: nothing is kept, and nothing is changed.
 """
 
 from __future__ import annotations

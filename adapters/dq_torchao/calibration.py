@@ -25,7 +25,7 @@ from dq_plugins.timesteps import Schedule, TimestepContext, attach_context, cont
 from dq_plugins.weight_scale import weight_parameters
 from dq_torchao.adapter import apply
 from dq_torchao.collecting import StatisticsStore
-from dq_torchao.config import TimestepInt8Config
+from dq_torchao.timestep_config import TimestepInt8Config
 
 ERROR_POWER = {"mse": 2.0, "shrink": 2.4}
 GROUPS = "all"

@@ -25,7 +25,7 @@ from dq_plugins.timesteps import TimestepContext
 from dq_torchao.adapter import install
 from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of, remember
 from dq_torchao.checkpoint_files import CheckpointFiles, integrity_metadata
-from dq_torchao.configs import config_from_json
+from dq_torchao.config_data import config_from_json
 from dq_torchao.restoring import check_values, restore_layer
 from dq_torchao.timestep_state import bind_timestep_state
 

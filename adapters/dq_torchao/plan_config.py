@@ -19,7 +19,7 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan, decode_plan, encode_plan, load_plan
 from dq_torchao.checkpoint_config import checkpoint_config_of
-from dq_torchao.config import module_being_quantized
+from dq_torchao.running_quantize import module_being_quantized
 from dq_torchao.versions import Versioned
 
 EMBEDDED_LIMIT = 64 << 20

@@ -5,7 +5,7 @@ that to classes that only hold data.
 """
 
 from dq_torchao.checkpoint_config import CheckpointConfig
-from dq_torchao.config import TimestepInt8Config
 from dq_torchao.plan_config import PlanConfig
+from dq_torchao.timestep_config import TimestepInt8Config
 
 __all__ = ["CheckpointConfig", "PlanConfig", "TimestepInt8Config"]

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from dq_plugins.application import apply
-    from dq_plugins.commands.host import load_denoiser
+    from dq_plugins.commands.pipelines import load_denoiser
     from dq_plugins.evaluation.execution import executions
     from dq_plugins.plan import load_plan
     from dq_plugins.report import Table

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make and save the plan, and print what it decided."""
     from dq_plugins.calibration import CalibrationSet
-    from dq_plugins.commands.host import load_denoiser
+    from dq_plugins.commands.pipelines import load_denoiser
     from dq_plugins.commands.summary import plan_table
 
     _, denoiser = load_denoiser(args.model)

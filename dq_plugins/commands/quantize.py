@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Record into ``out/calib``, plan into ``out/plan``, apply, print the error per timestep, save the pipeline."""
     from dq_plugins.application import apply
     from dq_plugins.commands.evaluate import sqnr_table
-    from dq_plugins.commands.host import diffusers_adapter, load_denoiser
+    from dq_plugins.commands.pipelines import diffusers_adapter, load_denoiser
     from dq_plugins.commands.record import record_pipeline
     from dq_plugins.commands.summary import plan_table
 

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def record_pipeline(args: argparse.Namespace, out: Path, *, progress: bool = True) -> CalibrationSet:
     """Sample the pipeline that ``args`` name, and record its denoiser's calls into ``out``."""
     from dq_plugins.calibration import record
-    from dq_plugins.commands.host import diffusers_adapter
+    from dq_plugins.commands.pipelines import diffusers_adapter
 
     adapter = diffusers_adapter()
     pipe = adapter.load_pipeline(args.model)

@@ -8,7 +8,7 @@ import warnings
 import dq_torchao
 import pytest
 from dq_torchao import CheckpointConfig, PlanConfig, TimestepInt8Config, serializable
-from dq_torchao.configs import config_from_json
+from dq_torchao.config_data import config_from_json
 from torchao.core.config import AOBaseConfig, config_from_dict, config_to_dict
 from torchao_models import Denoiser, denoiser_plan
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from dq_diffusers.config import build_from_config, find_config
+from dq_diffusers.building import build_from_config, find_config
 from tiny_configs import config_of
 
 from dq_plugins.errors import DQError

@@ -1,25 +1,18 @@
-"""``quantize_(denoiser, TimestepInt8Config(...))``: calibration by sampling, behind torchao's own verb.
-
-torchao hands a handler one layer at a time, and timesteps arrive at the denoiser, so the handler needs the module that
-``quantize_`` was called with. torchao does not pass it on; it is read from the frame of ``quantize_``, which holds it
-under the name of its public argument. A registry of "the denoiser being prepared" or a global forward hook would do
-the same with state that outlives the call. Where there is no such frame, the error says how to pass the denoiser.
-"""
+"""``quantize_(denoiser, TimestepInt8Config(...))``: calibration by sampling, behind torchao's own verb."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 from torchao.core.config import AOBaseConfig
-from torchao.quantization import quantize_
 from torchao.quantization.transform_module import register_quantize_module_handler
 
 from dq_plugins.affine import integer_range
 from dq_plugins.errors import DQError
 from dq_plugins.timesteps import context_of
+from dq_torchao.running_quantize import module_being_quantized
 from dq_torchao.versions import Versioned
 
 STEPS = ("prepare", "convert")
@@ -96,24 +89,3 @@ def handle_layer(layer: nn.Module, config: TimestepInt8Config) -> nn.Module:
     elif isinstance(context := context_of(denoiser), CalibrationContext) or context is None:
         convert(denoiser)  # all layers at once: groups are shared. The remaining calls find it done.
     return layer
-
-
-def module_being_quantized(config: str, instead: str) -> nn.Module:
-    """The first argument of the running ``quantize_``.
-
-    Args:
-        config: name of the config that needs it, for the message.
-        instead: what to call where there is no ``quantize_``.
-
-    Raises:
-        DQError: no ``quantize_`` is running.
-    """
-    frame = sys._getframe()
-    while frame is not None:
-        if frame.f_code is quantize_.__code__:
-            return frame.f_locals["model"]
-        frame = frame.f_back
-    raise DQError(
-        f"{config} was applied to a layer outside torchao's quantize_(denoiser, config), so the denoiser is not known. "
-        f"Call quantize_ on the whole denoiser, or use {instead}."
-    )
