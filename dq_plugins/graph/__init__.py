@@ -1,4 +1,4 @@
-"""The dependency graph of a denoiser and what follows from it: temporal block, roles, frontier, budgets."""
+"""The dependency graph of a denoiser and what follows from it: temporal block, roles, frontier."""
 
 from dq_plugins.graph.arguments import TIMESTEP_NAMES, find_timestep_argument
 from dq_plugins.graph.frontier import FrontierTensor
