@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import textwrap
 from collections.abc import Sequence
 
+from dq_plugins import __version__
 from dq_plugins.errors import DQError
+from dq_plugins.registry.messages import close_matches
 
 COMMANDS = (
     "demo", "list", "check", "inspect", "record", "plan", "apply", "quantize", "evaluate", "report", "diff",
 )  # fmt: skip
-EXIT_ERROR, EXIT_INTERRUPTED = 2, 130
+EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
@@ -26,6 +29,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
         prog="dq-plugins",
         description="Quantization passes for diffusion models. Each command's --help has an example.",
     )
+    parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         if only is not None and name != only:
@@ -40,8 +44,22 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(sub)
-        sub.set_defaults(run=module.run)
+        sub.set_defaults(run=module.run, parser=sub)
     return parser
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse arguments; those that are wrong end the process with the usage of the very sub-command."""
+    known = [argument for argument in argv[:1] if argument in COMMANDS]
+    parser = build_parser(*known)
+    if argv and not known and not argv[0].startswith("-"):
+        hint = close_matches(argv[0], COMMANDS) or f"; the commands are {', '.join(COMMANDS)}"
+        parser.error(f"there is no command {argv[0]!r}{hint}")
+    args, rest = parser.parse_known_args(argv)
+    if rest:
+        hints = [close_matches(each, list(args.parser._option_string_actions)) for each in rest if each.startswith("-")]
+        args.parser.error(f"unrecognized arguments: {' '.join(rest)}{''.join(hints)}")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,11 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 1 when a check found something, 2 on an error, 130 when interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    only = argv[0] if argv and argv[0] in COMMANDS else None
-    args = build_parser(only).parse_args(argv)
+    args = parse(argv)
     try:
-        return int(args.run(args) or 0)
-    except DQError as error:
+        status = int(args.run(args) or 0)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `dq-plugins ... | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except (DQError, OSError) as error:
         print(f"dq-plugins {args.command}: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:

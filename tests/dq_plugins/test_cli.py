@@ -1,0 +1,58 @@
+"""What every command has in common: wrong arguments, exit statuses, pipes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import dq_plugins
+from dq_plugins.cli import main
+
+
+def test_version(capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"{dq_plugins.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "usage", "message"),
+    [
+        ([], "usage: dq-plugins [-h]", "required: COMMAND"),
+        (["raport"], "usage: dq-plugins [-h]", "there is no command 'raport'; did you mean 'report'?"),
+        (["plan", "a", "b", "--out", "c", "--recipee", "d"], "usage: dq-plugins plan", "did you mean '--recipe'?"),
+        (["list", "passes"], "usage: dq-plugins list", "unrecognized arguments: passes"),
+    ],
+)
+def test_wrong_arguments(argv: list[str], usage: str, message: str, capsys) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(usage)
+    assert message in error
+
+
+def test_errors_of_the_file_system_are_one_line(tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    plan = tmp_path / "plan"
+    dq_plugins.QuantPlan("Any", "0" * 64, "timestep", dq_plugins.Schedule((1.0,))).save(plan)
+    assert main(["report", str(plan), "--out", str(tmp_path / "file" / "report.html")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("dq-plugins report: ")
+    assert len(error.splitlines()) == 1
+
+
+def test_a_reader_that_stops_early_is_no_error() -> None:
+    code = "import sys; from dq_plugins.commands import list; list.run = lambda args: [print('x' * 99) for _ in range(9999)]"
+    code += "; from dq_plugins.cli import main; sys.exit(main(['list']))"
+    running = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    assert running.stderr is not None
+    running.stdout.readline()
+    running.stdout.close()
+    assert running.stderr.read() == ""
+    assert running.wait() == 141
