@@ -23,6 +23,7 @@ from dq_plugins.evaluation import Latency, compare_latency, output_sqnr, state_b
 from dq_plugins.evaluation.execution import executions
 from dq_plugins.observers.statistics import collect
 from dq_plugins.plan import QuantPlan
+from dq_plugins.progress import on_terminal
 from dq_plugins.recipe import make_plan
 from dq_plugins.report.demo_page import DemoResult
 
@@ -119,7 +120,8 @@ class Demo:
 
     def _record(self, pipe: Any, denoiser: nn.Module, images: int, seed: int, folder: str) -> CalibrationSet:
         sampler = self._sampler(pipe, images, seed)
-        return record(denoiser, sampler, self.out / folder, total=sampler.total)  # type: ignore[attr-defined]
+        options = {"total": sampler.total, "progress": on_terminal()}  # type: ignore[attr-defined]
+        return record(denoiser, sampler, self.out / folder, **options)
 
     def _plan(self, denoiser: nn.Module, calibration: CalibrationSet) -> QuantPlan:
         s = self.settings
@@ -131,6 +133,7 @@ class Demo:
             act_bits=s.act_bits,
             seed=s.seed,
             options={"timestep-groups": {"groups": s.groups}},
+            progress=on_terminal(),
         )
         plan.save(self.out / "plan")
         return plan

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def on_terminal() -> bool:
+    """Whether somebody sees progress bars as such; in a file or a pipe they are rubbish."""
+    return sys.stderr.isatty()
 
 
 class Progress(NamedTuple):

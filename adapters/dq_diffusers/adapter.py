@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from dq_plugins.progress import on_terminal
+
 
 class DiffusersAdapter:
     """Builds denoisers from diffusers configs without weights, and knows what their forwards take."""
@@ -26,10 +28,15 @@ class DiffusersAdapter:
         return example_inputs(model, **sizes)
 
     def load_pipeline(self, path: str | Path) -> Any:
-        """A saved pipeline, in full precision; see `dq_diffusers.recording.load_pipeline`."""
+        """A saved pipeline, in full precision; see `dq_diffusers.recording.load_pipeline`.
+
+        Off a terminal the progress bars of loading are not shown.
+        """
+        from dq_diffusers.quiet import loading_bars
         from dq_diffusers.recording import load_pipeline
 
-        return load_pipeline(path)
+        with loading_bars(shown=on_terminal()):
+            return load_pipeline(path)
 
     def save_pipeline(self, pipe: Any, denoiser: nn.Module, folder: str | Path) -> Path | None:
         """Save a pipeline with a quantized denoiser in the place of its own.

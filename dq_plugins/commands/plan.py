@@ -66,6 +66,7 @@ def run_recipe(args: argparse.Namespace, denoiser: nn.Module, calibration: Calib
     """
     import shutil
 
+    from dq_plugins.progress import on_terminal
     from dq_plugins.recipe import make_plan
 
     plan = make_plan(
@@ -77,6 +78,7 @@ def run_recipe(args: argparse.Namespace, denoiser: nn.Module, calibration: Calib
         seed=args.seed,
         options=parse_options(args.option),
         workdir=out / "work",
+        progress=on_terminal(),
     )
     plan.save(out)
     shutil.rmtree(out / "work")

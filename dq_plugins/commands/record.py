@@ -48,6 +48,7 @@ def record_pipeline(args: argparse.Namespace, out: Path, *, progress: bool = Tru
     """Sample the pipeline that ``args`` name, and record its denoiser's calls into ``out``."""
     from dq_plugins.calibration import record
     from dq_plugins.commands.pipelines import diffusers_adapter
+    from dq_plugins.progress import on_terminal
 
     adapter = diffusers_adapter()
     pipe = adapter.load_pipeline(args.model)
@@ -71,7 +72,7 @@ def record_pipeline(args: argparse.Namespace, out: Path, *, progress: bool = Tru
         timestep=args.timestep,
         total=sample.total,
         overwrite=args.overwrite,
-        progress=progress,
+        progress=progress and on_terminal(),
     )
 
 

@@ -47,8 +47,13 @@ def test_errors_of_the_file_system_are_one_line(tmp_path, capsys) -> None:
 
 
 def test_a_reader_that_stops_early_is_no_error() -> None:
-    code = "import sys; from dq_plugins.commands import list; list.run = lambda args: [print('x' * 99) for _ in range(9999)]"
-    code += "; from dq_plugins.cli import main; sys.exit(main(['list']))"
+    code = """
+import sys
+from dq_plugins.cli import main
+from dq_plugins.commands import list
+list.run = lambda args: print("a line\\n" * 99_999)
+sys.exit(main(["list"]))
+"""
     running = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert running.stdout is not None
     assert running.stderr is not None

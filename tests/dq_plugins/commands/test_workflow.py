@@ -83,6 +83,13 @@ def test_help_shows_an_example(command: str, capsys) -> None:
     assert f"dq-plugins {command}" in capsys.readouterr().out.partition("example:")[2]
 
 
+def test_off_a_terminal_nothing_but_the_result_is_printed(tmp_path: Path, capsys) -> None:
+    assert main(["record", MODEL, "--out", str(tmp_path / "calib"), *SHORT]) == 0
+    command = ["plan", MODEL, str(tmp_path / "calib"), "--recipe", "fast", "--out", str(tmp_path / "plan")]
+    assert main(command) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_options_are_parsed_as_json_or_text() -> None:
     parsed = parse_options(["a.x=4", "a.y=dp", "b.z=[1, 2]"])
     assert parsed == {"a": {"x": 4, "y": "dp"}, "b": {"z": [1, 2]}}
