@@ -2,50 +2,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
-from dq_diffusers.pipelines import PixelClassConditionalPipeline, PixelTextToImagePipeline
+from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
+from dq_diffusers.pipelines import PixelClassConditionalPipeline
 from dq_diffusers.recording import denoiser_of, load_pipeline, sampler
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from tiny_pipelines import class_pipeline, text_pipeline
 
 from dq_plugins.calibration import record
 from dq_plugins.calibration.prompts import PROMPTS
 from dq_plugins.errors import DQError
 
-WIDTHS = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
-
 
 def unconditional() -> DDPMPipeline:
     torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    return DDPMPipeline(UNet2DModel(sample_size=8, **blocks, **WIDTHS), DDIMScheduler())
-
-
-def class_conditional() -> PixelClassConditionalPipeline:
-    torch.manual_seed(0)
-    transformer = DiTTransformer2DModel(
-        num_attention_heads=2, attention_head_dim=4, in_channels=1, out_channels=1, num_layers=1, sample_size=4,
-        patch_size=2, num_embeds_ada_norm=3, norm_num_groups=1,
+    unet = UNet2DModel(
+        sample_size=8, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
     )  # fmt: skip
-    return PixelClassConditionalPipeline(transformer.eval(), DDIMScheduler())
-
-
-def text_to_image() -> PixelTextToImagePipeline:
-    torch.manual_seed(0)
-    words = Tokenizer(models.WordLevel({"[UNK]": 0, "red": 1, "fox": 2}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, unk_token="[UNK]", pad_token="[UNK]", model_max_length=4
-    )
-    config = CLIPTextConfig(
-        vocab_size=3, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=4, eos_token_id=0, bos_token_id=0, pad_token_id=0,
-    )  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=8, in_channels=3, out_channels=3, cross_attention_dim=8, attention_head_dim=4, **WIDTHS,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    )  # fmt: skip
-    return PixelTextToImagePipeline(unet.eval(), CLIPTextModel(config).eval(), tokenizer, DDIMScheduler())
+    return DDPMPipeline(unet, DDIMScheduler())
 
 
 def recorded(pipe, tmp_path, **options):
@@ -54,7 +27,7 @@ def recorded(pipe, tmp_path, **options):
     return record(denoiser, sample, tmp_path, total=sample.total, progress=False), sample
 
 
-@pytest.mark.parametrize(("make", "name"), [(unconditional, "unet"), (class_conditional, "transformer")])
+@pytest.mark.parametrize(("make", "name"), [(unconditional, "unet"), (class_pipeline, "transformer")])
 def test_the_denoiser_is_the_component_that_takes_a_timestep(make, name):
     pipe = make()
     assert denoiser_of(pipe) == (name, getattr(pipe, name))
@@ -69,7 +42,7 @@ def test_a_pipeline_without_one_is_an_error():
 
 @pytest.mark.parametrize(
     ("make", "conditions"),
-    [(unconditional, {}), (class_conditional, {}), (text_to_image, {"prompts": ["red fox", "fox"]})],
+    [(unconditional, {}), (class_pipeline, {}), (text_pipeline, {"prompts": ["red fox", "fox"]})],
 )
 def test_a_recording_of_any_pipeline_can_be_checked_by_running_it_again(make, conditions, tmp_path):
     calib, sample = recorded(make(), tmp_path, images=3, batch=2, **conditions)
@@ -89,24 +62,24 @@ def test_noise_belongs_to_the_image_and_not_to_the_batch(tmp_path):
 
 
 def test_classes_default_to_all_in_turn_and_can_be_given(tmp_path):
-    calib, _ = recorded(class_conditional(), tmp_path / "all", images=4, guidance_scale=1.0)
+    calib, _ = recorded(class_pipeline(), tmp_path / "all", images=4, guidance_scale=1.0)
     assert next(calib.calls()).kwargs["class_labels"].tolist() == [0, 1, 2, 0]
-    calib, _ = recorded(class_conditional(), tmp_path / "some", images=4, class_labels=[2, 1], guidance_scale=1.0)
+    calib, _ = recorded(class_pipeline(), tmp_path / "some", images=4, class_labels=[2, 1], guidance_scale=1.0)
     assert next(calib.calls()).kwargs["class_labels"].tolist() == [2, 1, 2, 1]
 
 
 def test_text_models_draw_built_in_prompts_unless_told_otherwise():
-    assert sampler(text_to_image(), images=3).conditions["prompt"] == list(PROMPTS[:3])
-    assert sampler(text_to_image(), images=3, prompts=["fox"]).conditions["prompt"] == ["fox"] * 3
-    assert len(sampler(text_to_image(), images=40).conditions["prompt"]) == 40
+    assert sampler(text_pipeline(), images=3).conditions["prompt"] == list(PROMPTS[:3])
+    assert sampler(text_pipeline(), images=3, prompts=["fox"]).conditions["prompt"] == ["fox"] * 3
+    assert len(sampler(text_pipeline(), images=40).conditions["prompt"]) == 40
 
 
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (text_to_image, {"class_labels": [1]}, "takes no class_labels; it takes: prompt"),
+        (text_pipeline, {"class_labels": [1]}, "takes no class_labels; it takes: prompt"),
         (unconditional, {"prompts": ["fox"]}, "takes no prompt; it takes: no condition"),
-        (text_to_image, {"prompts": []}, "empty list of prompt"),
+        (text_pipeline, {"prompts": []}, "empty list of prompt"),
         (unconditional, {"guidance_scale": 2.0}, "takes no 'guidance_scale'"),
         (unconditional, {"images": 0}, "at least 1"),
     ],
@@ -117,9 +90,9 @@ def test_wrong_conditions_are_errors(make, options, message):
 
 
 def test_another_denoiser_takes_the_place_only_while_sampling():
-    pipe = class_conditional()
+    pipe = class_pipeline()
     original, calls = pipe.transformer, []
-    other = class_conditional().transformer
+    other = class_pipeline().transformer
     other.register_forward_hook(lambda *_: calls.append(1))
     (output,) = sampler(pipe, steps=2, images=1)(other)
     assert len(calls) == 2
@@ -128,7 +101,7 @@ def test_another_denoiser_takes_the_place_only_while_sampling():
 
 
 def test_a_saved_pipeline_loads_and_a_missing_one_is_an_error(tmp_path):
-    class_conditional().save_pretrained(tmp_path / "pipe")
+    class_pipeline().save_pretrained(tmp_path / "pipe")
     assert isinstance(load_pipeline(tmp_path / "pipe"), PixelClassConditionalPipeline)
     with pytest.raises(DQError, match="no pipeline"):
         load_pipeline(tmp_path)
