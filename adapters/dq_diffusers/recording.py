@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,23 +82,32 @@ def _takes_timestep(module: nn.Module) -> bool:
     return True
 
 
+@dataclass(frozen=True, eq=False)
 class PipelineSampler:
     """Runs a pipeline with a given denoiser; made by `sampler`.
 
     Image ``i`` starts from the noise of seed ``seed + i`` whatever the batch size, on the CPU, so a recording can be
     resumed and compared on any device. Latents are not decoded: the denoiser's calls are what counts.
+
+    Attributes:
+        pipe: the pipeline.
+        attribute: name of its denoiser.
+        conditions: by argument of the pipeline, one value for each image.
+        steps: denoising steps.
+        images: number of images.
+        batch: images sampled at once.
+        seed: of the first image.
+        arguments: the other arguments of every call of the pipeline.
     """
 
-    def __init__(self, pipe: Any, conditions: dict[str, Sequence[Any]], options: dict[str, Any]) -> None:
-        """Use `sampler`."""
-        self.pipe = pipe
-        self.attribute, _ = denoiser_of(pipe)
-        self.conditions = conditions
-        self.steps: int = options["steps"]
-        self.images: int = options["images"]
-        self.batch: int = options["batch"]
-        self.seed: int = options["seed"]
-        self.extra: dict[str, Any] = options["extra"]
+    pipe: Any
+    attribute: str
+    conditions: dict[str, Sequence[Any]]
+    steps: int
+    images: int
+    batch: int
+    seed: int
+    arguments: dict[str, Any]
 
     @property
     def total(self) -> int | None:
@@ -113,7 +123,7 @@ class PipelineSampler:
     def description(self) -> dict[str, Any]:
         """What a recording keeps of the sampler: the scheduler's config and the weight of guidance."""
         default = inspect.signature(type(self.pipe).__call__).parameters.get("guidance_scale")
-        guidance = self.extra.get("guidance_scale", default.default if default is not None else None)
+        guidance = self.arguments.get("guidance_scale", default.default if default is not None else None)
         config = json.loads(self.pipe.scheduler.to_json_string())
         return {"adapter": "diffusers", "scheduler": config, "guidance": guidance}
 
@@ -131,7 +141,7 @@ class PipelineSampler:
         generators = [torch.Generator().manual_seed(self.seed + i) for i in images]
         conditions = {name: [values[i] for i in images] for name, values in self.conditions.items()}
         size = {} if conditions else {"batch_size": len(images)}
-        return self.pipe(**conditions, **size, num_inference_steps=self.steps, generator=generators, **self.extra)
+        return self.pipe(**conditions, **size, num_inference_steps=self.steps, generator=generators, **self.arguments)
 
 
 def sampler(
@@ -173,18 +183,16 @@ def sampler(
         raise DQError(f"steps, images and batch are at least 1, got {steps}, {images} and {batch}")
     accepted = inspect.signature(type(pipe).__call__).parameters
     conditions = _conditions(pipe, accepted, prompts, class_labels, images)
-    extra: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     if guidance_scale is not None:
-        extra["guidance_scale"] = guidance_scale
-    if "output_type" in accepted and getattr(pipe, "vae", None) is not None:
-        extra["output_type"] = "latent" if "prompt" in accepted else "np"
-    elif "output_type" in accepted:
-        extra["output_type"] = "np"
-    unknown = [name for name in extra if name not in accepted]
-    if unknown:
-        raise DQError(f"{type(pipe).__name__} takes no {unknown[0]!r}")
-    options = {"steps": steps, "images": images, "batch": batch, "seed": seed, "extra": extra}
-    return PipelineSampler(pipe, conditions, options)
+        if "guidance_scale" not in accepted:
+            raise DQError(f"{type(pipe).__name__} takes no 'guidance_scale'; leave it out")
+        arguments["guidance_scale"] = guidance_scale
+    if "output_type" in accepted:
+        latent = "prompt" in accepted and getattr(pipe, "vae", None) is not None
+        arguments["output_type"] = "latent" if latent else "np"
+    attribute, _ = denoiser_of(pipe)
+    return PipelineSampler(pipe, attribute, conditions, steps, images, batch, seed, arguments)
 
 
 def _conditions(
