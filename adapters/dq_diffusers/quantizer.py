@@ -63,7 +63,7 @@ class PlanQuantizer(DiffusersQuantizer):
         """The dtype asked for; without one a quantized denoiser is loaded in the dtypes it was saved in."""
         self.dtype_given = torch_dtype is not None
         if torch_dtype is None and self.pre_quantized and self.files is not None:
-            return _floating_dtype(self.files, self.config)
+            return _floating_dtype(self.files)
         return torch_dtype
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
@@ -182,7 +182,7 @@ def make_savable(model: Any, config: CheckpointConfig) -> None:
     model.register_to_config(quantization_config=wrapped)
 
 
-def _floating_dtype(files: CheckpointFiles, config: CheckpointConfig) -> torch.dtype:
+def _floating_dtype(files: CheckpointFiles) -> torch.dtype:
     """Dtype of most floating-point tensors that are not the quantizer's own."""
     own = ("weight_scale", "weight_sum", "act_scale", "_edges", "_bounds")
     counts: dict[torch.dtype, int] = {}

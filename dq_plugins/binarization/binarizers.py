@@ -158,9 +158,6 @@ class EvolvableBasis(nn.Module):
         return not bool(self.stage_one)
 
 
-Binarizer = BinaryBasis | EvolvableBasis
-
-
 def evolvable_bases(model: nn.Module) -> list[EvolvableBasis]:
     """Every evolvable-basis binarizer inside ``model``, each once."""
     return [module for module in model.modules() if isinstance(module, EvolvableBasis)]
