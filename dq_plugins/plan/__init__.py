@@ -1,6 +1,7 @@
 """The plan: every quantization decision, per layer, as framework-neutral data."""
 
-from dq_plugins.plan.files import decode_plan, encode_plan, load_plan, save_plan
+from dq_plugins.plan.encoding import decode_plan, encode_plan
+from dq_plugins.plan.files import load_plan, save_plan
 from dq_plugins.plan.layers import ActivationQuant, LayerPlan, WeightQuant
 from dq_plugins.plan.plan import PassRecord, QuantPlan, Section
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
-from dq_plugins.plan.layers import LayerPlan
+from dq_plugins.plan.layers import ActivationQuant, LayerPlan
 from dq_plugins.timesteps import Schedule, TimestepGroups
 
 
@@ -87,21 +87,23 @@ class QuantPlan:
                 in full precision without a reason, or the sampling timesteps do not descend inside the groups.
         """
         for name, layer in self.layers.items():
-            activation = layer.activation
-            if activation is not None:
-                if activation.groups not in self.groups:
-                    known = ", ".join(self.groups) or "none"
-                    raise PlanError(f"layer {name!r} uses timestep groups {activation.groups!r}; the plan has: {known}")
-                expected = len(self.groups[activation.groups])
-                if len(activation.scale) != expected:
-                    raise PlanError(
-                        f"layer {name!r} has {len(activation.scale)} activation scales, but timestep groups "
-                        f"{activation.groups!r} are {expected}"
-                    )
-            if (layer.weight is None or activation is None) and not layer.kept:
+            if layer.activation is not None:
+                self._check_activation(name, layer.activation)
+            if (layer.weight is None or layer.activation is None) and not layer.kept:
                 raise PlanError(f"layer {name!r} is (partly) in full precision and the plan does not say why")
         self._check_sampling()
         return self
+
+    def _check_activation(self, layer: str, activation: ActivationQuant) -> None:
+        if activation.groups not in self.groups:
+            known = ", ".join(self.groups) or "none"
+            raise PlanError(f"layer {layer!r} uses timestep groups {activation.groups!r}; the plan has: {known}")
+        expected = len(self.groups[activation.groups])
+        if len(activation.scale) != expected:
+            raise PlanError(
+                f"layer {layer!r} has {len(activation.scale)} activation scales, but timestep groups "
+                f"{activation.groups!r} are {expected}"
+            )
 
     @property
     def visited(self) -> Schedule:
@@ -149,7 +151,7 @@ class QuantPlan:
     @property
     def hash(self) -> str:
         """sha256 over everything the plan holds, tensors included."""
-        from dq_plugins.plan.files import plan_hash
+        from dq_plugins.plan.encoding import plan_hash
 
         return plan_hash(self)
 
