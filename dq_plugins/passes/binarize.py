@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from dq_plugins.binarization.binarizers import mean_magnitude
-from dq_plugins.binarization.choices import SECTION, binarydm_choices
+from dq_plugins.binarization.choices import SECTION, BinaryDMChoices, binarydm_choices
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan, Section, WeightQuant
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
@@ -43,22 +43,52 @@ class Binarize(Pass):
     """Write every layer's weight quantizer, and where two bases help training."""
 
     name = "binarize"
+    after = ("bit-allocation", "timestep-reduction")
 
     class Options(PassOptions):
         """Options of ``binarize``.
 
         Attributes:
             side_ratio: two bases where features are at least this much of the input's side.
+            keep_widths: one bit where the plan says so, by ``bit-allocation`` or ``timestep-reduction`` over a menu with
+                one bit, instead of everywhere but at the ends.
         """
 
         side_ratio: float = Field(0.5, gt=0, le=1)
+        keep_widths: bool = False
 
     options: Options
     Options: ClassVar[type[PassOptions]] = Options
 
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
-        """Write ``layer.weight`` of every layer that trains quantized, and the section ``binarize``."""
+        """Write ``layer.weight`` of every layer that trains quantized, and the section ``binarize``.
+
+        Raises:
+            PlanError: a weight is not finite, or no layer of the plan has the one bit that ``keep_widths`` keeps.
+        """
         choices = binarydm_choices(context.partition, context.act_bits, side_ratio=self.options.side_ratio)
+        if self.options.keep_widths:
+            binary = {n for n, layer in plan.layers.items() if layer.weight is not None and not layer.weight.rounds}
+            if not binary:
+                raise PlanError(
+                    "no layer of the plan has a weight of one bit; let 'bit-allocation' or 'timestep-reduction' choose "
+                    "from a menu with one bit first: the option weight_menu=(1, 8) of 'sensitivity'"
+                )
+        else:
+            binary = {n for n, choice in choices.layers.items() if choice.binary}
+            yield from self._write(plan, choices, context)
+        evolvable = [n for n, c in choices.layers.items() if c.weight == "evolvable" and n in binary]
+        blocks = {context.partition.layers[n].block for n in evolvable}
+        plan.sections[SECTION] = Section(
+            {
+                "evolvable": evolvable,
+                "evolvable_blocks": [b for b in choices.evolvable_blocks if b in blocks],
+                "mimicked_blocks": list(choices.blocks),
+            }
+        )
+        yield Progress(len(choices.layers), len(choices.layers))
+
+    def _write(self, plan: QuantPlan, choices: BinaryDMChoices, context: PassContext) -> Iterator[Progress]:
         for done, (name, choice) in enumerate(choices.layers.items()):
             yield Progress(done, len(choices.layers), name)
             weight = context.denoiser.get_submodule(name).weight
@@ -68,11 +98,3 @@ class Binarize(Pass):
             plan.layers[name].kept = "activations stay in floating point: no pass has chosen their ranges"
         for name, reason in choices.kept.items():
             plan.layers[name].kept = reason
-        plan.sections[SECTION] = Section(
-            {
-                "evolvable": [n for n, c in choices.layers.items() if c.weight == "evolvable"],
-                "evolvable_blocks": list(choices.evolvable_blocks),
-                "mimicked_blocks": list(choices.blocks),
-            }
-        )
-        yield Progress(len(choices.layers), len(choices.layers))

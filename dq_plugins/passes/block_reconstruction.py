@@ -40,7 +40,7 @@ class BlockReconstruction(Pass):
 
     name = "block-reconstruction"
     requires = ("weight-ranges",)
-    after = ("temporal-reconstruction", "bit-allocation")
+    after = ("temporal-reconstruction", "bit-allocation", "timestep-reduction")
 
     class Options(PassOptions):
         """Options of ``block-reconstruction``.
@@ -69,8 +69,8 @@ class BlockReconstruction(Pass):
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
         """Write learned codes block by block; a finished block is not learned again after an interruption."""
         frozen = self._frozen(plan, context)
-        quantized = [n for n, layer in plan.layers.items() if layer.weight is not None and n not in frozen]
-        learnable = [n for n in quantized if context.partition.layers[n].kind != "embedding"]
+        rounded = [n for n, layer in plan.layers.items() if layer.weight and layer.weight.rounds and n not in frozen]
+        learnable = [n for n in rounded if context.partition.layers[n].kind != "embedding"]
         units = find_units(context.partition, learnable)
         student = planned_student(context.denoiser, plan)
         found = {}

@@ -17,6 +17,7 @@ from dq_plugins.observers.minmax import MinMaxObserver
 from dq_plugins.observers.mse import MSEObserver
 from dq_plugins.observers.streaming import stream_inputs
 from dq_plugins.passes.activation_ranges import ActivationRanges
+from dq_plugins.passes.binarize import binary_weight
 from dq_plugins.passes.weight_ranges import WeightRanges
 from dq_plugins.plan import ActivationQuant, QuantPlan, WeightQuant
 from dq_plugins.recipe import PassContext
@@ -34,7 +35,7 @@ def candidates_of(
     Args:
         plan: with weight quantizers, and with activation quantizers unless activations stay in floating point.
         context: the run.
-        weight_menu: widths of weights.
+        weight_menu: widths of weights; one bit is BinaryDM's: signs, scaled by the mean magnitude.
         act_menu: widths of inputs.
     """
     key = ("candidates", tuple(weight_menu), tuple(act_menu))
@@ -63,6 +64,9 @@ def _weights(plan: QuantPlan, context: PassContext, name: str, menu: Sequence[in
     weight: Any = context.denoiser.get_submodule(name).weight
     found = {}
     for bits in menu:
+        if bits == 1:  # codes -1 and 0 would lose half of a symmetric weight
+            found[bits] = binary_weight(weight)
+            continue
         scale, zero_point = weight_parameters(weight, bits, symmetric=options.symmetric, method=options.method)
         found[bits] = WeightQuant(bits, scale.cpu(), None if options.symmetric else zero_point.cpu())
     return found

@@ -51,7 +51,7 @@ class FiniteSetRanges(Pass):
 
     name = "finite-set-ranges"
     requires = ("weight-ranges",)
-    after = ("temporal-reconstruction", "activation-ranges")
+    after = ("temporal-reconstruction", "activation-ranges", "timestep-reduction")
 
     class Options(PassOptions):
         """Options of ``finite-set-ranges``.

@@ -48,7 +48,7 @@ class Sensitivity(Pass):
         """Options of ``sensitivity``.
 
         Attributes:
-            weight_menu: widths of weights.
+            weight_menu: widths of weights; one bit is BinaryDM's: signs, scaled by the mean magnitude.
             act_menu: widths of inputs; not measured when activations stay in floating point.
             method: ``"linearised"`` or ``"exact"``.
             calls_per_timestep: recorded calls used at each timestep.

@@ -80,9 +80,10 @@ class TemporalReconstruction(Pass):
         if block is None or not layers:
             plan.sections[self.name] = Section({"skipped": "no quantized layer depends on the timestep alone"})
             return
-        points = shared_points(context, block, plan.schedule.sorted, self.options.conditions)
+        points = shared_points(context, block, plan.visited.sorted, self.options.conditions)
         weights, reference = block.weights(), block.features_at(points.inputs)
-        before = feature_error(reference, block.features_at(points.inputs, planned_weights(block, plan)))
+        planned = planned_weights(block, plan)
+        before = feature_error(reference, block.features_at(points.inputs, planned))
         variables = {n: SoftRounding(weights[f"{n}.weight"], plan.layers[n].weight) for n in layers}  # type: ignore[arg-type]
         batches = context.generator(len(layers))
 
@@ -90,7 +91,8 @@ class TemporalReconstruction(Pass):
             rows = torch.arange(len(points))
             if len(rows) > self.options.batch:
                 rows = torch.randperm(len(rows), generator=batches)[: self.options.batch]
-            features = block.features_at(points.rows(rows), {f"{n}.weight": w for n, w in soft.items()})
+            learning = {f"{n}.weight": w for n, w in soft.items()}
+            features = block.features_at(points.rows(rows), {**planned, **learning})
             errors = [(features[k] - reference[k][rows]).square().flatten(1).sum(1).mean() for k in features]
             return torch.stack(errors).sum()
 
@@ -116,4 +118,5 @@ class TemporalReconstruction(Pass):
 
 
 def _learnable(name: str, plan: QuantPlan, context: PassContext) -> bool:
-    return plan.layers[name].weight is not None and context.partition.layers[name].kind != "embedding"
+    weight = plan.layers[name].weight
+    return weight is not None and weight.rounds and context.partition.layers[name].kind != "embedding"

@@ -24,7 +24,7 @@ class TemporalTable(Pass):
     """Look the temporal features up instead of computing them."""
 
     name = "temporal-table"
-    after = ("temporal-reconstruction", "finite-set-ranges")
+    after = ("temporal-reconstruction", "finite-set-ranges", "timestep-reduction")
 
     class Options(PassOptions):
         """Options of ``temporal-table``.

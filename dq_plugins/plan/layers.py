@@ -68,6 +68,11 @@ class WeightQuant:
         """Whether the zero point is 0."""
         return self.zero_point is None
 
+    @property
+    def rounds(self) -> bool:
+        """Whether its codes come from rounding, which can be learned; signs do not."""
+        return self.scheme != "binary"
+
     def integers(self, weight: Tensor) -> Tensor:
         """Integer codes of ``weight`` as int8 (int16 above 8 bits), by the learned rounding or to nearest."""
         storage = torch.int8 if self.bits <= 8 else torch.int16

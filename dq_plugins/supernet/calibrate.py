@@ -186,6 +186,13 @@ class _Learner:
             (name, bits): SoftRounding(self._weight(name), quant)
             for name in unit.layers
             for bits, quant in candidates.weights.get(name, {}).items()
+            if quant.rounds
+        }
+        self.signs = {
+            (name, bits): quant.fake(self._weight(name))
+            for name in unit.layers
+            for bits, quant in candidates.weights.get(name, {}).items()
+            if not quant.rounds
         }
         self.steps = {
             (name, bits): torch.zeros(len(quant.scale), requires_grad=True)
@@ -212,20 +219,23 @@ class _Learner:
                 widths = draw(generator)
                 index = int(torch.randint(len(self.cache), (), generator=generator))
                 drawn = {(n, widths[n].weight) for n in self.unit.layers if widths[n].weight is not None}
-                used |= drawn  # type: ignore[arg-type]
-                weights = {n: self.rounding[n, b].soft() for n, b in drawn}  # type: ignore[index]
+                rounded: list[Any] = [key for key in drawn if key in self.rounding]
+                used |= set(rounded)
+                weights = {n: self.signs[n, b] for n, b in drawn if (n, b) in self.signs}  # type: ignore[index]
+                weights |= {n: self.rounding[n, b].soft() for n, b in rounded}
                 loss = self._loss(weights, widths, index)
                 if not bool(torch.isfinite(loss)):
                     raise RecipeError(
                         f"the loss of block {self.unit.module!r} is {loss.item()} at iteration {iteration}"
                     )
                 beta = schedule.beta(iteration)
-                if beta is not None:
-                    undecided = [self.rounding[key].undecided(beta) for key in drawn]  # type: ignore[index]
+                if beta is not None and rounded:
+                    undecided = [self.rounding[key].undecided(beta) for key in rounded]
                     loss = loss + o.weight * torch.stack(undecided).sum()
                 optimiser.zero_grad()  # to None: what was not drawn does not move
-                loss.backward()
-                optimiser.step()
+                if loss.requires_grad:  # signs alone leave nothing to learn
+                    loss.backward()
+                    optimiser.step()
         return self._learned(used)
 
     def _loss(self, weights: Mapping[str, Tensor], widths: Mapping[str, Width], index: int) -> Tensor:

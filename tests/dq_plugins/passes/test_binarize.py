@@ -11,7 +11,7 @@ import dq_plugins.graph as graph
 from dq_plugins.binarization import binarydm_choices, choices_of, evolve, to_plan, train_quantized
 from dq_plugins.errors import PlanError
 from dq_plugins.passes.binarize import Binarize
-from dq_plugins.recipe import make_plan
+from dq_plugins.recipe import Recipe, Step, make_plan
 from dq_plugins.recipes import BINARYDM, FAST
 from dq_plugins.simulate import SimulateAdapter
 
@@ -86,3 +86,36 @@ def test_weights_that_are_not_finite_are_refused(case, tmp_path):
     object.__setattr__(calibration, "check_model", lambda model_hash: None)
     with dq.temporary("pass", "binarize", Binarize), pytest.raises(PlanError, match=r"middle\.conv1.*NaN"):
         make_plan(denoiser, calibration, BINARYDM, progress=False)
+
+
+def searched(case, menu):
+    denoiser, calibration, _ = case
+    steps = (
+        Step("weight-ranges"),
+        Step("timestep-groups", {"groups": 1}),
+        Step("activation-ranges", {"symmetric": True}),
+        Step("sensitivity", {"weight_menu": menu, "act_menu": (8,), "draws": 8, "check_entries": 4}),
+        Step("bit-allocation", {"weight_bits": 3.0}),
+        Step("binarize", {"keep_widths": True}),
+    )
+    return make_plan(denoiser, calibration, Recipe("searched", "", steps), progress=False)
+
+
+def test_one_bit_can_be_a_width_that_a_search_takes_and_then_trains(case):
+    plan = searched(case, (1, 8))
+    binary = {n for n, layer in plan.layers.items() if not layer.weight.rounds}
+    assert 0 < len(binary) < len(plan.layers)
+    assert {layer.weight.bits for layer in plan.layers.values()} == {1, 8}
+    choices = choices_of(plan)
+    assert {n for n, choice in choices.layers.items() if choice.binary} == binary
+    rule = choices_of(case[2])
+    assert {n for n, c in choices.layers.items() if c.weight == "evolvable"} == binary & {
+        n for n, c in rule.layers.items() if c.weight == "evolvable"
+    }
+    model = train_quantized(copy.deepcopy(case[0]), choices.layers)
+    assert torch.isfinite(model(**tiny_inputs())).all()
+
+
+def test_keeping_widths_without_one_bit_says_what_to_do(case):
+    with pytest.raises(PlanError, match=r"weight_menu=\(1, 8\)"):
+        searched(case, (2, 8))

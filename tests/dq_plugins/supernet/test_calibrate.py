@@ -96,3 +96,25 @@ def test_a_fixed_assignment_moves_only_its_own_widths(setting):
     for name, table in candidates.activations.items():
         assert torch.equal(found.activations[name][4].scale, table[4].scale)
     assert all(found.weights[n][6].codes is None for n in candidates.weights)
+
+
+def test_one_bit_keeps_its_signs_while_the_others_learn(setting):
+    denoiser, calibration, partition, _ = setting
+    plan = dq.make_plan(denoiser, calibration, RANGES, progress=False)
+    candidates = candidates_of(plan, PassContext(denoiser, calibration), (1, 4), (8,))
+    learned = finish(calibrate(denoiser, candidates, calibration, partition, QUICK))
+    for name in candidates.layers:
+        one = learned.weights[name][1]
+        assert one.scheme == "binary"
+        assert one is candidates.weights[name][1]
+    assert any(table[4].codes is not None for table in learned.weights.values())
+
+
+def test_signs_alone_with_full_precision_inputs_leave_nothing_to_learn(setting):
+    denoiser, calibration, partition, _ = setting
+    plan = dq.make_plan(denoiser, calibration, RANGES, progress=False)
+    candidates = candidates_of(plan, PassContext(denoiser, calibration), (1, 4), (8,))
+    signs = dict.fromkeys(candidates.layers, Width(1, None))
+    options = CalibrationOptions(iterations=3, calls=2, draw="fixed", fixed=signs)
+    learned = finish(calibrate(denoiser, candidates, calibration, partition, options))
+    assert all(table[4].codes is None for table in learned.weights.values())
