@@ -29,8 +29,8 @@ from dq_plugins.timesteps.groups import TimestepGroups
 OutOfRange = Literal["error", "nearest"]
 
 DIFFERENT_TIMESTEPS = (
-    "the samples of this batch have different timesteps, and the denoiser was told that they never have; apply the plan "
-    "with uniform_timesteps=False"
+    "the samples of this batch have different timesteps, and the denoiser was told that they never have; apply the "
+    "plan with uniform_timesteps=False"
 )
 
 
