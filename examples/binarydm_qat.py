@@ -137,16 +137,32 @@ def example_inputs(unet: nn.Module, states: Tensor) -> dict[str, Tensor]:
     return {"sample": sample, "timestep": torch.tensor([1, 2]), "encoder_hidden_states": states[:2]}
 
 
+def draw_batch(images: Tensor, states: Tensor, size: int, seed: int) -> tuple[Tensor, Tensor, torch.Generator]:
+    """Images and text states of one iteration, and the generator for the rest of its random numbers.
+
+    It belongs to the iteration alone, so that a resumed run goes on the same way.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(images), (size,), generator=generator)
+    return images[rows], states[rows], generator
+
+
+def set_rate(optimizer: torch.optim.Optimizer, step: int, arguments: argparse.Namespace) -> None:
+    """Learning rate of an iteration: warm-up over 50, then linear decay to a twentieth."""
+    for group in optimizer.param_groups:
+        group["lr"] = arguments.learning_rate * min(1, (step + 1) / 50) * (1 - 0.95 * step / arguments.steps)
+
+
 def train(arguments: argparse.Namespace) -> None:
+    """Binarize a copy of the pipeline's U-Net, train it against the original, and write what came out."""
     accelerator = Accelerator(cpu=arguments.device == "cpu")
     device = accelerator.device
     pipeline = load_pipeline(arguments.pipeline).to(device)
     teacher = pipeline.unet
     with accelerator.main_process_first():
         images, states = training_images(pipeline, arguments)
-    choices = binarydm_choices(
-        partition(copy.deepcopy(teacher).cpu(), example_inputs(teacher, states)), arguments.act_bits
-    )
+    part = partition(copy.deepcopy(teacher).cpu(), example_inputs(teacher, states))
+    choices = binarydm_choices(part, arguments.act_bits)
 
     torch.manual_seed(arguments.seed)
     student = train_quantized(copy.deepcopy(teacher), choices.layers)  # BinaryDM
@@ -167,31 +183,26 @@ def train(arguments: argparse.Namespace) -> None:
         start, _ = load_checkpoint(checkpoint, student, optimizer, binarydm)
     model, optimizer = accelerator.prepare(student, optimizer)
 
-    bar = tqdm(
-        range(start, arguments.steps), initial=start, total=arguments.steps, disable=not accelerator.is_main_process
-    )
+    is_main, total = accelerator.is_main_process, arguments.steps
+    bar = tqdm(range(start, total), initial=start, total=total, disable=not is_main)
     for step in bar:
         seed = arguments.seed * 10**6 + step * accelerator.num_processes + accelerator.process_index
-        generator = torch.Generator().manual_seed(seed)  # of the step alone, so that a resumed run goes on the same way
-        rows = torch.randint(len(images), (arguments.batch,), generator=generator)
-        condition = states[rows].to(device)
+        x0, condition, generator = draw_batch(images, states, arguments.batch, seed)
 
         def denoise(x: Tensor, t: Tensor, condition: Tensor = condition) -> Tensor:
-            return model(x, t, encoder_hidden_states=condition, return_dict=False)[0]
+            return model(x, t, encoder_hidden_states=condition.to(device), return_dict=False)[0]
 
-        for group in optimizer.param_groups:
-            group["lr"] = arguments.learning_rate * min(1, (step + 1) / 50) * (1 - 0.95 * step / arguments.steps)
-        loss = diffusion_loss(denoise, images[rows].to(device), pipeline.scheduler, generator)
+        set_rate(optimizer, step, arguments)
+        loss = diffusion_loss(denoise, x0.to(device), pipeline.scheduler, generator)
         accelerator.backward(binarydm.step(loss))  # BinaryDM: was accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         binarydm.on_step(step)  # BinaryDM
         bar.set_postfix(loss=f"{loss.item():.4f}", bases=1 if binarydm.evolved else 2)
-        last = step + 1 == arguments.steps
-        if accelerator.is_main_process and ((step + 1) % arguments.save_every == 0 or last):
+        if is_main and ((step + 1) % arguments.save_every == 0 or step + 1 == total):
             save_checkpoint(checkpoint, step + 1, student, optimizer, binarydm)
-    if accelerator.is_main_process:
+    if is_main:
         with binarydm.averaged():
             finished = copy.deepcopy(student).eval()
         binarydm.remove()
