@@ -27,6 +27,7 @@ class WeightRanges(Pass):
         Attributes:
             bits: width; None takes the recipe's target.
             edge_bits: least width of the first and last layers, which see or make the image itself.
+            embedding_bits: least width of embedding tables, which are small and whose errors every step adds in full.
             method: ``"minmax"`` or ``"shrink"``.
             symmetric: zero point 0, as integer kernels like it.
             keep_roles: layers with one of these roles stay in full precision, weights and activations. TFMQ-DM's
@@ -36,6 +37,7 @@ class WeightRanges(Pass):
 
         bits: int | None = Field(None, ge=1, le=16)
         edge_bits: int = Field(8, ge=1, le=16)
+        embedding_bits: int = Field(1, ge=1, le=16)
         method: Literal["minmax", "shrink"] = "shrink"
         symmetric: bool = True
         keep_roles: tuple[str, ...] = ()
@@ -56,6 +58,8 @@ class WeightRanges(Pass):
             bits = self.options.bits or context.weight_bits
             if layer.roles & {"first", "last"}:
                 bits = max(bits, self.options.edge_bits)
+            if layer.kind == "embedding":
+                bits = max(bits, self.options.embedding_bits)
             weight = context.denoiser.get_submodule(name).weight
             if not bool(torch.isfinite(weight).all()):
                 raise PlanError(f"the weight of layer {name!r} holds NaN or infinity: it cannot be quantized")

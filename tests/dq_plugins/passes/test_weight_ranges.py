@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from denoisers import class_denoiser, recorded_classes
+
+import dq_plugins as dq
+from dq_plugins.recipe import Recipe, Step
+
+
+def widths(folder: Path, **options: int) -> dict[str, int]:
+    denoiser = class_denoiser()
+    calls = recorded_classes(denoiser, folder)
+    recipe = Recipe("r", "", (Step("weight-ranges", options),))
+    plan = dq.make_plan(denoiser, calls, recipe, weight_bits=4, act_bits=None, progress=False)
+    return {name: layer.weight.bits for name, layer in plan.layers.items() if layer.weight is not None}
+
+
+def test_embedding_tables_have_a_least_width_of_their_own(tmp_path: Path) -> None:
+    plain, spared = widths(tmp_path), widths(tmp_path, embedding_bits=8)
+    assert plain["table"] == 4
+    assert spared == plain | {"table": 8}
+
+
+def test_a_least_width_takes_nothing_away(tmp_path: Path) -> None:
+    assert widths(tmp_path, embedding_bits=2, edge_bits=2) == dict.fromkeys(widths(tmp_path), 4)
