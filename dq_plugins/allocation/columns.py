@@ -59,6 +59,7 @@ def choice_of(program: ChoiceProgram, columns: Sequence[Column], widths: Mapping
         target = first.decided_part(widths[first.layer])
         found = [index for index in menu if columns[index].width == target]
         if not found:
-            raise BudgetError(f"{target} is not on the menu of layer {first.layer!r}")
+            offered = ", ".join(str(columns[index].width) for index in menu)
+            raise BudgetError(f"{target} is not on the menu of layer {first.layer!r}, which offers: {offered}")
         chosen.append(found[0])
     return np.array(chosen, dtype=np.int64)

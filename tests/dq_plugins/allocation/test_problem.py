@@ -133,7 +133,7 @@ def test_widths_and_columns_are_inverse():
 
 def test_hint_is_checked_against_the_menus():
     wrong = {name: Width(3, 4) for name in LAYERS}
-    with pytest.raises(BudgetError, match="'first'"):
+    with pytest.raises(BudgetError, match="W3 is not on the menu of layer 'first', which offers: W2, W4, W8"):
         allocate(problem(), hint=wrong)
 
 
