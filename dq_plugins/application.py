@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from dq_plugins import registry
+from dq_plugins.denoiser import require_full_precision
 from dq_plugins.errors import RegistryError
-from dq_plugins.plan import QuantPlan
+from dq_plugins.graph.arguments import unwrap
+from dq_plugins.plan import QuantPlan, load_plan
 
 
 def apply(
-    denoiser: nn.Module, plan: QuantPlan, backend: str = "torchao", *, inplace: bool = False, **options: Any
+    denoiser: nn.Module,
+    plan: QuantPlan | str | Path,
+    backend: str = "torchao",
+    *,
+    inplace: bool = False,
+    **options: Any,
 ) -> nn.Module:
     """Quantize a denoiser as the plan says.
 
     Args:
-        denoiser: the full-precision denoiser the plan was made for.
-        plan: the plan.
+        denoiser: the full-precision denoiser the plan was made for. One that is compiled is unwrapped: compile the
+            result.
+        plan: the plan, or the folder that it was saved to.
         backend: a registered adapter: ``"torchao"``, ``"brevitas"``, ``"simulate"`` (fake quantization), ...
         inplace: change ``denoiser`` itself; otherwise a copy is quantized.
         options: options of the adapter.
@@ -29,8 +38,12 @@ def apply(
 
     Raises:
         RegistryError: unknown backend, or its packages are missing.
-        PlanError: the plan is of another model, or needs what the backend does not implement.
+        PlanError: the plan is of another model, or needs what the backend does not implement; the denoiser is
+            quantized already.
     """
+    require_full_precision(denoiser)
+    denoiser = unwrap(denoiser)
+    plan = plan if isinstance(plan, QuantPlan) else load_plan(plan)
     adapter = registry.get("adapter", backend)
     adapter = adapter() if isinstance(adapter, type) else adapter
     if not hasattr(adapter, "apply"):

@@ -19,6 +19,7 @@ from dq_plugins.calibration.codec import decode, encode, leaf_nodes
 from dq_plugins.calibration.modes import evaluating
 from dq_plugins.calibration.schema import CallRecord, Node, TensorNode
 from dq_plugins.calibration.writer import CalibrationWriter
+from dq_plugins.denoiser import require_module
 from dq_plugins.errors import CalibrationError
 from dq_plugins.graph.arguments import find_timestep_argument, named_leaves, unwrap
 
@@ -59,6 +60,7 @@ def record(
         CalibrationError: a call holds NaN or infinity, ``sample`` never called the denoiser, it did something else
             than the calls on disk, or ``out`` holds something else.
     """
+    require_module(denoiser)
     writer = CalibrationWriter(
         Path(out),
         denoiser,

@@ -46,6 +46,9 @@ class Recipe:
         Raises:
             RecipeError: a pass is named that the recipe does not have.
         """
+        wrong = [name for name, given in options.items() if not isinstance(given, Mapping)]
+        if wrong:
+            raise RecipeError(f"options of pass {wrong[0]!r} are values by name, got {options[wrong[0]]!r}")
         unknown = sorted(set(options) - set(self.passes()))
         if unknown:
             raise RecipeError(f"recipe {self.name!r} has no pass {unknown[0]!r}; it runs: {', '.join(self.passes())}")

@@ -12,8 +12,11 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from dq_plugins import registry
+from dq_plugins.calibration import CalibrationSet
 from dq_plugins.calibration.selection import SECTION, narrowed
+from dq_plugins.denoiser import require_full_precision
 from dq_plugins.errors import RecipeError
+from dq_plugins.graph.arguments import unwrap
 from dq_plugins.hashing import weights_hash
 from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan
 from dq_plugins.recipe.context import PassContext
@@ -23,8 +26,6 @@ from dq_plugins.recipe.results import StepResults
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from dq_plugins.calibration import CalibrationSet
 
 WEIGHTED = (
     nn.Linear,
@@ -84,7 +85,7 @@ def _run_pass(instance: Pass, plan: QuantPlan, context: PassContext, progress: b
 
 def make_plan(
     denoiser: nn.Module,
-    calibration: CalibrationSet,
+    calibration: CalibrationSet | str | Path,
     recipe: str | Recipe = "default",
     *,
     weight_bits: int = 8,
@@ -100,7 +101,7 @@ def make_plan(
 
     Args:
         denoiser: full-precision denoiser; any ``nn.Module`` whose forward takes a timestep.
-        calibration: calls recorded by `dq_plugins.record` from this denoiser.
+        calibration: calls recorded by `dq_plugins.record` from this denoiser, or their folder.
         recipe: registered name, or a `Recipe`.
         weight_bits: target width of weights; passes may give single layers more or fewer.
         act_bits: target width of activations; None leaves them in floating point.
@@ -116,7 +117,11 @@ def make_plan(
         RegistryError: unknown recipe or pass.
         RecipeError: wrong options or order.
         CalibrationError: the calibration set is of another model.
+        PlanError: the denoiser is quantized already.
     """
+    require_full_precision(denoiser)
+    denoiser = unwrap(denoiser)
+    calibration = calibration if isinstance(calibration, CalibrationSet) else CalibrationSet.open(calibration)
     recipe = recipe if isinstance(recipe, Recipe) else registry.get("recipe", recipe)
     recipe = recipe.with_options(options or {})
     classes = {name: registry.get("pass", name) for name in recipe.passes()}

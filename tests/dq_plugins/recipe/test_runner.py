@@ -148,3 +148,9 @@ def test_nan_weights_name_the_layer(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(calibration, "check_model", lambda _: None)
     with pytest.raises(PlanError, match=r"body\.0\.alpha"):
         dq.make_plan(denoiser, calibration, "fast", progress=False)
+
+
+def test_options_of_a_pass_are_a_mapping() -> None:
+    recipe = Recipe("mine", "", (Step("weight-ranges"),))
+    with pytest.raises(RecipeError, match="options of pass 'weight-ranges' are values by name, got 4"):
+        recipe.with_options({"weight-ranges": 4})  # type: ignore[dict-item]

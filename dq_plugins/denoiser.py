@@ -1,0 +1,45 @@
+"""What every entry point expects of the denoiser that it is handed: a module, in full precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from dq_plugins.errors import DQError, PlanError
+from dq_plugins.timesteps.context import context_of
+
+QUANTIZERS = frozenset({"bitsandbytes", "brevitas", "nncf", "optimum", "sdnq", "torchao"})
+"""Packages whose layers and tensors are quantized ones."""
+
+
+def require_module(denoiser: Any) -> None:
+    """Raise `DQError` unless ``denoiser`` is a module; a pipeline, which holds one, is the usual mistake."""
+    if isinstance(denoiser, nn.Module):
+        return
+    found = getattr(denoiser, "components", None)
+    parts = [n for n, part in found.items() if isinstance(part, nn.Module)] if isinstance(found, dict) else []
+    hint = f" Of its modules ({', '.join(parts)}), pass the one that sampling calls once a step." if parts else ""
+    raise DQError(f"a denoiser is a torch.nn.Module, and this is a {type(denoiser).__name__}.{hint}")
+
+
+def quantized_by(denoiser: nn.Module) -> str:
+    """What shows that a denoiser is quantized already, as a clause; empty where nothing does."""
+    if context_of(denoiser) is not None:
+        return "a plan, or the calibration for one, is applied to it"
+    for name, module in denoiser.named_modules():
+        for part in (module, *module.parameters(recurse=False)):
+            if type(part).__module__.partition(".")[0] in QUANTIZERS:
+                return f"{name!r} is or holds a {type(part).__module__}.{type(part).__name__}"
+    return ""
+
+
+def require_full_precision(denoiser: Any) -> None:
+    """Raise `PlanError` unless ``denoiser`` is a module and nothing shows that it is quantized."""
+    require_module(denoiser)
+    evidence = quantized_by(denoiser)
+    if evidence:
+        raise PlanError(
+            f"this {type(denoiser).__name__} is quantized already: {evidence}. Plans are made from, and applied to, "
+            "the full-precision denoiser; load it again, or keep a copy."
+        )
