@@ -20,11 +20,11 @@ import torch
 
 from benchmarks.tmpq_setup import RANGES, record
 from dq_plugins import CalibrationSet, make_plan
-from dq_plugins.allocation.problem import Width
+from dq_plugins.allocation.width import Width
 from dq_plugins.passes.candidates import candidates_of
+from dq_plugins.progress import finish
 from dq_plugins.recipe import PassContext, Recipe
 from dq_plugins.sensitivity import Candidates
-from dq_plugins.sensitivity.measure import finish
 from dq_plugins.sensitivity.table import spearman
 from dq_plugins.supernet import CalibrationOptions, SuperNetwork, calibrate
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dq_plugins.allocation.problem import Width
+from dq_plugins.allocation.width import Width
 from dq_plugins.errors import BudgetError
 from dq_plugins.evolution.exact import best_widths
 from dq_plugins.evolution.fitness import SamplingFitness

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dq_plugins.allocation.problem import Width
+from dq_plugins.allocation.width import Width
 from dq_plugins.errors import BudgetError
 from dq_plugins.evolution.space import Candidate, Space
 from dq_plugins.sensitivity.candidates import Entry, Side

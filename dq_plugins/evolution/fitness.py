@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins import registry
-from dq_plugins.allocation.problem import Width
+from dq_plugins.allocation.width import Width
 from dq_plugins.calibration import first_tensor
 from dq_plugins.errors import DQError, RecipeError
 from dq_plugins.evolution.space import Candidate, Space

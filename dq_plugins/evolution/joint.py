@@ -14,7 +14,7 @@ from dq_plugins.evolution.fitness import SamplingFitness
 from dq_plugins.evolution.search import Evolution, EvolutionOptions
 from dq_plugins.evolution.space import Candidate, Space
 from dq_plugins.evolution.state import Scored, SearchState
-from dq_plugins.recipe.passes import Progress
+from dq_plugins.progress import Progress
 from dq_plugins.sensitivity.candidates import Entry
 from dq_plugins.steps.transitions import Transitions
 

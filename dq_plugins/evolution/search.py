@@ -30,7 +30,7 @@ from dq_plugins.errors import DQError
 from dq_plugins.evolution.space import Candidate, Space
 from dq_plugins.evolution.state import Scored, SearchState
 from dq_plugins.hashing import hash_json
-from dq_plugins.recipe.passes import Progress
+from dq_plugins.progress import Progress, reported
 from dq_plugins.sensitivity.measure import measure
 from dq_plugins.sensitivity.store import Store, Sums
 
@@ -216,13 +216,12 @@ class Evolution:
         """Progress of one rung as part of the whole search."""
         unit = self.options.population
         total = (self.options.generations + 1) * unit
-        while True:
-            try:
-                step = next(measuring)
-            except StopIteration as stop:
-                return stop.value
+
+        def in_search(step: Progress) -> Progress:
             share = (rung + step.done / max(step.total, 1)) / rungs
-            yield Progress(int((generation + share) * unit), total, f"generation {generation}, rung {rung}")
+            return Progress(int((generation + share) * unit), total, f"generation {generation}, rung {rung}")
+
+        return (yield from reported(measuring, in_search))
 
     def _identity(self) -> str:
         seeds = [c.key for c in self.seeds]

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from dq_plugins.allocation.problem import Width
+from dq_plugins.allocation.width import Width
 from dq_plugins.errors import BudgetError
 from dq_plugins.steps.groups import StepGroups
 

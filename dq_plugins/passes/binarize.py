@@ -50,8 +50,8 @@ class Binarize(Pass):
 
         Attributes:
             side_ratio: two bases where features are at least this much of the input's side.
-            keep_widths: one bit where the plan says so, by ``bit-allocation`` or ``timestep-reduction`` over a menu with
-                one bit, instead of everywhere but at the ends.
+            keep_widths: one bit where ``bit-allocation`` or ``timestep-reduction`` has chosen it from a menu with one
+                bit, instead of everywhere but at the ends.
         """
 
         side_ratio: float = Field(0.5, gt=0, le=1)

@@ -8,9 +8,9 @@ Source: MixDQ (Zhao et al. 2024), metric-decoupled sensitivity; see `dq_plugins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -33,8 +33,6 @@ from dq_plugins.sensitivity.measure import Measurement
 from dq_plugins.sensitivity.store import Store, Sums
 from dq_plugins.sensitivity.table import cost, entries_to_check, naive_cost, relative
 from dq_plugins.tokens.exact import installed
-
-Measuring = Iterator[Progress]
 
 
 class Sensitivity(Pass):
@@ -95,7 +93,9 @@ class Sensitivity(Pass):
             {"weight_menu": list(o.weight_menu), "act_menu": list(o.act_menu), **table.as_data()}
         )
 
-    def _quality(self, candidates: Candidates, context: PassContext, calls: CalibrationSet) -> Any:
+    def _quality(
+        self, candidates: Candidates, context: PassContext, calls: CalibrationSet
+    ) -> Generator[Progress, None, SensitivityTable]:
         o = self.options
         if o.method == "exact":
             exact = ExactQuality(context.denoiser, candidates, calls)
@@ -114,7 +114,9 @@ class Sensitivity(Pass):
         results = yield from self._measure(sample, context, few, candidates, "noise, exact sample")
         return table.corrected(relative(results, candidates.subset(chosen)), cost(results))
 
-    def _content(self, candidates: Candidates, context: PassContext, table: SensitivityTable) -> Any:
+    def _content(
+        self, candidates: Candidates, context: PassContext, table: SensitivityTable
+    ) -> Generator[Progress, None, SensitivityTable]:
         o = self.options
         runs = trajectories_of(context.calibration, context.partition.sample_argument)[: o.runs]
         naive = table.naive_calls + naive_cost(candidates, sum(run.steps for run in runs))
@@ -137,7 +139,7 @@ class Sensitivity(Pass):
 
     def _measure(
         self, measurement: Measurement, context: PassContext, calls: CalibrationSet, candidates: Candidates, what: str
-    ) -> Any:
+    ) -> Generator[Progress, None, dict[str, Sums]]:
         store = None
         if context.workdir is not None:
             signature = {

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from dq_plugins.allocation.problem import Width
+from dq_plugins.allocation.width import Width
 from dq_plugins.evolution import EvolutionOptions, Space
 from dq_plugins.evolution.baselines import uniform
 from dq_plugins.evolution.fitness import SamplingFitness

@@ -7,7 +7,7 @@ from dq_torchao import latency
 from torch import nn
 from torchao_models import Denoiser
 
-from dq_plugins.allocation.problem import Width
+from dq_plugins.allocation.width import Width
 from dq_plugins.errors import TraceError
 from dq_plugins.evaluation.latency import Latency
 

@@ -7,7 +7,7 @@ import torch
 from odes import TIMESTEPS, recorded, velocity
 
 from dq_plugins.affine import affine_parameters
-from dq_plugins.allocation.problem import Width
+from dq_plugins.allocation.width import Width
 from dq_plugins.errors import RecipeError
 from dq_plugins.evolution import Candidate, LayerMenu, Space
 from dq_plugins.evolution.fitness import DIVERGED, SamplingFitness, load_features

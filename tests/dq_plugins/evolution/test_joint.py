@@ -9,7 +9,7 @@ import pytest
 from dq_plugins.errors import BudgetError
 from dq_plugins.evolution import EvolutionOptions, LayerMenu, Space
 from dq_plugins.evolution.joint import JointSearch
-from dq_plugins.sensitivity.measure import finish
+from dq_plugins.progress import finish
 from dq_plugins.steps import StepGroups
 
 GRID = (10.0, 20.0, 30.0, 40.0)

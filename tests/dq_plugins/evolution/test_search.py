@@ -9,7 +9,7 @@ from toy_spaces import ToyFitness, toy_space
 
 from dq_plugins.errors import DQError
 from dq_plugins.evolution import Candidate, Evolution, EvolutionOptions, random_search
-from dq_plugins.sensitivity.measure import finish
+from dq_plugins.progress import finish
 
 QUICK = EvolutionOptions(population=16, parents=5, mutants=8, crossovers=3, generations=12)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_spaces import toy_space
 
-from dq_plugins.allocation.problem import Width
+from dq_plugins.allocation.width import Width
 from dq_plugins.errors import BudgetError
 from dq_plugins.evolution import Candidate, LayerMenu, Space
 from dq_plugins.steps import StepGroups
