@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.tmpq_setup import COUNTS, STEPS, TARGET, Benchmark, Pair
+from benchmarks.tmpq_setup import COUNTS, NOTHING, STEPS, TARGET, Benchmark, Errors
 from benchmarks.tmpq_supernet import supernet
 from dq_plugins.allocation.width import Width
 from dq_plugins.bundled import NAMES
@@ -93,11 +93,11 @@ def equal_cost(bench: Benchmark) -> dict[str, Any]:
     return {"rows": rows, "steps": steps, "budget": space.budget, "search": report}
 
 
-def _print(rows: Mapping[str, Pair], ours: str) -> None:
-    print(f"   {'error to 100 steps':34} {'these':>8} {'others':>8}   {ours} / this")
-    for name, (here, there) in rows.items():
-        ratios = f"{rows[ours][0] / here:.2f} {rows[ours][1] / there:.2f}"
-        print(f"   {name:34} {here:8.5f} {there:8.5f}   {ratios}", flush=True)
+def _print(rows: Mapping[str, Errors], ours: str) -> None:
+    print(f"   {'error to 100 steps':34} {'these':>8} {'others':>8} {'median':>8}   {ours} / this")
+    for name, row in rows.items():
+        ratios = " ".join(f"{mine / this:.2f}" for mine, this in zip(rows[ours], row, strict=True))
+        print(f"   {name:34} {row.these:8.5f} {row.others:8.5f} {row.median:8.5f}   {ratios}", flush=True)
 
 
 def _own_with(bench: Benchmark, search: JointSearch, *, best: bool) -> Plans:
@@ -135,12 +135,12 @@ def _best_with_uniform(search: JointSearch) -> Plans:
     return plans
 
 
-def _best_of(bench: Benchmark, search: JointSearch, plans: Plans) -> Pair:
+def _best_of(bench: Benchmark, search: JointSearch, plans: Plans) -> Errors:
     """Errors of the plan that is best on the images of the search, as the joint plan was chosen."""
     fitness = search.fitness
     losses = [fitness.loss(fitness.final(*plan)) for plan in plans]
     if not losses:
-        return float("nan"), float("nan")
+        return NOTHING
     return bench.errors(fitness, *plans[losses.index(min(losses))])
 
 
@@ -158,12 +158,13 @@ def front(bench: Benchmark, plot: Path | None) -> dict[str, Any]:
 
 
 def _summary(model: str, seeds: list[dict[str, Any]]) -> None:
-    """Ratios of every seed, on other images."""
+    """Ratios of every seed, on other images: of means, and of medians."""
     for part, ours in (("half", "chosen"), ("equal cost", "joint")):
-        print(f"{model}, {part}: {ours} / other, errors on other images, by seed")
+        print(f"{model}, {part}: {ours} / other, errors on other images, by seed: means | medians")
         for name in seeds[0][part]["rows"]:
-            ratios = [r[ours][1] / r[name][1] for r in (s[part]["rows"] for s in seeds) if name in r]
-            print(f"   {name:34} " + " ".join(f"{ratio:.2f}" for ratio in ratios))
+            rows = [s[part]["rows"] for s in seeds if name in s[part]["rows"]]
+            ratios = [[r[ours][i] / r[name][i] for r in rows] for i in (1, 2)]
+            print(f"   {name:34} " + " | ".join(" ".join(f"{ratio:.2f}" for ratio in each) for each in ratios))
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from dq_diffusers.recording import denoiser_of, load_pipeline, sampler
@@ -30,8 +30,22 @@ RANGES = (Step("weight-ranges"), Step("timestep-groups"), Step("activation-range
 OTHERS = 1000
 """Seeds of other images are this far from those of the search."""
 
-Pair = tuple[float, float]
-"""Error on the images of the search, and on others."""
+
+class Errors(NamedTuple):
+    """Mean squared errors to full precision over all recorded steps.
+
+    Attributes:
+        these: mean over the images of the search.
+        others: mean over as many others.
+        median: of the others. A sampler that turns one image into another one makes a mean of its own.
+    """
+
+    these: float
+    others: float
+    median: float
+
+
+NOTHING = Errors(*[float("nan")] * 3)
 
 
 def record(
@@ -56,6 +70,11 @@ def sensitivity(args: argparse.Namespace, denoiser: torch.nn.Module, calibration
     options = {**MENUS, "calls_per_timestep": 1, "draws": args.draws, "check_entries": 12}
     recipe = Recipe("measured", "", (*RANGES, Step("sensitivity", options)))
     return dq.make_plan(denoiser, calibration, recipe, progress=False)
+
+
+def _by_image(fitness: SamplingFitness, final: torch.Tensor) -> torch.Tensor:
+    reference = torch.cat([run.final for run in fitness.runs])
+    return (final - reference).double().square().flatten(1).mean(1)
 
 
 class Benchmark:
@@ -102,11 +121,11 @@ class Benchmark:
             }
         )
 
-    def errors(self, fitness: SamplingFitness, timesteps: Sequence[float], widths: Mapping[str, Width]) -> Pair:
-        """Mean squared error on the images of the search and on others."""
+    def errors(self, fitness: SamplingFitness, timesteps: Sequence[float], widths: Mapping[str, Width]) -> Errors:
+        """Errors of a schedule with some widths."""
         others = replace(fitness, runs=self.others, images=(self.args.images,))
-        first, second = (f.loss(f.final(tuple(timesteps), dict(widths))) for f in (fitness, others))
-        return first, second
+        these, there = (_by_image(f, f.final(tuple(timesteps), dict(widths))) for f in (fitness, others))
+        return Errors(float(these.mean()), float(there.mean()), float(there.median()))
 
     def own(self, count: int) -> dict[str, tuple[float, ...]]:
         """Timesteps of the scheduler's spacings, the ranges of the quantizers permitting."""
