@@ -17,6 +17,15 @@ def code_offset(device: torch.device) -> int:
     return 128 if device.type == "cpu" else 0
 
 
+def result_dtype(x: Tensor) -> torch.dtype:
+    """Dtype in which the kernels return what they made of ``x``.
+
+    oneDNN writes float32 and bfloat16 on every processor, float16 on some and for some operators only, float64 never:
+    results for the latter two are made in float32 and converted.
+    """
+    return x.dtype if x.device.type != "cpu" or x.dtype == torch.bfloat16 else torch.float32
+
+
 def activation_codes(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """Codes of ``x``: `dq_plugins.affine.quantize`, shifted by `code_offset`, in one integer byte.
 

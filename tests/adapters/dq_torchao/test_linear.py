@@ -38,6 +38,24 @@ def test_integer_linear_equals_simulation(act_bits, weight_bits, symmetric, time
         torch.testing.assert_close(integer(x), simulated(x), rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("timestep", [torch.tensor(500.0), torch.tensor([100.0, 800.0])], ids=["batch", "per-sample"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+@pytest.mark.parametrize("kind", ["linear", "conv2d"])
+def test_dtypes_that_the_kernels_do_not_return(kind, dtype, timestep):
+    """oneDNN has no float64 results at all, and float16 ones for linear layers only, without float16 instructions."""
+    torch.manual_seed(0)
+    layer, shape = (nn.Linear(24, 10), (4, 24)) if kind == "linear" else (nn.Conv2d(8, 10, 3, padding=1), (2, 8, 5, 5))
+    layer = layer.to(dtype)
+    integer, simulated, context = pair(layer, layer_plan(layer))
+    context.select(timestep)
+    x = (torch.randn(shape) * 4).to(dtype)
+    y = integer(x)
+    assert y.dtype == dtype
+    # float64: that the sums are exact, and rescaled in float32, is all that is lost
+    tolerance = {"rtol": 0.01, "atol": 0.05} if dtype == torch.float16 else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(y, simulated(x), **tolerance)
+
+
 def test_half_precision_activations_and_cast_layers():
     torch.manual_seed(0)
     layer = nn.Linear(64, 16).bfloat16()
