@@ -1,9 +1,10 @@
-"""Scales of weights: one per output channel, by min-max or by an error-minimising shrink search.
+"""Scales of weights: one per output channel where that is dimension 0, by min-max or by an error-minimising search.
 
 Source: the shrink search is the scale initialisation of Q-Diffusion / BRECQ: shrink the min-max range in steps of 1 %
 and keep the one with the lowest mean ``|w - w^|^p``, p = 2.4.
 
-Shapes: weight ``[O, ...]``, scale ``[O]``. Errors are accumulated in float32 over one channel.
+Shapes: weight ``[O, ...]``, scale ``[O]``. Errors are accumulated in float32 over one channel. Transposed convolutions
+have weights ``[in, out/groups, ...]``: no row of them belongs to one output, so they get one scale (`weight_rows`).
 """
 
 from __future__ import annotations
@@ -11,11 +12,35 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
+from dq_plugins.errors import PlanError
 
 SHRINK_STEPS, SHRINK, ERROR_POWER = 80, 0.01, 2.4
+
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def weight_rows(layer: nn.Module) -> Tensor:
+    """The weight of a layer as rows that get one scale each; what `weight_parameters` takes.
+
+    Integer products can be rescaled once per output, so a scale may differ from output to output and no further.
+
+    Args:
+        layer: any layer with a weight.
+
+    Returns:
+        The weight itself, ``[O, ...]``; that of a transposed convolution as a single row, ``[1, in, out/groups, ...]``.
+
+    Raises:
+        PlanError: the layer has no weight tensor.
+    """
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise PlanError(f"a {type(layer).__name__} has no weight tensor, so it cannot be quantized")
+    return weight[None] if isinstance(layer, TRANSPOSED) else weight
 
 
 def _per_channel_error(flat: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Tensor:
@@ -27,10 +52,10 @@ def _per_channel_error(flat: Tensor, low: Tensor, high: Tensor, bits: int, symme
 def weight_parameters(
     weight: Tensor, bits: int, *, symmetric: bool = True, method: Literal["minmax", "shrink"] = "shrink"
 ) -> tuple[Tensor, Tensor]:
-    """Scale and zero point per output channel.
+    """Scale and zero point per row.
 
     Args:
-        weight: ``[O, ...]``.
+        weight: ``[O, ...]``; from `weight_rows`.
         bits: width of the code.
         symmetric: zero point fixed at 0.
         method: ``"minmax"``, or ``"shrink"`` for the search described at the top of this file.

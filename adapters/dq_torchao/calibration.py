@@ -22,7 +22,7 @@ from dq_plugins.hashing import weights_hash
 from dq_plugins.observers import optimal_groups
 from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, Section, WeightQuant
 from dq_plugins.timesteps import Schedule, TimestepContext, attach_context, context_of, detach_context
-from dq_plugins.weight_scale import weight_parameters
+from dq_plugins.weight_scale import weight_parameters, weight_rows
 from dq_torchao.adapter import apply
 from dq_torchao.collecting import StatisticsStore
 from dq_torchao.timestep_config import TimestepInt8Config
@@ -167,7 +167,7 @@ def layer_plan(layer: nn.Module, ranges: tuple[Tensor, Tensor] | None, config: T
         return LayerPlan(kind, kept="it did not run during calibration")
     # At 8 bits min-max loses nothing measurable, and the search takes a minute on a large denoiser.
     method = "minmax" if config.weight_bits >= 8 else "shrink"
-    weight_scale, _ = weight_parameters(layer.weight, config.weight_bits, method=method)  # type: ignore[arg-type]
+    weight_scale, _ = weight_parameters(weight_rows(layer), config.weight_bits, method=method)
     scale, zero_point = affine_parameters(*ranges, config.act_bits, symmetric=config.symmetric)
     activation = ActivationQuant(config.act_bits, GROUPS, scale, zero_point)
     return LayerPlan(kind, weight=WeightQuant(config.weight_bits, weight_scale.cpu()), activation=activation, kept=None)

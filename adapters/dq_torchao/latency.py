@@ -21,7 +21,7 @@ from dq_plugins.evaluation.latency import compare_latency
 from dq_plugins.graph import partition
 from dq_plugins.plan import ActivationQuant, LayerPlan, WeightQuant
 from dq_plugins.timesteps import TimestepContext, TimestepGroups
-from dq_plugins.weight_scale import weight_parameters
+from dq_plugins.weight_scale import weight_parameters, weight_rows
 from dq_torchao.lowering import lower_layer
 from dq_torchao.tuning import InputLayout, layer_key, record_layouts
 
@@ -112,7 +112,7 @@ def _times(
 def _plan(layer: nn.Module, width: Width) -> LayerPlan:
     """A plan of one layer at a width; its values do not matter for its speed."""
     assert width.weight is not None
-    scale, _ = weight_parameters(layer.weight, width.weight, method="minmax")  # type: ignore[arg-type]
+    scale, _ = weight_parameters(weight_rows(layer), width.weight, method="minmax")
     weight, activation = WeightQuant(width.weight, scale.cpu()), None
     if width.activation is not None:
         activation = ActivationQuant(width.activation, GROUPS, torch.ones(1), torch.zeros(1, dtype=torch.int32))

@@ -3,9 +3,10 @@
 `PackedWeight` is what every quantized layer shares. On its own it makes a layer that computes in floating point: its
 ``weight`` is dequantized at each call and forgotten, so a 4-bit weight costs half a byte a value at all times.
 
-    w^ = s_w (w - z_w)          per output channel, w the codes
+    w^ = s_w (w - z_w)          per entry of dimension 0, w the codes
 
-Shapes: ``O`` outputs (dimension 0 of the weight), n values, ``B`` = ceil(n bits / 8) bytes.
+Shapes: ``O`` entries of dimension 0 of the weight (its outputs; the inputs of a transposed convolution, whose scales
+are all the same), n values, ``B`` = ceil(n bits / 8) bytes.
 """
 
 from __future__ import annotations
@@ -141,6 +142,18 @@ class PackedConv3d(PackedWeight, nn.Conv3d):
     """Conv3d with a packed weight, computed in floating point."""
 
 
+class PackedConvTranspose1d(PackedWeight, nn.ConvTranspose1d):
+    """ConvTranspose1d with a packed weight, computed in floating point."""
+
+
+class PackedConvTranspose2d(PackedWeight, nn.ConvTranspose2d):
+    """ConvTranspose2d with a packed weight, computed in floating point."""
+
+
+class PackedConvTranspose3d(PackedWeight, nn.ConvTranspose3d):
+    """ConvTranspose3d with a packed weight, computed in floating point."""
+
+
 class PackedEmbedding(PackedWeight, nn.Embedding):
     """Embedding with a packed table, such as that of class labels: one scale a row."""
 
@@ -150,6 +163,9 @@ PACKED_LAYERS: dict[type[nn.Module], type[PackedWeight]] = {
     nn.Conv1d: PackedConv1d,
     nn.Conv2d: PackedConv2d,
     nn.Conv3d: PackedConv3d,
+    nn.ConvTranspose1d: PackedConvTranspose1d,
+    nn.ConvTranspose2d: PackedConvTranspose2d,
+    nn.ConvTranspose3d: PackedConvTranspose3d,
     nn.Embedding: PackedEmbedding,
 }
 """Packed counterpart of a layer class. Subclasses are left out: they may use their weight otherwise."""

@@ -23,7 +23,7 @@ from dq_plugins.binarization.choices import SECTION, BinaryDMChoices, binarydm_c
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan, Section, WeightQuant
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
-from dq_plugins.weight_scale import weight_parameters
+from dq_plugins.weight_scale import weight_parameters, weight_rows
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -91,7 +91,7 @@ class Binarize(Pass):
     def _write(self, plan: QuantPlan, choices: BinaryDMChoices, context: PassContext) -> Iterator[Progress]:
         for done, (name, choice) in enumerate(choices.layers.items()):
             yield Progress(done, len(choices.layers), name)
-            weight = context.denoiser.get_submodule(name).weight
+            weight = weight_rows(context.denoiser.get_submodule(name))
             if not bool(torch.isfinite(weight).all()):
                 raise PlanError(f"the weight of layer {name!r} holds NaN or infinity: it cannot be quantized")
             plan.layers[name].weight = binary_weight(weight) if choice.binary else edge_weight(weight)

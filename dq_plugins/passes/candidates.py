@@ -22,7 +22,7 @@ from dq_plugins.passes.weight_ranges import WeightRanges
 from dq_plugins.plan import ActivationQuant, QuantPlan, WeightQuant
 from dq_plugins.recipe import PassContext
 from dq_plugins.sensitivity import Candidates
-from dq_plugins.weight_scale import weight_parameters
+from dq_plugins.weight_scale import weight_parameters, weight_rows
 
 
 def candidates_of(
@@ -61,7 +61,7 @@ def _options(plan: QuantPlan, name: str) -> dict[str, Any]:
 
 def _weights(plan: QuantPlan, context: PassContext, name: str, menu: Sequence[int]) -> dict[int, WeightQuant]:
     options: Any = WeightRanges(**_options(plan, "weight-ranges")).options
-    weight: Any = context.denoiser.get_submodule(name).weight
+    weight = weight_rows(context.denoiser.get_submodule(name))
     found = {}
     for bits in menu:
         if bits == 1:  # codes -1 and 0 would lose half of a symmetric weight

@@ -11,7 +11,7 @@ from pydantic import Field
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan, WeightQuant
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
-from dq_plugins.weight_scale import weight_parameters
+from dq_plugins.weight_scale import weight_parameters, weight_rows
 
 KEPT_BY_ROLE = "left in full precision as asked, for its role: "
 
@@ -60,7 +60,7 @@ class WeightRanges(Pass):
                 bits = max(bits, self.options.edge_bits)
             if layer.kind == "embedding":
                 bits = max(bits, self.options.embedding_bits)
-            weight = context.denoiser.get_submodule(name).weight
+            weight = weight_rows(context.denoiser.get_submodule(name))
             if not bool(torch.isfinite(weight).all()):
                 raise PlanError(f"the weight of layer {name!r} holds NaN or infinity: it cannot be quantized")
             scale, zero_point = weight_parameters(
