@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.affine import affine_parameters
+from dq_plugins.denoiser import require_full_precision
 from dq_plugins.errors import CalibrationError
 from dq_plugins.graph import find_timestep_argument
 from dq_plugins.hashing import weights_hash
@@ -84,10 +85,12 @@ def prepare(denoiser: nn.Module, layers: Iterable[nn.Module], config: TimestepIn
         config: with ``step="prepare"``.
 
     Raises:
+        PlanError: it is quantized already, by torchao itself for example.
         TimestepError: forward has no timestep argument.
     """
     context = context_of(denoiser)
     if not isinstance(context, CalibrationContext):
+        require_full_precision(denoiser)
         argument = find_timestep_argument(denoiser, config.timestep)
         context = CalibrationContext(config, argument)
         attach_context(denoiser, context, argument)
@@ -114,6 +117,7 @@ def convert(denoiser: nn.Module) -> QuantPlan:
 
     Raises:
         CalibrationError: it was not prepared, or did not run since.
+        PlanError: something else has quantized it since.
     """
     context = context_of(denoiser)
     if not isinstance(context, CalibrationContext):
@@ -129,6 +133,7 @@ def convert(denoiser: nn.Module) -> QuantPlan:
     detach_context(denoiser)
     for hook in context.hooks.values():
         hook.remove()
+    require_full_precision(denoiser)
     plan = make_plan(denoiser, context)
     apply(denoiser, plan, out_of_range=context.config.out_of_range)
     return plan

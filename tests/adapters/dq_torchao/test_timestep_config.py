@@ -8,10 +8,10 @@ import torch
 from dq_torchao import TimestepInt8Config, linear_and_conv2d
 from torch import nn
 from torchao.core.config import AOBaseConfig
-from torchao.quantization import quantize_
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from torchao_models import Denoiser, build, sqnr
 
-from dq_plugins.errors import CalibrationError, DQError, TimestepError
+from dq_plugins.errors import CalibrationError, DQError, PlanError, TimestepError
 from dq_plugins.timesteps import context_of
 
 TIMESTEPS = (900.0, 700.0, 500.0, 300.0, 100.0)
@@ -55,6 +55,18 @@ def test_more_groups_make_less_error_at_four_bits():
         for groups, model in models.items()
     }
     assert error[5] < 0.5 * error[1]
+
+
+def test_a_denoiser_that_torchao_has_quantized_is_told():
+    told = r"this Denoiser is quantized already: 'up' is or holds a torchao\..* full-precision denoiser"
+    model = build()
+    quantize_(model, Int8WeightOnlyConfig(), filter_fn=lambda _, name: name == "up")
+    with pytest.raises(PlanError, match=told):
+        quantize_(model, TimestepInt8Config(step="prepare"))
+    model = calibrated()
+    quantize_(model, Int8WeightOnlyConfig(), filter_fn=lambda _, name: name == "up")
+    with pytest.raises(PlanError, match=told):
+        quantize_(model, TimestepInt8Config(step="convert"))
 
 
 def test_convert_takes_all_prepared_layers_whatever_its_filter():
