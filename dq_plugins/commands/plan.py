@@ -47,9 +47,11 @@ def run(args: argparse.Namespace) -> int:
     from dq_plugins.calibration import CalibrationSet
     from dq_plugins.commands.pipelines import load_denoiser
     from dq_plugins.commands.summary import plan_table
+    from dq_plugins.exclusive import exclusive
 
-    _, denoiser = load_denoiser(args.model)
-    plan = run_recipe(args, denoiser, CalibrationSet.open(args.calibration), Path(args.out))
+    with exclusive(args.out):
+        _, denoiser = load_denoiser(args.model)
+        plan = run_recipe(args, denoiser, CalibrationSet.open(args.calibration), Path(args.out))
     print(plan_table(plan))
     print(f"\nplan {plan.hash[:12]} written to {args.out}")
     return 0
@@ -62,7 +64,7 @@ def run_recipe(args: argparse.Namespace, denoiser: nn.Module, calibration: Calib
         args: with what `add_recipe_arguments` declares, and ``seed``.
         denoiser: full precision.
         calibration: recorded from it.
-        out: folder for the plan; intermediate results lie in ``out/work`` until it is whole.
+        out: folder for the plan, held by `exclusive`; intermediate results lie in ``out/work`` until it is whole.
     """
     import shutil
 

@@ -24,13 +24,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Record into ``out/calib``, plan into ``out/plan``, apply, print the error per timestep, save the pipeline."""
+    from dq_plugins.exclusive import exclusive
+
+    out = Path(args.out)
+    with exclusive(out):
+        _quantize(args, out)
+    return 0
+
+
+def _quantize(args: argparse.Namespace, out: Path) -> None:
     from dq_plugins.application import apply
     from dq_plugins.commands.evaluate import sqnr_table
     from dq_plugins.commands.pipelines import diffusers_adapter, load_denoiser
     from dq_plugins.commands.record import record_pipeline
     from dq_plugins.commands.summary import plan_table
 
-    out = Path(args.out)
     calibration = record_pipeline(args, out / "calib")
     pipe, denoiser = load_denoiser(args.model)
     plan = run_recipe(args, denoiser, calibration, out / "plan")
@@ -41,4 +49,3 @@ def run(args: argparse.Namespace) -> int:
     print(f"\nplan written to {out / 'plan'}; use it with dq_plugins.apply(denoiser, plan, backend={args.backend!r})")
     if saved := diffusers_adapter().save_pipeline(pipe, quantized, out / "pipeline"):
         print(f"quantized pipeline written to {saved}; load it with dq_diffusers.load_pipeline({str(saved)!r})")
-    return 0

@@ -11,6 +11,7 @@ from dq_plugins.bundled import bundled
 from dq_plugins.cli import COMMANDS, main
 from dq_plugins.commands.plan import parse_options
 from dq_plugins.errors import RecipeError
+from dq_plugins.exclusive import exclusive
 
 MODEL = str(bundled("digits"))
 SHORT = ["--steps", "3", "--images", "2"]
@@ -28,6 +29,13 @@ def folder(tmp_path_factory) -> Path:
 def test_plan_prints_widths_and_leaves_no_intermediate_results(folder: Path, capsys) -> None:
     assert sorted(p.name for p in (folder / "plan").iterdir()) == ["plan.json", "plan.safetensors"]
     assert len(json.loads((folder / "plan" / "plan.json").read_text())["groups"]["default"]["edges"]) == 1
+
+
+@pytest.mark.parametrize("command", [["plan", MODEL, "calib"], ["quantize", MODEL]], ids=["plan", "quantize"])
+def test_two_runs_with_one_folder_do_not_meet(tmp_path: Path, command: list[str], capsys) -> None:
+    with exclusive(tmp_path):
+        assert main([*command, "--out", str(tmp_path)]) == 2
+    assert f"another process is writing to {tmp_path}" in capsys.readouterr().err
 
 
 def test_apply_says_how_each_layer_runs(folder: Path, capsys) -> None:
