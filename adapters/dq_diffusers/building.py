@@ -57,10 +57,11 @@ def find_config(path: Path) -> Path:
     for folder in DENOISER_FOLDERS:
         if (path / folder / "config.json").is_file():
             return path / folder / "config.json"
-    found = "does not exist" if not path.exists() else "holds no config.json"
+    folders = ", ".join(DENOISER_FOLDERS)
+    found = f"there is no config.json in {path}, nor in a folder {folders} inside it" if path.exists() else ""
     raise DQError(
-        f"{path} {found}, in itself or in a sub-folder {', '.join(DENOISER_FOLDERS)}. Expected is a diffusers model's "
-        "config.json, its folder, or the folder of a saved pipeline; nothing is downloaded."
+        f"{found or f'{path} does not exist'}. Expected is a diffusers model's config.json, its folder, or the folder "
+        "of a saved pipeline; nothing is downloaded."
     )
 
 

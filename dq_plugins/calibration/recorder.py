@@ -18,6 +18,7 @@ from dq_plugins.calibration.call import bind, first_tensor, timestep_tensor, tim
 from dq_plugins.calibration.codec import decode, encode, leaf_nodes
 from dq_plugins.calibration.modes import evaluating
 from dq_plugins.calibration.schema import CallRecord, Node, TensorNode
+from dq_plugins.calibration.storage import BEGIN_ANEW
 from dq_plugins.calibration.writer import CalibrationWriter
 from dq_plugins.denoiser import require_module
 from dq_plugins.errors import CalibrationError
@@ -116,7 +117,7 @@ class _Recorder:
                 f"{where} differs from the one recorded in {self.writer.folder}: "
                 f"{self._difference(recorded.inputs, inputs, tensors)}. Resuming needs a sampler that does the same "
                 "every time: seed it inside `sample` (generator=torch.manual_seed(...)), with the same prompts, "
-                "steps and scheduler; or begin anew with overwrite=True."
+                f"steps and scheduler; or {BEGIN_ANEW}."
             )
         return decode(recorded.output, lambda key: self.writer.fetch(key).to(device))
 
@@ -145,7 +146,7 @@ class _Recorder:
             raise CalibrationError(
                 f"the sampler made {self.position} denoiser calls; {self.writer.folder} already holds "
                 f"{len(self.writer.calls)}, recorded by a longer run. Use that calibration set, run the sampler it "
-                "was recorded with, or begin anew with overwrite=True."
+                f"was recorded with, or {BEGIN_ANEW}."
             )
 
 

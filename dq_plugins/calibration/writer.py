@@ -12,6 +12,7 @@ from dq_plugins.calibration.codec import tensor_keys
 from dq_plugins.calibration.schedules import visited_schedules
 from dq_plugins.calibration.schema import CallRecord, Manifest, ShardRecord
 from dq_plugins.calibration.storage import (
+    BEGIN_ANEW,
     MANIFEST_NAME,
     ShardReader,
     check_shards,
@@ -98,7 +99,7 @@ class CalibrationWriter:
             if found != expected:
                 raise CalibrationError(
                     f"{self.folder} was recorded from another denoiser: its {field} is {found[:40]}, this one's is "
-                    f"{expected[:40]}. Record into another folder, or begin anew with overwrite=True."
+                    f"{expected[:40]}. Record into another folder, or {BEGIN_ANEW}."
                 )
         self.calls, self._shards = list(manifest.calls), list(manifest.shards)
         self._complete = manifest.complete

@@ -33,9 +33,11 @@ def test_a_file_a_model_or_a_pipeline_names_the_same_config(tmp_path, folder):
 
 
 def test_a_missing_config_says_what_is_expected(tmp_path):
-    with pytest.raises(DQError, match=r"holds no config\.json.*transformer, unet"):
+    with pytest.raises(
+        DQError, match=r"no config\.json in .*, nor in a folder transformer, unet.* inside it\. Expected"
+    ):
         build_from_config(tmp_path)
-    with pytest.raises(DQError, match="does not exist"):
+    with pytest.raises(DQError, match=r"nowhere does not exist\. Expected"):
         build_from_config(tmp_path / "nowhere")
 
 

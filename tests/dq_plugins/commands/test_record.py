@@ -40,6 +40,14 @@ def test_errors_are_one_line_and_status_2(pipeline, tmp_path, capsys):
     assert "no pipeline" in capsys.readouterr().err
 
 
+def test_what_cannot_be_resumed_can_be_overwritten(pipeline, tmp_path, capsys):
+    command = ["record", str(pipeline), "--out", str(tmp_path / "calib"), "--steps", "3", "--images", "2"]
+    assert main(command) == 0
+    assert main([*command, "--seed", "1"]) == 2
+    assert "(--overwrite on the command line)" in capsys.readouterr().err
+    assert main([*command, "--seed", "1", "--overwrite"]) == 0
+
+
 def test_prompts_come_from_the_command_line_or_a_file(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("a red fox\n\n  a cat \n")
