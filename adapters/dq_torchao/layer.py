@@ -28,9 +28,9 @@ from dq_torchao.kernels import (
     activation_codes,
     code_offset,
     is_frozen,
+    kernel_dtype,
     plain_codes,
     release,
-    result_dtype,
     weight_code_sum,
 )
 from dq_torchao.packed_weight import PackedWeight
@@ -159,10 +159,8 @@ class IntegerLayer(PackedWeight):
         scale = self.act_scale.index_select(0, index)
         zero_point = self.act_zero_point.index_select(0, index) + code_offset(x.device)
         codes = activation_codes(self.padded(x), scale, zero_point, self.act_bits)
-        dtype, bias = result_dtype(x), self.bias
-        if bias is not None and dtype != x.dtype:
-            bias = bias.to(dtype)
-        return self.multiply(codes, scale, zero_point, bias, dtype).to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(kernel_dtype(self.bias))
+        return self.multiply(codes, scale, zero_point, bias, kernel_dtype(x)).to(x.dtype)
 
     def _per_sample(self, x: Tensor, index: Tensor) -> Tensor:
         """The kernels take one scale: multiply the bare codes, then apply each sample's own parameters."""

@@ -17,13 +17,13 @@ def code_offset(device: torch.device) -> int:
     return 128 if device.type == "cpu" else 0
 
 
-def result_dtype(x: Tensor) -> torch.dtype:
-    """Dtype in which the kernels return what they made of ``x``.
+def kernel_dtype(values: Tensor) -> torch.dtype:
+    """Dtype in which the kernels take (biases) and return (results) what is in the dtype of ``values`` elsewhere.
 
-    oneDNN writes float32 and bfloat16 on every processor, float16 on some and for some operators only, float64 never:
-    results for the latter two are made in float32 and converted.
+    oneDNN knows float32 and bfloat16 on every processor, float16 on some and for some operators only, float64 never:
+    the latter two go through float32.
     """
-    return x.dtype if x.device.type != "cpu" or x.dtype == torch.bfloat16 else torch.float32
+    return values.dtype if values.device.type != "cpu" or values.dtype == torch.bfloat16 else torch.float32
 
 
 def activation_codes(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:

@@ -56,6 +56,20 @@ def test_dtypes_that_the_kernels_do_not_return(kind, dtype, timestep):
     torch.testing.assert_close(y, simulated(x), **tolerance)
 
 
+@pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_inputs_of_another_dtype_keep_it(dtype, x_dtype):
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 10).to(dtype)
+    context = TimestepContext({"all": GROUPS})
+    lower_layer(layer, layer_plan(layer), context)
+    context.select(torch.tensor(500.0))
+    x = (torch.randn(4, 24) * 4).to(x_dtype)
+    y = layer(x)
+    assert y.dtype == x_dtype
+    torch.testing.assert_close(y.float(), layer(x.float()), rtol=0.02, atol=0.02)
+
+
 def test_half_precision_activations_and_cast_layers():
     torch.manual_seed(0)
     layer = nn.Linear(64, 16).bfloat16()
