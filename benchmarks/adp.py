@@ -10,7 +10,8 @@ Output error: squared error of the denoiser's output over its squared output, on
 step from the full-precision input. Everything is fake-quantized. Storage: scales and zero points of all activations.
 Cost: time to quantize one layer's input, eager, over that of a static range; compiled: benchmarks/latency.py.
 
-Every measured row is kept in the folder ``--out`` and not measured again: name another folder for other settings.
+Every measured row is kept in the folder ``--out`` and not measured again: name another folder for other settings. The
+search takes minutes a row, the others seconds: ``--methods`` leaves some out, but not ``static``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from dq_diffusers.recording import denoiser_of, load_pipeline, sampler
 from torch import Tensor, nn
 
 import dq_plugins as dq
+from benchmarks.records import Records
 from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
 from dq_plugins.bundled import bundled
 from dq_plugins.calibration import CalibrationSet
@@ -103,7 +105,7 @@ def measure(
     """One row for each width and method, but for those that the folder holds."""
     base = dq.make_plan(denoiser, calib, Recipe("weights", "", (Step("weight-ranges"),)), progress=False)
     context = PassContext(denoiser, calib, 8, 8, seed, workdir=folder)
-    for bits, method in ((b, m) for b in args.widths for m in METHODS):
+    for bits, method in ((b, m) for b in args.widths for m in args.methods):
         file = folder / f"A{bits}-{method}.json"
         if not file.is_file():
             context.act_bits = bits
@@ -118,7 +120,7 @@ def one_row(
     method: str, base: QuantPlan, context: PassContext, held: CalibrationSet, args: argparse.Namespace
 ) -> dict[str, Any]:
     """Error, storage, number of groups, and what the search says."""
-    per_token = method == METHODS[-1]
+    per_token = method == "per token"
     plan = planned(base, context, grouping("static" if per_token else method, args.groups, args.rounds))
     if per_token:
         return {"error": output_error(dynamic(context.denoiser, plan), held), "bytes": 0, "groups": 0}
@@ -157,10 +159,7 @@ def quantizing_cost(calib: CalibrationSet, denoiser: nn.Module, groups: int) -> 
 
 
 def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Results of one model and seed, from the folder where they are there."""
-    file = args.out / f"{name}-seed{seed}.json"
-    if file.is_file():
-        return json.loads(file.read_text())
+    """Results of one model and seed; what the folder holds is not measured again."""
     pipe = load_pipeline(bundled(name))
     _, denoiser = denoiser_of(pipe)
     denoiser.eval().requires_grad_(False)
@@ -174,16 +173,14 @@ def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     folder = args.out / f"{name}-work-{seed}"
     folder.mkdir(exist_ok=True)
     rows = list(measure(denoiser, calib, held, args, seed, folder))
-    found = {"model": name, "seed": seed, "rows": rows, "cost": quantizing_cost(calib, denoiser, args.groups)}
-    file.write_text(json.dumps(found, indent=1) + "\n")
-    return found
+    return {"model": name, "seed": seed, "rows": rows, "cost": quantizing_cost(calib, denoiser, args.groups)}
 
 
-def table(results: list[dict[str, Any]], widths: Sequence[int]) -> str:
+def table(results: list[dict[str, Any]], args: argparse.Namespace) -> str:
     """Error relative to one static range, mean over seeds (smallest and largest)."""
     lines = ["| width | ranges | output error | over static | bytes | kept |", "|---|---|---|---|---|---|"]
-    for bits in widths:
-        for method in METHODS:
+    for bits in args.widths:
+        for method in args.methods:
             rows = [each(r, bits, method) for r in results]
             ratios = [row["error"] / each(r, bits, "static")["error"] for row, r in zip(rows, results, strict=True)]
             kept = ", ".join(row["search"]["kept"] for row in rows) if method == "search" else ""
@@ -198,7 +195,7 @@ def each(result: dict[str, Any], bits: int, method: str) -> dict[str, Any]:
     return next(row for row in result["rows"] if (row["bits"], row["method"]) == (bits, method))
 
 
-def plot(found: dict[str, list[dict[str, Any]]], widths: Sequence[int], file: Path) -> None:
+def plot(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace, file: Path) -> None:
     """Output error by method, one panel for each model, one line for each width; bars span the seeds."""
     import matplotlib
 
@@ -207,12 +204,12 @@ def plot(found: dict[str, list[dict[str, Any]]], widths: Sequence[int], file: Pa
 
     figure, axes = pyplot.subplots(1, len(found), figsize=(5.5 * len(found), 3.6), squeeze=False)
     for axis, (name, results) in zip(axes[0], found.items(), strict=True):
-        for bits in widths:
-            errors = [[each(r, bits, m)["error"] for r in results] for m in METHODS]
+        for bits in args.widths:
+            errors = [[each(r, bits, m)["error"] for r in results] for m in args.methods]
             middle = [statistics.mean(e) for e in errors]
             spans = [[m - min(e), max(e) - m] for m, e in zip(middle, errors, strict=True)]
             axis.errorbar(
-                METHODS, middle, yerr=list(zip(*spans, strict=True)), marker="o", capsize=3, label=f"W8A{bits}"
+                args.methods, middle, yerr=list(zip(*spans, strict=True)), marker="o", capsize=3, label=f"W8A{bits}"
             )
         axis.set(title=name, yscale="log", ylabel="relative output error, held out")
         axis.tick_params(axis="x", rotation=30)
@@ -226,6 +223,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["digits", "emoji"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--images", type=int, default=8, help="calibrated on")
     parser.add_argument("--held-out", type=int, default=4, help="images measured on")
@@ -239,8 +237,11 @@ def main() -> None:
         cost = {k: statistics.median(r["cost"][k] for r in results) for k in results[0]["cost"]}
         print(f"\n{name}: quantizing one layer's input, eager, over a static range: "
               f"{cost['grouped']:.2f}x with {args.groups} groups, {cost['token']:.2f}x per token\n")  # fmt: skip
-        print(table(results, args.widths))
-    plot(found, args.widths, args.out / "adp.png")
+        print(table(results, args))
+        settings = {k: v for k, v in vars(args).items() if k not in ("out", "models", "seeds")}
+        for result in results:
+            Records(f"adp-{name}", settings).put(f"seed {result['seed']}", result)
+    plot(found, args, args.out / "adp.png")
     print(f"\nplot in {args.out / 'adp.png'}; compiled latency of whole denoisers: python -m benchmarks.latency")
 
 

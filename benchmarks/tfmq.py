@@ -1,4 +1,4 @@
-"""TFMQ-DM on the bundled denoisers: temporal feature error at W4, and images at W4A8, against plain baselines.
+"""TFMQ-DM on the bundled denoisers: temporal feature error at W4, images at W4A8 beside stock Brevitas and torchao.
 
     python -m benchmarks.tfmq --model digits --images 64 --seeds 3
 
@@ -12,6 +12,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from dq_plugins.recipe import Recipe, Step
 from dq_plugins.report import Table
 from dq_plugins.temporal import FeatureError, feature_error, temporal_block
 
-WEIGHTS = Step("weight-ranges")
+WEIGHTS, TABLES = Step("weight-ranges"), Step("weight-ranges", {"embedding_bits": 8})
 RANGES = (
     Step("timestep-groups", {"groups": 1, "method": "uniform"}),
     Step("activation-ranges", {"observer": "minmax"}),
@@ -35,15 +36,21 @@ RANGES = (
 GROUPED = (Step("timestep-groups"), Step("activation-ranges"))
 
 
-def image_recipes(recon: dict[str, Any]) -> dict[str, tuple[Step, ...]]:
-    """What is compared at W4A8; ``recon`` holds the options of block reconstruction."""
+def image_recipes(recon: dict[str, Any], *, embeddings: bool = True) -> dict[str, tuple[Step, ...]]:
+    """What is compared at W4A8; ``recon`` holds the options of block reconstruction.
+
+    Args:
+        recon: options.
+        embeddings: whether the denoiser has embedding tables, which Brevitas and torchao leave alone.
+    """
     blocks, together = Step("block-reconstruction", recon), {**recon, "freeze_temporal": False}
-    ranges = (*GROUPED, Step("finite-set-ranges"))
-    return {
-        "min-max, nearest": (Step("weight-ranges", {"method": "minmax"}), *RANGES),
+    temporal, ranges = Step("temporal-reconstruction"), (*GROUPED, Step("finite-set-ranges"))
+    minmax = {"method": "minmax"}
+    recipes = {
+        "min-max, nearest": (Step("weight-ranges", minmax), *RANGES),
         "default": (WEIGHTS, *GROUPED),
         "reconstruction, temporal layers in their blocks": (WEIGHTS, Step("block-reconstruction", together), *GROUPED),
-        "tfmq": (WEIGHTS, Step("temporal-reconstruction"), blocks, *ranges),
+        "tfmq": (WEIGHTS, temporal, blocks, *ranges),
         "tfmq, t and conditions": (
             WEIGHTS,
             Step("temporal-reconstruction", {"conditions": 32}),
@@ -52,6 +59,12 @@ def image_recipes(recon: dict[str, Any]) -> dict[str, tuple[Step, ...]]:
             Step("finite-set-ranges", {"conditions": 32}),
         ),
     }
+    spared = {
+        "min-max, nearest": (Step("weight-ranges", minmax | {"embedding_bits": 8}), *RANGES),
+        "reconstruction, temporal layers in their blocks": (TABLES, Step("block-reconstruction", together), *GROUPED),
+        "tfmq": (TABLES, temporal, blocks, *ranges),
+    }
+    return recipes | ({f"{k}; embeddings at 8 bits": v for k, v in spared.items()} if embeddings else {})
 
 
 def feature_recipes(recon: dict[str, Any]) -> dict[str, tuple[Step, ...]]:
@@ -92,6 +105,11 @@ class Case:
         return dq.make_plan(self.denoiser, self.calibration(seed), recipe, seed=seed, progress=False, **bits)  # type: ignore[arg-type]
 
 
+def simulated(case: Case, steps: tuple[Step, ...], seed: int) -> nn.Module:
+    """The denoiser with a plan made by these passes."""
+    return dq.apply(case.denoiser, case.plan(steps, seed, weight_bits=4, act_bits=8), backend="simulate")
+
+
 def feature_errors(case: Case, plan: dq.QuantPlan) -> FeatureError:
     block = temporal_block(case.denoiser, case.calibration(0).example_inputs())
     assert block is not None
@@ -111,12 +129,14 @@ def mean_of(runs: list[dict[str, float]]) -> dict[str, float]:
     return {k: statistics.fmean(r[k] for r in runs) for k in runs[0]} | {"spread": spread}
 
 
-def image_run(case: Case, steps: tuple[Step, ...], seed: int, count: int, reference: np.ndarray) -> dict[str, float]:
-    """Error of the images of one plan, the seconds to make it, and those of its reconstructions."""
+def image_run(
+    case: Case, method: Callable[[int], nn.Module], seed: int, count: int, reference: np.ndarray
+) -> dict[str, float]:
+    """Error of the images of one quantized denoiser, and the seconds to make it."""
     start = time.process_time()
-    plan = case.plan(steps, seed, weight_bits=4, act_bits=8)
+    quantized = method(seed)
     seconds = time.process_time() - start
-    images = case.images(dq.apply(case.denoiser, plan, backend="simulate"), count)
+    images = case.images(quantized, count)
     return {"image_mse": float(np.mean((images - reference) ** 2)), "cpu_seconds": seconds}
 
 
@@ -146,21 +166,27 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", help="only these")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    from benchmarks.tfmq_stock import stock_methods  # Brevitas and torchao, for those who run this
+
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "recipes", "seeds")}
     records, recon = Records(f"tfmq-{args.model}", settings, args.out), {"iterations": args.iterations}
     recon["calls"] = args.calls
     with tempfile.TemporaryDirectory() as folder:
         case = Case(args.model, args.steps, Path(folder))
-        recipes = {k: v for k, v in image_recipes(recon).items() if k in (args.recipes or image_recipes(recon))}
+        embeddings = any(isinstance(module, nn.Embedding) for module in case.denoiser.modules())
+        recipes = image_recipes(recon, embeddings=embeddings)
+        methods: dict[str, Callable[[int], nn.Module]] = {k: partial(simulated, case, v) for k, v in recipes.items()}
+        methods |= stock_methods(case, args.iterations, args.calls)
+        methods = {label: methods[label] for label in args.recipes or methods}
         reference = case.images(case.denoiser, args.images)
         for seed in range(args.seeds):
-            for label, steps in recipes.items():
+            for label, method in methods.items():
                 one = records.get(
-                    f"images, {label}, {seed}", partial(image_run, case, steps, seed, args.images, reference)
+                    f"images, {label}, {seed}", partial(image_run, case, method, seed, args.images, reference)
                 )
                 print(f"  {label}, seed {seed}: {one}", flush=True)
         features(case, records, args.seeds, recon)
-    found = {label: mean_of([records.data[f"images, {label}, {s}"] for s in range(args.seeds)]) for label in recipes}
+    found = {label: mean_of([records.data[f"images, {label}, {s}"] for s in range(args.seeds)]) for label in methods}
     plain = next(iter(found.values()))["image_mse"]
     rows = [[k, v["image_mse"], v["spread"], v["image_mse"] / plain, v["cpu_seconds"]] for k, v in found.items()]
     headings = [f"{args.images} images, W4A8", "MSE to fp32", "max - min", "/ min-max", "CPU s to plan"]
