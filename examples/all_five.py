@@ -49,7 +49,7 @@ def recipe(steps: tuple[int, ...], effort: int) -> Recipe:
         "ADP-DM, MixDQ, BinaryDM, TMPQ-DM and TFMQ-DM in one plan",
         (
             Step("weight-ranges"),
-            Step("timestep-groups", {"method": "search", "groups": 4, "rounds": 50 * effort}),
+            Step("timestep-groups", {"method": "search", "groups": 4, "rounds": 4 * effort}),
             Step("activation-ranges"),
             Step("bos-tokens"),
             Step("sensitivity", {"weight_menu": (1, 3, 4, 6, 8), "act_menu": (4, 6, 8), "draws": 20 * effort}),
