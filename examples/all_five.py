@@ -75,7 +75,7 @@ def sample(pipe: Any, denoiser: torch.nn.Module, args: argparse.Namespace) -> np
 
 def summary(plan: dq.QuantPlan, quantized: torch.nn.Module, psnr: float) -> str:
     """What each method did."""
-    searched, groups = plan.sections["timestep-reduction"].data, plan.sections["timestep-groups"].data
+    searched, groups = plan.sections["timestep-reduction"].data, plan.sections["timestep-groups"].data["search"]
     temporal = plan.sections["temporal-reconstruction"].data
     blocks = plan.sections["block-reconstruction"].data["blocks"].values()
     one_bit = [n for n, p in plan.layers.items() if p.weight is not None and not p.weight.rounds]
@@ -83,7 +83,7 @@ def summary(plan: dq.QuantPlan, quantized: torch.nn.Module, psnr: float) -> str:
     states = Counter(e.state for e in executions(quantized, plan).values())
     better = sum(not block["kept_nearest"] for block in blocks)
     lines = {
-        "ADP-DM": f"{max(map(len, plan.groups.values()))} timestep groups by {groups.get('chosen_by', 'search')}",
+        "ADP-DM": f"{len(plan.groups['default'])} timestep groups; best of three: {groups['kept']}",
         "MixDQ": f"{len(SensitivityTable.from_data(plan.sections['sensitivity'].data).noise)} sensitivities; "
         f"{len(plan.sections['bos-tokens'].data.get('layers', {}))} layers with exact tokens",
         "BinaryDM": f"{len(one_bit)} layers of one bit",
