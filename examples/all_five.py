@@ -29,11 +29,10 @@ from PIL import Image
 
 import dq_plugins as dq
 from dq_plugins.bundled import NAMES, bundled
+from dq_plugins.demo import PROMPTS
 from dq_plugins.evaluation.execution import executions
 from dq_plugins.recipe import Recipe, Step
 from dq_plugins.sensitivity import SensitivityTable
-
-PROMPTS = {"emoji": ["red apple", "cat face", "sun", "rocket"]}
 
 
 def recipe(steps: tuple[int, ...], effort: int) -> Recipe:
@@ -64,7 +63,7 @@ def recipe(steps: tuple[int, ...], effort: int) -> Recipe:
 
 def conditions(model: str, images: int) -> dict[str, Any]:
     """What to draw."""
-    return {"prompts": (PROMPTS[model] * images)[:images]} if model in PROMPTS else {}
+    return {"prompts": (list(PROMPTS[model]) * images)[:images]} if model in PROMPTS else {}
 
 
 def sample(pipe: Any, denoiser: torch.nn.Module, args: argparse.Namespace) -> np.ndarray:

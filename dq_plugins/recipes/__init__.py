@@ -26,7 +26,7 @@ TFMQ = Recipe(
     "tfmq",
     "TFMQ-DM: temporal block reconstructed from t alone, one range per timestep for it; blocks reconstructed after it",
     (
-        Step("weight-ranges"),
+        Step("weight-ranges", {"embedding_bits": 8}),
         Step("temporal-reconstruction"),
         Step("block-reconstruction"),
         Step("timestep-groups"),
