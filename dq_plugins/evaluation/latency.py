@@ -1,7 +1,8 @@
 """Compare the latency of several callables in one run.
 
 The rounds are interleaved, so that a machine that slows down slows all of them, and each round has an order of its own,
-because what ran just before leaves its data in the cache. What counts is the ratio, not the milliseconds.
+because what ran just before leaves its data in the cache; nothing runs twice in a row, because it would find its own
+data there. What counts is the ratio, not the milliseconds.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +44,13 @@ def _timed(function: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
+def _shuffled(names: Iterable[str], seed: int, *, after: list[str]) -> list[str]:
+    """The names in some order that does not begin with the one in ``after``."""
+    order = sorted(names)
+    random.Random(seed).shuffle(order)
+    return order[1:] + order[:1] if order[:1] == after else order
+
+
 @torch.no_grad()
 def compare_latency(
     functions: Mapping[str, Callable[[], object]], *, rounds: int = 15, warmup: int = 2
@@ -56,8 +64,10 @@ def compare_latency(
     """
     first = {name: _timed(function) for name, function in functions.items()}
     times: dict[str, list[float]] = {name: [] for name in functions}
+    order: list[str] = []
     for i in range(warmup + rounds):
-        for name in random.Random(i).sample(list(functions), len(functions)):
+        order = _shuffled(functions, i, after=order[-1:])
+        for name in order:
             elapsed = _timed(functions[name])
             if i >= warmup:
                 times[name].append(elapsed)
