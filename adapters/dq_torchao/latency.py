@@ -23,7 +23,7 @@ from dq_plugins.plan import ActivationQuant, LayerPlan, WeightQuant
 from dq_plugins.timesteps import TimestepContext, TimestepGroups
 from dq_plugins.weight_scale import weight_parameters, weight_rows
 from dq_torchao.lowering import lower_layer
-from dq_torchao.tuning import InputLayout, layer_key, record_layouts
+from dq_torchao.tuning import InputLayout, layer_key, record_layouts, time_forms
 
 GROUPS = "latency"
 
@@ -98,15 +98,9 @@ def _times(
     for width in widths:
         forms[width] = copy.deepcopy(layer)
         lower_layer(forms[width], _plan(layer, width), context)
-    totals = dict.fromkeys(forms, 0.0)
     device = next(layer.parameters()).device
-    for x in (layout.random(device) for layout in layouts):
-        # Default arguments bind now: the lambdas outlive this turn of the loop.
-        calls = {str(width): lambda x=x, form=form: form(x) for width, form in forms.items()}
-        measured = compare_latency(calls, rounds=rounds, warmup=1)
-        for width in forms:
-            totals[width] += measured[str(width)].median
-    return totals
+    calls = time_forms({str(width): form for width, form in forms.items()}, layouts, device, rounds=rounds)
+    return {width: sum(latency.median for latency in calls[str(width)]) for width in forms}
 
 
 def _plan(layer: nn.Module, width: Width) -> LayerPlan:

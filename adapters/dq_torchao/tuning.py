@@ -8,14 +8,14 @@ A choice depends on the machine and its load, so it is data: keep it, and apply 
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import PlanError
-from dq_plugins.evaluation.latency import compare_latency
+from dq_plugins.evaluation.latency import Latency, compare_latency
 from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.lowering import lower_layer, obstacle
@@ -106,11 +106,23 @@ def time_layer(layer: nn.Module, layer_plan: LayerPlan, plan: QuantPlan, layouts
     integer = copy.deepcopy(layer)
     lower_layer(integer, layer_plan, context)
     device = next(layer.parameters()).device
-    totals = {"integer": 0.0, "floating": 0.0}
+    calls = time_forms({"integer": integer, "floating": layer}, layouts, device, rounds=ROUNDS)
+    return Timing(**{form: sum(latency.low for latency in latencies) for form, latencies in calls.items()})
+
+
+def time_forms(
+    forms: Mapping[str, nn.Module], layouts: Iterable[InputLayout], device: torch.device, *, rounds: int
+) -> dict[str, list[Latency]]:
+    """Time several forms of one layer side by side, at every given input.
+
+    Returns:
+        By form, a latency for each input.
+    """
+    found: dict[str, list[Latency]] = {name: [] for name in forms}
     for layout in layouts:
         x = layout.random(device)
-        # Default arguments bind x now: the lambdas outlive this turn of the loop.
-        forms = {"integer": lambda x=x: integer(x), "floating": lambda x=x: layer(x)}
-        for form, latency in compare_latency(forms, rounds=ROUNDS, warmup=1).items():
-            totals[form] += latency.low
-    return Timing(**totals)
+        # Default arguments bind now: the lambdas outlive this turn of the loop.
+        calls = {name: lambda x=x, form=form: form(x) for name, form in forms.items()}
+        for name, latency in compare_latency(calls, rounds=rounds, warmup=1).items():
+            found[name].append(latency)
+    return found

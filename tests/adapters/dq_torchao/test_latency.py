@@ -3,7 +3,7 @@ from __future__ import annotations
 import dq_torchao
 import pytest
 import torch
-from dq_torchao import latency
+from dq_torchao import latency, tuning
 from torch import nn
 from torchao_models import Denoiser
 
@@ -66,9 +66,10 @@ def test_times_of_several_calls_add_up_and_the_rest_is_what_layers_do_not_take(m
             return self.layer(self.layer(sample) + timestep)
 
     measured = {"call": 100.0, "full precision": 3.0, "W8A8": 1.0}
-    monkeypatch.setattr(
-        latency, "compare_latency", lambda forms, **_: {name: Latency(*[measured[name]] * 4) for name in forms}
-    )
+    for module in (latency, tuning):
+        monkeypatch.setattr(
+            module, "compare_latency", lambda forms, **_: {name: Latency(*[measured[name]] * 4) for name in forms}
+        )
     table = dq_torchao.latency_table(Twice(), {"sample": torch.randn(2, 8), "timestep": torch.tensor(1.0)})
     assert table.layers == {"layer": {"full precision": 6.0, "W8A8": 2.0}}
     assert table.rest == 94.0
