@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,7 +128,7 @@ class JointSearch:
         """The exact program, its noise scaled by one measured run."""
         assert self.transitions is not None
         program = JointProgram(self.space, self.transitions, self.noise, 1.0, self.errors)
-        start = self._seeds()
+        start = self._seeds
         if not self.noise or not start:
             return replace(program, noise=self.noise or no_noise(self.space))
         timesteps, widths = self.space.timesteps(start[0]), self.space.widths(start[0])
@@ -136,6 +137,7 @@ class JointSearch:
         scale = float(moved.double().square().mean()) / predicted if predicted > 0 else 1.0
         return replace(program, scale=scale)
 
+    @cached_property
     def _seeds(self) -> list[Candidate]:
         return seeds(self.space, self.noise, self.fitness.stepper)
 
@@ -147,6 +149,6 @@ class JointSearch:
 
     def _evolve(self, solution: JointSolution | None) -> Generator[Progress, None, SearchState]:
         optima = [] if solution is None else list(solution.optima.values())
-        first = [*optima, *self._seeds()]
+        first = [*optima, *self._seeds]
         search = Evolution(self.space, self.fitness, self.evolution, first, self.folder, self.signature, self.workers)
         return (yield from search.run())
