@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers_models import class_pipeline
 from dq_diffusers.recording import sampler
+from interruptions import interrupted_after
 from torchao_models import sqnr
 
 import dq_plugins as dq
@@ -84,19 +85,7 @@ def test_sampling_visits_what_was_chosen(case):
 
 
 def test_interrupted_in_the_middle_it_ends_with_the_same_plan(case, tmp_path, monkeypatch):
-    from dq_plugins.evolution.fitness import SamplingFitness
-
     _, denoiser, calibration, plan = case
-    original, left = SamplingFitness.__call__, [3]
-
-    def stopping(self, candidate, rung):
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        return original(self, candidate, rung)
-
-    monkeypatch.setattr(SamplingFitness, "__call__", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(3, monkeypatch), pytest.raises(KeyboardInterrupt):
         make(denoiser, calibration, workdir=tmp_path)
-    monkeypatch.setattr(SamplingFitness, "__call__", original)
     assert make(denoiser, calibration, workdir=tmp_path) == plan

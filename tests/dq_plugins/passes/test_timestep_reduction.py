@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from interruptions import interrupted_after
 from odes import TIMESTEPS, recorded, velocity
 
 import dq_plugins as dq
@@ -95,22 +96,10 @@ def test_every_grouping_and_search_makes_a_plan(setting, search, grouping):
 
 
 def test_an_interrupted_search_ends_with_the_same_plan(setting, joint, tmp_path, monkeypatch):
-    from dq_plugins.evolution.fitness import SamplingFitness
-
     options = {"steps": (4, 3), "workdir": tmp_path}
     whole = make(setting, steps=(4, 3))
-    original, left = SamplingFitness.__call__, [9]
-
-    def stopping(self, candidate, rung):
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        return original(self, candidate, rung)
-
-    monkeypatch.setattr(SamplingFitness, "__call__", stopping)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted_after(9, monkeypatch), pytest.raises(KeyboardInterrupt):
         make(setting, **dict(options))
-    monkeypatch.setattr(SamplingFitness, "__call__", original)
     assert make(setting, **dict(options)) == whole
 
 
