@@ -23,13 +23,14 @@ from pathlib import Path
 
 import torch
 from binarydm_report import write_report
-from binarydm_task import TIMESTEPS, Diffusion, FeatureNet, frechet_distance, load_images, train_feature_net
+from binarydm_task import TIMESTEPS, Diffusion, FeatureNet, load_images, train_feature_net
 from binarydm_training import VARIANTS, Settings, Variant, choices_for, evaluate, teacher_of, train_student
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from dq_plugins.binarization import operations, total_size, train_quantized, weight_sizes
+from dq_plugins.metrics.distribution import frechet_distance
 
 
 def run(settings: Settings, variant: Variant, act_bits: int, seed: int, progress: bool = False) -> None:

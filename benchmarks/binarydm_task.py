@@ -179,14 +179,3 @@ def train_feature_net(images: Images, steps: int = 600) -> FeatureNet:
         F.cross_entropy(net(images.pixels[rows]), images.classes[rows]).backward()
         optimizer.step()
     return net.eval().requires_grad_(False)
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Distance of two sets of features as Gaussians (Heusel et al. 2017): ``[n, d]`` and ``[m, d]``."""
-    a, b = a.double().cpu(), b.double().cpu()
-    cov_a, cov_b = torch.cov(a.t()), torch.cov(b.t())
-    # tr sqrt(A B) from the symmetric sqrt(A) B sqrt(A), whose eigenvalues are those of A B
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = vectors * values.clamp_min(0).sqrt() @ vectors.t()
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
-    return float((a.mean(0) - b.mean(0)).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from benchmarks.mixdq_setting import ACT_MENU, WEIGHT_MENU, Setting, arguments, prepare
 from benchmarks.records import Records
@@ -32,7 +33,7 @@ from dq_plugins.allocation.width import entries_of
 from dq_plugins.progress import finish
 from dq_plugins.sensitivity import ContentProbes, Entry, ExactQuality, QualityProbes, SensitivityTable, measure
 from dq_plugins.sensitivity.exact import final_samples
-from dq_plugins.sensitivity.table import cost, entries_to_check, relative, spearman
+from dq_plugins.sensitivity.table import cost, entries_to_check, relative
 
 SIZES = (3.0, 3.5, 4.0, 4.5, 5.0, 6.0)
 
@@ -91,8 +92,8 @@ def prediction(setting: Setting, table: SensitivityTable, count: int, records: R
         records.put("true noise of random plans", true)
     return {
         "plans": count,
-        "spearman, sum of noise powers": spearman(sums, true),
-        "spearman, the paper's sum of dB and SSIM": spearman(paper, true),
+        "spearman, sum of noise powers": spearmanr(sums, true).statistic,
+        "spearman, the paper's sum of dB and SSIM": spearmanr(paper, true).statistic,
         "predicted / true, geometric mean": math.exp(
             sum(math.log(s / t) for s, t in zip(sums, true, strict=True)) / count
         ),

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import spearmanr
 
 from benchmarks.mixdq_setting import Setting, arguments, prepare
 from benchmarks.records import Records
@@ -31,7 +32,7 @@ from dq_plugins.sensitivity import (
     SensitivityTable,
     measure,
 )
-from dq_plugins.sensitivity.table import cost, entries_to_check, relative, spearman
+from dq_plugins.sensitivity.table import cost, entries_to_check, relative
 
 DRAWS, CHECKED, CONTENT_PROBES = 160, 32, 2
 """The defaults of the pass ``sensitivity``."""
@@ -46,7 +47,7 @@ def timed(measurement: Any, **options: Any) -> tuple[dict, float]:
 def by_side(estimate: Mapping[Entry, float], exact: Mapping[Entry, float]) -> dict[str, float]:
     """Rank correlation over all entries, and over those of each side."""
     parts = {"all": list(exact), **{s: [e for e in exact if e.side == s] for s in ("weight", "activation")}}
-    return {n: spearman([estimate[e] for e in part], [exact[e] for e in part]) for n, part in parts.items()}
+    return {n: spearmanr([estimate[e] for e in part], [exact[e] for e in part]).statistic for n, part in parts.items()}
 
 
 def quality(setting: Setting) -> dict[str, Any]:

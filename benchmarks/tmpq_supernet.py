@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from benchmarks.tmpq_setup import RANGES, record
 from dq_plugins import CalibrationSet, make_plan
@@ -25,7 +26,6 @@ from dq_plugins.passes.candidates import candidates_of
 from dq_plugins.progress import finish
 from dq_plugins.recipe import PassContext, Recipe
 from dq_plugins.sensitivity import Candidates
-from dq_plugins.sensitivity.table import spearman
 from dq_plugins.supernet import CalibrationOptions, SuperNetwork, calibrate
 
 WEIGHTS, INPUTS, ASSIGNMENTS = (3, 4, 6), (4, 8), 20
@@ -73,7 +73,9 @@ def supernet(args: argparse.Namespace, folder: Path, report: dict[str, Any]) -> 
         for name, candidates in zip(scores, (shared, own, start), strict=True):
             scores[name].append(error(denoiser, candidates, calibration, widths))
         print(f"  {len(scores['from scratch'])}/{ASSIGNMENTS}, {time.process_time() - began:.0f} CPU s", flush=True)
-    pairs = {name: spearman(scores[name], scores["from scratch"]) for name in ("super-network", "nothing learned")}
+    pairs = {
+        name: spearmanr(scores[name], scores["from scratch"]).statistic for name in ("super-network", "nothing learned")
+    }
     report["supernet"] = {"scores": scores, "rank correlation with from scratch": pairs}
     print(f"{args.model}: rank correlation with calibration from scratch over {ASSIGNMENTS} assignments")
     for name, value in pairs.items():

@@ -21,9 +21,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dq_plugins.errors import DQError
-from dq_plugins.metrics.image import K1, K2, WINDOW, blur, gaussian_window, value_range_of
+from dq_plugins.metrics.image import K1, K2, SIGMA, WINDOW, value_range_of, window_size
 
 Part = Literal["structure", "texture"]
+
+
+def _gaussian_window(size: int, device: torch.device) -> Tensor:
+    offset = torch.arange(size, dtype=torch.float64, device=device) - (size - 1) / 2
+    weights = torch.exp(-(offset**2) / (2 * (SIGMA * size / WINDOW) ** 2))
+    return weights / weights.sum()  # [size]
 
 
 class SsimForm:
@@ -42,8 +48,7 @@ class SsimForm:
             )
         x = reference.detach().double()
         span = value_range_of(x, value_range)
-        size = min(WINDOW, (x.shape[2] - 1) // 2 * 2 + 1, (x.shape[3] - 1) // 2 * 2 + 1)
-        self._window = gaussian_window(size, x.device)
+        self._window = _gaussian_window(window_size(*x.shape[2:]), x.device)
         mean = self._mean(x)
         variance = (self._mean(x * x) - mean**2).clamp(min=0)
         windows = mean[0].numel()  # of one image, all channels
@@ -81,7 +86,10 @@ class SsimForm:
         return self._texture * (error - self._mean_same(error))
 
     def _mean(self, x: Tensor) -> Tensor:
-        return blur(x.reshape(-1, 1, *x.shape[2:]), self._window).reshape(*x.shape[:2], *self._valid(x))
+        """Gaussian mean over every full window, ``[B, C, H, W] -> [B, C, H - n + 1, W - n + 1]``."""
+        images = x.reshape(-1, 1, *x.shape[2:])  # [B C, 1, H, W]
+        rows = F.conv2d(images, self._window[None, None, :, None])
+        return F.conv2d(rows, self._window[None, None, None, :]).reshape(*x.shape[:2], *self._valid(x))
 
     def _valid(self, x: Tensor) -> tuple[int, int]:
         size = len(self._window) - 1

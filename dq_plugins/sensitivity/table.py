@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from dq_plugins.errors import DQError
 from dq_plugins.sensitivity.candidates import Candidates, Entry
@@ -16,26 +17,13 @@ from dq_plugins.sensitivity.store import FORWARD, Sums
 Group = Literal["content", "quality"]
 
 
-def spearman(one: Sequence[float], other: Sequence[float]) -> float:
-    """Rank correlation, ties ranked by their mean; NaN for fewer than two values or constant ones."""
-
-    def ranks(values: Sequence[float]) -> np.ndarray:
-        _, inverse, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)
-        return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-
-    a, b = ranks(one), ranks(other)
-    a, b = a - a.mean(), b - b.mean()
-    norm = math.sqrt(float((a**2).sum() * (b**2).sum()))
-    return float((a * b).sum()) / norm if norm > 0 else math.nan
-
-
 @dataclass(frozen=True)
 class Check:
     """An estimate against exact measurements of some entries.
 
     Attributes:
         entries: how many were measured exactly.
-        rank_correlation: Spearman's, over them.
+        rank_correlation: Spearman's, over them; NaN for fewer than two.
         typical_ratio: geometric mean of exact / estimate, by ``side@bits``; what estimates were multiplied by.
         spread: geometric standard deviation of exact / corrected estimate.
     """
@@ -129,7 +117,7 @@ class SensitivityTable:
         left = [math.log(exact[e] / noise[e]) for e in usable]
         check = Check(
             entries=len(exact),
-            rank_correlation=spearman([self.noise[e] for e in exact], list(exact.values())),
+            rank_correlation=float(spearmanr([self.noise[e] for e in exact], list(exact.values())).statistic),
             typical_ratio=ratio,
             spread=math.exp(math.sqrt(sum(v * v for v in left) / len(left))) if left else 1.0,
         )

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-HEAVY = ["torchao", "brevitas", "diffusers", "transformers", "ortools", "matplotlib", "pytest"]
+HEAVY = ["torchao", "brevitas", "diffusers", "transformers", "ortools", "matplotlib", "torchmetrics", "pytest"]
 IMPORT_ALL = """
 import importlib, pkgutil, dq_plugins
 for module in pkgutil.walk_packages(dq_plugins.__path__, "dq_plugins."):

@@ -34,6 +34,18 @@ def test_coarse_errors_are_structure_and_fine_ones_texture():
         assert share > 0.6
 
 
+def test_constants_on_a_flat_image_are_those_of_the_paper():
+    flat, value_range, amplitude = torch.zeros(1, 1, 24, 24), 2.0, 1e-3
+    form = SsimForm(flat, value_range)
+    c1, c2 = (0.01 * value_range) ** 2, (0.03 * value_range) ** 2
+    shift = torch.full_like(flat, amplitude)  # no variance anywhere: 1 - SSIM = m^2 / (m^2 + c1)
+    assert float(form.value(shift)) == pytest.approx(amplitude**2 / (amplitude**2 + c1), rel=0.01)
+    checks = amplitude * (-1.0) ** (torch.arange(24)[:, None] + torch.arange(24))[None, None]
+    assert float(form.value(checks)) == pytest.approx(amplitude**2 / (amplitude**2 + c2), rel=0.01)  # no mean
+    for error in (shift, checks):
+        assert float(form.value(error)) == pytest.approx(1 - ssim(flat, error, value_range=value_range), rel=0.01)
+
+
 @pytest.mark.parametrize("part", ["structure", "texture"])
 def test_probes_recover_the_value(part):
     form, error = SsimForm(image(16)), 0.01 * noise("fine", 16)
