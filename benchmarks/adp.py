@@ -33,10 +33,10 @@ from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
 from dq_plugins.bundled import bundled
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.demo import PROMPTS
-from dq_plugins.evaluation import compare_latency
-from dq_plugins.group_search.output import student_of
-from dq_plugins.passes.activation_ranges import ActivationRanges
-from dq_plugins.passes.timestep_groups import TimestepGrouping
+from dq_plugins.metrics.latency import compare_latency
+from dq_plugins.passes.ranges.activation_ranges import ActivationRanges
+from dq_plugins.passes.ranges.search.output import student_of
+from dq_plugins.passes.ranges.timestep_groups import TimestepGrouping
 from dq_plugins.plan import QuantPlan
 from dq_plugins.recipe import PassContext, Recipe, Step
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from dq_plugins.binarization import pack_signs, unpack_signs
-from dq_plugins.binarization.integer import bit_serial_matmul, int_matmul, pack_rows
+from dq_plugins.passes.binarization import pack_signs, unpack_signs
+from dq_plugins.passes.binarization.integer import bit_serial_matmul, int_matmul, pack_rows
 
 SHAPES = [(1, 1024, 1024), (1, 4096, 4096), (16, 1024, 1024), (256, 576, 64), (1024, 1152, 128)]
 

@@ -29,8 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dq_plugins.binarization import operations, total_size, train_quantized, weight_sizes
 from dq_plugins.metrics.distribution import frechet_distance
+from dq_plugins.passes.binarization import operations, total_size, train_quantized, weight_sizes
 
 
 def run(settings: Settings, variant: Variant, act_bits: int, seed: int, progress: bool = False) -> None:

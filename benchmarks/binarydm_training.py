@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import dq_plugins.graph as graph
-from dq_plugins.binarization import (
+from dq_plugins.passes.binarization import (
     BinaryDMCallback,
     BinaryDMChoices,
     MovingAverage,

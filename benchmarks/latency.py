@@ -26,7 +26,8 @@ from torch._inductor import config as inductor_config
 
 from benchmarks.models import MODELS, Model
 from benchmarks.variants import CPU_ONLY, VARIANTS
-from dq_plugins.evaluation import Latency, compare_latency, state_bytes
+from dq_plugins.metrics.latency import Latency, compare_latency
+from dq_plugins.metrics.size import state_bytes
 
 TEST_TIMESTEPS = (900, 500, 100)
 COLUMNS = ("variant", "median ms (quartiles)", "against first", "first call s", "SQNR dB", "weights MB", "one call MB")

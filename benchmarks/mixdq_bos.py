@@ -27,7 +27,7 @@ import dq_plugins as dq
 from benchmarks.records import Records
 from dq_plugins.bundled import bundled
 from dq_plugins.metrics import sqnr
-from dq_plugins.passes.bos_tokens import ROLES
+from dq_plugins.passes.tokens.bos_tokens import ROLES
 from dq_plugins.recipe import Recipe, Step
 
 STEPS = (Step("weight-ranges"), Step("timestep-groups"), Step("activation-ranges"))

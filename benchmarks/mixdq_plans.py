@@ -26,12 +26,14 @@ from scipy.stats import spearmanr
 
 from benchmarks.mixdq_setting import ACT_MENU, WEIGHT_MENU, Setting, arguments, prepare
 from benchmarks.records import Records
-from dq_plugins.allocation import AllocationProblem, Budgets, Front, Menu, Width, allocate, fronts
-from dq_plugins.allocation.front import draw, mean_weight_bits
-from dq_plugins.allocation.mixdq import mixdq_widths, score
-from dq_plugins.allocation.width import entries_of
+from dq_plugins.passes.allocation.front import Front, draw, fronts, mean_weight_bits
+from dq_plugins.passes.allocation.mixdq import mixdq_widths, score
+from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets
+from dq_plugins.passes.allocation.solve import allocate
 from dq_plugins.progress import finish
-from dq_plugins.sensitivity import ContentProbes, Entry, ExactQuality, QualityProbes, SensitivityTable, measure
+from dq_plugins.quantized.candidates import Entry
+from dq_plugins.quantized.width import Menu, Width, entries_of
+from dq_plugins.sensitivity import ContentProbes, ExactQuality, QualityProbes, SensitivityTable, measure
 from dq_plugins.sensitivity.exact import final_samples
 from dq_plugins.sensitivity.table import cost, entries_to_check, relative
 

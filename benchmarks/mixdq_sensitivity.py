@@ -23,15 +23,8 @@ from scipy.stats import spearmanr
 from benchmarks.mixdq_setting import Setting, arguments, prepare
 from benchmarks.records import Records
 from dq_plugins.progress import finish
-from dq_plugins.sensitivity import (
-    ContentProbes,
-    Entry,
-    ExactContent,
-    ExactQuality,
-    QualityProbes,
-    SensitivityTable,
-    measure,
-)
+from dq_plugins.quantized.candidates import Entry
+from dq_plugins.sensitivity import ContentProbes, ExactContent, ExactQuality, QualityProbes, SensitivityTable, measure
 from dq_plugins.sensitivity.table import cost, entries_to_check, relative
 
 DRAWS, CHECKED, CONTENT_PROBES = 160, 32, 2

@@ -12,11 +12,13 @@ from dq_diffusers.recording import denoiser_of, load_pipeline, sampler
 from torch import nn
 
 import dq_plugins as dq
-from dq_plugins.allocation import AllocationProblem, Budgets, LayerCost, Menu
 from dq_plugins.bundled import NAMES, bundled
+from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, LayerCost
 from dq_plugins.passes.candidates import candidates_of
+from dq_plugins.quantized.candidates import Candidates, Entry
+from dq_plugins.quantized.width import Menu
 from dq_plugins.recipe import PassContext, Recipe, Step
-from dq_plugins.sensitivity import Candidates, Entry, Trajectory, trajectories_of
+from dq_plugins.sensitivity import Trajectory, trajectories_of
 from dq_plugins.sensitivity.exact import output_noise
 
 WEIGHT_MENU, ACT_MENU = (2, 3, 4, 5, 6, 8), (4, 6, 8)

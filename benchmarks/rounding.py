@@ -22,9 +22,12 @@ from benchmarks.records import Records
 from benchmarks.tfmq import WEIGHTS, Case
 from dq_plugins.bundled import NAMES
 from dq_plugins.calibration.call import first_tensor
+from dq_plugins.quantized.block_cache import BlockCache, record_block
+from dq_plugins.quantized.learn_rounding import RoundingOptions, learn_rounding
+from dq_plugins.quantized.soft_rounding import SoftRounding
+from dq_plugins.quantized.student import planned_student
+from dq_plugins.quantized.units import Unit, find_units
 from dq_plugins.recipe import PassContext
-from dq_plugins.reconstruction import BlockCache, Unit, find_units, planned_student, record_block
-from dq_plugins.rounding import RoundingOptions, SoftRounding, learn_rounding
 
 SETTINGS = {
     "plain 0.01 (papers)": (0.01, False),

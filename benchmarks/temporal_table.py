@@ -21,8 +21,8 @@ from torch import nn
 import dq_plugins as dq
 from benchmarks.records import RESULTS, Records
 from dq_plugins.bundled import NAMES, bundled
+from dq_plugins.passes.temporal.run_table import RunTable
 from dq_plugins.report import Table
-from dq_plugins.temporal.run_table import RunTable
 
 SD15: dict[str, Any] = {
     "sample_size": 64,

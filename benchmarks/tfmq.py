@@ -24,9 +24,10 @@ import dq_plugins as dq
 from benchmarks.records import RESULTS, Records
 from dq_plugins.bundled import NAMES, bundled
 from dq_plugins.demo import PROMPTS
+from dq_plugins.passes.temporal.block import temporal_block
+from dq_plugins.passes.temporal.features import FeatureError, feature_error
 from dq_plugins.recipe import Recipe, Step
 from dq_plugins.report import Table
-from dq_plugins.temporal import FeatureError, feature_error, temporal_block
 
 WEIGHTS, TABLES = Step("weight-ranges"), Step("weight-ranges", {"embedding_bits": 8})
 RANGES = (

@@ -17,8 +17,8 @@ from torchao.quantization.quantize_.workflows import IntxChooseQParamsAlgorithm
 
 from benchmarks.stock_brevitas import BrevitasPTQ
 from benchmarks.stock_torchao import TorchaoPTQ
+from dq_plugins.quantized.units import find_units
 from dq_plugins.recipe import PassContext, Step
-from dq_plugins.reconstruction import find_units
 
 if TYPE_CHECKING:
     from benchmarks.tfmq import Case

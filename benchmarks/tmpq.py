@@ -30,14 +30,14 @@ import torch
 
 from benchmarks.tmpq_setup import COUNTS, NOTHING, STEPS, TARGET, Benchmark, Errors
 from benchmarks.tmpq_supernet import supernet
-from dq_plugins.allocation.width import Width
 from dq_plugins.bundled import NAMES
-from dq_plugins.evolution import Candidate
-from dq_plugins.evolution.baselines import widest
-from dq_plugins.evolution.exact import best_widths
-from dq_plugins.evolution.figure import draw
-from dq_plugins.evolution.joint import JointResult, JointSearch
+from dq_plugins.passes.steps.baselines import widest
+from dq_plugins.passes.steps.exact import best_widths
+from dq_plugins.passes.steps.figure import draw
+from dq_plugins.passes.steps.joint import JointResult, JointSearch
+from dq_plugins.passes.steps.space import Candidate
 from dq_plugins.progress import finish
+from dq_plugins.quantized.width import Width
 
 Plans = list[tuple[tuple[float, ...], dict[str, Width]]]
 

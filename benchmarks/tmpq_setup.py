@@ -13,15 +13,15 @@ import torch
 from dq_diffusers.recording import denoiser_of, load_pipeline, sampler
 
 import dq_plugins as dq
-from dq_plugins.allocation.width import Width
 from dq_plugins.bundled import bundled
-from dq_plugins.evolution.fitness import SamplingFitness
-from dq_plugins.evolution.joint import JointSearch
 from dq_plugins.passes.candidates import candidates_of
-from dq_plugins.passes.timestep_reduction import Setting, TimestepReduction
+from dq_plugins.passes.steps.fitness import SamplingFitness
+from dq_plugins.passes.steps.joint import JointSearch
+from dq_plugins.passes.steps.runs import runs_of
+from dq_plugins.passes.steps.timestep_reduction import Setting, TimestepReduction
 from dq_plugins.progress import finish
+from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import PassContext, Recipe, Step
-from dq_plugins.steps import runs_of
 
 MENUS = {"weight_menu": (3, 4, 5, 6, 8), "act_menu": (4, 6, 8)}
 TARGET, STEPS, COUNTS = Width(4, 6), 10, (10, 8, 13)

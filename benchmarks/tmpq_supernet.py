@@ -21,12 +21,13 @@ from scipy.stats import spearmanr
 
 from benchmarks.tmpq_setup import RANGES, record
 from dq_plugins import CalibrationSet, make_plan
-from dq_plugins.allocation.width import Width
 from dq_plugins.passes.candidates import candidates_of
+from dq_plugins.passes.steps.supernet import CalibrationOptions, calibrate
 from dq_plugins.progress import finish
+from dq_plugins.quantized.candidates import Candidates
+from dq_plugins.quantized.network import SuperNetwork
+from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import PassContext, Recipe
-from dq_plugins.sensitivity import Candidates
-from dq_plugins.supernet import CalibrationOptions, SuperNetwork, calibrate
 
 WEIGHTS, INPUTS, ASSIGNMENTS = (3, 4, 6), (4, 8), 20
 STEPS, SHARED, ALONE, CALLS = 8, 60, 20, 4

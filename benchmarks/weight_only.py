@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.size import plain_tensors, torchao_variants
-from dq_plugins.evaluation import compare_latency
+from dq_plugins.metrics.latency import compare_latency
 from dq_plugins.plan import LayerPlan, WeightQuant
+from dq_plugins.quantized.weight_scale import weight_parameters
 from dq_plugins.report import Table
 from dq_plugins.timesteps import TimestepContext
-from dq_plugins.weight_scale import weight_parameters
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear 1280 x 1280, 256 tokens": (lambda: nn.Linear(1280, 1280), (1, 256, 1280)),

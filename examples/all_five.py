@@ -30,8 +30,8 @@ from PIL import Image
 import dq_plugins as dq
 from dq_plugins.bundled import NAMES, bundled
 from dq_plugins.demo import PROMPTS
-from dq_plugins.evaluation.execution import executions
 from dq_plugins.recipe import Recipe, Step
+from dq_plugins.report.execution import executions
 from dq_plugins.sensitivity import SensitivityTable
 
 

@@ -28,7 +28,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dq_plugins.binarization import (
+from dq_plugins.graph import partition
+from dq_plugins.passes.binarization import (
     BinaryDMCallback,
     binarydm_choices,
     load_checkpoint,
@@ -38,7 +39,6 @@ from dq_plugins.binarization import (
     train_quantized,
     weight_sizes,
 )
-from dq_plugins.graph import partition
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "denoisers"))

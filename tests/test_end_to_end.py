@@ -10,8 +10,8 @@ import torch
 
 import dq_plugins as dq
 from dq_plugins.bundled import bundled
-from dq_plugins.evaluation import output_sqnr
-from dq_plugins.evaluation.execution import executions
+from dq_plugins.metrics.output_error import output_sqnr
+from dq_plugins.report.execution import executions
 
 SAMPLE = """
 import sys, numpy as np, dq_plugins as dq

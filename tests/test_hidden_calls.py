@@ -8,7 +8,7 @@ from hidden_calls import Attention, Functional, TwoNames, encoder, recorded_sequ
 from torch import nn
 
 import dq_plugins as dq
-from dq_plugins.evaluation import output_sqnr
+from dq_plugins.metrics.output_error import output_sqnr
 
 KEPT = {
     Attention: {"middle.inner": "no layer's weight", "middle.inner.out_proj": "never calls it"},

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from dq_brevitas.lowering import layer_map
 from dq_brevitas.plain import QUANT_CLASSES
-from dq_plugins import tokens
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan
-from dq_plugins.temporal import table as temporal_table
+from dq_plugins.quantized import exact_tokens as tokens
+from dq_plugins.quantized import temporal_table
 from dq_plugins.timesteps import TimestepContext, attach_context
 from dq_plugins.timesteps.context import OutOfRange
 

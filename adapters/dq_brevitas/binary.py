@@ -4,7 +4,7 @@ Use them like the stock ones::
 
     QuantConv2d(8, 8, 3, weight_quant=EvolvableBasisWeight, input_quant=Int8ActLearnedStep, bias_quant=None)
 
-The binarizers are those of `dq_plugins.binarization`, so its `evolve`, `evolution_penalty` and `BinaryDMCallback`
+The binarizers are those of `dq_plugins.passes.binarization`: its `evolve`, `evolution_penalty` and `BinaryDMCallback`
 work on a Brevitas model as they are. After training, `freeze_binary` leaves stock quantizers only.
 
 Attributes that ``.let(...)`` or ``weight_...`` arguments change: ``binarizer_clip`` (magnitude beyond which the
@@ -30,14 +30,10 @@ from brevitas.quant.solver import WeightQuantSolver
 from torch import Tensor, nn
 
 from dq_brevitas.integer import ReciprocalIntQuant
-from dq_plugins.binarization.binarizers import BinaryBasis, EvolvableBasis, ScaleGradient, per_channel
-from dq_plugins.binarization.layers import LayerChoice
-from dq_plugins.binarization.learned_step import (
-    SMALLEST_STEP,
-    LearnedStepActivation,
-    scale_gradient_factor,
-)
 from dq_plugins.errors import DQError
+from dq_plugins.quantized.binarizers import BinaryBasis, EvolvableBasis, ScaleGradient, per_channel
+from dq_plugins.quantized.learned_step import SMALLEST_STEP, LearnedStepActivation, scale_gradient_factor
+from dq_plugins.quantized.trained_layers import LayerChoice
 
 Quantized = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -159,11 +155,11 @@ class SignedBinaryWeightPerChannelFloat(WeightQuantSolver):
 
 
 class EvolvableBasisWeight(SignedBinaryWeightPerChannelFloat):
-    """BinaryDM's weight: two binary bases while it learns, one after `dq_plugins.binarization.evolve`.
+    """BinaryDM's weight: two binary bases while it learns, one after `dq_plugins.passes.binarization.evolve`.
 
     Examples:
         >>> from brevitas.nn import QuantLinear
-        >>> from dq_plugins.binarization import evolve
+        >>> from dq_plugins.passes.binarization import evolve
         >>> _ = torch.manual_seed(0)
         >>> fc = QuantLinear(64, 5, bias=False, weight_quant=EvolvableBasisWeight)
         >>> len(fc.quant_weight().value[0].unique())
@@ -204,13 +200,13 @@ def binary_layer_map(choices: Mapping[str, LayerChoice]) -> dict[type[nn.Module]
     """Choices as ``compute_layer_map`` of Brevitas' ``layerwise_quantize``. Layers without a choice stay unquantized.
 
     Args:
-        choices: by fully qualified name, see `dq_plugins.binarization.binarydm_choices`.
+        choices: by fully qualified name, see `dq_plugins.passes.binarization.binarydm_choices`.
 
     Example:
         >>> model = layerwise_quantize(unet, compute_layer_map=binary_layer_map(choices.layers))  # doctest: +SKIP
     """
     from dq_brevitas.plain import QUANT_CLASSES
-    from dq_plugins.binarization.layers import TRAINED
+    from dq_plugins.quantized.trained_layers import TRAINED
 
     def weight(name: str) -> type[ExtendedInjector] | None:
         return WEIGHT_QUANTIZERS[choices[name].weight] if name in choices else None
@@ -263,7 +259,9 @@ def freeze_binary(model: nn.Module) -> nn.Module:
     for name, layer in layers.items():
         quantizer = layer.weight_quant.tensor_quant
         if isinstance(quantizer, EvolvableBasis) and not quantizer.evolved:
-            raise DQError(f"layer {name!r} still has two bases; call dq_plugins.binarization.evolve(model) first")
+            raise DQError(
+                f"layer {name!r} still has two bases; call dq_plugins.passes.binarization.evolve(model) first"
+            )
     for layer in layers.values():
         _freeze(layer)
     return model

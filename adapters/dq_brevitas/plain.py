@@ -12,7 +12,7 @@ from torch import nn
 
 from dq_brevitas.weights import quantized_layers
 from dq_plugins.errors import DQError
-from dq_plugins.temporal.table import NotComputed, TableLookup
+from dq_plugins.quantized.temporal_table import NotComputed, TableLookup
 from dq_plugins.timesteps import detach_context
 
 #: Brevitas layer and the PyTorch layer it replaces; the order goes from special to general.

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import CalibrationError
-from dq_plugins.simulate import select_per_sample
+from dq_plugins.quantized.simulate import select_per_sample
 from dq_plugins.timesteps import TimestepContext
 
 Reduction = Literal["mean", "max"]

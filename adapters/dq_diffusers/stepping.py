@@ -1,4 +1,4 @@
-"""A diffusers scheduler as a `dq_plugins.steps.Stepper`: any timesteps, from a config alone."""
+"""A diffusers scheduler as a `dq_plugins.passes.steps.Stepper`: any timesteps, from a config alone."""
 
 from __future__ import annotations
 

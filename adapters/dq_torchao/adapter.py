@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from dq_plugins import tokens
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan
-from dq_plugins.temporal import table as temporal_table
+from dq_plugins.quantized import exact_tokens as tokens
+from dq_plugins.quantized import temporal_table
 from dq_plugins.timesteps import TimestepContext, attach_context
 from dq_plugins.timesteps.context import OutOfRange
 from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of, remember

@@ -22,8 +22,8 @@ from dq_plugins.graph import find_timestep_argument
 from dq_plugins.hashing import weights_hash
 from dq_plugins.observers import optimal_groups
 from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, Section, WeightQuant
+from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
 from dq_plugins.timesteps import Schedule, TimestepContext, attach_context, context_of, detach_context
-from dq_plugins.weight_scale import weight_parameters, weight_rows
 from dq_torchao.adapter import apply
 from dq_torchao.collecting import StatisticsStore
 from dq_torchao.timestep_config import TimestepInt8Config

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from dq_plugins.allocation.width import Width
-from dq_plugins.evaluation.latency import compare_latency
 from dq_plugins.graph import partition
+from dq_plugins.metrics.latency import compare_latency
 from dq_plugins.plan import ActivationQuant, LayerPlan, WeightQuant
+from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
+from dq_plugins.quantized.width import Width
 from dq_plugins.timesteps import TimestepContext, TimestepGroups
-from dq_plugins.weight_scale import weight_parameters, weight_rows
 from dq_torchao.lowering import lower_layer
 from dq_torchao.tuning import InputLayout, layer_key, record_layouts, time_forms
 

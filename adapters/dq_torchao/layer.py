@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dq_plugins.errors import DQError, TimestepError
 from dq_plugins.plan import ActivationQuant, LayerPlan
-from dq_plugins.simulate import select_per_sample
+from dq_plugins.quantized.simulate import select_per_sample
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.kernels import (
     StoredWeight,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dq_plugins.affine import integer_range
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import LayerPlan, WeightQuant
-from dq_plugins.simulate import simulate_layer
+from dq_plugins.quantized.simulate import simulate_layer
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.conv import IntegerConv2d
 from dq_torchao.kernels import kernel_for

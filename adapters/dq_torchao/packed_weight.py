@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from dq_plugins.packing import pack_bits
 from dq_plugins.plan import WeightQuant
+from dq_plugins.quantized.packing import pack_bits
 from dq_torchao.derived import derived
 from dq_torchao.kernels import unpack_codes
 
@@ -30,7 +30,7 @@ class PackedWeight(nn.Module):
     """A layer whose weight is bit-packed. Made in place of the floating-point layer (`in_place_of`).
 
     Attributes:
-        weight_packed: uint8 ``[B]``, see `dq_plugins.packing`.
+        weight_packed: uint8 ``[B]``, see `dq_plugins.quantized.packing`.
         weight_scale: float32 ``[O]``.
         weight_zero_point: int32 ``[O]``; None when symmetric.
         weight_shape: shape of the weight.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import PlanError
-from dq_plugins.evaluation.latency import Latency, compare_latency
+from dq_plugins.metrics.latency import Latency, compare_latency
 from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.lowering import lower_layer, obstacle

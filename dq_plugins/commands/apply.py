@@ -23,9 +23,9 @@ def run(args: argparse.Namespace) -> int:
 
     from dq_plugins.application import apply
     from dq_plugins.commands.pipelines import load_denoiser
-    from dq_plugins.evaluation.execution import executions
     from dq_plugins.plan import load_plan
     from dq_plugins.report import Table
+    from dq_plugins.report.execution import executions
 
     _, denoiser = load_denoiser(args.model)
     plan = load_plan(args.plan)

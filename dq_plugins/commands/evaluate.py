@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def sqnr_table(models: dict[str, nn.Module], calls: CalibrationSet) -> Table:
     """Output SQNR in dB by timestep, one column per model."""
-    from dq_plugins.evaluation import output_sqnr
+    from dq_plugins.metrics.output_error import output_sqnr
 
     found = {name: output_sqnr(model, calls) for name, model in models.items()}
     rows = [[t, *(round(values[t], 1) for values in found.values())] for t in calls.timesteps]
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from dq_plugins.application import apply
     from dq_plugins.calibration import CalibrationSet
     from dq_plugins.commands.pipelines import load_denoiser
-    from dq_plugins.evaluation import output_sqnr
+    from dq_plugins.metrics.output_error import output_sqnr
     from dq_plugins.plan import load_plan
 
     _, denoiser = load_denoiser(args.model)

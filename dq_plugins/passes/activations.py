@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dq_plugins.observers.statistics import ErrorTable, Statistics, collect
-from dq_plugins.passes.weight_ranges import KEPT_BY_ROLE
+from dq_plugins.passes.ranges.weight_ranges import KEPT_BY_ROLE
 from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.recipe import PassContext
 

@@ -8,21 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dq_plugins import registry, tokens
+from dq_plugins import registry
 from dq_plugins.affine import affine_parameters
-from dq_plugins.allocation.width import Width
 from dq_plugins.errors import RecipeError
 from dq_plugins.observers.base import Observer
 from dq_plugins.observers.minmax import MinMaxObserver
 from dq_plugins.observers.mse import MSEObserver
 from dq_plugins.observers.streaming import stream_inputs
-from dq_plugins.passes.activation_ranges import ActivationRanges
-from dq_plugins.passes.binarize import binary_weight
-from dq_plugins.passes.weight_ranges import WeightRanges
+from dq_plugins.passes.binarization.binarize import binary_weight
+from dq_plugins.passes.ranges.activation_ranges import ActivationRanges
+from dq_plugins.passes.ranges.weight_ranges import WeightRanges
 from dq_plugins.plan import ActivationQuant, QuantPlan, WeightQuant
+from dq_plugins.quantized import exact_tokens as tokens
+from dq_plugins.quantized.candidates import Candidates
+from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
+from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import PassContext
-from dq_plugins.sensitivity import Candidates
-from dq_plugins.weight_scale import weight_parameters, weight_rows
 
 
 def candidates_of(

@@ -14,7 +14,7 @@ GROUPS: dict[str, str] = {
     "metric": "dq_plugins.metrics",
     "solver": "dq_plugins.solvers",
     "adapter": "dq_plugins.adapters",
-    "recipe": "dq_plugins.recipes",
+    "recipe": "dq_plugins.recipe.builtin",
 }
 """Entry-point group of every kind."""
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dq_plugins.evaluation import Latency
-from dq_plugins.evaluation.execution import LayerExecution
+from dq_plugins.metrics.latency import Latency
 from dq_plugins.plan import QuantPlan
+from dq_plugins.report.execution import LayerExecution
 from dq_plugins.report.page import Page
 from dq_plugins.report.plan_page import add_groups, add_layers
 from dq_plugins.report.plots import activation_ranges, lines, pairs_of_images

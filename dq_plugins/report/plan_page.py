@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from dq_plugins.evolution.figure import steps_figure
+from dq_plugins.passes.steps.figure import steps_figure
 from dq_plugins.plan import QuantPlan
 from dq_plugins.report.page import Page
 from dq_plugins.report.plots import lines

@@ -12,7 +12,7 @@ from torch import nn
 from dq_plugins import registry
 from dq_plugins.calibration import CalibrationSet, first_tensor
 from dq_plugins.errors import DQError
-from dq_plugins.sensitivity.candidates import Candidates, Entry, quantized
+from dq_plugins.quantized.candidates import Candidates, Entry, quantized
 from dq_plugins.sensitivity.store import FORWARD, Sums
 from dq_plugins.sensitivity.trajectory import Trajectory
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from dq_plugins.calibration import CalibrationSet, first_tensor
 from dq_plugins.errors import DQError
-from dq_plugins.sensitivity.candidates import Candidates, Entry
+from dq_plugins.quantized.candidates import Candidates, Entry
 from dq_plugins.sensitivity.similarity import SsimForm
 from dq_plugins.sensitivity.store import BACKWARD, FORWARD, Sums
 from dq_plugins.sensitivity.trajectory import Trajectory

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from dq_plugins.errors import DQError
-from dq_plugins.sensitivity.candidates import Candidates, Entry
+from dq_plugins.quantized.candidates import Candidates, Entry
 from dq_plugins.sensitivity.store import FORWARD, Sums
 
 Group = Literal["content", "quality"]

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
 from dq_plugins.plan import LayerPlan, QuantPlan, Section
+from dq_plugins.quantized.simulate import SimulateAdapter
 from dq_plugins.registry import Kind
-from dq_plugins.simulate import SimulateAdapter
 from dq_plugins.testing.base import Conformance, expect, refused
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser, example_inputs
 from dq_plugins.testing.plans import handmade_plan

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dq_plugins.binarization import BinaryDMCallback, LayerChoice, train_quantized
+from dq_plugins.passes.binarization import BinaryDMCallback, LayerChoice, train_quantized
 
 
 def train_worker(rank: int, port: int, folder: str) -> None:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from dq_plugins.evolution.fitness import SamplingFitness
+from dq_plugins.passes.steps.fitness import SamplingFitness
 
 
 @contextmanager

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dq_plugins.group_search import Relaxation, SearchSettings, learn_groups, mean_loss, start_logits
-from dq_plugins.group_search.learn import Learned
-from dq_plugins.group_search.points import PointsLoss
-from dq_plugins.group_search.start import spread
+from dq_plugins.passes.ranges.search.learn import Learned, learn_groups, mean_loss
+from dq_plugins.passes.ranges.search.points import PointsLoss
+from dq_plugins.passes.ranges.search.relaxation import Relaxation, start_logits
+from dq_plugins.passes.ranges.search.settings import SearchSettings
+from dq_plugins.passes.ranges.search.start import spread
 
 SCALES = (0.5, 1.5, 5.0)
 BITS = 4

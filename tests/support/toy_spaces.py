@@ -6,8 +6,8 @@ from itertools import product
 
 import numpy as np
 
-from dq_plugins.evolution import Candidate, LayerMenu, Space
-from dq_plugins.steps import StepGroups
+from dq_plugins.passes.steps.groups import StepGroups
+from dq_plugins.passes.steps.space import Candidate, LayerMenu, Space
 
 
 class ToyFitness:

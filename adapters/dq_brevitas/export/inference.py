@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dq_brevitas.export.checks import check_exportable
 from dq_brevitas.integer import ReciprocalIntQuant
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
-from dq_plugins.simulate import select_per_sample
+from dq_plugins.quantized.simulate import select_per_sample
 
 
 class TimestepInferenceHandler(InferenceHandler):

@@ -21,7 +21,7 @@ from dq_brevitas.integer import ReciprocalIntQuant
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
 from dq_brevitas.weights import bake_weights, quantized_layers
 from dq_plugins.errors import DQError, require
-from dq_plugins.simulate import select_per_sample
+from dq_plugins.quantized.simulate import select_per_sample
 
 OPSET = 18
 

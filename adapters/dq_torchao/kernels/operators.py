@@ -4,9 +4,9 @@ They are PyTorch custom operators, opaque to ``torch.compile``. Inductor fuses t
 whatever produced it and calls the operator as it is: with freezing or without, in a whole graph or in a region, it
 cannot fall back to floating point and it cannot fold a scale that changes with the timestep.
 
-They take the weight as it is stored, packed (`dq_plugins.packing`), with its shape, its width, whether its codes are
-signs, and its zero points if it has any. A kernel unpacks and rearranges it at the first call, less the zero points,
-and keeps that form only.
+They take the weight as it is stored, packed (`dq_plugins.quantized.packing`), with its shape, its width, whether its
+codes are signs, and its zero points if it has any. A kernel unpacks and rearranges it at the first call, less the zero
+points, and keeps that form only.
 
 Shapes: activation codes ``[N, ..., K]`` or ``[N, C, H, W]``; packed weight uint8 ``[bytes]`` of codes ``[O, K]`` or
 ``[O, C/groups, h, w]``; scale float32 and zero point int32 ``[1]`` (the zero point of the stored codes, offset

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dq_plugins.packing import unpack_bits
+from dq_plugins.quantized.packing import unpack_bits
 
 StoredWeight = tuple[Tensor, Sequence[int], int, bool, Tensor | None]
 """A weight as layers store it and operators take it: packed bytes, shape and width of its codes, whether they are the

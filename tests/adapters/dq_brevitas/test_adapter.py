@@ -9,12 +9,12 @@ from dq_brevitas import BrevitasAdapter, inference_mode
 from torch import nn
 
 import dq_plugins as dq
-from dq_plugins import tokens
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
 from dq_plugins.plan import LayerPlan
-from dq_plugins.simulate import SimulateAdapter
-from dq_plugins.temporal.table import SECTION, table_section
+from dq_plugins.quantized import exact_tokens as tokens
+from dq_plugins.quantized.simulate import SimulateAdapter
+from dq_plugins.quantized.temporal_table import SECTION, table_section
 from dq_plugins.testing.adapters import AdapterConformance
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
 from dq_plugins.testing.plans import handmade_plan

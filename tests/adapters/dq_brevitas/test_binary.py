@@ -17,7 +17,8 @@ from dq_brevitas.reading import read_activation, read_weight
 
 import dq_plugins.graph as graph
 from dq_plugins.affine import fake_quantize
-from dq_plugins.binarization import (
+from dq_plugins.errors import DQError
+from dq_plugins.passes.binarization import (
     BinaryDMCallback,
     LayerChoice,
     binarydm_choices,
@@ -25,8 +26,7 @@ from dq_plugins.binarization import (
     evolve,
     train_quantized,
 )
-from dq_plugins.binarization.signs import sign
-from dq_plugins.errors import DQError
+from dq_plugins.quantized.signs import sign
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_a_plan_reads_binary_weights_off_the_model(choices):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_learned_step_has_the_value_and_gradient_of_lsq(bits):
-    from dq_plugins.binarization import LearnedStepActivation
+    from dq_plugins.passes.binarization import LearnedStepActivation
 
     x = torch.randn(4, 50)
     ours, stock = LearnedStepActivation(bits), QuantIdentity(act_quant=Int8ActLearnedStep, bit_width=bits)

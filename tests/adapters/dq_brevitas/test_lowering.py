@@ -10,10 +10,10 @@ from torch import nn
 from dq_plugins.affine import affine_parameters, integer_range
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import ActivationQuant, LayerPlan, WeightQuant
-from dq_plugins.simulate import SimulateAdapter
+from dq_plugins.quantized.simulate import SimulateAdapter
+from dq_plugins.quantized.weight_scale import weight_parameters
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
 from dq_plugins.testing.plans import handmade_plan
-from dq_plugins.weight_scale import weight_parameters
 
 WIDTHS = [(8, 8), (4, 8), (3, 5), (2, 2), (8, 4), (5, 6), (16, 16), (1, 8)]
 

@@ -21,7 +21,7 @@ from torchao_models import denoiser_plan
 from dq_plugins.bundled import bundled
 from dq_plugins.errors import CheckpointError, DQError, PlanError
 from dq_plugins.plan import LayerPlan
-from dq_plugins.temporal.table import table_section
+from dq_plugins.quantized.temporal_table import table_section
 
 IN_A_NEW_PROCESS = """
 import sys, dq_torchao, numpy as np, torch

@@ -12,10 +12,10 @@ from torch._inductor import config as inductor_config
 from torchao.quantization import Int8StaticActivationInt8WeightConfig, PerRow, PerTensor, quantize_
 from torchao_models import TIMESTEPS, build, denoiser_plan, sqnr
 
-import dq_plugins.simulate
+import dq_plugins.quantized.simulate
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import LayerPlan
-from dq_plugins.temporal.table import table_section
+from dq_plugins.quantized.temporal_table import table_section
 from dq_plugins.testing.adapters import AdapterConformance
 from dq_plugins.timesteps import TimestepGroups
 
@@ -34,7 +34,7 @@ def test_every_timestep_agrees_with_simulation():
     model, reference = build(), build()
     plan = denoiser_plan(model)
     dq_torchao.apply(model, plan)
-    dq_plugins.simulate.SimulateAdapter().apply(reference, plan)
+    dq_plugins.quantized.simulate.SimulateAdapter().apply(reference, plan)
     for timestep in (*TIMESTEPS, [100.0, 900.0]):
         assert sqnr(reference(**batch(timestep)), model(**batch(timestep))) > 45
 
@@ -177,7 +177,7 @@ def test_temporal_table_replaces_its_layers():
     plan.sections["temporal-table"] = table_section(TIMESTEPS, rows, [])
     plan.layers["time"] = LayerPlan("linear", kept="looked up in the temporal table")
     dq_torchao.apply(model, plan)
-    dq_plugins.simulate.SimulateAdapter().apply(reference, denoiser_plan(reference))
+    dq_plugins.quantized.simulate.SimulateAdapter().apply(reference, denoiser_plan(reference))
     execution = dq_torchao.execution_report(model)["time"]
     assert (execution.kernel, execution.reason) == ("temporal table", "looked up in the temporal table")
     assert sqnr(reference(**batch(500.0)), model(**batch(500.0))) > 45

@@ -12,8 +12,8 @@ from torchao_models import TIMESTEPS, Denoiser, build, denoiser_plan, sqnr
 
 from dq_plugins.errors import DQError
 from dq_plugins.plan import LayerPlan, QuantPlan
-from dq_plugins.temporal.table import table_section
-from dq_plugins.tokens.exact import SECTION, ExactTokens, tokens_section
+from dq_plugins.quantized.exact_tokens import SECTION, ExactTokens, tokens_section
+from dq_plugins.quantized.temporal_table import table_section
 
 
 def outputs(model: nn.Module) -> list[torch.Tensor]:

@@ -19,7 +19,7 @@ from torchao_models import build, denoiser_plan, sqnr
 
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import LayerPlan, WeightQuant
-from dq_plugins.temporal.table import table_section
+from dq_plugins.quantized.temporal_table import table_section
 from dq_plugins.timesteps import TimestepGroups
 
 T = torch.tensor(500.0)

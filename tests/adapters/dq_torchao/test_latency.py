@@ -7,9 +7,9 @@ from dq_torchao import latency, tuning
 from torch import nn
 from torchao_models import Denoiser
 
-from dq_plugins.allocation.width import Width
 from dq_plugins.errors import TraceError
-from dq_plugins.evaluation.latency import Latency
+from dq_plugins.metrics.latency import Latency
+from dq_plugins.quantized.width import Width
 
 
 class WithClasses(nn.Module):

@@ -8,15 +8,8 @@ from torch import nn
 
 import dq_plugins as dq
 from dq_plugins.progress import finish
-from dq_plugins.sensitivity import (
-    Candidates,
-    ContentProbes,
-    Entry,
-    ExactContent,
-    ExactQuality,
-    QualityProbes,
-    trajectories_of,
-)
+from dq_plugins.quantized.candidates import Candidates, Entry
+from dq_plugins.sensitivity import ContentProbes, ExactContent, ExactQuality, QualityProbes, trajectories_of
 from dq_plugins.sensitivity.measure import measure
 from dq_plugins.sensitivity.table import cost, relative
 
@@ -42,8 +35,8 @@ def test_noise_of_a_linear_denoiser_is_estimated_without_bias():
     torch.manual_seed(0)
     denoiser = Linear().eval().requires_grad_(False)
     from dq_plugins.plan import WeightQuant
+    from dq_plugins.quantized.weight_scale import weight_parameters
     from dq_plugins.sensitivity.probes import Tape, signs
-    from dq_plugins.weight_scale import weight_parameters
 
     weights = {n: {3: WeightQuant(3, weight_parameters(getattr(denoiser, n).weight, 3)[0])} for n in ("a", "b")}
     candidates = Candidates(weights, {})

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from dq_plugins.errors import DQError
-from dq_plugins.sensitivity import Entry, SensitivityTable
+from dq_plugins.quantized.candidates import Entry
+from dq_plugins.sensitivity import SensitivityTable
 from dq_plugins.sensitivity.table import entries_to_check
 
 LAYERS = ("a", "b", "c", "d")

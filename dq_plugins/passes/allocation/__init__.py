@@ -1,0 +1,1 @@
+"""Which layer gets how many bits: sensitivities, and the exact program that spends a budget (MixDQ)."""

@@ -1,0 +1,208 @@
+"""Pass ``bit-allocation``: the widths of every layer's weight and input, by an exact program.
+
+Source: MixDQ (Zhao et al. 2024). The default objective is the sum of noise powers, which predicts the error of a plan;
+the paper's own (sum of SQNR and SSIM, with the coupling scan) is ``objective="mixdq"``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from dq_plugins.errors import BudgetError
+from dq_plugins.passes.allocation.columns import choice_of
+from dq_plugins.passes.allocation.explain import explain
+from dq_plugins.passes.allocation.front import fronts, mean_weight_bits, predicted_error
+from dq_plugins.passes.allocation.mixdq import mixdq_widths
+from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, LayerCost
+from dq_plugins.passes.allocation.solve import Allocation, allocate
+from dq_plugins.passes.candidates import candidates_of, write_widths
+from dq_plugins.plan import QuantPlan, Section
+from dq_plugins.quantized.candidates import Candidates
+from dq_plugins.quantized.exact_tokens import installed
+from dq_plugins.quantized.width import Menu, Width, entries_of
+from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
+from dq_plugins.sensitivity import SensitivityTable, trajectories_of
+from dq_plugins.sensitivity.exact import final_samples
+from dq_plugins.solvers.solution import Solution, uses_of
+
+PAPER_CONTENT = ("attn2", "ff")
+"""MixDQ's rule: a layer is of the content group if its name holds one of these."""
+
+
+class BitAllocation(Pass):
+    """Choose widths, and put the quantizers of those widths into the plan."""
+
+    name = "bit-allocation"
+    requires = ("sensitivity",)
+
+    class Options(PassOptions):
+        """Options of ``bit-allocation``.
+
+        The widths on offer are those that ``sensitivity`` measured. Without any of the budgets ``bytes``, ``bitops``
+        and ``latency``, the mean bits of weights and inputs default to the recipe's targets.
+
+        Attributes:
+            objective: ``"noise-power"`` or ``"mixdq"`` (the paper's).
+            solver: a registered solver.
+            weight_bits: limit on the mean bits of weights.
+            act_bits: limit on the mean bits of inputs.
+            bytes: limit on the packed bytes of all weights.
+            bitops: limit on the bit operations of one denoiser call, for the recorded batch.
+            latency: limit on the sum of the latency table.
+            latency_table: measured time by layer and width: ``{"conv_in": {"W8A8": 0.8, "W4A8": 0.9}}``.
+            block_bits: limit on the mean weight bits of single blocks.
+            pinned: widths of single layers: ``{"conv_in": "W8A8"}``.
+            role_menus: widths of weights by role, where they differ: ``{"first": [8]}``.
+            role_act_menus: the same for inputs.
+            full_precision: offer full precision, for weights and inputs, on every menu.
+            tolerance: relative gap at which the solution counts as optimal.
+            groups: who is a content layer in ``"mixdq"``: ``"measured"`` or ``"paper"``.
+            sweep: limits on mean weight bits at which error against size is drawn; none by default.
+        """
+
+        objective: Literal["noise-power", "mixdq"] = "noise-power"
+        solver: str = "cp-sat"
+        weight_bits: float | None = Field(None, gt=0)
+        act_bits: float | None = Field(None, gt=0)
+        bytes: float | None = Field(None, gt=0)
+        bitops: float | None = Field(None, gt=0)
+        latency: float | None = Field(None, gt=0)
+        latency_table: dict[str, dict[str, float]] = Field(default_factory=dict)
+        block_bits: dict[str, float] = Field(default_factory=dict)
+        pinned: dict[str, str] = Field(default_factory=dict)
+        role_menus: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+        role_act_menus: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+        full_precision: bool = False
+        tolerance: float = Field(0.0, ge=0)
+        groups: Literal["measured", "paper"] = "measured"
+        sweep: tuple[float, ...] = ()
+
+    options: Options
+    Options: ClassVar[type[PassOptions]] = Options
+
+    def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
+        """Solve, and rewrite the quantizers of every layer that the sensitivities are of.
+
+        Raises:
+            BudgetError: the budgets cannot be met; the message holds the nearest that can.
+        """
+        measured = plan.sections["sensitivity"].data
+        table = SensitivityTable.from_data(measured)
+        candidates = candidates_of(plan, context, measured["weight_menu"], measured["act_menu"])
+        problem = self.problem(plan, context, table, candidates)
+        yield Progress(0, 2, "solving")
+        allocation, found = self._solve(plan, context, problem, table, candidates)
+        write_widths(plan, allocation.widths, candidates)
+        yield Progress(1, 2, "error against size")
+        plan.sections[self.name] = Section({**_record(allocation), **found, "fronts": self._fronts(problem)})
+        yield Progress(2, 2)
+
+    def problem(
+        self, plan: QuantPlan, context: PassContext, table: SensitivityTable, candidates: Candidates
+    ) -> AllocationProblem:
+        """The allocation problem that the options describe."""
+        o = self.options
+        layers = {}
+        for name in candidates.layers:
+            info = context.partition.layers[name]
+            inputs = math.prod(info.input_shape) if name in candidates.activations else 0
+            layers[name] = LayerCost(math.prod(info.weight_shape), inputs, info.macs, info.block)
+        weight: Any = context.denoiser.get_submodule(candidates.layers[0]).weight
+        return AllocationProblem(
+            layers,
+            table.noise,
+            {name: self._menu(plan, candidates, name) for name in layers},
+            budgets=self._budgets(context),
+            latency={n: {Width.parse(w): ms for w, ms in times.items()} for n, times in o.latency_table.items()},
+            float_bits=weight.element_size() * 8,
+        )
+
+    def _budgets(self, context: PassContext) -> Budgets:
+        o = self.options
+        weight_bits, act_bits = o.weight_bits, o.act_bits
+        if (o.bytes, o.bitops, o.latency) == (None, None, None):
+            weight_bits = context.weight_bits if weight_bits is None else weight_bits
+            act_bits = context.act_bits if act_bits is None else act_bits
+        if context.act_bits is None:  # no input is quantized, so there is nothing to limit
+            act_bits = None
+        return Budgets(weight_bits, act_bits, o.bytes, o.bitops, o.latency, o.block_bits)
+
+    def _menu(self, plan: QuantPlan, candidates: Candidates, name: str) -> Menu:
+        o = self.options
+        weight: tuple[int | None, ...] = tuple(sorted(candidates.weights[name]))
+        activation: tuple[int | None, ...] = tuple(sorted(candidates.activations.get(name, ())))
+        for role in sorted(plan.layers[name].roles):
+            weight = o.role_menus.get(role, weight)
+            activation = o.role_act_menus.get(role, activation)
+        if o.full_precision:
+            weight, activation = (*weight, None), (*activation, None)
+        if name in o.pinned:
+            pinned = Width.parse(o.pinned[name])
+            weight, activation = (pinned.weight,), (pinned.activation,)
+        return Menu(weight, activation or (None,))
+
+    def _solve(
+        self,
+        plan: QuantPlan,
+        context: PassContext,
+        problem: AllocationProblem,
+        table: SensitivityTable,
+        candidates: Candidates,
+    ) -> tuple[Allocation, dict[str, Any]]:
+        o = self.options
+        unknown = sorted(set(o.pinned) - set(problem.layers))
+        if unknown:
+            raise BudgetError(f"layer {unknown[0]!r} is pinned, but it is none of the layers that were measured")
+        exact = {"tolerance": o.tolerance} if o.solver in ("cp-sat", "mip") else {}
+        if o.objective == "noise-power":
+            allocation = allocate(problem, o.solver, **exact)
+            allocation.solution.require()
+            return allocation, {}
+        runs = trajectories_of(context.calibration, context.partition.sample_argument)[:1]
+
+        def image_error(widths: Mapping[str, Width]) -> float:
+            with installed(context.denoiser, plan):
+                final = final_samples(context.denoiser, candidates, entries_of(widths), runs[0])
+            return float((final - runs[0].final()).double().square().mean())
+
+        paper = [name for name in problem.layers if any(part in name for part in PAPER_CONTENT)]
+        groups = table.groups(o.groups, paper=paper)
+        widths, couplings = mixdq_widths(problem, table, groups, image_error, solver=o.solver, **exact)
+        program, columns = problem.program()
+        choice = choice_of(program, columns, widths)
+        value = program.value(choice)
+        solution = Solution("feasible", choice, value, -math.inf, uses_of(program, choice), f"mixdq over {o.solver}")
+        content = sorted(name for name, group in groups.items() if group == "content")
+        return Allocation(problem, widths, solution), {"couplings": couplings, "content": content}
+
+    def _fronts(self, problem: AllocationProblem) -> list[dict[str, Any]]:
+        if not self.options.sweep:
+            return []
+        found = fronts(problem, sorted(self.options.sweep))
+        return [{"rule": f.rule, "weight_bits": list(f.sizes), "error": list(f.errors)} for f in found]
+
+
+def _record(allocation: Allocation) -> dict[str, Any]:
+    """What the solver answered, as JSON data; no times, which differ from run to run."""
+    solution, problem = allocation.solution, allocation.problem
+    finite = math.isfinite(solution.bound)
+    return {
+        "status": solution.status,
+        "error": solution.objective,
+        "bound": solution.bound if finite else None,
+        "gap": solution.gap if finite else None,
+        "tolerance": solution.tolerance,
+        "solver": solution.solver,
+        "binding": list(solution.binding),
+        "budgets": [
+            {"name": u.name, "used": u.used, "limit": u.limit, "unit": u.unit, "price": u.price} for u in solution.uses
+        ],
+        "mean_weight_bits": mean_weight_bits(problem, allocation.widths),
+        "predicted_noise_power": predicted_error(problem, allocation.widths),
+        "widths": {name: str(width) for name, width in allocation.widths.items()},
+        "reasons": [reason.as_data() for reason in explain(allocation)],
+    }

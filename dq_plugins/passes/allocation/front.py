@@ -1,0 +1,145 @@
+"""Error against size: the exact program beside the rules that others use, at many budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from dq_plugins import registry
+from dq_plugins.errors import PlanError
+from dq_plugins.passes.allocation.columns import widths_of
+from dq_plugins.passes.allocation.problem import AllocationProblem, total_bits
+from dq_plugins.passes.allocation.solve import Allocation
+from dq_plugins.plan import QuantPlan
+from dq_plugins.quantized.width import Width
+from dq_plugins.solvers.pareto import pareto
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RULES = {"cp-sat": "exact (ours)", "greedy": "greedy", "threshold": "one threshold (Apple)"}
+"""Solvers that a front compares, and what the plot calls them."""
+
+
+@dataclass(frozen=True)
+class Front:
+    """Points of one rule.
+
+    Attributes:
+        rule: what the plot calls it.
+        sizes: mean weight bits of each point.
+        errors: predicted or measured error of each point.
+        widths: the widths of each point.
+    """
+
+    rule: str
+    sizes: tuple[float, ...]
+    errors: tuple[float, ...]
+    widths: tuple[Mapping[str, Width], ...]
+
+
+def mean_weight_bits(problem: AllocationProblem, widths: Mapping[str, Width]) -> float:
+    """Mean bits of a weight, full precision counted as it is."""
+    layers = problem.layers
+    bits = sum(layers[name].weights * problem.bits(width.weight) for name, width in widths.items())
+    return bits / sum(layers[name].weights for name in widths)
+
+
+def predicted_error(problem: AllocationProblem, widths: Mapping[str, Width]) -> float:
+    """Sum of the errors of some widths."""
+    return sum(
+        problem.error(name, "weight", width.weight) + problem.error(name, "activation", width.activation)
+        for name, width in widths.items()
+    )
+
+
+def uniform_points(problem: AllocationProblem) -> Front:
+    """The same weight bits in every layer (the next wider ones, where a menu lacks them), inputs at their widest."""
+    wanted = sorted({w for name in problem.layers for w in problem.menu(name).weight if w is not None})
+
+    def widths(bits: int) -> dict[str, Width]:
+        found = {}
+        for name in problem.layers:
+            weight, activation = problem.menu(name)
+            at_least = [w for w in weight if w is None or w >= bits] or [max(weight, key=problem.bits)]
+            found[name] = Width(min(at_least, key=problem.bits), max(activation, key=problem.bits))
+        return found
+
+    points = [widths(bits) for bits in wanted]
+    return _front(problem, "uniform", points)
+
+
+def _front(problem: AllocationProblem, rule: str, points: Sequence[Mapping[str, Width]]) -> Front:
+    return Front(
+        rule,
+        tuple(mean_weight_bits(problem, p) for p in points),
+        tuple(predicted_error(problem, p) for p in points),
+        tuple(points),
+    )
+
+
+def fronts(
+    problem: AllocationProblem, weight_bits: Sequence[float], rules: Mapping[str, str] = RULES
+) -> Iterator[Front]:
+    """Fronts over the mean weight bits, the other budgets as they are; each solution starts the next search.
+
+    Args:
+        problem: the problem; its own limit on mean weight bits is replaced.
+        weight_bits: the limits, best ascending.
+        rules: solvers and what to call them.
+
+    Yields:
+        A front for each rule, with the points that have a solution, then the one of uniform widths.
+    """
+    swept = replace(problem, budgets=replace(problem.budgets, weight_bits=max(weight_bits)))
+    program, columns = swept.program()
+    weights = sum(cost.weights for cost in problem.layers.values())
+    limits = [{"weight bits": total_bits(bits, weights) or 0.0} for bits in weight_bits]
+    for solver, rule in rules.items():
+        solved = pareto(program, registry.get("solver", solver), limits)
+        points = [widths_of(columns, solution.choice) for _, solution in solved if solution.choice.size]
+        yield _front(swept, rule, points)
+    yield uniform_points(problem)
+
+
+def front_figure(plan: QuantPlan) -> Figure:
+    """Error against size as a plan made by ``bit-allocation`` with ``sweep=...`` holds it, the chosen point marked.
+
+    Raises:
+        PlanError: the plan holds no such curves.
+    """
+    section = plan.sections.get("bit-allocation")
+    if section is None or not section.data["fronts"]:
+        raise PlanError(
+            "this plan holds no error against size; make it with the pass 'bit-allocation' and its option sweep, for "
+            "example sweep=(3, 3.5, 4, 5, 6)"
+        )
+    data = section.data
+    found = [Front(f["rule"], tuple(f["weight_bits"]), tuple(f["error"]), ()) for f in data["fronts"]]
+    return draw(found, (data["mean_weight_bits"], data["predicted_noise_power"]), "predicted noise power / signal")
+
+
+def draw(found: Sequence[Front], chosen: Allocation | tuple[float, float] | None = None, y_label: str = "") -> Figure:
+    """Plot fronts; the chosen point is marked.
+
+    Args:
+        found: the fronts.
+        chosen: the allocation that was taken, or its (mean weight bits, error).
+        y_label: what the error is.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axis = figure.subplots()
+    for front in found:
+        axis.plot(front.sizes, front.errors, marker="o", markersize=3.5, linewidth=1.4, label=front.rule)
+    if isinstance(chosen, Allocation):
+        chosen = (mean_weight_bits(chosen.problem, chosen.widths), chosen.error)
+    if chosen is not None:
+        axis.plot(*[[v] for v in chosen], "k*", markersize=13, label="chosen", zorder=5)
+    axis.set(xlabel="mean bits of a weight", ylabel=y_label or "noise power of the output / signal", yscale="log")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize=8)
+    return figure

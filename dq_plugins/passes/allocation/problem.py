@@ -1,0 +1,204 @@
+"""Bit allocation as a choice program.
+
+    minimise    sum_l  E_w[l, w_l] + E_a[l, a_l]
+    subject to  sum_l  n_l w_l            <= W sum_l n_l         mean weight bits
+                sum_l  m_l a_l            <= A sum_l m_l         mean activation bits
+                sum_l  bytes(n_l w_l)     <= bytes               packed weights
+                sum_l  macs_l w_l a_l     <= BitOps              a product of two choices
+                sum_l  ms[l, w_l, a_l]    <= ms                  from a measured table
+                sum_{l in block} n_l w_l  <= cap sum n_l         for single blocks
+
+``w_l`` and ``a_l`` are widths of layer l's weight and input, full precision among them. The product is linear once a
+menu holds *pairs* of widths: one column for every (w, a), which is the tightest linear form there is (its relaxation
+is the convex hull of each layer's choices). Without a budget that couples the two, weights and inputs get menus of
+their own, which are shorter. Budgets may be given alone or together.
+
+Source: MixDQ (Zhao et al. 2024) solves weights and activations apart, with a mean-bits budget each.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dq_plugins.errors import BudgetError
+from dq_plugins.passes.allocation.columns import Column
+from dq_plugins.quantized.candidates import Entry, Side
+from dq_plugins.quantized.width import SIDES, Menu, Width
+from dq_plugins.solvers.program import Budget, ChoiceProgram
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What a layer costs.
+
+    Attributes:
+        weights: number of elements of its weight.
+        inputs: number of elements of its input, for the batch it was traced with; 0: it has no input to quantize.
+        macs: multiply-accumulate operations of one denoiser call.
+        block: the block whose cap it counts for.
+    """
+
+    weights: int
+    inputs: int
+    macs: int
+    block: str = ""
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """Limits, alone or together; None: no limit.
+
+    Attributes:
+        weight_bits: mean bits of a weight over all layers of the problem.
+        act_bits: mean bits of an input element over all layers of the problem.
+        bytes: packed weights of all layers, without scales.
+        bitops: bit operations of one denoiser call, for the batch it was traced with.
+        latency: total of the latency table, in its unit.
+        block_bits: cap on the mean weight bits of single blocks.
+    """
+
+    weight_bits: float | None = None
+    act_bits: float | None = None
+    bytes: float | None = None
+    bitops: float | None = None
+    latency: float | None = None
+    block_bits: Mapping[str, float] = field(default_factory=dict)
+
+
+LatencyTable = Mapping[str, Mapping[Width, float]]
+"""Measured time of every layer at every pair of widths."""
+
+
+@dataclass(frozen=True)
+class AllocationProblem:
+    """A bit allocation problem.
+
+    Attributes:
+        layers: the layers to decide about, and what they cost.
+        errors: error that an entry adds; missing entries must not be on a menu. Full precision adds none.
+        menus: widths by layer.
+        default_menu: widths of every layer that ``menus`` does not name.
+        budgets: the limits.
+        latency: measured times; needed when there is a latency budget.
+        float_bits: what full precision counts as, in every budget.
+    """
+
+    layers: Mapping[str, LayerCost]
+    errors: Mapping[Entry, float]
+    menus: Mapping[str, Menu] = field(default_factory=dict)
+    default_menu: Menu = field(default_factory=Menu)
+    budgets: Budgets = field(default_factory=Budgets)
+    latency: LatencyTable = field(default_factory=dict)
+    float_bits: int = 32
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in (*self.menus, *self.latency) if name not in self.layers]
+        if unknown:
+            close = difflib.get_close_matches(unknown[0], self.layers, n=3)
+            hint = f"; close: {', '.join(close)}" if close else ""
+            raise BudgetError(f"{unknown[0]!r} is no layer of this allocation{hint}")
+
+    def menu(self, layer: str) -> Menu:
+        """Widths that a layer may get; a layer without an input to quantize has the one choice of leaving it."""
+        menu = self.menus.get(layer, self.default_menu)
+        return menu if self.layers[layer].inputs else menu._replace(activation=(None,))
+
+    @property
+    def coupled(self) -> bool:
+        """Whether a budget depends on weight and activation bits together."""
+        return self.budgets.bitops is not None or self.budgets.latency is not None
+
+    def bits(self, width: int | None) -> int:
+        """What a width counts as."""
+        return self.float_bits if width is None else width
+
+    def error(self, layer: str, side: Side, width: int | None) -> float:
+        """Error of one side of a layer at a width."""
+        if width is None:
+            return 0.0
+        entry = Entry(layer, side, width)
+        if entry not in self.errors:
+            raise BudgetError(
+                f"the menu of layer {layer!r} has {width}-bit {side}s, whose sensitivity was not measured; measure it, "
+                "or take the width off the menu"
+            )
+        return self.errors[entry]
+
+    def program(self) -> tuple[ChoiceProgram, list[Column]]:
+        """The choice program, and what each of its columns means."""
+        menus: dict[str, list[Column]] = {}
+        for layer, cost in self.layers.items():
+            weight, activation = self.menu(layer)
+            if self.coupled:
+                menus[layer] = [Column(layer, Width(w, a), "both") for w in weight for a in activation]
+                continue
+            menus[f"{layer}.weight"] = [Column(layer, Width(weight=w), "weight") for w in weight]
+            if cost.inputs:
+                menus[f"{layer}.activation"] = [Column(layer, Width(activation=a), "activation") for a in activation]
+        columns = [column for menu in menus.values() for column in menu]
+        start = np.cumsum([0, *map(len, menus.values())])
+        error = np.array([self._column_error(column) for column in columns])
+        return ChoiceProgram(tuple(menus), start, error, tuple(self._budgets(columns))), columns
+
+    def _column_error(self, column: Column) -> float:
+        # the side that a column does not decide is None there, which adds nothing
+        return sum(self.error(column.layer, side, bits) for side, bits in zip(SIDES, column.width, strict=True))
+
+    def _budgets(self, columns: Sequence[Column]) -> Iterator[Budget]:
+        given = self.budgets
+        weights = sum(cost.weights for cost in self.layers.values())
+        inputs = sum(cost.inputs for cost in self.layers.values())
+        limits: list[tuple[str, float | None, str, Callable[[Column], float]]] = [
+            ("weight bits", total_bits(given.weight_bits, weights), "bits", self._weight_bits),
+            ("activation bits", total_bits(given.act_bits, inputs), "bits", self._input_bits),
+            ("bytes", given.bytes, "bytes", lambda column: -(-self._weight_bits(column) // 8)),
+            ("BitOps", given.bitops, "BitOps", self._bitops),
+            ("latency", given.latency, "ms", self._latency),
+        ]
+        for name, limit, unit, cost in limits:
+            if limit is not None:
+                yield Budget(name, np.array([cost(c) for c in columns], dtype=np.float64), float(limit), unit)
+        for block, cap in given.block_bits.items():
+            yield self._block_budget(block, cap, columns)
+
+    def _block_budget(self, block: str, cap: float, columns: Sequence[Column]) -> Budget:
+        members = {layer for layer, cost in self.layers.items() if cost.block == block}
+        if not members:
+            known = sorted({cost.block for cost in self.layers.values() if cost.block})
+            raise BudgetError(f"there is no block {block!r} to cap; there are: {', '.join(known)}")
+        size = sum(self.layers[layer].weights for layer in members)
+        values = [self._weight_bits(c) if c.layer in members else 0.0 for c in columns]
+        return Budget(f"weight bits of {block}", np.array(values, dtype=np.float64), float(cap * size), "bits")
+
+    def _weight_bits(self, column: Column) -> float:
+        decided = column.side != "activation"
+        return float(self.layers[column.layer].weights * self.bits(column.width.weight)) if decided else 0.0
+
+    def _input_bits(self, column: Column) -> float:
+        decided = column.side != "weight"
+        return float(self.layers[column.layer].inputs * self.bits(column.width.activation)) if decided else 0.0
+
+    def _bitops(self, column: Column) -> float:
+        weight, activation = (self.bits(bits) for bits in column.width)
+        return float(self.layers[column.layer].macs * weight * activation)
+
+    def _latency(self, column: Column) -> float:
+        try:
+            return self.latency[column.layer][column.width]
+        except KeyError:
+            raise BudgetError(
+                f"the latency table has no time of layer {column.layer!r} at {column.width}; measure it, or take it "
+                "off the menu"
+            ) from None
+
+
+def total_bits(mean: float | None, size: int) -> float | None:
+    """Limit on a total from a limit on its mean; a mean that came from a whole total gives that total again."""
+    if mean is None:
+        return None
+    total = mean * size
+    return float(round(total)) if abs(total - round(total)) <= 1e-9 * total else total

@@ -1,0 +1,181 @@
+"""BinaryDM's additions to a training loop that stays the user's: a loss term, a transition, an average.
+
+Source: BinaryDM, equation 15 and section 4.1:
+
+    L = L_simple + L_EBB + lambda L_LRM        tau = 9e-2 (in L_EBB), lambda = 1e-4
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dq_plugins.errors import DQError
+from dq_plugins.passes.binarization.ema import MovingAverage
+from dq_plugins.passes.binarization.mimicking import FeatureTap, LowRankMimicking
+from dq_plugins.quantized.binarizers import evolution_penalty, evolvable_bases, evolve, fade
+
+
+class BinaryDMCallback:
+    """One object beside the training loop.
+
+    Every option stands alone: without ``blocks`` no teacher is needed, without ``evolve_at`` both bases stay, without
+    ``ema_decay`` nothing is averaged. Use the bare module here, and the wrapped one (DistributedDataParallel,
+    ``accelerator.prepare``) in the loop.
+
+    Args:
+        student: the denoiser that trains, after `train_quantized` (or with Brevitas quantizers).
+        teacher: the full-precision denoiser; needed where ``blocks`` are given. It is frozen.
+        blocks: blocks to mimic, names in both models; see `BinaryDMChoices.blocks`.
+        evolve_at: iteration after which the second bases are dropped; the paper takes half of all iterations.
+        fade: over how many iterations before that the second bases count for less and less, linearly. The paper leaves
+            their shrinking to the regulariser alone, which takes tens of thousands of iterations; in a shorter run
+            they are dropped at almost full size, and the network starts anew. None: as the paper.
+        tau: weight of the regulariser; 0 leaves it out.
+        mimic: lambda, weight of the mimicking loss.
+        reduction: K, one over the share of directions that is mimicked.
+        ema_decay: largest decay of the moving average, or None.
+
+    Example:
+        >>> import torch
+        >>> from dq_plugins.passes.binarization import LayerChoice, train_quantized
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 4))
+        >>> student = train_quantized(model, {"0": LayerChoice("evolvable"), "2": LayerChoice("int8")})
+        >>> optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3)
+        >>> binarydm = BinaryDMCallback(student, evolve_at=1)
+        >>> for i in range(3):
+        ...     loss = student(torch.randn(16, 4)).square().mean()
+        ...     loss = binarydm.step(loss)               # added line
+        ...     loss.backward(); optimizer.step(); optimizer.zero_grad()
+        ...     binarydm.on_step(i)                      # added line
+        >>> binarydm.evolved
+        True
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None = None,
+        *,
+        blocks: tuple[str, ...] = (),
+        evolve_at: int | None = None,
+        fade: int | None = None,
+        tau: float = 9e-2,
+        mimic: float = 1e-4,
+        reduction: int = 4,
+        ema_decay: float | None = None,
+    ) -> None:
+        if blocks and teacher is None:
+            raise DQError("mimicking blocks needs the full-precision denoiser: pass it as teacher=...")
+        self.student, self.teacher = student, teacher
+        if fade is not None and (evolve_at is None or not 1 <= fade <= evolve_at):
+            raise DQError(
+                f"fade={fade} iterations end where the second bases are dropped, so they need evolve_at of at least "
+                f"as many; evolve_at={evolve_at}"
+            )
+        self.evolve_at, self.fade, self.tau, self.mimic = evolve_at, fade, tau, mimic
+        self.parts: dict[str, Tensor] = {}
+        self._ema_decay = ema_decay
+        self.ema: MovingAverage | None = None
+        self.mimicking: LowRankMimicking | None = None
+        if blocks and teacher is not None:
+            teacher.requires_grad_(False).eval()
+            self.mimicking = LowRankMimicking(tuple(blocks), reduction)
+            self._taps = FeatureTap(student, tuple(blocks), training=True), FeatureTap(teacher, tuple(blocks))
+            self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+            self._handle = student.register_forward_pre_hook(self._listener(), with_kwargs=True)
+
+    def _listener(self) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            # sampling in between is not training, and a deep copy of the student brings this hook along
+            if torch.is_grad_enabled() and module is self.student:
+                self._call = args, kwargs
+
+        return remember
+
+    def step(self, loss: Tensor) -> Tensor:
+        """Add the regulariser and the mimicking loss of the student's latest forward.
+
+        Args:
+            loss: the loop's own loss.
+
+        Returns:
+            The loss to propagate back. ``parts`` holds the added terms, for logging.
+        """
+        self.parts = {}
+        if self.tau and evolvable_bases(self.student):
+            self.parts["penalty"] = evolution_penalty(self.student, self.tau)
+        if self.mimicking is not None:
+            self.parts["mimicking"] = self.mimic * self._mimicking_loss()
+        return torch.stack([loss, *self.parts.values()]).sum() if self.parts else loss
+
+    def _mimicking_loss(self) -> Tensor:
+        if self._call is None or self.mimicking is None or self.teacher is None:
+            raise DQError("step(loss) comes after the student's forward; it has not run since the last step")
+        args, kwargs = self._call
+        self._call = None
+        with torch.no_grad():
+            self.teacher(*args, **kwargs)
+        student, teacher = (tap.take() for tap in self._taps)
+        return self.mimicking(teacher, student)
+
+    def on_step(self, iteration: int) -> bool:
+        """Call after ``optimizer.step()``: average, and make the transition when its time has come.
+
+        Args:
+            iteration: of the loop, from 0.
+
+        Returns:
+            Whether the second bases were dropped now.
+        """
+        if self._ema_decay is not None:
+            self.ema = self.ema or MovingAverage(self.student, self._ema_decay)
+            self.ema.update(self.student)
+        if self.evolve_at is None:
+            return False
+        left = self.evolve_at - iteration
+        if left <= 0:
+            return evolve(self.student) > 0
+        if self.fade is not None and left < self.fade:
+            fade(self.student, left / self.fade)
+        return False
+
+    @property
+    def evolved(self) -> bool:
+        """Whether no second basis is left."""
+        return all(basis.evolved for basis in evolvable_bases(self.student))
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The student with averaged parameters for a ``with`` block; unchanged where nothing is averaged."""
+        return self.ema.applied(self.student) if self.ema else nullcontext()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint needs beside the student's own state (which holds the stage)."""
+        state = {f"ema/{k}": v for k, v in self.ema.state_dict().items()} if self.ema else {}
+        if self.mimicking:
+            state |= {f"directions/{k}": v for k, v in self.mimicking.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a checkpoint."""
+        parts: dict[str, dict[str, Tensor]] = {"ema": {}, "directions": {}}
+        for key, value in state.items():
+            kind, _, name = key.partition("/")
+            parts[kind][name] = value
+        if parts["ema"] and self._ema_decay is not None:
+            self.ema = MovingAverage(self.student, self._ema_decay)
+            self.ema.load_state_dict(parts["ema"])
+        if self.mimicking is not None:
+            device = next(self.student.parameters()).device
+            self.mimicking.load_state_dict(parts["directions"], device)
+
+    def remove(self) -> None:
+        """Unhook both models."""
+        if self.mimicking is not None:
+            self._handle.remove()
+            for tap in self._taps:
+                tap.remove()

@@ -1,0 +1,166 @@
+"""Which layer trains how: BinaryDM's choice, read off the denoiser's graph.
+
+Source: BinaryDM, sections 3.2 and 4.1. The paper names the first and last six timestep-embedding blocks of one U-Net,
+which are those whose features are at least half as wide and high as the input. Here the same is said of any denoiser:
+
+- first and last layers, and the embedding of the timestep: 8 bits;
+- layers of the blocks at both ends whose features are at least half the input's side: two bases that become one;
+- every other layer: one basis.
+
+Where all blocks have features of that size (a transformer), the first and the last quarter of them count, as six of
+24 do in the paper.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+from dq_plugins.errors import DQError, PlanError
+from dq_plugins.graph import LayerInfo, Partition
+from dq_plugins.plan import LayerPlan, QuantPlan
+from dq_plugins.quantized.trained_layers import LayerChoice
+
+SECTION = "binarize"
+"""Section of a plan that says which layers and blocks train with two bases, and which blocks are mimicked."""
+
+TRAINABLE_KINDS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
+
+
+@dataclass(frozen=True)
+class BinaryDMChoices:
+    """How every layer of a denoiser trains.
+
+    Attributes:
+        layers: choice by fully qualified name, in execution order.
+        blocks: the blocks whose features are mimicked, in execution order.
+        evolvable_blocks: the blocks with two bases.
+        kept: layers left in full precision, and why.
+    """
+
+    layers: dict[str, LayerChoice]
+    blocks: tuple[str, ...]
+    evolvable_blocks: tuple[str, ...]
+    kept: dict[str, str]
+
+    def with_vanilla_binarizer(self) -> BinaryDMChoices:
+        """The same layers with one basis everywhere: the baseline of the paper's tables."""
+        layers = {n: LayerChoice("binary", c.act_bits) if c.binary else c for n, c in self.layers.items()}
+        return BinaryDMChoices(layers, self.blocks, (), self.kept)
+
+
+def positions(layer: LayerInfo) -> int:
+    """Pixels or tokens of a layer's output, for one sample."""
+    shape = layer.output_shape
+    return prod(shape[2:]) if layer.kind.startswith("conv") else prod(shape[1:-1])
+
+
+def block_positions(part: Partition) -> dict[str, int]:
+    """Largest feature map of each block, in execution order. Layers the sample does not reach have none."""
+    sizes: dict[str, int] = {}
+    for layer in part.layers.values():
+        if layer.block and layer.signature == "sample":
+            sizes[layer.block] = max(sizes.get(layer.block, 0), positions(layer))
+    return sizes
+
+
+def input_positions(part: Partition) -> tuple[int, int]:
+    """Pixels of the noisy sample, and over how many dimensions they spread."""
+    shape = part.graph.nodes[f"input:{part.sample_argument}"]["shape"]
+    return (prod(shape[2:]), len(shape) - 2) if len(shape) > 3 else (shape[1] if len(shape) > 2 else 1, 1)
+
+
+def _run(blocks: Iterable[str], sizes: dict[str, int], least: float) -> list[str]:
+    """Blocks from the start of an order, for as long as they are large enough."""
+    found = []
+    for block in blocks:
+        if sizes[block] < least:
+            break
+        found.append(block)
+    return found
+
+
+def edge_blocks(part: Partition, side_ratio: float = 0.5) -> tuple[str, ...]:
+    """Blocks at both ends of the denoiser with features of at least ``side_ratio`` of the input's side."""
+    sizes = block_positions(part)
+    pixels, dimensions = input_positions(part)
+    order = list(sizes)
+    first = _run(order, sizes, pixels * side_ratio**dimensions)
+    if len(first) == len(order):
+        quarter = max(1, round(len(order) / 4)) if order else 0
+        return tuple(dict.fromkeys(order[:quarter] + order[len(order) - quarter :]))
+    last = _run(reversed(order), sizes, pixels * side_ratio**dimensions)
+    return tuple(b for b in order if b in {*first, *last})
+
+
+def timestep_blocks(part: Partition) -> tuple[str, ...]:
+    """Blocks with a layer of their own for the timestep, in execution order; all blocks where none has one."""
+    order = list(block_positions(part))
+    timed = {layer.block for layer in part.layers.values() if layer.signature in ("temporal", "mixed")}
+    return tuple(b for b in order if b in timed) or tuple(order)
+
+
+def binarydm_choices(
+    part: Partition, act_bits: int | None = 8, *, edge_bits: int = 8, side_ratio: float = 0.5
+) -> BinaryDMChoices:
+    """BinaryDM's choice for every layer that runs.
+
+    Args:
+        part: from `dq_plugins.graph.partition`.
+        act_bits: width of the inputs of binarized layers, 2 to 8; None leaves them in floating point.
+        edge_bits: width of the inputs of the 8-bit layers, where ``act_bits`` is not None.
+        side_ratio: least side of features, relative to the input's, for two bases.
+
+    Raises:
+        DQError: there is no layer to binarize.
+    """
+    evolvable_blocks = edge_blocks(part, side_ratio)
+    # resampling layers lie between blocks: they go with the size they produce, unless size says nothing
+    pixels, dimensions = input_positions(part)
+    least = pixels * side_ratio**dimensions if len(set(block_positions(part).values())) > 1 else float("inf")
+    layers, kept = {}, {}
+    for name, layer in part.layers.items():
+        outside_time = not layer.block and layer.signature != "sample"
+        if layer.kind not in TRAINABLE_KINDS:
+            kept[name] = f"a layer of kind {layer.kind} does not train quantized"
+        elif layer.roles & {"first", "last"} or outside_time:
+            layers[name] = LayerChoice("int8", edge_bits if act_bits else None)
+        elif layer.block in evolvable_blocks or (not layer.block and positions(layer) >= least):
+            layers[name] = LayerChoice("evolvable", act_bits)
+        else:
+            layers[name] = LayerChoice("binary", act_bits)
+    if not any(choice.binary for choice in layers.values()):
+        raise DQError("no layer of this denoiser can be binarized: it has only first and last layers")
+    return BinaryDMChoices(layers, timestep_blocks(part), evolvable_blocks, kept)
+
+
+def _choice_of(name: str, layer: LayerPlan, evolvable: frozenset[str]) -> LayerChoice:
+    act_bits = layer.activation.bits if layer.activation else None
+    if layer.weight is not None and layer.weight.scheme == "binary":
+        return LayerChoice("evolvable" if name in evolvable else "binary", act_bits)
+    if layer.weight is None or layer.weight.bits != 8:
+        found = layer.weight.bits if layer.weight else "no"
+        raise PlanError(f"layer {name!r} has {found} weight bits in the plan; layers train with 1 or 8")
+    return LayerChoice("int8", act_bits)
+
+
+def choices_of(plan: QuantPlan) -> BinaryDMChoices:
+    """How to train what a plan of the recipe ``binarydm`` says.
+
+    Args:
+        plan: with the section that pass ``binarize`` writes.
+
+    Raises:
+        PlanError: the plan has no such section, or gives a layer a width that cannot be trained.
+    """
+    if SECTION not in plan.sections:
+        raise PlanError(
+            f"the plan (recipe {plan.recipe!r}) does not say how to train binary weights: make it with recipe "
+            "'binarydm', or with a recipe that has the pass 'binarize'"
+        )
+    data = plan.sections[SECTION].data
+    evolvable = frozenset(data["evolvable"])
+    layers = {n: _choice_of(n, layer, evolvable) for n, layer in plan.layers.items() if layer.weight is not None}
+    kept = {n: layer.kept or "" for n, layer in plan.layers.items() if layer.weight is None}
+    return BinaryDMChoices(layers, tuple(data["mimicked_blocks"]), tuple(data["evolvable_blocks"]), kept)

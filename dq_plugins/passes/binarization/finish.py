@@ -1,0 +1,176 @@
+"""From a trained model to integers: plan entries, and layers with packed weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from dq_plugins.affine import integer_range, quantize
+from dq_plugins.errors import DQError
+from dq_plugins.hashing import weights_hash
+from dq_plugins.passes.binarization.integer_layers import (
+    IntegerConv,
+    IntegerLayer,
+    IntegerLinear,
+    IntegerWeight,
+    Kernel,
+)
+from dq_plugins.plan import ActivationQuant, QuantPlan, WeightQuant
+from dq_plugins.quantized.binarizers import BinaryBasis, EvolvableBasis, per_channel
+from dq_plugins.quantized.learned_step import LearnedStepActivation
+from dq_plugins.quantized.signs import sign
+from dq_plugins.quantized.trained_layers import QuantizedTraining, TrainedLinear, make_plain, trained_layers
+from dq_plugins.timesteps import TimestepGroups
+
+GROUPS = "static"
+"""Name of the one timestep group of learned activation steps, which serve every timestep."""
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+def binary_parameters(weight: Tensor, quantizer: BinaryBasis | EvolvableBasis) -> tuple[Tensor, Tensor]:
+    """Signs (int8, the weight's shape) and positive scales ``[O]`` whose product is the quantized weight.
+
+    A learned scale that went negative turns the signs of its channel around; one at zero becomes the smallest
+    positive number, because a stored scale is positive.
+
+    Raises:
+        DQError: the second basis is still there.
+    """
+    if isinstance(quantizer, EvolvableBasis) and not quantizer.evolved:
+        raise DQError(
+            "a layer still has two bases, which one bit a weight cannot hold: make the transition first "
+            "(dq_plugins.passes.binarization.evolve(model), or a callback with evolve_at), and train on after it"
+        )
+    scale = quantizer.scale.detach().float()
+    signs = sign(weight.detach()) * per_channel(sign(scale), weight)
+    return signs.to(torch.int8), scale.abs().clamp_min(TINY)
+
+
+def stored_weight(layer: QuantizedTraining) -> IntegerWeight:
+    """The weight of a trained layer as integers."""
+    quantizer, weight = layer.weight_quantizer, layer.weight.detach()
+    if isinstance(quantizer, BinaryBasis | EvolvableBasis):
+        return IntegerWeight(*binary_parameters(weight, quantizer), binary=True)
+    scale = quantizer.scale()
+    codes = quantize(weight.float(), per_channel(scale, weight), 0, *integer_range(quantizer.bits))
+    return IntegerWeight(codes.to(torch.int8), scale, binary=False)
+
+
+def started_scale(quantizer: LearnedStepActivation) -> Tensor:
+    """Scale of an activation quantizer; an error if no batch has set it."""
+    if not bool(quantizer.started):
+        raise DQError("its activation step was never set: run the model once first")
+    return quantizer.scale()
+
+
+def integer_layer(layer: QuantizedTraining, kernel: Kernel = "auto") -> IntegerLayer:
+    """The integer layer that computes what a trained layer simulates.
+
+    Args:
+        layer: after the transition, and after a forward has set its activation step.
+        kernel: see `IntegerLayer`.
+    """
+    quantizer = layer.input_quantizer
+    scale, bits = None, 8
+    if isinstance(quantizer, LearnedStepActivation):
+        scale, bits = started_scale(quantizer), quantizer.bits
+    parts = (stored_weight(layer), layer.bias, scale, bits, kernel)
+    return IntegerLinear(*parts) if isinstance(layer, TrainedLinear) else IntegerConv(layer, *parts)  # type: ignore[arg-type]
+
+
+def _checked(model: nn.Module) -> dict[str, QuantizedTraining]:
+    layers = trained_layers(model)
+    if not layers:
+        raise DQError(f"this {type(model).__name__} has no layers that train quantized; see train_quantized")
+    return layers
+
+
+def to_integer(model: nn.Module, kernel: Kernel = "auto") -> nn.Module:
+    """Replace every trained layer by its integer layer, in place.
+
+    The result is for inference: its ``state_dict`` holds packed weights and nothing of the latent ones.
+
+    Args:
+        model: trained, after the transition.
+        kernel: see `IntegerLayer`.
+
+    Returns:
+        The same model, in evaluation mode.
+
+    Raises:
+        DQError: a layer still has two bases, or the model has no trained layers; nothing has been changed then.
+    """
+    converted = {}
+    for name, layer in _checked(model).items():
+        try:
+            converted[name] = integer_layer(layer, kernel)
+        except DQError as error:
+            raise DQError(f"layer {name!r} cannot become integer: {error}") from error
+    for name, layer in converted.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+    return model.eval()
+
+
+def planned_weight(layer: QuantizedTraining) -> WeightQuant:
+    """The weight quantizer of a trained layer as a plan holds it (for signs already turned by `_turn_signs`)."""
+    stored = stored_weight(layer)
+    if stored.binary:
+        return WeightQuant(1, stored.scale.cpu(), scheme="binary")
+    return WeightQuant(layer.weight_quantizer.bits, stored.scale.cpu())
+
+
+def planned_activation(layer: QuantizedTraining) -> ActivationQuant | None:
+    """The input quantizer of a trained layer as a plan holds it: one timestep group; None for floating point."""
+    quantizer = layer.input_quantizer
+    if not isinstance(quantizer, LearnedStepActivation):
+        return None
+    scale = started_scale(quantizer).reshape(1).cpu()
+    return ActivationQuant(quantizer.bits, GROUPS, scale, torch.zeros(1, dtype=torch.int32))
+
+
+@torch.no_grad()
+def _turn_signs(layer: QuantizedTraining) -> None:
+    """Make a binary layer's scales positive by turning the weights of channels that learned a negative one."""
+    quantizer = layer.weight_quantizer
+    if isinstance(quantizer, BinaryBasis | EvolvableBasis):
+        signs, _ = binary_parameters(layer.weight, quantizer)
+        layer.weight.copy_(layer.weight.abs() * signs)  # a zero keeps its side only as +0
+        layer.weight[(layer.weight == 0) & (signs < 0)] = -TINY
+        quantizer.scale.abs_()
+
+
+def to_plan(model: nn.Module, plan: QuantPlan) -> QuantPlan:
+    """Make a trained model plain again, in place, and write what it learned into a plan.
+
+    Any adapter can then apply the plan to the model: ``dq.apply(model, plan, backend="torchao")`` runs it in integers.
+
+    Args:
+        model: trained, after the transition. Becomes an ordinary denoiser with the latent weights.
+        plan: of the denoiser before training, for its layers, schedule and timestep argument; stays as it is.
+
+    Returns:
+        The plan of the plain model.
+
+    Raises:
+        DQError: a layer still has two bases, or the model has no trained layers; nothing has been changed then.
+        PlanError: the plan does not list a trained layer.
+    """
+    layers = _checked(model)
+    result = copy.deepcopy(plan)
+    for name, layer in layers.items():
+        try:
+            entry, activation = result.layer(name), planned_activation(layer)
+            entry.weight, entry.activation = planned_weight(layer), activation
+        except DQError as error:
+            raise type(error)(f"layer {name!r} cannot become part of a plan: {error}") from error
+        entry.kept = None if activation else "trained with inputs in floating point"
+    for layer in layers.values():
+        _turn_signs(layer)
+        make_plain(layer)
+    result.groups[GROUPS] = TimestepGroups()
+    result.model_hash = weights_hash(model)
+    return result.validate()

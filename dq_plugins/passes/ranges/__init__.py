@@ -1,0 +1,1 @@
+"""Clip ranges of weights and activations, and the timestep groups they belong to (ADP-DM)."""

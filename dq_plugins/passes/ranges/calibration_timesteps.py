@@ -1,0 +1,93 @@
+"""Pass ``calibration-timesteps``: how many of the recorded calls at each timestep to calibrate on.
+
+Recorded calls are drawn one by one, each at the timestep where the groups are least decided or least is known, until
+the expected gain of another one falls under a threshold. Later passes see only the calls that were drawn.
+
+Source: ADP-DM (He et al. 2024), active timestep selection by structural risk minimisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+from pydantic import Field
+
+from dq_plugins.calibration.selection import SECTION, describe
+from dq_plugins.errors import RecipeError
+from dq_plugins.passes.activations import activation_bits
+from dq_plugins.passes.ranges.search.active import ActiveCalibration, ActiveSettings
+from dq_plugins.plan import QuantPlan, Section
+from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
+
+
+class CalibrationTimesteps(Pass):
+    """Choose what later passes calibrate on."""
+
+    name = SECTION
+
+    class Options(PassOptions):
+        """Options of ``calibration-timesteps``.
+
+        Attributes:
+            groups: number of groups that timesteps choose between.
+            eta: weight of what is unseen (1.5 is the paper's).
+            entropy: weight of the entropy in the search beside the drawing.
+            threshold: expected gain, in nats, under which drawing stops. With decided groups, a timestep was then drawn
+                ``eta / threshold - 1`` times.
+            calls: the most calls to draw; None: all that were recorded.
+            bits: width at which errors are compared; None takes the recipe's target.
+            edge_bits: least width of the first and last layers.
+            symmetric: zero point 0.
+        """
+
+        groups: int = Field(8, ge=1)
+        eta: float = Field(1.5, ge=0)
+        entropy: float = Field(0.8, ge=0)
+        threshold: float = Field(0.25, ge=0)
+        calls: int | None = Field(None, ge=1)
+        bits: int | None = Field(None, ge=2, le=16)
+        edge_bits: int = Field(8, ge=2, le=16)
+        symmetric: bool = False
+
+    options: Options
+    Options: ClassVar[type[PassOptions]] = Options
+
+    def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
+        """Draw, and write the visits."""
+        o, calibration = self.options, context.calibration
+        bits = activation_bits(plan, context, o.bits, o.edge_bits)
+        steps, recorded = len(calibration.timesteps), sum(calibration.count(t) for t in calibration.timesteps)
+        limit = min(o.calls or recorded, recorded)
+        if limit < steps:
+            raise RecipeError(
+                f"{self.name}: calls={limit} is less than the {steps} recorded timesteps, and each has to be seen "
+                "once; allow more calls, or record fewer steps"
+            )
+        if not bits:
+            plan.sections[self.name] = Section({"skipped": "activations stay in floating point"})
+            return
+        active = ActiveCalibration(
+            context.denoiser,
+            calibration,
+            dict(sorted(bits.items())),
+            groups=min(o.groups, steps),
+            symmetric=o.symmetric,
+            settings=ActiveSettings(eta=o.eta, entropy=o.entropy),
+            generator=context.generator(steps, o.groups),
+        )
+        drawn = []
+        for visit in active.draw(o.threshold, limit):
+            drawn.append(visit)
+            t = calibration.timesteps[visit.timestep]
+            yield Progress(len(drawn), limit, f"timestep {t:g}, expected gain {visit.gain:.2f}")
+        stopped = "no call left" if len(drawn) == recorded else "limit" if len(drawn) == limit else "expected gain"
+        plan.sections[self.name] = Section(
+            {
+                **describe(calibration.timesteps, active.visits.tolist()),
+                "entropy": active.entropy.tolist(),
+                "gain": [visit.gain for visit in drawn],
+                "stopped": stopped,
+                "recorded": recorded,
+            }
+        )

@@ -1,0 +1,230 @@
+"""The differentiable group search of pass ``timestep-groups``: what it starts from, what it minimises, what it decides.
+
+Shapes: ``T`` timesteps, ``G`` groups, ``L`` layers, ``Q`` sets of groups (1 or L).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from dq_plugins.errors import RecipeError
+from dq_plugins.hashing import hash_json
+from dq_plugins.observers.grouping import optimal_groups, optimal_groups_per_layer
+from dq_plugins.observers.statistics import ErrorTable
+from dq_plugins.passes.activations import DEFAULT_GROUPS, statistics
+from dq_plugins.passes.ranges.search.decide import decided, labels_from_starts, merged
+from dq_plugins.passes.ranges.search.learn import GroupLoss, Learned, learn_groups, mean_loss
+from dq_plugins.passes.ranges.search.output import OutputLoss, student_of
+from dq_plugins.passes.ranges.search.points import PointsLoss, representative
+from dq_plugins.passes.ranges.search.relaxation import Relaxation, start_logits
+from dq_plugins.passes.ranges.search.settings import EntropyScale, SearchSettings
+from dq_plugins.passes.ranges.search.start import best_ranges, spread_ranges
+from dq_plugins.plan import QuantPlan
+from dq_plugins.progress import Progress, reported
+from dq_plugins.quantized.units import find_units
+from dq_plugins.recipe import PassContext, PassOptions
+
+Tables = Mapping[str, ErrorTable]
+ROUNDS = {"input": 200, "layer": 16, "block": 16, "denoiser": 16}
+
+
+class SearchOptions(PassOptions):
+    """Options of the method ``search``; the other methods ignore all but ``shared``.
+
+    Attributes:
+        shared: one set of groups for all layers; off: each layer has its own.
+        start: ``"dp"``, the groups of the exact dynamic program, or ``"scratch"``.
+        contiguous: groups are runs of timesteps; off: any timesteps may share ranges.
+        loss: whose error is minimised: the quantized inputs of the layers (``"input"``, from statistics alone), the
+            outputs of layers, of blocks, or of the whole denoiser.
+        rounds: how often each timestep is visited; None: 200 for inputs, 16 for outputs.
+        images: samples of a call that an iteration runs.
+        entropy: weight of the entropy (0.8 is the paper's).
+        entropy_scale: what the loss is divided by, see `dq_plugins.passes.ranges.search.settings.SearchSettings`.
+        merge: groups are joined while the summed error of the activations rises by no more than this share.
+        keep_better: compare with the dynamic program's and uniform groups on the calibration set, and keep the best.
+    """
+
+    shared: bool = True
+    start: Literal["dp", "scratch"] = "dp"
+    contiguous: bool = True
+    loss: Literal["input", "layer", "block", "denoiser"] = "denoiser"
+    rounds: int | None = Field(None, ge=1)
+    images: int = Field(2, ge=1)
+    entropy: float = Field(0.8, ge=0)
+    entropy_scale: EntropyScale = "static"
+    merge: float = Field(0.01, ge=0)
+    keep_better: bool = True
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search decided.
+
+    Attributes:
+        labels: group of each timestep ``[T]`` by name of the groups.
+        report: findings for the plan's section.
+    """
+
+    labels: dict[str, Tensor]
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+class GroupSearch:
+    """One search.
+
+    Args:
+        plan: with the weights that the searched activations will meet.
+        context: the run.
+        bits: width of every layer's input.
+        tables: error tables of the same layers, in the same order.
+        groups: G at most.
+        symmetric: whether zero points are 0.
+        options: the rest.
+    """
+
+    def __init__(
+        self,
+        plan: QuantPlan,
+        context: PassContext,
+        bits: Mapping[str, int],
+        tables: Tables,
+        groups: int,
+        symmetric: bool,
+        options: SearchOptions,
+    ) -> None:
+        self.plan, self.context, self.options, self.symmetric = plan, context, options, symmetric
+        self.bits = {name: bits[name] for name in tables}
+        self.tables = tables
+        self.steps = len(context.calibration.timesteps)
+        self.groups = min(groups, self.steps)
+        self.rounds = options.rounds or ROUNDS[options.loss]
+
+    def run(self) -> Generator[Progress, None, Found]:
+        """Search, decide, compare."""
+        settings = SearchSettings(
+            rounds=self.rounds, entropy=self.options.entropy, entropy_scale=self.options.entropy_scale
+        )
+        yield Progress(0, 1, "search: recorded outputs")
+        loss = self._loss()
+        scale = self._scale(loss)
+        file = self.context.workdir / "search.safetensors" if self.context.workdir else None
+        relaxation = self._start(settings)
+        learning = learn_groups(relaxation, loss, settings, scale=scale, file=file, signature=self._signature())
+        total = self.rounds * loss.per_round
+        what = f"{self.groups} groups, {self.options.loss} loss"
+        learned = yield from reported(learning, lambda iteration: Progress(iteration, total, what))
+        yield Progress(total, total, "comparing with the dynamic program's groups")
+        return self._decide(learned, loss)
+
+    def _decide(self, learned: Learned, loss: GroupLoss) -> Found:
+        rows = [decided(w, contiguous=self.options.contiguous) for w in learned.weights]
+        rows = [merged(row, self._tables_of(i), self.options.merge) for i, row in enumerate(rows)]
+        candidates = {"search": torch.stack(rows)}
+        if self.options.keep_better:
+            candidates |= {"dp": self._optimal(), "uniform": self._uniform()}
+        errors = {name: self._error(labels, loss) for name, labels in candidates.items()}
+        kept = min(errors, key=errors.__getitem__)
+        names = [DEFAULT_GROUPS] if self.options.shared else list(self.tables)
+        report = {
+            "kept": kept,
+            "error": errors,
+            "entropy": learned.entropy,
+            "top_weight": learned.top_weight,
+            "mixture_error": learned.mixture_loss,
+            "argmax_error": learned.hard_loss,
+        }
+        return Found(dict(zip(names, candidates[kept], strict=True)), report)
+
+    def _tables_of(self, row: int) -> Tables:
+        """Tables of the layers that share a set of groups."""
+        if self.options.shared:
+            return self.tables
+        name = list(self.tables)[row]
+        return {name: self.tables[name]}
+
+    def _loss(self) -> GroupLoss:
+        o, context = self.options, self.context
+        if o.entropy_scale == "absolute" and o.loss != "denoiser":
+            raise RecipeError(
+                f"timestep-groups: entropy_scale='absolute' is the error of an image, which loss={o.loss!r} has none "
+                "of; take loss='denoiser', or another scale"
+            )
+        if o.loss == "input":
+            return self._points_loss()
+        generator = context.generator(self.steps, self.groups)
+        order = [i for _ in range(self.rounds) for i in torch.randperm(self.steps, generator=generator).tolist()]
+        units = {
+            "layer": tuple(self.bits),
+            "block": tuple(unit.module for unit in find_units(context.partition, self.bits)),
+            "denoiser": ("",),
+        }[o.loss]
+        student = student_of(context.denoiser, self.plan)
+        return OutputLoss(
+            context.denoiser,
+            student,
+            context.calibration,
+            self.bits,
+            units=units,
+            symmetric=self.symmetric,
+            order=order,
+            images=o.images,
+        )
+
+    def _points_loss(self) -> PointsLoss:
+        found = statistics(self.context, tuple(sorted(self.bits)))
+        points = [[representative(*found.points(n, i)) for i in range(self.steps)] for n in self.bits]
+        values, weights = (torch.stack([torch.stack([p[k] for p in row]) for row in points]) for k in (0, 1))
+        return PointsLoss(values, weights, list(self.bits.values()), symmetric=self.symmetric)
+
+    def _scale(self, loss: GroupLoss) -> float:
+        """What the loss is divided by, see `SearchSettings`."""
+        if self.options.entropy_scale == "signal":
+            return 1.0
+        if isinstance(loss, OutputLoss) and self.options.entropy_scale == "absolute":
+            return 1.0 / (loss.power[""] * loss.elements)
+        return max(self._error(torch.zeros((1, self.steps), dtype=torch.int64), loss), 1e-30)
+
+    def _error(self, labels: Tensor, loss: GroupLoss) -> float:
+        """Loss with given groups ``[Q, T]``, each with its best candidate ranges."""
+        groups = int(labels.max()) + 1
+        ranges = best_ranges(labels, self.tables, groups)
+        one_hot = torch.nn.functional.one_hot(labels, groups).float()
+        fixed = Relaxation(torch.zeros(1, 1, groups), *ranges)
+        return mean_loss(loss, one_hot, fixed)
+
+    def _start(self, settings: SearchSettings) -> Relaxation:
+        shape = (1 if self.options.shared else len(self.tables), self.steps, self.groups)
+        labels = self._optimal() if self.options.start == "dp" else None
+        ranges = spread_ranges(self.tables, self.groups)
+        if labels is not None:
+            ranges = best_ranges(labels, self.tables, self.groups)
+        generator = self.context.generator(*shape)
+        return Relaxation(
+            start_logits(shape, labels, lead=settings.lead, noise=settings.noise, generator=generator), *ranges
+        )
+
+    def _optimal(self) -> Tensor:
+        """The dynamic program's groups, ``[Q, T]``."""
+        timesteps = self.context.calibration.timesteps
+        if self.options.shared:
+            found = [optimal_groups(self.tables, timesteps)]
+        else:
+            found = list(optimal_groups_per_layer(self.tables, timesteps).values())
+        return torch.stack([labels_from_starts(g.starts[self.groups - 1], self.steps) for g in found])
+
+    def _uniform(self) -> Tensor:
+        starts = [round(g * self.steps / self.groups) for g in range(1, self.groups)]
+        row = labels_from_starts(starts, self.steps)
+        return row.expand(1 if self.options.shared else len(self.tables), -1)
+
+    def _signature(self) -> str:
+        options = self.options.model_dump(mode="json")
+        given = [self.plan.hash, self.context.calibration.hash, self.context.seed]
+        return hash_json([given, options, self.bits, self.groups, self.symmetric])

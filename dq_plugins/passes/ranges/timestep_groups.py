@@ -1,0 +1,101 @@
+"""Pass ``timestep-groups``: which timesteps share activation ranges.
+
+``dp`` finds the contiguous groups with the least summed quantization error over all layers, exactly; ``search`` learns
+groups by gradient descent against the error of the denoiser's output (ADP-DM, He et al. 2024); ``uniform`` cuts the
+schedule into equally many timesteps and is the baseline. The error curve over the number of groups stays in the plan,
+so that a user sees what one more group buys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from dq_plugins.observers.grouping import Grouping, optimal_groups, optimal_groups_per_layer, uniform_groups
+from dq_plugins.passes.activations import DEFAULT_GROUPS, SHARED_ROWS, activation_bits, error_tables
+from dq_plugins.passes.ranges.search.decide import as_runs
+from dq_plugins.passes.ranges.searched_groups import GroupSearch, SearchOptions, Tables
+from dq_plugins.plan import QuantPlan, Section
+from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
+
+
+class TimestepGrouping(Pass):
+    """Write the timestep groups ``default``, or one set of groups for each layer under the layer's name."""
+
+    name = "timestep-groups"
+    after = ("calibration-timesteps",)
+
+    class Options(SearchOptions):
+        """Options of ``timestep-groups``; those of the search are `SearchOptions`.
+
+        Attributes:
+            method: ``"dp"`` (optimal), ``"search"`` or ``"uniform"``.
+            groups: number of groups; a schedule with fewer timesteps has one each.
+            bits: width at which errors are compared; None takes the recipe's target.
+            edge_bits: least width of the first and last layers.
+            symmetric: zero point 0.
+            power: p of the error norm of the dynamic program.
+        """
+
+        method: Literal["dp", "search", "uniform"] = "dp"
+        groups: int = Field(8, ge=1)
+        bits: int | None = Field(None, ge=2, le=16)
+        edge_bits: int = Field(8, ge=2, le=16)
+        symmetric: bool = False
+        power: float = Field(2.0, gt=0)
+
+    options: Options
+    Options: ClassVar[type[PassOptions]] = Options
+
+    def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
+        """Choose the groups."""
+        o = self.options
+        timesteps, bounds = context.calibration.timesteps, context.calibration.timestep_range
+        bits = activation_bits(plan, context, o.bits, o.edge_bits)
+        if o.method == "uniform" or not bits:
+            plan.groups[DEFAULT_GROUPS] = uniform_groups(timesteps, o.groups, bounds=bounds)
+            yield Progress(1, 1)
+            return
+        yield Progress(0, 2, "activation statistics")
+        tables = error_tables(context, bits, symmetric=o.symmetric, power=o.power)
+        yield Progress(1, 2, "dynamic program")
+        # layers of the finite temporal block count as well: another pass may or may not take them over
+        grouping = optimal_groups(tables, timesteps, bounds=bounds)
+        section = Section(_curve(grouping, o.groups))
+        plan.sections[self.name] = section
+        if o.method == "search":
+            yield from self._search(plan, context, bits, tables)
+            return
+        if o.shared:
+            plan.groups[DEFAULT_GROUPS] = grouping.groups(o.groups)
+        else:
+            for name, own in optimal_groups_per_layer(tables, timesteps, bounds=bounds).items():
+                plan.groups[name] = own.groups(o.groups)
+        yield Progress(2, 2)
+
+    def _search(
+        self, plan: QuantPlan, context: PassContext, bits: dict[str, int], tables: Tables
+    ) -> Iterator[Progress]:
+        o, calibration = self.options, context.calibration
+        search = GroupSearch(plan, context, bits, tables, o.groups, o.symmetric, o)
+        found = yield from search.run()
+        data = plan.sections[self.name].data
+        data["search"] = found.report
+        for name, labels in found.labels.items():
+            plan.groups[name], rows = as_runs(labels, calibration.timesteps, calibration.timestep_range)
+            if len(set(rows)) < len(rows):
+                data.setdefault(SHARED_ROWS, {})[name] = list(rows)
+
+
+def _curve(grouping: Grouping, groups: int) -> dict[str, Any]:
+    """Error over the number of groups, and what each layer has of them."""
+    static, grouped, each = (grouping.errors(g) for g in (1, groups, len(grouping.timesteps)))
+    return {
+        "groups": list(range(1, len(grouping.curve) + 1)),
+        "relative_error": list(grouping.curve),
+        "layer_error": {
+            name: {"static": static[name], "grouped": grouped[name], "per_timestep": each[name]} for name in static
+        },
+    }

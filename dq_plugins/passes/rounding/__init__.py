@@ -1,0 +1,1 @@
+"""Rounding of weights, learned against the outputs of blocks."""

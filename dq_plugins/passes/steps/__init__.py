@@ -1,0 +1,1 @@
+"""Fewer timesteps and their widths, chosen together (TMPQ-DM)."""

@@ -1,0 +1,113 @@
+"""What a joint choice is compared with, and where it begins: the sampler's own timesteps, and uniform widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from dq_plugins.errors import BudgetError
+from dq_plugins.passes.steps.exact import best_widths
+from dq_plugins.passes.steps.fitness import SamplingFitness
+from dq_plugins.passes.steps.space import Candidate, Space
+from dq_plugins.passes.steps.stepper import Stepper
+from dq_plugins.quantized.candidates import Entry
+from dq_plugins.quantized.width import Width
+
+
+@dataclass(frozen=True)
+class Point:
+    """A schedule with widths.
+
+    Attributes:
+        timesteps: descending.
+        widths: genes, as in `Candidate.widths`.
+        cost: of the whole sampling run.
+        loss: measured.
+    """
+
+    timesteps: tuple[float, ...]
+    widths: tuple[int, ...]
+    cost: float
+    loss: float
+
+
+def widest(space: Space, count: int, limits: tuple[float, float] = (32, 32)) -> tuple[int, ...] | None:
+    """Uniform widths: every layer's weight and input at the same place counted from the widest that fits the budget.
+
+    Args:
+        space: the menus and the budget.
+        count: number of steps.
+        limits: largest width of weights and of inputs.
+
+    Returns:
+        Genes of the costliest uniform widths (weights and inputs may differ) that fit; None: none do.
+    """
+    options = {
+        (w, a)
+        for layer in space.layers
+        for w in layer.weights
+        for a in layer.inputs
+        if (w or 32) <= limits[0] and (a or 32) <= limits[1]
+    }
+    fitting = []
+    for option in options:
+        genes = uniform(space, Width(*option))
+        cost = count * space.call_cost(genes)
+        if cost <= space.budget:
+            fitting.append((cost, genes))
+    return max(fitting)[1] if fitting else (None if space.layers else ())
+
+
+def uniform(space: Space, width: Width) -> tuple[int, ...]:
+    """Genes that give every layer a width, or the next wider one on its menu (the widest, if there is none)."""
+    genes: list[int] = []
+    for layer in space.layers:
+        for menu, wanted in ((layer.weights, width.weight), (layer.inputs, width.activation)):
+            wide = [i for i, bits in enumerate(menu) if (bits or 32) >= (wanted or 32)]
+            genes.append(min(wide, default=len(menu) - 1))
+    return tuple(genes)
+
+
+def seeds(space: Space, noise: Mapping[Entry, float], stepper: Stepper) -> list[Candidate]:
+    """For every number of steps the sampler's own timesteps (the nearest in each group), with the best widths."""
+    found = []
+    for count in sorted(space.groups):
+        own, widths = stepper.own(count), best_widths(space, noise, count) if noise else widest(space, count)
+        if widths is not None and len(own) == count:
+            found.append(Candidate(space.groups[count].nearest(own), widths))
+    return found
+
+
+def measured(space: Space, fitness: SamplingFitness, timesteps: Sequence[float], widths: tuple[int, ...]) -> Point:
+    """Measure any schedule with any widths, on all images."""
+    stand_in = Candidate((0,) * len(timesteps), widths)
+    final = fitness.final(tuple(timesteps), space.widths(stand_in))
+    return Point(tuple(timesteps), widths, len(timesteps) * space.call_cost(widths), fitness.loss(final))
+
+
+def baselines(
+    space: Space, fitness: SamplingFitness, noise: Mapping[Entry, float], limits: Mapping[float, Sequence[int]]
+) -> dict[str, list[Point]]:
+    """The sampler's own timesteps with uniform and with the best widths, at some budgets.
+
+    Args:
+        space: its budget is replaced.
+        fitness: measures.
+        noise: for the best widths.
+        limits: by budget, the numbers of steps to try; the best of them is kept for each budget.
+    """
+    found: dict[str, list[Point]] = {"own timesteps, uniform bits": [], "own timesteps, best bits": []}
+    for budget, counts in limits.items():
+        try:
+            limited = replace(space, budget=budget)
+        except BudgetError:
+            continue
+        for name, points in found.items():
+            tried = []
+            for count in counts:
+                genes = widest(limited, count) if "uniform" in name else best_widths(limited, noise, count)
+                if genes is not None:
+                    tried.append(measured(space, fitness, fitness.stepper.own(count), genes))
+            if tried:
+                points.append(min(tried, key=lambda p: p.loss))
+    return found

@@ -1,0 +1,154 @@
+"""Both searches over one space: the exact program proposes, evolution looks further, what measures best is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from dq_plugins.errors import BudgetError
+from dq_plugins.passes.steps.baselines import Point, baselines, measured, seeds
+from dq_plugins.passes.steps.exact import Errors, JointProgram, JointSolution, no_noise
+from dq_plugins.passes.steps.fitness import SamplingFitness
+from dq_plugins.passes.steps.search import Evolution, EvolutionOptions
+from dq_plugins.passes.steps.space import Candidate, Space
+from dq_plugins.passes.steps.state import Scored, SearchState
+from dq_plugins.passes.steps.transitions import Transitions
+from dq_plugins.progress import Progress
+from dq_plugins.quantized.candidates import Entry
+
+Method = Literal["exact", "evolution", "both"]
+
+
+@dataclass(frozen=True)
+class JointResult:
+    """What a joint search found.
+
+    Attributes:
+        best: the better of the two answers, measured on all images.
+        chosen_by: ``"exact"`` or ``"evolution"``.
+        scored: the answers, measured on all images; that of the program is the best of its optima, one for each number
+            of steps.
+        solution: of the exact program, if it ran.
+        state: of the evolutionary search, if it ran.
+    """
+
+    best: Scored
+    chosen_by: str
+    scored: Mapping[str, Scored]
+    solution: JointSolution | None
+    state: SearchState | None
+
+
+@dataclass(frozen=True, eq=False)
+class JointSearch:
+    """A search for timesteps and widths within a budget.
+
+    Attributes:
+        fitness: measures candidates; its space is searched.
+        noise: sensitivities by entry; empty when widths are not searched.
+        transitions: costs of steps; None without the exact program.
+        evolution: settings of the evolutionary search.
+        method: which searches run.
+        errors: how the program adds up errors, see `JointProgram`.
+        seconds: CP-SAT's deterministic time for each number of steps.
+        folder: for checkpoints; None: the search cannot be resumed.
+        signature: what scores depend on beside the candidate.
+        workers: processes.
+    """
+
+    fitness: SamplingFitness
+    noise: Mapping[Entry, float]
+    transitions: Transitions | None
+    evolution: EvolutionOptions
+    method: Method = "both"
+    errors: Errors = "power"
+    seconds: float = 5.0
+    folder: Path | None = None
+    signature: Any = None
+    workers: int = 1
+
+    @property
+    def space(self) -> Space:
+        """What is searched."""
+        return self.fitness.space
+
+    def run(self) -> Generator[Progress, None, JointResult]:
+        """Search; iterate to run, the generator returns the result."""
+        solution = (yield from self._exact()) if self.method != "evolution" else None
+        state = (yield from self._evolve(solution)) if self.method != "exact" else None
+        proposals = {} if solution is None else {"exact": list(solution.optima.values())}
+        proposals |= {} if state is None else {"evolution": [state.best.candidate]}
+        scored = {who: min(map(self._scored, each), key=lambda s: s.order) for who, each in proposals.items() if each}
+        who = min(scored, key=lambda name: scored[name].order)
+        return JointResult(scored[who], who, scored, solution, state)
+
+    def _scored(self, candidate: Candidate) -> Scored:
+        last = self.fitness.rungs - 1
+        return Scored(candidate, last, self.fitness(candidate, last)["loss"])
+
+    def front(
+        self, shares: Sequence[float], known: JointResult | None = None
+    ) -> Generator[Progress, None, dict[str, list[Point]]]:
+        """Error against cost: the joint search and what it is compared with, at several budgets.
+
+        Args:
+            shares: budgets as multiples of the space's; those that nothing fits are left out.
+            known: result at the budget itself, not searched again.
+
+        Returns:
+            Measured points by rule.
+        """
+        joint, limits = [], []
+        for share in sorted(shares):
+            try:
+                search = self.within(share)
+            except BudgetError:
+                continue
+            found = known if share == 1.0 and known is not None else (yield from search.run())
+            chosen = found.best.candidate
+            joint.append(measured(self.space, self.fitness, self.space.timesteps(chosen), chosen.widths))
+            limits.append(search.space.budget)
+        counts = sorted(self.space.groups)
+        return {"joint": joint, **baselines(self.space, self.fitness, self.noise, dict.fromkeys(limits, counts))}
+
+    def within(self, share: float) -> JointSearch:
+        """The same search at a multiple of the budget.
+
+        Raises:
+            BudgetError: nothing fits it.
+        """
+        space = replace(self.space, budget=share * self.space.budget)
+        folder = self.folder.with_name(f"{self.folder.name}-{share:g}") if self.folder else None
+        return replace(self, fitness=replace(self.fitness, space=space), folder=folder)
+
+    def program(self) -> JointProgram:
+        """The exact program, its noise scaled by one measured run."""
+        assert self.transitions is not None
+        program = JointProgram(self.space, self.transitions, self.noise, 1.0, self.errors)
+        start = self._seeds
+        if not self.noise or not start:
+            return replace(program, noise=self.noise or no_noise(self.space))
+        timesteps, widths = self.space.timesteps(start[0]), self.space.widths(start[0])
+        moved = self.fitness.final(timesteps, widths) - self.fitness.final(timesteps, {})
+        predicted = program.predicted(start[0])[1]
+        scale = float(moved.double().square().mean()) / predicted if predicted > 0 else 1.0
+        return replace(program, scale=scale)
+
+    @cached_property
+    def _seeds(self) -> list[Candidate]:
+        return seeds(self.space, self.noise, self.fitness.stepper)
+
+    def _exact(self) -> Generator[Progress, None, JointSolution]:
+        yield Progress(0, 1, "exact program")
+        solution = self.program().solve(seconds=self.seconds)
+        yield Progress(1, 1, "exact program")
+        return solution
+
+    def _evolve(self, solution: JointSolution | None) -> Generator[Progress, None, SearchState]:
+        optima = [] if solution is None else list(solution.optima.values())
+        first = [*optima, *self._seeds]
+        search = Evolution(self.space, self.fitness, self.evolution, first, self.folder, self.signature, self.workers)
+        return (yield from search.run())

@@ -1,0 +1,56 @@
+"""Menus of layers with what they cost, from quantizers and the denoiser's graph."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dq_plugins.errors import BudgetError
+from dq_plugins.passes.allocation.problem import LatencyTable, Width
+from dq_plugins.passes.steps.space import LayerMenu
+from dq_plugins.plan import QuantPlan
+from dq_plugins.quantized.candidates import Candidates
+from dq_plugins.recipe import PassContext
+
+
+def kept_widths(plan: QuantPlan) -> Candidates:
+    """The quantizers that a plan has, as menus of one: for a search that leaves widths alone."""
+    weights = {n: {p.weight.bits: p.weight} for n, p in plan.layers.items() if p.weight is not None}
+    inputs = {n: {p.activation.bits: p.activation} for n, p in plan.layers.items() if p.activation is not None}
+    return Candidates(weights, inputs, dict(plan.groups))
+
+
+def layer_menus(candidates: Candidates, context: PassContext, latency: LatencyTable) -> tuple[LayerMenu, ...]:
+    """Menus of all layers with candidates, cheapest widths first, with the cost of one denoiser call.
+
+    Args:
+        candidates: the quantizers.
+        context: whose graph counts the operations; for the batch that was recorded.
+        latency: measured times by layer and width; BitOps where it is empty.
+
+    Raises:
+        BudgetError: the latency table lacks a layer or a width.
+    """
+    menus = []
+    for name in candidates.layers:
+        weights: tuple[int | None, ...] = tuple(sorted(candidates.weights.get(name, {}))) or (None,)
+        inputs: tuple[int | None, ...] = tuple(sorted(candidates.activations.get(name, {}))) or (None,)
+        cost = np.empty((len(weights), len(inputs)))
+        for i, w in enumerate(weights):
+            for j, a in enumerate(inputs):
+                cost[i, j] = _time(latency, name, Width(w, a)) if latency else _bitops(context, name, w, a)
+        menus.append(LayerMenu(name, weights, inputs, cost))
+    return tuple(menus)
+
+
+def _bitops(context: PassContext, name: str, weight: int | None, activation: int | None) -> float:
+    full = 8 * context.denoiser.get_submodule(name).weight.element_size()  # type: ignore[union-attr, operator]
+    return float(context.partition.layers[name].macs * (weight or full) * (activation or full))
+
+
+def _time(latency: LatencyTable, name: str, width: Width) -> float:
+    try:
+        return latency[name][width]
+    except KeyError:
+        raise BudgetError(
+            f"the latency table has no time of layer {name!r} at {width}; measure it, or take it off the menu"
+        ) from None

@@ -1,0 +1,228 @@
+"""What a joint search chooses from: one timestep in each group, one width for each side of each layer.
+
+    cost(candidate) = K * (rest + sum_l  cost_l[w_l, a_l])      <= budget
+
+with K steps, the cost of one denoiser call by layer and pair of widths (BitOps, or measured time), and the time of a
+call outside these layers. K is part of the
+choice, so steps and bits are traded against each other.
+
+Source: TMPQ-DM (Sun et al. 2024), whose shipped mode fixes K and gives all steps the same widths, as here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dq_plugins.errors import BudgetError
+from dq_plugins.passes.steps.groups import StepGroups
+from dq_plugins.quantized.width import Width
+
+KEEP_STEPS = 0.8
+"""How often a mutation leaves the number of steps alone."""
+
+
+class Candidate(NamedTuple):
+    """A point of a `Space`, as positions.
+
+    Attributes:
+        steps: in each group of timesteps, which member; group 0 is the last step of sampling.
+        widths: weight and input of each layer in turn, positions on their menus.
+    """
+
+    steps: tuple[int, ...]
+    widths: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """Its name in stores and checkpoints."""
+        return ".".join(map(str, self.steps)) + "|" + ".".join(map(str, self.widths))
+
+    @classmethod
+    def parse(cls, key: str) -> Candidate:
+        """The candidate of a key."""
+        steps, widths = (tuple(int(v) for v in part.split(".") if v) for part in key.split("|"))
+        return cls(steps, widths)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerMenu:
+    """What one layer may be.
+
+    Attributes:
+        name: the layer.
+        weights: widths of its weight, cheapest first; None is full precision.
+        inputs: widths of its input, cheapest first.
+        cost: of one denoiser call at each pair, ``[len(weights), len(inputs)]``.
+    """
+
+    name: str
+    weights: tuple[int | None, ...]
+    inputs: tuple[int | None, ...]
+    cost: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Everything a search may choose.
+
+    Attributes:
+        groups: by number of steps, the groups of timesteps.
+        layers: the menus.
+        budget: limit on the cost of a whole sampling run.
+        unit: of costs, for messages.
+        rest: cost of one denoiser call beside the layers.
+    """
+
+    groups: Mapping[int, StepGroups]
+    layers: tuple[LayerMenu, ...]
+    budget: float
+    unit: str = "BitOps"
+    rest: float = 0.0
+
+    def __post_init__(self) -> None:
+        cheapest = min(self.groups) * self.call_cost(self.cheapest)
+        if cheapest > self.budget:
+            raise BudgetError(
+                f"no schedule fits the budget of {self.budget:.6g} {self.unit}: {min(self.groups)} steps at the "
+                f"cheapest widths cost {cheapest:.6g}. Raise it to that, or allow fewer steps."
+            )
+
+    @cached_property
+    def menus(self) -> tuple[int, ...]:
+        """Length of the menu of every gene of ``Candidate.widths``."""
+        return tuple(size for layer in self.layers for size in (len(layer.weights), len(layer.inputs)))
+
+    @property
+    def decades(self) -> float:
+        """Decimal logarithm of the number of candidates, those over budget included."""
+        widths = sum(math.log10(menu) for menu in self.menus)
+        schedules = sum(math.prod(groups.sizes) for groups in self.groups.values())
+        return widths + math.log10(schedules)
+
+    def cost(self, candidate: Candidate) -> float:
+        """Cost of the whole sampling run."""
+        return len(candidate.steps) * self.call_cost(candidate.widths)
+
+    def call_cost(self, widths: Sequence[int]) -> float:
+        """Cost of one denoiser call with the widths of a candidate."""
+        pairs = zip(self.layers, widths[::2], widths[1::2], strict=True)
+        return self.rest + sum(float(layer.cost[w, a]) for layer, w, a in pairs)
+
+    def fits(self, candidate: Candidate) -> bool:
+        """Whether it is within the budget."""
+        return self.cost(candidate) <= self.budget
+
+    def timesteps(self, candidate: Candidate) -> tuple[float, ...]:
+        """The schedule of a candidate, descending."""
+        return self.groups[len(candidate.steps)].timesteps(candidate.steps)
+
+    def widths(self, candidate: Candidate) -> dict[str, Width]:
+        """The widths of a candidate, by layer."""
+        pairs = zip(self.layers, candidate.widths[::2], candidate.widths[1::2], strict=True)
+        return {layer.name: Width(layer.weights[w], layer.inputs[a]) for layer, w, a in pairs}
+
+    def candidate(self, timesteps: tuple[float, ...], widths: Mapping[str, Width]) -> Candidate:
+        """The candidate closest to a schedule, with exactly these widths.
+
+        Raises:
+            BudgetError: no groups of so many steps, or a width is not on its menu.
+        """
+        if len(timesteps) not in self.groups:
+            raise BudgetError(f"{len(timesteps)} steps are not in this space; it has: {sorted(self.groups)}")
+        genes: list[int] = []
+        for layer in self.layers:
+            weight, activation = widths[layer.name]
+            if weight not in layer.weights or activation not in layer.inputs:
+                raise BudgetError(f"{widths[layer.name]} is not on the menu of layer {layer.name!r}")
+            genes += [layer.weights.index(weight), layer.inputs.index(activation)]
+        return Candidate(self.groups[len(timesteps)].nearest(timesteps), tuple(genes))
+
+    def random(self, rng: np.random.Generator) -> Candidate:
+        """A random candidate within the budget."""
+        sizes = self.groups[int(rng.choice(sorted(self.groups)))].sizes
+        steps = tuple(int(rng.integers(s)) for s in sizes)
+        return self.fit(rng, Candidate(steps, tuple(int(rng.integers(m)) for m in self.menus)))
+
+    def fit(self, rng: np.random.Generator, candidate: Candidate) -> Candidate:
+        """Make random genes cheaper until the candidate is within the budget; where that is not enough, fewer steps."""
+        widths = list(candidate.widths)
+        while not self.fits(candidate):
+            cheaper = self._cheaper(widths)
+            if cheaper:
+                gene = int(rng.choice(list(cheaper)))
+                widths[gene] = cheaper[gene]
+            elif tuple(widths) != self.cheapest:
+                widths = list(self.cheapest)  # measured times need not fall with the width, so this is another place
+            else:
+                fewer = max(k for k in self.groups if k < len(candidate.steps))
+                return self.fit(rng, self.with_steps(candidate, fewer))
+            candidate = candidate._replace(widths=tuple(widths))
+        return candidate
+
+    @cached_property
+    def cheapest(self) -> tuple[int, ...]:
+        """Widths with the least cost."""
+        pairs = (np.unravel_index(int(layer.cost.argmin()), layer.cost.shape) for layer in self.layers)
+        return tuple(int(gene) for pair in pairs for gene in pair)
+
+    def _cheaper(self, widths: Sequence[int]) -> dict[int, int]:
+        """For every gene that something on its menu is cheaper than, the costliest of that."""
+        found = {}
+        for i, layer in enumerate(self.layers):
+            weight, activation = widths[2 * i : 2 * i + 2]
+            now = layer.cost[weight, activation]
+            for gene, costs in ((2 * i, layer.cost[:, activation]), (2 * i + 1, layer.cost[weight])):
+                below = np.where(costs < now, costs, -np.inf)
+                if below.max() > -np.inf:
+                    found[gene] = int(below.argmax())
+        return found
+
+    def with_steps(self, candidate: Candidate, count: int) -> Candidate:
+        """The same widths with another number of steps, spread over time as the candidate's own."""
+        own = self.timesteps(candidate)
+        spread = np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(own)), own) if count > 1 else own[:1]
+        return candidate._replace(steps=self.groups[count].nearest([float(t) for t in spread]))
+
+    def mutate(self, rng: np.random.Generator, parent: Candidate, rate: float) -> Candidate:
+        """Draw every gene anew with probability ``rate``: widths from their menus, timesteps within their groups.
+
+        Half of the new timesteps are neighbours of the old ones. One mutation in five also changes the number of steps,
+        where there is a choice. The child is within the budget.
+        """
+        others = sorted(set(self.groups) - {len(parent.steps)})
+        if others and rng.random() > KEEP_STEPS:
+            parent = self.with_steps(parent, int(rng.choice(others)))
+        sizes = self.groups[len(parent.steps)].sizes
+        steps = tuple(
+            _moved(rng, gene, size) if rng.random() < rate else gene
+            for gene, size in zip(parent.steps, sizes, strict=True)
+        )
+        widths = tuple(
+            int(rng.integers(menu)) if rng.random() < rate else gene
+            for gene, menu in zip(parent.widths, self.menus, strict=True)
+        )
+        return self.fit(rng, Candidate(steps, widths))
+
+    def cross(self, rng: np.random.Generator, one: Candidate, other: Candidate) -> Candidate:
+        """Every gene from either parent; timesteps as a whole where the parents differ in their number. Fits."""
+        steps = (one if rng.random() < 0.5 else other).steps
+        if len(one.steps) == len(other.steps):
+            steps = _mixed(rng, one.steps, other.steps)
+        return self.fit(rng, Candidate(steps, _mixed(rng, one.widths, other.widths)))
+
+
+def _mixed(rng: np.random.Generator, one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(a if rng.random() < 0.5 else b for a, b in zip(one, other, strict=True))
+
+
+def _moved(rng: np.random.Generator, gene: int, size: int) -> int:
+    if rng.random() < 0.5:
+        return int(rng.integers(size))
+    return int(np.clip(gene + rng.choice((-1, 1)), 0, size - 1))

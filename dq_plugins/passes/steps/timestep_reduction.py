@@ -1,0 +1,241 @@
+"""Pass ``timestep-reduction``: fewer timesteps, and with them the bits, chosen together.
+
+Sampling visits one timestep of each group; the schedule, and the widths if the pass ``sensitivity`` has run, are those
+whose images come closest to the recorded full-precision ones within a budget of steps times cost of a step. An exact
+program proposes, an evolutionary search looks further, and what measures best goes into the plan.
+
+Source: TMPQ-DM (Sun et al. 2024); the exact program and its costs are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from dq_plugins.passes.candidates import candidates_of, write_widths
+from dq_plugins.passes.steps.baselines import uniform
+from dq_plugins.passes.steps.fitness import SamplingFitness
+from dq_plugins.passes.steps.groups import step_groups, thinned
+from dq_plugins.passes.steps.joint import JointSearch
+from dq_plugins.passes.steps.menus import kept_widths, layer_menus
+from dq_plugins.passes.steps.runs import Run, runs_of
+from dq_plugins.passes.steps.search import EvolutionOptions
+from dq_plugins.passes.steps.space import Space
+from dq_plugins.passes.steps.stepper import Stepper
+from dq_plugins.passes.steps.supernet import CalibrationOptions, calibrate
+from dq_plugins.passes.steps.transitions import Transitions, measure_transitions
+from dq_plugins.plan import QuantPlan, Section
+from dq_plugins.quantized.candidates import Candidates, Entry
+from dq_plugins.quantized.exact_tokens import installed
+from dq_plugins.quantized.width import Width
+from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
+from dq_plugins.sensitivity import SensitivityTable
+from dq_plugins.sensitivity.trajectory import trajectories_of
+from dq_plugins.timesteps import Schedule
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What the search works on.
+
+    Attributes:
+        stepper: the sampler.
+        runs: recorded runs.
+        grid: candidate timesteps, ascending.
+        candidates: quantizers of every layer that has one.
+        noise: sensitivities; empty when widths are not searched.
+        transitions: costs of steps, if they were measured.
+    """
+
+    stepper: Stepper
+    runs: list[Run]
+    grid: tuple[float, ...]
+    candidates: Candidates
+    noise: Mapping[Entry, float]
+    transitions: Transitions | None
+
+
+class TimestepReduction(Pass):
+    """Choose the timesteps of sampling, and the widths with them."""
+
+    name = "timestep-reduction"
+    after = ("timestep-groups", "activation-ranges", "bos-tokens", "sensitivity")
+
+    class Options(PassOptions):
+        """Options of ``timestep-reduction``.
+
+        Attributes:
+            steps: numbers of steps to choose from; the first sets the default budget. By default half as many as
+                recorded.
+            budget: limit on steps times cost of a step, in the unit of the costs. By default the cost of the first of
+                ``steps`` at the recipe's widths.
+            latency_table: measured time by layer and width, ``{"conv_in": {"W8A8": 0.8}}``; costs are BitOps without.
+            call_latency: with such a table, time of a denoiser call outside its layers.
+            grouping: ``"quadratic"`` (the paper's), ``"uniform"``, or ``"change"`` (equal change of the trajectory).
+            grid: recorded timesteps to choose from, at most; they are thinned out evenly.
+            search: ``"exact"``, ``"evolution"``, or ``"both"``.
+            fitness: registered metric of the images.
+            features: ``package.module:attribute`` of a network whose features are compared instead.
+            images: images that each rung of the search looks at, as shares of those recorded.
+            population: candidates of a generation.
+            parents: of them have children.
+            mutants: mutated children.
+            crossovers: crossed children.
+            generations: after the first.
+            mutation: probability that a gene mutates.
+            spread: draw rates between one gene and ``mutation``, see `dq_plugins.passes.steps`.
+            probes: backward passes through each recorded run, for the costs of steps.
+            errors: whether squares (``"power"``) or sizes of the errors of steps add up in the program.
+            seconds: CP-SAT's deterministic time for each number of steps.
+            calibration: ``"ranges"`` takes the quantizers as they are; ``"random"`` (the paper's) and
+                ``"independent"`` learn them block by block, see `dq_plugins.passes.steps`.
+            iterations: of learning, for each block.
+            sweep: budgets, as multiples of the budget, each with a search of its own, compared with the baselines.
+            workers: processes (joblib).
+        """
+
+        steps: tuple[int, ...] = ()
+        budget: float | None = Field(None, gt=0)
+        latency_table: dict[str, dict[str, float]] = Field(default_factory=dict)
+        call_latency: float = Field(0.0, ge=0)
+        grouping: Literal["quadratic", "uniform", "change"] = "quadratic"
+        grid: int = Field(50, ge=1)
+        search: Literal["exact", "evolution", "both"] = "both"
+        fitness: str = "mse"
+        features: str | None = None
+        images: tuple[float, ...] = Field((0.25, 1.0), min_length=1)
+        population: int = Field(50, ge=1)
+        parents: int = Field(10, ge=1)
+        mutants: int = Field(25, ge=0)
+        crossovers: int = Field(10, ge=0)
+        generations: int = Field(20, ge=0)
+        mutation: float = Field(0.25, gt=0, le=1)
+        spread: bool = True
+        probes: int = Field(2, ge=1)
+        errors: Literal["power", "size"] = "power"
+        seconds: float = Field(5.0, gt=0)
+        calibration: Literal["ranges", "random", "independent"] = "ranges"
+        iterations: int = Field(400, ge=1)
+        sweep: tuple[float, ...] = ()
+        workers: int = Field(1, ge=1)
+
+    options: Options
+    Options: ClassVar[type[PassOptions]] = Options
+
+    def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
+        """Search, and write the schedule and the widths into the plan.
+
+        Raises:
+            BudgetError: nothing fits the budget, or more steps are asked for than were recorded.
+            TimestepError: the recorded sampler takes no timesteps of one's own.
+        """
+        with installed(context.denoiser, plan):
+            setting = yield from self.setting(plan, context)
+            search = self.search(plan, context, setting)
+            found = yield from search.run()
+            points = (yield from search.front(self.options.sweep, found)) if self.options.sweep else {}
+        space, best = search.space, found.best
+        plan.sampling = Schedule(space.timesteps(best.candidate))
+        if setting.noise:
+            write_widths(plan, space.widths(best.candidate), setting.candidates)
+        plan.sections[self.name] = Section(
+            {
+                "chosen_by": found.chosen_by,
+                "cost": space.cost(best.candidate),
+                "budget": space.budget,
+                "unit": space.unit,
+                "loss": best.loss,
+                "losses": {name: each.loss for name, each in found.scored.items()},
+                "fitness": self.options.fitness,
+                "candidates_log10": space.decades,
+                "exact": None if found.solution is None else found.solution.as_data(setting.transitions),
+                "evolution": None if found.state is None else found.state.summary(),
+                "points": {name: [[p.cost, p.loss, len(p.timesteps)] for p in each] for name, each in points.items()},
+            }
+        )
+
+    def setting(self, plan: QuantPlan, context: PassContext) -> Generator[Progress, None, Setting]:
+        """What the search works on, measured; iterate to run, the generator returns it."""
+        o = self.options
+        argument = context.partition.sample_argument
+        stepper, runs = runs_of(context.calibration, argument)
+        grid = thinned(tuple(t for t in context.calibration.schedule.sorted if t > stepper.end), o.grid)
+        transitions = None
+        if o.search != "evolution" or o.grouping == "change":
+            trajectories = trajectories_of(context.calibration, argument)
+            transitions = yield from measure_transitions(
+                context.denoiser,
+                stepper,
+                runs,
+                trajectories,
+                grid,
+                probes=o.probes,
+                generator=context.generator(7),
+            )
+        section = plan.sections.get("sensitivity")
+        if section is None:
+            return Setting(stepper, runs, grid, kept_widths(plan), {}, transitions)
+        data = section.data
+        candidates = candidates_of(plan, context, data["weight_menu"], data["act_menu"])
+        if o.calibration != "ranges":
+            settings = CalibrationOptions(o.calibration, o.iterations, seed=context.seed)
+            candidates = yield from calibrate(
+                context.denoiser, candidates, context.calibration, context.partition, settings
+            )
+        noise = SensitivityTable.from_data(data).noise
+        return Setting(stepper, runs, grid, candidates, noise, transitions)
+
+    def space(self, plan: QuantPlan, context: PassContext, setting: Setting) -> Space:
+        """The search space that the options describe."""
+        o = self.options
+        counts = o.steps or (max(len(context.calibration.schedule) // 2, 1),)
+        bounds = max(setting.stepper.end, 0.0), setting.grid[-1] + 1
+        change = setting.transitions.change() if o.grouping == "change" and setting.transitions else None
+        groups = {k: step_groups(setting.grid, k, o.grouping, bounds=bounds, change=change) for k in counts}
+        latency = {n: {Width.parse(w): ms for w, ms in times.items()} for n, times in o.latency_table.items()}
+        menus = layer_menus(setting.candidates, context, latency)
+        unit, rest = ("ms", o.call_latency) if latency else ("BitOps", 0.0)
+        unlimited = Space(groups, menus, float("inf"), unit, rest)
+        target = uniform(unlimited, Width(context.weight_bits, context.act_bits))
+        own = counts[0] * unlimited.call_cost(target)
+        return replace(unlimited, budget=own if o.budget is None else o.budget)
+
+    def _fitness(self, context: PassContext, setting: Setting, space: Space) -> SamplingFitness:
+        o = self.options
+        total = sum(run.images for run in setting.runs)
+        images = tuple(sorted({max(round(share * total), 1) for share in o.images}))
+        return SamplingFitness(
+            context.denoiser,
+            setting.candidates,
+            context.calibration.timestep_argument,
+            space,
+            setting.runs,
+            setting.stepper,
+            images,
+            o.fitness,
+            o.features,
+        )
+
+    def search(self, plan: QuantPlan, context: PassContext, setting: Setting) -> JointSearch:
+        """The search that the options describe."""
+        o = self.options
+        evolution = EvolutionOptions(
+            o.population, o.parents, o.mutants, o.crossovers, o.generations, o.mutation, o.spread, seed=context.seed
+        )
+        scores_depend_on = o.model_dump(mode="json", include={"steps", "grouping", "fitness", "features", "images"})
+        signature = [context.calibration.hash, setting.candidates.hash, scores_depend_on, setting.grid]
+        return JointSearch(
+            self._fitness(context, setting, self.space(plan, context, setting)),
+            setting.noise,
+            setting.transitions,
+            evolution,
+            o.search,
+            o.errors,
+            o.seconds,
+            context.workdir / "search" if context.workdir else None,
+            signature,
+            o.workers,
+        )

@@ -1,0 +1,162 @@
+"""The temporal block of a denoiser: a view of the modules that depend on t alone, runnable by itself.
+
+Where a denoiser mixes the embedding of t with conditions (DiT: a class), the block can be taken wider: everything that
+does not see the sample. It then is a function of t and the conditions.
+
+Shapes: ``T`` timesteps, ``P`` points (see `dq_plugins.passes.temporal.finite_set`); a feature is a frontier tensor for
+every one of them, ``[T, ...]`` or ``[P, ...]``.
+Source: TFMQ-DM (Huang et al. 2024), "Temporal Information Block"; found from the graph instead of by names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dq_plugins.errors import TraceError
+from dq_plugins.graph import Partition, find_timestep_argument, partition
+from dq_plugins.graph.arguments import named_leaves, number_to_tensor
+from dq_plugins.graph.flow import Flow
+from dq_plugins.graph.frontier import FrontierTensor
+from dq_plugins.passes.temporal.subprogram import Subprogram, extract
+
+
+@dataclass(frozen=True)
+class TemporalBlock:
+    """The temporal block as a program from t to its frontier.
+
+    Attributes:
+        layers: the layers inside, by node name: fully qualified name.
+        frontier: nodes through which t reaches the rest of the denoiser.
+        layer_inputs: per layer, the nodes that feed it (a layer that runs twice has two).
+        tables: per frontier node its layer, ``""`` where it is no layer's output.
+        conditions: dotted names of the arguments that the block reads besides t.
+    """
+
+    denoiser: nn.Module
+    layers: Mapping[str, str]
+    frontier: tuple[str, ...]
+    layer_inputs: Mapping[str, tuple[str, ...]]
+    tables: Mapping[str, str]
+    timestep: str
+    example_timestep: Tensor
+    program: Subprogram
+    conditions: tuple[str, ...] = ()
+
+    def weights(self) -> dict[str, Tensor]:
+        """Full-precision parameters and buffers that the block reads, by name."""
+        state = dict(self.denoiser.named_parameters()) | dict(self.denoiser.named_buffers())
+        return {name: state[name].detach() for name in self.program.parameters}
+
+    def timestep_batch(self, timesteps: Sequence[float]) -> Tensor:
+        """``[T, *shape of one call's timestep]``."""
+        example = self.example_timestep
+        values = torch.tensor(timesteps, dtype=torch.float64).to(example.dtype)
+        return values.reshape(-1, *[1] * example.dim()).expand(-1, *example.shape).to(example.device)
+
+    def run(self, timesteps: Sequence[float], weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Every node the program computes, for every timestep: ``[T, ...]``.
+
+        Args:
+            timesteps: T values of t.
+            weights: replacements for some of the block's weights (soft-rounded, quantized); differentiable.
+        """
+        return self.run_points({self.timestep: self.timestep_batch(timesteps)}, weights)
+
+    def run_points(
+        self, inputs: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Every node the program computes, for P points: ``[P, ...]``.
+
+        Args:
+            inputs: the timestep and the conditions, ``[P, *shape in one call]``, by name.
+            weights: replacements for some of the block's weights; differentiable.
+        """
+        parameters = self.weights() | dict(weights or {})
+
+        def one(point: dict[str, Tensor]) -> dict[str, Tensor]:
+            return self.program(point, parameters)
+
+        return torch.func.vmap(one)(dict(inputs))
+
+    def features_at(
+        self, inputs: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The frontier tensors for P points: ``[P, ...]`` by node name; arguments as for `run_points`."""
+        values = self.run_points(inputs, weights)
+        return {name: values[name] for name in self.frontier}
+
+    def at(self, timestep: float) -> dict[str, Tensor]:
+        """The frontier tensors at one timestep, with full-precision weights.
+
+        The ops run unbatched, on as many samples as the example call had: bit for bit what the denoiser computes for
+        such a call. (`run` batches over timesteps, and a larger product may round differently in the last bit.)
+        """
+        values = self.program({self.timestep: self.timestep_batch([timestep])[0].contiguous()}, self.weights())
+        return {name: values[name] for name in self.frontier}
+
+    def features(self, timesteps: Sequence[float], weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The frontier tensors for every timestep: ``[T, ...]`` by node name."""
+        values = self.run(timesteps, weights)
+        return {name: values[name] for name in self.frontier}
+
+
+def temporal_block(
+    denoiser: nn.Module,
+    example_inputs: Mapping[str, Any],
+    timestep: str | None = None,
+    found: Partition | None = None,
+    *,
+    with_conditions: bool = False,
+) -> TemporalBlock | None:
+    """Find the temporal block and cut it out.
+
+    Args:
+        denoiser: any denoiser that ``torch.export`` can follow.
+        example_inputs: keyword arguments of one call.
+        timestep: name of the timestep argument, found by itself where it is usual.
+        found: the denoiser's partition, if it is known already.
+        with_conditions: take in the layers that mix t with conditions; the frontier is then where t meets the sample.
+
+    Returns:
+        The block; None when no layer depends on the timestep alone (every embedding mixes t with a condition), or,
+        with conditions, none on the timestep without the sample.
+    """
+    timestep = find_timestep_argument(denoiser, timestep)
+    inputs = number_to_tensor(dict(example_inputs), timestep)
+    found = found or partition(denoiser, inputs, timestep=timestep)
+    members = found.temporal | found.mixed if with_conditions else found.temporal
+    if not members:
+        return None
+    flow = Flow(found.graph, timestep, found.sample_argument)
+    layers = {n: flow.layer(n) for n in flow.layer_nodes() if flow.layer(n) in members}
+    frontier = [f for f in found.frontier if f.upstream and _leaves(f, with_conditions)]
+    layer_inputs: dict[str, tuple[str, ...]] = {}
+    for node, layer in layers.items():
+        source = flow.layer_input(node)
+        if source is not None:
+            layer_inputs[layer] = (*layer_inputs.get(layer, ()), source)
+    nodes = [f.node for f in frontier] + [source for sources in layer_inputs.values() for source in sources]
+    program = extract(denoiser, inputs, nodes, timestep)
+    conditions = tuple(name for name in program.inputs if name != timestep)
+    if conditions and not with_conditions:
+        raise TraceError(f"the temporal block reads {list(conditions)} besides the timestep")
+    return TemporalBlock(
+        denoiser=denoiser,
+        layers=layers,
+        frontier=tuple(f.node for f in frontier),
+        layer_inputs=layer_inputs,
+        tables={f.node: f.layer for f in frontier},
+        timestep=timestep,
+        example_timestep=dict(named_leaves(inputs))[timestep].to(program.device),
+        program=program,
+        conditions=conditions,
+    )
+
+
+def _leaves(tensor: FrontierTensor, with_conditions: bool) -> bool:
+    return "sample" in tensor.reaches if with_conditions else tensor.signature == "temporal"

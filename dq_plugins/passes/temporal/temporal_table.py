@@ -1,0 +1,77 @@
+"""Pass ``temporal-table``: tabulate what the temporal block computes over the schedule.
+
+Storage of a frontier tensor is chosen per layer: ``float`` rows are exact; ``int8`` rows are a quarter of the size;
+``auto`` is the disturbance-aware selection of TFMQ-DM's journal version: int8 rows where they disturb the feature less
+than the quantized temporal block would, float rows elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from dq_plugins.passes.temporal.block import TemporalBlock
+from dq_plugins.passes.temporal.features import feature_error
+from dq_plugins.passes.temporal.shared import planned_weights, shared_block
+from dq_plugins.plan import QuantPlan, Section
+from dq_plugins.quantized.temporal_table import SECTION, quantize_rows, table_section
+from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
+
+
+class TemporalTable(Pass):
+    """Look the temporal features up instead of computing them."""
+
+    name = "temporal-table"
+    after = ("temporal-reconstruction", "finite-set-ranges", "timestep-reduction")
+
+    class Options(PassOptions):
+        """Options of ``temporal-table``.
+
+        Attributes:
+            storage: ``"float"``, ``"int8"`` or ``"auto"``.
+        """
+
+        storage: Literal["float", "int8", "auto"] = "float"
+
+    options: Options
+    Options: ClassVar[type[PassOptions]] = Options
+
+    def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
+        """Write the section ``temporal-table``; the tabulated layers lose their quantizers."""
+        block = shared_block(context, whole_batch=True)
+        nodes = {} if block is None else {node: layer for node, layer in block.tables.items() if layer}
+        if block is None or len(nodes) < len(block.frontier) or len(set(nodes.values())) < len(nodes):
+            reason = "no layer depends on the timestep alone" if block is None else "t leaves the block between layers"
+            plan.sections[SECTION] = Section({"skipped": reason})
+            return
+        timesteps = plan.visited.sorted
+        computed = [block.at(t) for t in timesteps]
+        features = {layer: torch.cat([row[node][:1] for row in computed]) for node, layer in nodes.items()}
+        yield Progress(len(timesteps), len(timesteps))
+        int8 = self._int8(block, plan, features, nodes)
+        rest = sorted(set(block.layers.values()) - set(features))
+        plan.sections[SECTION] = table_section(timesteps, features, rest, int8)
+        for name in [*features, *rest]:
+            layer = plan.layers[name]
+            layer.weight = layer.activation = None
+            layer.kept = (
+                "looked up in the temporal table" if name in features else "only the temporal table would read it"
+            )
+
+    def _int8(
+        self, block: TemporalBlock, plan: QuantPlan, features: dict[str, Tensor], nodes: dict[str, str]
+    ) -> frozenset[str]:
+        if self.options.storage != "auto":
+            return frozenset(features) if self.options.storage == "int8" else frozenset()
+        quantized = block.features(plan.visited.sorted, planned_weights(block, plan))
+        chosen = set()
+        for node, layer in nodes.items():
+            codes, scale = quantize_rows(features[layer])
+            restored = codes * scale.reshape(-1, *[1] * (codes.dim() - 1))
+            table = feature_error({layer: features[layer]}, {layer: restored}).relative
+            if table < feature_error({layer: features[layer]}, {layer: quantized[node][:, 0]}).relative:
+                chosen.add(layer)
+        return frozenset(chosen)

@@ -1,0 +1,1 @@
+"""Tokens of a text embedding that are the same for every prompt and far larger than the rest (MixDQ)."""

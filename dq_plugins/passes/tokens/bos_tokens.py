@@ -1,0 +1,88 @@
+"""Pass ``bos-tokens``: outlier tokens of text embeddings computed exactly, the others quantized on their own range.
+
+Source: MixDQ (Zhao et al. 2024), BOS-aware quantization. Here the tokens are found by probing the recorded conditions,
+the stored row is checked against every sample, and other rows are computed live; see `dq_plugins.passes.tokens`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from dq_plugins.observers.streaming import stream_inputs
+from dq_plugins.passes.candidates import activation_candidates
+from dq_plugins.passes.tokens.outliers import RATIO, SHARE, TokenStatistics, find_outliers
+from dq_plugins.plan import QuantPlan, Section
+from dq_plugins.quantized.exact_tokens import SECTION, ExactTokens, tokens_section
+from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
+
+ROLES = frozenset({"cross_attention_key", "cross_attention_value"})
+
+
+class BosTokens(Pass):
+    """Find outlier tokens, store their rows, and narrow the ranges of the layers they no longer reach."""
+
+    name = SECTION
+    after = ("weight-ranges", "timestep-groups", "activation-ranges")
+
+    class Options(PassOptions):
+        """Options of ``bos-tokens``.
+
+        Attributes:
+            ratio: how much larger than the other tokens' an outlier's largest value is at least.
+            share: least share of recorded samples that hold the same row.
+        """
+
+        ratio: float = Field(RATIO, gt=1)
+        share: float = Field(SHARE, gt=0, le=1)
+
+    options: Options
+    Options: ClassVar[type[PassOptions]] = Options
+
+    def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
+        """Write the section ``bos-tokens`` and the ranges of its layers."""
+        layers = [n for n in context.partition.layers if context.partition.layers[n].roles & ROLES and n in plan.layers]
+        if not layers:
+            plan.sections[self.name] = Section({"skipped": "no layer makes keys or values of cross-attention"})
+            return
+        statistics = {name: TokenStatistics() for name in layers}
+        # conditions do not change with t, so the calls of two timesteps show them all
+        timesteps = sorted({context.calibration.timesteps[0], context.calibration.timesteps[-1]})
+        calls = context.calibration.subset(timesteps=timesteps)
+        watching = stream_inputs(context.denoiser, calls, layers, lambda name, x: statistics[name].update(x))
+        for done, t in enumerate(watching):
+            yield Progress(done + 1, len(timesteps) + 1, f"t = {t:g}")
+        found = {n: tokens for n in layers if (tokens := self._tokens(context, n, statistics[n])) is not None}
+        plan.sections[self.name] = tokens_section(found, _findings(statistics, found))
+        narrowed = [(n, a.bits) for n in found if (a := plan.layers[n].activation) is not None]
+        ranges = activation_candidates(plan, context, [n for n, _ in narrowed], sorted({b for _, b in narrowed}))
+        for name, bits in narrowed:
+            plan.layers[name].activation = ranges[name][bits]
+        yield Progress(len(timesteps) + 1, len(timesteps) + 1)
+
+    def _tokens(self, context: PassContext, name: str, statistics: TokenStatistics) -> ExactTokens | None:
+        outliers = find_outliers(statistics, self.options.ratio, self.options.share)
+        if outliers is None:
+            return None
+        layer: Any = context.denoiser.get_submodule(name)
+        rows = outliers.rows.to(layer.weight)
+        bias: Tensor | None = layer.bias
+        # float64: the exact row, whatever order a kernel sums in
+        values = F.linear(rows.double(), layer.weight.double(), None if bias is None else bias.double())
+        return ExactTokens(outliers.positions, rows.cpu(), values.to(layer.weight.dtype).cpu())
+
+
+def _findings(statistics: dict[str, TokenStatistics], found: dict[str, ExactTokens]) -> dict[str, Any]:
+    """What was seen: by layer, the position with the largest ratio, found or not."""
+    seen = {}
+    for name, each in statistics.items():
+        best = max(each.candidates(), key=lambda c: c[3], default=None)
+        if best is not None:
+            position, _, share, ratio = best
+            seen[name] = {"position": position, "ratio": round(ratio, 4), "share": round(share, 4)}
+    note = {} if found else {"skipped": "no token is the same for most samples and far larger than the others"}
+    return {"seen": seen, **note}

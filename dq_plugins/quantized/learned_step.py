@@ -1,0 +1,140 @@
+"""Learned step size quantizer (LSQ), for activations at 2 to 8 bits and the 8-bit weights of the edge layers.
+
+Source: Esser et al., "Learned Step Size Quantization" (ICLR 2020), sections 2.1 and 2.2.
+
+    q  = clip(round(x / s), -2^(b-1), 2^(b-1) - 1),   x^ = s q
+    s0 = 2 mean |x| / sqrt(Q_P),   gradient of s scaled by 1 / sqrt(numel Q_P)
+
+The value is `dq_plugins.affine.fake_quantize`, bit for bit. ``Q_P`` is the largest code. ``numel`` counts the
+elements one step serves: all of ``x`` for an activation, one output channel for a weight.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dq_plugins.affine import integer_range
+from dq_plugins.quantized.binarizers import mean_magnitude, per_channel
+
+SMALLEST_STEP = 1e-8
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round to nearest, ties to even; the gradient passes unchanged. The value is exact."""
+    return torch.round(x).detach() + (x - x.detach())
+
+
+def scale_gradient_factor(step: Tensor, numel: int, bits: int) -> Tensor:
+    """``step`` itself, bit for bit, with its gradient multiplied by ``1 / sqrt(numel Q_P)``."""
+    return step.detach() + (step - step.detach()) / math.sqrt(numel * integer_range(bits)[1])
+
+
+def fake_quantize_ste(x: Tensor, step: Tensor, bits: int, numel: int) -> Tensor:
+    """LSQ: quantize and dequantize with LSQ's gradients for ``x`` and ``step``.
+
+    Args:
+        x: any shape; computed in float32, returned in ``x.dtype``.
+        step: broadcasts against ``x``; its magnitude is the step size.
+        bits: width of the code.
+        numel: elements that one step serves.
+    """
+    q_min, q_max = integer_range(bits)
+    s = scale_gradient_factor(step.abs().clamp_min(SMALLEST_STEP), numel, bits)
+    q = round_ste((x.float() * (1.0 / s)).clamp(q_min, q_max))
+    return (q * s).to(x.dtype)
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """Mean of ``value`` over the processes of a distributed run, so that all of them start equal."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+        value /= torch.distributed.get_world_size()
+    return value
+
+
+class LearnedStepActivation(nn.Module):
+    """Activation quantizer with one learned step, set by the first batch it sees.
+
+    Args:
+        bits: width of the code.
+        device: where the step lives.
+
+    Attributes:
+        step: the learned step, a scalar parameter; the magnitude counts.
+        started: whether the first batch has set it; saved with the checkpoint.
+    """
+
+    dq_quantizer_state = True
+    started: Tensor
+
+    def __init__(self, bits: int, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        integer_range(bits)
+        self.bits = bits
+        self.step = nn.Parameter(torch.ones((), device=device))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool, device=device))
+        self._running = False  # what `started` says, without asking the device at every call
+
+    @torch.no_grad()
+    def start(self, x: Tensor) -> None:
+        """Set the step from one batch (in a distributed run: from the batches of all processes)."""
+        magnitude = mean_over_processes(x.detach().float().abs().mean())
+        self.step.copy_(2 * magnitude / math.sqrt(integer_range(self.bits)[1]))
+        self.started.fill_(True)
+        self._running = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize and dequantize ``x``."""
+        if not self._running:
+            self.start(x)
+        return fake_quantize_ste(x, self.step, self.bits, x.numel())
+
+    def scale(self) -> Tensor:
+        """The step as an affine scale: positive float32 scalar."""
+        return self.step.detach().float().abs().clamp_min(SMALLEST_STEP)
+
+    def extra_repr(self) -> str:
+        """Width."""
+        return f"bits={self.bits}"
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._running = not self.started.is_meta and bool(self.started)
+
+
+class LearnedStepWeight(nn.Module):
+    """Weight quantizer with one learned step per output channel, started at the channel's range.
+
+    LSQ's own start, ``2 mean |w| / sqrt(Q_P)``, spends 8 bits on 16 standard deviations; the range of the weight
+    is known, so the step starts at ``max |w| / Q_P``.
+
+    Args:
+        weight: ``[O, ...]``.
+        bits: width of the code.
+    """
+
+    dq_quantizer_state = True
+
+    def __init__(self, weight: Tensor, bits: int = 8) -> None:
+        super().__init__()
+        self.bits = bits
+        mean_magnitude(weight)  # checks the shape
+        largest = weight.detach().abs().flatten(1).amax(1)
+        self.step = nn.Parameter((largest / integer_range(bits)[1]).clamp_min(SMALLEST_STEP))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantize and dequantize ``weight``."""
+        return fake_quantize_ste(weight, per_channel(self.step, weight), self.bits, weight[0].numel())
+
+    def scale(self) -> Tensor:
+        """The steps as affine scales: positive float32 ``[O]``."""
+        return self.step.detach().float().abs().clamp_min(SMALLEST_STEP)
+
+    def extra_repr(self) -> str:
+        """Width."""
+        return f"bits={self.bits}"

@@ -1,0 +1,201 @@
+"""The temporal table: what the temporal block computes, looked up by the value of t instead of computed.
+
+For a fixed schedule the block takes finitely many values. Every layer through which t leaves the block becomes a table
+with one row per timestep; layers that only feed those are not computed at all. Their weights leave the model.
+
+Shapes: ``T`` timesteps, ``N`` rows of a layer's input; a table is ``[T, *F]``, a layer's output ``[N, *F]``.
+Source: TFMQ-DM's journal version (Huang et al. 2024b), cache-based maintenance; only its abstract was available, so
+the form of the table and of its quantization are our own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dq_plugins.errors import TimestepError
+from dq_plugins.plan import QuantPlan, Section
+from dq_plugins.quantized.stand_in import keep_sizes
+from dq_plugins.timesteps import TimestepContext
+
+SECTION = "temporal-table"
+Outside = Literal["error", "live"]
+
+
+class TableLookup(nn.Module):
+    """Stands in for a temporal layer: row ``t`` of a table, for every sample.
+
+    Args:
+        timesteps: ``[T]`` float32, ascending.
+        rows: ``[T, *F]``: float, or int8 codes together with ``scale``.
+        context: the denoiser's context, which knows the timestep of the running call.
+        scale: float32 ``[T]``, of int8 rows.
+        dtype: dtype of the output.
+        live: the full-precision layer, to compute timesteps that the table lacks; None makes them an error.
+    """
+
+    timesteps: Tensor
+    rows: Tensor
+    scale: Tensor | None
+
+    def __init__(
+        self,
+        timesteps: Tensor,
+        rows: Tensor,
+        context: TimestepContext,
+        *,
+        scale: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+        live: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("timesteps", timesteps)
+        self.register_buffer("rows", rows)
+        self.register_buffer("scale", scale)
+        self.context, self.dtype, self.live = context, dtype, live
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows for the timesteps of the running call; only the number of samples of ``x`` is read."""
+        t = self.context.timestep
+        if t is None:
+            raise TimestepError("a temporal table was called outside the denoiser's forward, so no timestep is known")
+        if torch.compiler.is_compiling() or t.device.type != "cpu":
+            # Nothing can be raised here without stalling the device: be loud in the values.
+            index, known = self._locate(t)
+            out = self._rows(index)
+            out = out.masked_fill(~known.reshape(-1, *[1] * (out.dim() - 1)), math.nan)
+        else:
+            index = self._index_on_host(t)
+            if index is None:
+                assert self.live is not None
+                return self.live(x)
+            out = self._rows(index)
+        return out.repeat_interleave(x.shape[0] // len(t), 0) if len(t) > 1 else out.expand(x.shape[0], *out.shape[1:])
+
+    def _locate(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Row of every timestep, and whether it is that timestep's."""
+        t = t.float()
+        index = torch.bucketize(t, self.timesteps).clamp(max=len(self.timesteps) - 1)
+        return index, self.timesteps[index] == t
+
+    def _index_on_host(self, t: Tensor) -> Tensor | None:
+        """Row of every timestep, looked up once a call by the first of the tables; None to compute live."""
+        found = self.context.per_call
+        key = ("temporal-table", self.timesteps.data_ptr())  # the tables of a denoiser share their timesteps
+        if key not in found:
+            index, known = self._locate(t)
+            found[key] = index if bool(known.all()) else None
+            if found[key] is None and self.live is None:
+                raise TimestepError(self._message(float(t[~known][0])))
+        return found[key]
+
+    def _rows(self, index: Tensor) -> Tensor:
+        out = self.rows.index_select(0, index).to(self.dtype)
+        if self.scale is None:
+            return out
+        return out * self.scale.index_select(0, index).to(self.dtype).reshape(-1, *[1] * (out.dim() - 1))
+
+    def _message(self, t: float) -> str:
+        nearest = float(self.timesteps[(self.timesteps - t).abs().argmin()])
+        return (
+            f"timestep {t:g} is not in the temporal table, which holds the {len(self.timesteps)} timesteps of one "
+            f"schedule (nearest: {nearest:g}). Sample with that schedule, make a plan for this one, or apply the plan "
+            "with temporal_fallback='live', which keeps the temporal block for timesteps outside the table."
+        )
+
+    def extra_repr(self) -> str:
+        """Size of the table."""
+        return f"{len(self.timesteps)} timesteps x {tuple(self.rows.shape[1:])}, {self.rows.dtype}"
+
+
+class NotComputed(nn.Module):
+    """Stands in for a layer whose output only tables would read: right shape, no weights, no work."""
+
+    def __init__(self, out_features: int) -> None:
+        super().__init__()
+        self.out_features = out_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zeros ``[*, out_features]`` that take no memory."""
+        return x.new_zeros(()).expand(*x.shape[:-1], self.out_features)
+
+
+def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Int8 codes ``[T, *F]`` and one scale per timestep ``[T]``."""
+    flat = rows.flatten(1).float()
+    scale = (flat.abs().amax(1) / 127).clamp_min(torch.finfo(torch.float32).tiny)
+    codes = torch.round(flat * (1.0 / scale)[:, None]).clamp(-127, 127)
+    return codes.reshape(rows.shape).to(torch.int8), scale
+
+
+def install_tables(
+    model: nn.Module, plan: QuantPlan, context: TimestepContext, fallback: Outside = "error"
+) -> set[str]:
+    """Put the plan's temporal table into a denoiser, in place.
+
+    Args:
+        model: the denoiser.
+        plan: a plan; without the section ``temporal-table`` nothing happens.
+        context: the context that will be attached to the denoiser.
+        fallback: ``"live"`` keeps the temporal block in full precision for timesteps outside the table (its weights
+            then stay in the model); ``"error"`` refuses them.
+
+    Returns:
+        The layers that the table replaced; they need no quantizer.
+    """
+    section = plan.sections.get(SECTION)
+    if section is None or not section.critical:
+        return set()
+    timesteps = torch.tensor(section.data["timesteps"], dtype=torch.float32)
+    for name in section.data["tables"]:
+        layer = model.get_submodule(name)
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        rows, scale = section.tensors[f"{name}.rows"], section.tensors.get(f"{name}.scale")
+        lookup = TableLookup(
+            timesteps.to(weight.device),
+            rows.to(weight.device),
+            context,
+            scale=None if scale is None else scale.to(weight.device),
+            dtype=weight.dtype,
+            live=layer if fallback == "live" else None,
+        )
+        model.set_submodule(name, keep_sizes(lookup, layer))
+    if fallback == "error":
+        for name in section.data["not_computed"]:
+            layer = model.get_submodule(name)
+            model.set_submodule(name, keep_sizes(NotComputed(layer.weight.shape[0]), layer))  # type: ignore[union-attr,operator]
+    return set(section.data["tables"]) | set(section.data["not_computed"])
+
+
+def table_section(
+    timesteps: tuple[float, ...],
+    features: Mapping[str, Tensor],
+    not_computed: list[str],
+    int8: frozenset[str] = frozenset(),
+) -> Section:
+    """The plan section that describes a table.
+
+    Args:
+        timesteps: T timesteps, ascending.
+        features: per layer its output for every timestep, ``[T, *F]``.
+        not_computed: layers that only feed these.
+        int8: layers whose rows are stored as int8.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, rows in features.items():
+        if name in int8:
+            tensors[f"{name}.rows"], tensors[f"{name}.scale"] = quantize_rows(rows)
+        else:
+            tensors[f"{name}.rows"] = rows
+    data = {
+        "timesteps": list(timesteps),
+        "tables": sorted(features),
+        "not_computed": sorted(not_computed),
+        "int8": sorted(int8),
+    }
+    return Section(data, {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, critical=True)

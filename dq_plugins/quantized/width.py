@@ -1,0 +1,50 @@
+"""Widths: the bits of a layer's weight and input, alone and as menus to choose from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from dq_plugins.errors import BudgetError
+from dq_plugins.quantized.candidates import Entry, Side
+
+SIDES: tuple[Side, Side] = ("weight", "activation")
+
+
+class Width(NamedTuple):
+    """Bits of a layer's weight and of its input; None is full precision."""
+
+    weight: int | None = None
+    activation: int | None = None
+
+    def __str__(self) -> str:
+        """``W4A8``, ``W4`` for a floating-point input, ``full precision``."""
+        if self == (None, None):
+            return "full precision"
+        return "".join(f"{side}{bits}" for side, bits in zip("WA", self, strict=True) if bits is not None)
+
+    @classmethod
+    def parse(cls, text: str) -> Width:
+        """The width that prints as ``text``.
+
+        Raises:
+            BudgetError: it is none.
+        """
+        found = re.fullmatch(r"(?:W(\d+))?(?:A(\d+))?", text)
+        if text == "full precision" or (found and text):
+            return cls(*(int(v) if v else None for v in (found.groups() if found else (None, None))))
+        raise BudgetError(f"{text!r} is no pair of widths; write W4A8, W4, A8 or 'full precision'")
+
+
+class Menu(NamedTuple):
+    """Widths that a layer may get; None is full precision."""
+
+    weight: tuple[int | None, ...] = (2, 3, 4, 6, 8)
+    activation: tuple[int | None, ...] = (None,)
+
+
+def entries_of(widths: Mapping[str, Width]) -> list[Entry]:
+    """The entries that some widths consist of."""
+    pairs = [(layer, side, bits) for layer, width in widths.items() for side, bits in zip(SIDES, width, strict=True)]
+    return [Entry(layer, side, bits) for layer, side, bits in pairs if bits is not None]

@@ -1,0 +1,65 @@
+"""Built-in recipes, registered by name through the package's entry points."""
+
+from dq_plugins.recipe import Recipe, Step
+
+FAST = Recipe(
+    "fast",
+    "min-max ranges in uniform timestep groups: seconds, and good at 8 bits",
+    (
+        Step("weight-ranges", {"method": "minmax"}),
+        Step("timestep-groups", {"method": "uniform"}),
+        Step("activation-ranges", {"observer": "minmax"}),
+    ),
+)
+
+DEFAULT = Recipe(
+    "default",
+    "error-minimising ranges in optimal timestep groups",
+    (
+        Step("weight-ranges"),
+        Step("timestep-groups"),
+        Step("activation-ranges"),
+    ),
+)
+
+TFMQ = Recipe(
+    "tfmq",
+    "TFMQ-DM: temporal block reconstructed from t alone, one range per timestep for it; blocks reconstructed after it",
+    (
+        Step("weight-ranges", {"embedding_bits": 8}),
+        Step("temporal-reconstruction"),
+        Step("block-reconstruction"),
+        Step("timestep-groups"),
+        Step("activation-ranges"),
+        Step("finite-set-ranges"),
+    ),
+)
+
+TFMQ_PAPER = Recipe(
+    "tfmq-paper",
+    "TFMQ-DM with the settings and the exceptions of its released code (hours on a CPU)",
+    (
+        Step(
+            "weight-ranges",
+            {"symmetric": False, "keep_roles": ("first", "last", "temporal_first", "shortcut", "downsample")},
+        ),
+        Step("temporal-reconstruction", {"preset": "paper"}),
+        Step(
+            "block-reconstruction",
+            {"iterations": 20_000, "learning_rate": 1e-3, "weight": 0.01, "relative": False},
+        ),
+        Step("timestep-groups", {"method": "uniform", "groups": 1_000_000}),
+        Step("activation-ranges", {"observer": "minmax"}),
+        Step("finite-set-ranges"),
+    ),
+)
+
+BINARYDM = Recipe(
+    "binarydm",
+    "BinaryDM: one bit a weight; where training starts, see dq_plugins.passes.binarization",
+    (
+        Step("binarize"),
+        Step("timestep-groups", {"groups": 1}),
+        Step("activation-ranges", {"symmetric": True}),
+    ),
+)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import numpy as np
+
+from dq_plugins.passes.allocation.front import draw, fronts, mean_weight_bits, predicted_error, uniform_points
+from dq_plugins.passes.allocation.problem import AllocationProblem, LayerCost
+from dq_plugins.passes.allocation.solve import allocate
+from dq_plugins.quantized.candidates import Entry
+from dq_plugins.quantized.width import Menu
+
+BITS = (2, 3, 4, 6, 8)
+
+
+def problem() -> AllocationProblem:
+    rng = np.random.default_rng(0)
+    layers = {f"l{i}": LayerCost(int(n), 10, 100) for i, n in enumerate(np.exp(rng.normal(7, 1, 12)))}
+    scale = {n: float(np.exp(rng.normal(0, 2))) for n in layers}
+    errors = {Entry(n, "weight", b): scale[n] * 4.0**-b for n in layers for b in BITS}
+    return AllocationProblem(layers, errors, default_menu=Menu(BITS))
+
+
+def test_the_exact_front_is_below_every_rule_at_every_size():
+    limits = (2.5, 3.0, 4.0, 5.0)
+    found = {front.rule: front for front in fronts(problem(), limits)}
+    exact = found.pop("exact (ours)")
+    assert len(exact.sizes) == len(limits)
+    assert all(size <= limit for size, limit in zip(exact.sizes, limits, strict=True))
+    for other in found.values():
+        for size, error in zip(other.sizes, other.errors, strict=True):
+            budgeted = next(iter(fronts(problem(), [size], {"cp-sat": "exact"})))
+            assert budgeted.errors[0] <= error * (1 + 1e-9)
+
+
+def test_uniform_points_have_one_width():
+    front = uniform_points(problem())
+    assert front.sizes == BITS
+    for bits, widths in zip(BITS, front.widths, strict=True):
+        assert {w.weight for w in widths.values()} == {bits}
+
+
+def test_sizes_and_errors_are_those_of_the_widths():
+    p = problem()
+    found = allocate(p)
+    assert mean_weight_bits(p, found.widths) == 8
+    assert predicted_error(p, found.widths) == found.error
+
+
+def test_the_plot_has_a_line_for_every_rule_and_marks_the_chosen_point():
+    found = list(fronts(problem(), (3.0, 4.0)))
+    figure = draw(found, (4.0, found[0].errors[1]))
+    (axis,) = figure.axes
+    labels = [line.get_label() for line in axis.lines]
+    assert labels == [*(front.rule for front in found), "chosen"]
+    assert axis.get_yscale() == "log"

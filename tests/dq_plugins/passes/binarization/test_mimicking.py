@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dq_plugins.errors import DQError
+from dq_plugins.passes.binarization.mimicking import (
+    FeatureTap,
+    LowRankMimicking,
+    by_channel,
+    first_tensor,
+    mimicking_loss,
+    principal_directions,
+    rank_of,
+)
+
+
+def planted_features(shape, strong, seed=0):
+    """Features whose variance lies in known channel directions; returns them and those directions."""
+    generator = torch.Generator().manual_seed(seed)
+    channels = shape[1] if len(shape) == 4 else shape[-1]
+    basis, _ = torch.linalg.qr(torch.randn(channels, channels, generator=generator))
+    n = torch.tensor(shape).prod().item() // channels
+    strength = torch.full((channels,), 0.01)
+    strength[:strong] = torch.linspace(3, 2, strong)
+    x = torch.randn(n, channels, generator=generator) * strength @ basis.t() + 5
+    x = x.reshape(shape[0], *shape[2:], channels).movedim(-1, 1) if len(shape) == 4 else x.reshape(shape)
+    return x, basis[:, :strong]
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 12, 12), (4, 200, 16)])
+def test_directions_find_the_planted_subspace_of_the_channels(shape):
+    features, planted = planted_features(shape, strong=4)
+    directions = principal_directions(features, reduction=4)
+    assert directions.shape == (16, 4)
+    torch.testing.assert_close(directions.t() @ directions, torch.eye(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(directions @ directions.t(), planted @ planted.t(), atol=1e-3, rtol=0)
+
+
+def test_directions_come_in_order_of_variance():
+    features, _ = planted_features((2000, 8), strong=8)
+    directions = principal_directions(features[None], reduction=1)
+    variance = (by_channel(features[None]) @ directions).var(0)
+    assert (variance.diff() < 0).all()
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(64, 16), (6, 2), (1, 1)])
+def test_rank(channels, expected):
+    assert rank_of(channels, 4) == expected
+
+
+def test_a_student_that_differs_outside_the_subspace_only_has_no_loss_and_no_gradient():
+    teacher, _ = planted_features((4, 16, 6, 6), strong=4)
+    directions = principal_directions(teacher)
+    outside = torch.eye(16) - directions @ directions.t()
+    noise = torch.randn(4 * 36, 16) @ outside
+    student = (teacher + noise.reshape(4, 6, 6, 16).movedim(-1, 1)).requires_grad_(True)
+    loss = mimicking_loss(teacher, student, directions)
+    loss.backward()
+    assert float(loss.detach()) < 1e-10
+    assert student.grad.abs().max() < 1e-7
+
+
+def test_gradients_lie_in_the_subspace():
+    teacher, _ = planted_features((4, 16, 6, 6), strong=4)
+    directions = principal_directions(teacher)
+    student = torch.randn(4, 16, 6, 6, requires_grad=True)
+    mimicking_loss(teacher, student, directions).backward()
+    gradient = by_channel(student.grad)
+    assert gradient.norm() > 1e-3
+    torch.testing.assert_close(gradient @ directions @ directions.t(), gradient, atol=1e-8, rtol=1e-4)
+
+
+def test_directions_are_frozen_after_the_first_batch():
+    loss = LowRankMimicking(("a",))
+    first, _ = planted_features((2, 16, 4, 4), strong=4)
+    second, _ = planted_features((2, 16, 4, 4), strong=4, seed=9)
+    loss({"a": first}, {"a": first})
+    kept = loss.directions["a"].clone()
+    loss({"a": second}, {"a": second})
+    assert torch.equal(loss.directions["a"], kept)
+    other = LowRankMimicking(("a",))
+    other.load_state_dict(loss.state_dict())
+    assert torch.equal(other.directions["a"], kept)
+
+
+def train_student(mimic, steps=120):
+    """Learn a wide teacher's output through a binary-like bottleneck; how far are the block's features after?"""
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
+    student = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
+    taps = [FeatureTap(m, ("0",)) for m in (teacher, student)]
+    loss_of = LowRankMimicking(("0",), reduction=2)
+    optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
+    x = torch.randn(128, 8)
+    for _ in range(steps):
+        with torch.no_grad():
+            target = teacher(x)
+        loss = (student(x) - target).square().mean()
+        features = [tap.take() for tap in taps]
+        mimicry = loss_of(*features)
+        optimizer.zero_grad()
+        (loss + mimic * mimicry).backward()
+        optimizer.step()
+    return float(mimicry.detach())
+
+
+def test_mimicking_brings_the_features_closer_than_the_output_loss_alone():
+    assert train_student(mimic=1.0) < 0.2 * train_student(mimic=0.0)
+
+
+def test_first_tensor_of_nested_outputs():
+    x = torch.ones(1)
+    assert first_tensor((x, 3)) is x
+    assert first_tensor({"sample": [x]}) is x
+    with pytest.raises(DQError, match="nothing"):
+        first_tensor(())
+
+
+def test_taps_name_unknown_blocks_and_blocks_that_did_not_run():
+    model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(DQError, match="no block 'x'"):
+        FeatureTap(model, ("x",))
+    with pytest.raises(DQError, match="has not run"):
+        FeatureTap(model, ("0",)).take()
+
+
+def test_no_blocks_is_an_error():
+    with pytest.raises(DQError, match="at least one block"):
+        LowRankMimicking(())

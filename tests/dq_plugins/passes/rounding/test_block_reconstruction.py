@@ -1,0 +1,77 @@
+import pytest
+import torch
+from denoisers import recorded, tiny_denoiser
+
+import dq_plugins as dq
+from dq_plugins.metrics.output_error import output_sqnr
+from dq_plugins.passes.rounding import block_reconstruction
+from dq_plugins.recipe import Recipe, Step
+
+TEMPORAL = {"p", "q", "body.0.beta", "body.1.beta"}
+FAST = {"iterations": 60, "calls": 5}
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    denoiser = tiny_denoiser()
+    return denoiser, recorded(denoiser, tmp_path_factory.mktemp("calib"), batch=4)
+
+
+def make(case, *steps: Step, **options) -> dq.QuantPlan:
+    recipe = Recipe("r", "", (Step("weight-ranges", {"edge_bits": 3}), *steps))
+    return dq.make_plan(*case, recipe, weight_bits=3, act_bits=None, progress=False, **options)
+
+
+def sqnr(case, plan: dq.QuantPlan) -> float:
+    values = output_sqnr(dq.apply(case[0], plan, backend="simulate"), case[1]).values()
+    return sum(values) / len(values)
+
+
+def test_output_error_falls_below_nearest_rounding(case) -> None:
+    learned = make(case, Step("block-reconstruction", {"iterations": 300, "calls": 5}))
+    assert sqnr(case, learned) > sqnr(case, make(case)) + 1.5
+
+
+def test_temporal_rounding_stays_bit_for_bit(case) -> None:
+    temporal = Step("temporal-reconstruction", {"iterations": 50})
+    before, after = make(case, temporal), make(case, temporal, Step("block-reconstruction", FAST))
+    for name in TEMPORAL:
+        weight = case[0].get_submodule(name).weight
+        assert torch.equal(before.layers[name].weight.integers(weight), after.layers[name].weight.integers(weight))
+    changed = [n for n, layer in after.layers.items() if n not in TEMPORAL and layer.weight.codes is not None]
+    assert changed
+    assert set(after.sections["block-reconstruction"].data["frozen"]) == TEMPORAL
+
+
+def test_without_freezing_the_embedding_layers_are_learned_with_their_block(case) -> None:
+    plan = make(case, Step("block-reconstruction", {**FAST, "freeze_temporal": False}))
+    assert plan.sections["block-reconstruction"].data["frozen"] == []
+
+
+def test_blocks_are_the_residual_ones_and_no_block_gets_worse(case) -> None:
+    blocks = make(case, Step("block-reconstruction", FAST)).sections["block-reconstruction"].data["blocks"]
+    assert list(blocks) == ["enter", "body.0", "body.1", "leave"]
+    assert all(b["kept_nearest"] or b["learned"] <= b["nearest"] for b in blocks.values())
+
+
+def test_resumes_block_by_block_to_the_same_plan(case, tmp_path, monkeypatch) -> None:
+    whole = make(case, Step("block-reconstruction", FAST))
+    learned = []
+    learn = block_reconstruction.BlockReconstruction.learn
+
+    def interrupted(self, unit, *rest):
+        if len(learned) == 2:
+            raise KeyboardInterrupt
+        learned.append(unit.module)
+        return learn(self, unit, *rest)
+
+    monkeypatch.setattr(block_reconstruction.BlockReconstruction, "learn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(case, Step("block-reconstruction", FAST), workdir=tmp_path)
+    monkeypatch.setattr(
+        block_reconstruction.BlockReconstruction,
+        "learn",
+        lambda self, unit, *rest: (learned.append(unit.module), learn(self, unit, *rest))[1],
+    )
+    assert make(case, Step("block-reconstruction", FAST), workdir=tmp_path) == whole
+    assert learned == ["enter", "body.0", "body.1", "leave"]

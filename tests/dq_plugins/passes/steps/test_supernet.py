@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+import dq_plugins as dq
+from dq_plugins.hashing import weights_hash
+from dq_plugins.passes.candidates import candidates_of
+from dq_plugins.passes.steps.supernet import CalibrationOptions, calibrate
+from dq_plugins.progress import finish
+from dq_plugins.quantized.network import SuperNetwork
+from dq_plugins.quantized.width import Width
+from dq_plugins.recipe import PassContext, Recipe, Step
+from dq_plugins.testing.denoiser import calibrated
+
+RANGES = Recipe(
+    "ranges", "", (Step("weight-ranges"), Step("timestep-groups", {"groups": 2}), Step("activation-ranges"))
+)
+QUICK = CalibrationOptions(iterations=25, calls=5)
+
+
+@pytest.fixture(scope="module")
+def setting():
+    with calibrated() as (denoiser, calibration):
+        denoiser.requires_grad_(False)
+        plan = dq.make_plan(denoiser, calibration, RANGES, progress=False)
+        context = PassContext(denoiser, calibration)
+        yield denoiser, calibration, context.partition, candidates_of(plan, context, (3, 4, 6), (4, 8))
+
+
+def learn(setting, **changes):
+    denoiser, calibration, partition, candidates = setting
+    options = CalibrationOptions(**{**vars(QUICK), **changes})
+    return finish(calibrate(denoiser, candidates, calibration, partition, options))
+
+
+def error(setting, candidates, widths):
+    denoiser, calibration, *_ = setting
+    with SuperNetwork(denoiser, candidates, "timestep") as net, torch.no_grad():
+        net.switch(widths)
+        return float(np.mean([float((c.run(denoiser) - c.output).square().mean()) for c in calibration.calls()]))
+
+
+def random_widths(candidates, seed):
+    rng = np.random.default_rng(seed)
+    return {n: Width(int(rng.choice((3, 4, 6))), int(rng.choice((4, 8)))) for n in candidates.layers}
+
+
+@pytest.fixture(scope="module")
+def shared(setting):
+    return learn(setting)
+
+
+def test_it_ranks_assignments_as_networks_calibrated_for_each_do(setting, shared):
+    assignments = [random_widths(setting[3], seed) for seed in range(20)]
+    together = [error(setting, shared, w) for w in assignments]
+    alone = [error(setting, learn(setting, draw="fixed", fixed=w, iterations=6, calls=2), w) for w in assignments]
+    assert spearmanr(together, alone).statistic >= 0.8
+
+
+def test_learning_lowers_the_error_of_assignments(setting, shared):
+    candidates = setting[3]
+    ratios = [
+        error(setting, shared, random_widths(candidates, s)) / error(setting, candidates, random_widths(candidates, s))
+        for s in range(8)
+    ]
+    assert np.median(ratios) < 1
+
+
+def test_every_width_is_learned_and_nothing_else_moves(setting, shared):
+    denoiser, *_, candidates = setting
+    before = weights_hash(denoiser)
+    again = learn(setting)
+    assert again.hash == shared.hash
+    assert weights_hash(denoiser) == before
+    moved = [
+        not torch.equal(shared.activations[n][b].scale, quant.scale)
+        for n, table in candidates.activations.items()
+        for b, quant in table.items()
+    ]
+    assert all(moved)
+    assert any(q.codes is not None for table in shared.weights.values() for q in table.values())
+    assert {n: set(t) for n, t in shared.weights.items()} == {n: set(t) for n, t in candidates.weights.items()}
+
+
+def test_independent_sets_differ_from_shared_ones(setting, shared):
+    apart = learn(setting, draw="independent", iterations=4, calls=2)
+    assert apart.hash != shared.hash
+
+
+def test_a_fixed_assignment_moves_only_its_own_widths(setting):
+    candidates = setting[3]
+    widths = dict.fromkeys(candidates.layers, Width(4, 8))
+    found = learn(setting, draw="fixed", fixed=widths, iterations=4, calls=2)
+    for name, table in candidates.activations.items():
+        assert torch.equal(found.activations[name][4].scale, table[4].scale)
+    assert all(found.weights[n][6].codes is None for n in candidates.weights)
+
+
+def test_one_bit_keeps_its_signs_while_the_others_learn(setting):
+    denoiser, calibration, partition, _ = setting
+    plan = dq.make_plan(denoiser, calibration, RANGES, progress=False)
+    candidates = candidates_of(plan, PassContext(denoiser, calibration), (1, 4), (8,))
+    learned = finish(calibrate(denoiser, candidates, calibration, partition, QUICK))
+    for name in candidates.layers:
+        one = learned.weights[name][1]
+        assert one.scheme == "binary"
+        assert one is candidates.weights[name][1]
+    assert any(table[4].codes is not None for table in learned.weights.values())
+
+
+def test_signs_alone_with_full_precision_inputs_leave_nothing_to_learn(setting):
+    denoiser, calibration, partition, _ = setting
+    plan = dq.make_plan(denoiser, calibration, RANGES, progress=False)
+    candidates = candidates_of(plan, PassContext(denoiser, calibration), (1, 4), (8,))
+    signs = dict.fromkeys(candidates.layers, Width(1, None))
+    options = CalibrationOptions(iterations=3, calls=2, draw="fixed", fixed=signs)
+    learned = finish(calibrate(denoiser, candidates, calibration, partition, options))
+    assert all(table[4].codes is None for table in learned.weights.values())

@@ -1,0 +1,137 @@
+import itertools
+
+import pytest
+import torch
+
+from dq_plugins.affine import integer_range
+from dq_plugins.errors import RecipeError
+from dq_plugins.plan import WeightQuant
+from dq_plugins.quantized.learn_rounding import RoundingOptions, learn_rounding
+from dq_plugins.quantized.soft_rounding import SoftRounding
+from dq_plugins.quantized.weight_scale import weight_parameters
+
+
+def quantizer(weight: torch.Tensor, bits: int, symmetric: bool = True) -> WeightQuant:
+    scale, zero_point = weight_parameters(weight, bits, symmetric=symmetric, method="minmax")
+    return WeightQuant(bits, scale, None if symmetric else zero_point)
+
+
+def run(generator):
+    while True:
+        try:
+            next(generator)
+        except StopIteration as stop:
+            return stop.value
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_relaxed_weight_starts_at_full_precision(bits: int, symmetric: bool) -> None:
+    weight = torch.randn(6, 10, generator=torch.Generator().manual_seed(bits))
+    quant = quantizer(weight, bits, symmetric)
+    q_min, q_max = integer_range(bits)
+    zero_point = 0 if symmetric else quant.zero_point[:, None]
+    step = quant.scale[:, None]
+    inside = (weight >= step * (q_min - zero_point)) & (weight <= step * (q_max - zero_point))
+    soft = SoftRounding(weight, quant).soft()
+    assert (soft - weight)[inside].abs().max() < 1e-4
+
+
+def test_without_training_hard_is_nearest() -> None:
+    weight = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
+    quant = quantizer(weight, 4)
+    variables = SoftRounding(weight, quant)
+    assert torch.equal(variables.codes(), quant.integers(weight))
+    assert torch.equal(variables.hard(), quant.fake(weight))
+    assert torch.equal(variables.nearest(), quant.fake(weight))
+
+
+def test_codes_and_hard_weight_agree() -> None:
+    weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    quant = quantizer(weight, 3, symmetric=False)
+    variables = SoftRounding(weight, quant)
+    with torch.no_grad():
+        variables.alpha.neg_()
+    learned = WeightQuant(3, quant.scale, quant.zero_point, variables.codes())
+    assert torch.equal(learned.fake(weight), variables.hard())
+
+
+def test_closes_most_of_the_gap_between_nearest_and_brute_force() -> None:
+    g = torch.Generator().manual_seed(0)
+    weight = torch.randn(32, 8, generator=g)
+    x = torch.randn(64, 8, generator=g) @ torch.randn(8, 8, generator=g)
+    variables = SoftRounding(weight, quantizer(weight, 3))
+    target = x @ weight.T
+
+    def channel_errors(hard: torch.Tensor) -> torch.Tensor:
+        return (x @ hard.T - target).pow(2).mean(0)
+
+    # the channels are independent, so all 2^8 roundings of one can be tried for every channel at once
+    ups = torch.tensor(list(itertools.product([0, 1], repeat=8)), dtype=torch.float32)
+    tried = torch.stack([channel_errors(variables.weight(variables.floor + up)) for up in ups])
+    best = tried.amin(0).sum().item()
+
+    options = RoundingOptions(iterations=800, learning_rate=1e-2, weight=0.1)
+    result = run(learn_rounding({"w": variables}, lambda w, _: channel_errors(w["w"]).sum(), options))
+    assert best * (1 - 1e-5) <= result.learned_loss
+    assert result.learned_loss - best < 0.5 * (result.nearest_loss - best)
+
+
+def test_regulariser_decides_every_variable() -> None:
+    weight = torch.randn(8, 8, generator=torch.Generator().manual_seed(3))
+    variables = SoftRounding(weight, quantizer(weight, 4))
+    x = torch.randn(32, 8, generator=torch.Generator().manual_seed(4))
+
+    def loss(weights, _iteration):
+        return (x @ (weights["w"] - weight).T).pow(2).mean()
+
+    run(learn_rounding({"w": variables}, loss, RoundingOptions(iterations=2000, learning_rate=1e-2)))
+    up = variables.up()
+    assert ((up < 0.01) | (up > 0.99)).float().mean() > 0.99
+
+
+def test_nearest_is_kept_when_learning_does_not_help() -> None:
+    weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    variables = SoftRounding(weight, quantizer(weight, 4))
+
+    def loss(weights, _iteration):
+        return (weights["w"] - weight).pow(2).sum()  # nearest is optimal
+
+    with torch.no_grad():
+        variables.alpha.neg_()
+    result = run(learn_rounding({"w": variables}, loss, RoundingOptions(iterations=1)))
+    assert result.kept_nearest
+    assert result.codes == {}
+
+
+def test_beta_is_linear_after_the_warm_up() -> None:
+    options = RoundingOptions(iterations=100, warmup=0.2)
+    assert options.beta(19) is None
+    assert options.beta(20) == 20
+    assert options.beta(60) == pytest.approx(11)
+    assert options.beta(100) == pytest.approx(2)
+
+
+def test_a_loss_that_is_not_finite_is_an_error() -> None:
+    weight = torch.randn(4, 4)
+    variables = SoftRounding(weight, quantizer(weight, 4))
+    with pytest.raises(RecipeError, match="nan"):
+        run(learn_rounding({"w": variables}, lambda w, _: w["w"].sum() * float("nan"), RoundingOptions(iterations=2)))
+
+
+def test_relative_result_does_not_depend_on_the_scale_of_the_loss() -> None:
+    weight = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
+    inputs = torch.randn(64, 16, generator=torch.Generator().manual_seed(1)) @ torch.randn(16, 16)
+    quant = quantizer(weight, 3)
+
+    def learned(scale: float, relative: bool) -> torch.Tensor:
+        variables = {"a": SoftRounding(weight, quant)}
+        options = RoundingOptions(150, 3e-2, 1e3 if relative else 0.01, relative)
+
+        def loss(weights, _):
+            return scale * (inputs @ (weights["a"] - weight).T).square().mean()
+
+        return run(learn_rounding(variables, loss, options)).codes["a"]
+
+    assert torch.equal(learned(1.0, True), learned(2.0**10, True))
+    assert not torch.equal(learned(1.0, False), learned(2.0**-10, False))

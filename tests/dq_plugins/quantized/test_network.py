@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+import dq_plugins as dq
+from dq_plugins.errors import PlanError
+from dq_plugins.passes.candidates import candidates_of, write_widths
+from dq_plugins.quantized.network import SuperNetwork
+from dq_plugins.quantized.width import Width
+from dq_plugins.recipe import PassContext, Recipe, Step
+from dq_plugins.testing.denoiser import calibrated, example_inputs
+
+RANGES = Recipe(
+    "ranges", "", (Step("weight-ranges"), Step("timestep-groups", {"groups": 2}), Step("activation-ranges"))
+)
+
+
+@pytest.fixture(scope="module")
+def network():
+    with calibrated() as (denoiser, calibration):
+        plan = dq.make_plan(denoiser, calibration, RANGES, progress=False)
+        context = PassContext(denoiser, calibration)
+        yield denoiser, plan, candidates_of(plan, context, (3, 4, 8), (4, 8))
+
+
+def alternating(candidates):
+    return {name: Width((3, 8)[i % 2], (8, 4)[i % 2]) for i, name in enumerate(candidates.layers)}
+
+
+def test_it_computes_what_a_plan_with_these_widths_computes(network):
+    denoiser, plan, candidates = network
+    widths = alternating(candidates)
+    inputs = [{**example_inputs(), "timestep": torch.tensor(t)} for t in (900, 300)]
+    with SuperNetwork(denoiser, candidates, "timestep") as net:
+        net.switch(widths)
+        found = [denoiser(**each) for each in inputs]
+    chosen = pickle.loads(pickle.dumps(plan))
+    write_widths(chosen, widths, candidates)
+    applied = dq.apply(denoiser, chosen, "simulate")
+    assert all(torch.equal(a, applied(**each)) for a, each in zip(found, inputs, strict=True))
+
+
+def test_switching_back_and_forth_gives_the_same_bits_of_output(network):
+    denoiser, _, candidates = network
+    inputs, widths = example_inputs(), alternating(candidates)
+    with SuperNetwork(denoiser, candidates, "timestep") as net:
+        net.switch(widths)
+        first = denoiser(**inputs)
+        net.switch(dict.fromkeys(candidates.layers, Width(4, 4)))
+        other = denoiser(**inputs)
+        net.switch(widths)
+        assert torch.equal(denoiser(**inputs), first)
+        assert not torch.equal(other, first)
+
+
+def test_closing_restores_the_denoiser_exactly(network):
+    denoiser, _, candidates = network
+    before, weights = denoiser(**example_inputs()), dict(denoiser.named_parameters())
+    with SuperNetwork(denoiser, candidates, "timestep") as net:
+        net.switch(alternating(candidates))
+    with pytest.raises(PlanError), SuperNetwork(denoiser, candidates, "timestep") as net:
+        net.switch({"nowhere": Width(4, 4)})
+    assert torch.equal(denoiser(**example_inputs()), before)
+    assert all(p is weights[n] for n, p in denoiser.named_parameters())
+    assert "forward" not in vars(denoiser)
+    assert not any(m._forward_pre_hooks for m in denoiser.modules())
+
+
+def test_switching_computes_nothing_once_a_width_was_used(network, monkeypatch):
+    denoiser, _, candidates = network
+    one, other = alternating(candidates), dict.fromkeys(candidates.layers, Width(4, 8))
+    with SuperNetwork(denoiser, candidates, "timestep") as net:
+        net.switch(one)
+        pointers = [layer.weight.data_ptr() for layer in map(denoiser.get_submodule, candidates.layers)]
+        net.switch(other)
+        monkeypatch.setattr("dq_plugins.plan.WeightQuant.fake", None)  # a call would fail
+        net.switch(one)
+        assert pointers == [layer.weight.data_ptr() for layer in map(denoiser.get_submodule, candidates.layers)]
+
+
+def test_layers_that_are_not_named_are_in_full_precision(network):
+    denoiser, _, candidates = network
+    expected = denoiser(**example_inputs())
+    with SuperNetwork(denoiser, candidates, "timestep") as net:
+        net.switch(alternating(candidates))
+        net.switch({})
+        assert torch.equal(denoiser(**example_inputs()), expected)
+
+
+def test_mistakes_are_named(network):
+    denoiser, plan, candidates = network
+    net = SuperNetwork(denoiser, candidates, "timestep")
+    with pytest.raises(PlanError, match="open the super-network"):
+        net.switch({})
+    with net:
+        with pytest.raises(PlanError, match="open already"):
+            net.__enter__()
+        with pytest.raises(PlanError, match="no candidates"):
+            net.switch({"nowhere": Width(4, 4)})
+        with pytest.raises(PlanError, match="no weight quantizer of 5 bits"):
+            net.switch({"first": Width(5, None)})
+    with pytest.raises(PlanError, match="quantized already"):
+        SuperNetwork(dq.apply(denoiser, plan, "simulate"), candidates, "timestep").__enter__()

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transposed import transposed
+
+import dq_plugins as dq
+from dq_plugins.errors import PlanError
+from dq_plugins.passes.candidates import candidates_of
+from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
+from dq_plugins.recipe import PassContext
+
+
+@pytest.mark.parametrize("kind", [nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d])
+def test_transposed_convolutions_have_one_scale(kind: type[nn.Module]) -> None:
+    layer = kind(6, 8, 2, groups=2)
+    scale, zero_point = weight_parameters(weight_rows(layer), 4, method="minmax")
+    assert scale.shape == zero_point.shape == (1,)
+    assert scale == layer.weight.abs().max() / 7
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 6), nn.Conv2d(4, 6, 3), nn.Embedding(6, 4)])
+def test_other_layers_have_one_scale_per_entry_of_dimension_0(layer: nn.Module) -> None:
+    assert weight_rows(layer) is layer.weight
+    assert weight_parameters(weight_rows(layer), 4)[0].shape == (6,)
+
+
+def test_layers_without_a_weight_are_told() -> None:
+    with pytest.raises(PlanError, match="a ReLU has no weight tensor"):
+        weight_rows(nn.ReLU())
+
+
+def test_every_pass_gives_a_transposed_convolution_one_scale(tmp_path: Path) -> None:
+    denoiser, calls = transposed(tmp_path)
+    options = {"weight-ranges": {"symmetric": False}}
+    plan = dq.make_plan(denoiser, calls, weight_bits=4, act_bits=8, options=options, progress=False)
+    quant = plan.layers["up"].weight
+    assert quant is not None
+    assert quant.scale.shape == quant.zero_point.shape == (1,)
+    assert len(plan.layers["down"].weight.scale) == 12
+    found = candidates_of(plan, PassContext(denoiser, calls, 4, None, 0), (1, 2, 8), ())
+    assert {bits: each.scale.shape for bits, each in found.weights["up"].items()} == dict.fromkeys((1, 2, 8), (1,))
+    assert torch.equal(found.weights["up"][1].fake(denoiser.up.weight).abs().unique(), found.weights["up"][1].scale)
