@@ -45,9 +45,9 @@ def run(settings: Settings, variant: Variant, act_bits: int, seed: int, progress
     images, diffusion = load_images(settings.data, settings.device), Diffusion(settings.device)
     model.eval()
     measured["loss"] = evaluate(model, diffusion, images.pixels)
-    with callback.averaged():
-        measured["ema_loss"] = evaluate(model, diffusion, images.pixels)
-        samples = generate(model, diffusion, settings, images.shape)
+    averaged = callback.averaged.eval()
+    measured["ema_loss"] = evaluate(averaged, diffusion, images.pixels)
+    samples = generate(averaged, diffusion, settings, images.shape)
     features = feature_net(settings)
     measured["feature_distance"] = frechet_distance(features.body(samples), features.body(images.pixels))
     reference = load_file(Path(settings.out) / "teacher-samples.safetensors", settings.device)["samples"]

@@ -16,8 +16,8 @@ import dq_plugins.graph as graph
 from dq_plugins.passes.binarization import (
     BinaryDMCallback,
     BinaryDMChoices,
-    MovingAverage,
     binarydm_choices,
+    moving_average,
     second_scale_mean,
     train_quantized,
 )
@@ -126,15 +126,14 @@ def _train_teacher(settings: Settings, path: Path) -> None:
     model = build(settings)
     images, diffusion = load_images(settings.data, settings.device), Diffusion(settings.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0, fused=True)
-    average = MovingAverage(model, 0.999)
+    average = moving_average(model, 0.999)
     for step in tqdm(range(settings.teacher_steps), desc="teacher"):
         set_rate(optimizer, rate(step, settings.teacher_steps, 1e-3))
         optimizer.zero_grad()
         loss_of(model, diffusion.batch(images.pixels, settings.batch, step)).backward()
         optimizer.step()
-        average.update(model)
-    with average.applied(model):
-        save_file({k: v.clone() for k, v in model.state_dict().items()}, path)
+        average.update_parameters(model)
+    save_file(average.module.state_dict(), path)
 
 
 def choices_for(model: UNet, images: Tensor, act_bits: int | None) -> tuple[graph.Partition, BinaryDMChoices]:

@@ -203,8 +203,7 @@ def train(arguments: argparse.Namespace) -> None:
         if is_main and ((step + 1) % arguments.save_every == 0 or step + 1 == total):
             save_checkpoint(checkpoint, step + 1, student, optimizer, binarydm)
     if is_main:
-        with binarydm.averaged():
-            finished = copy.deepcopy(student).eval()
+        finished = binarydm.averaged.eval()
         binarydm.remove()
         finish(arguments, pipeline, finished)
 

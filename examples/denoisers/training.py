@@ -25,7 +25,10 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
+
+from dq_plugins.passes.binarization import moving_average
 
 Loss = Callable[[torch.Generator], Tensor]
 
@@ -130,33 +133,12 @@ def drop_condition(condition: Tensor, null: Tensor, rng: torch.Generator, probab
     return torch.where(dropped.view(-1, *[1] * null.ndim), null, condition)
 
 
-class Ema:
-    """Exponential moving average of a module's parameters, in float32, on the module's device."""
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        """Start from the present parameters of ``model``."""
-        self.decay = decay
-        self.parameters = [p.detach().clone() for p in model.parameters()]
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """Move towards ``model``; the decay grows as (1 + step) / (10 + step) so that the start is forgotten."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.parameters, list(model.parameters()), 1.0 - decay)
-
-    @torch.no_grad()
-    def copy_to(self, model: nn.Module) -> None:
-        """Put the average in place of the parameters of ``model``."""
-        for parameter, average in zip(model.parameters(), self.parameters, strict=True):
-            parameter.copy_(average)
-
-
 @dataclass
 class State:
     """Everything a run needs to go on: weights, their average, optimizer, generator, and how far it came."""
 
     model: nn.Module
-    ema: Ema
+    ema: AveragedModel
     optimizer: torch.optim.AdamW
     rng: torch.Generator
     step: int = 0
@@ -166,9 +148,9 @@ class State:
     def save(self, path: Path) -> None:
         """Write to ``path``, whole or not at all: an interruption leaves the earlier checkpoint as it was."""
         tensors = {"rng": self.rng.get_state()}
-        for (name, parameter), average in zip(self.model.named_parameters(), self.ema.parameters, strict=True):
+        for (name, parameter), average in zip(self.model.named_parameters(), self.ema.module.parameters(), strict=True):
             tensors[f"model.{name}"] = parameter.detach().contiguous()
-            tensors[f"ema.{name}"] = average.contiguous()
+            tensors[f"ema.{name}"] = average.detach().contiguous()
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{key}.{name}"] = value.contiguous()
         progress = {"step": str(self.step), "seconds": repr(self.seconds), "loss": repr(self.loss)}
@@ -182,7 +164,9 @@ class State:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
             self.rng.set_state(file.get_tensor("rng"))
-            for (name, parameter), average in zip(self.model.named_parameters(), self.ema.parameters, strict=True):
+            for (name, parameter), average in zip(
+                self.model.named_parameters(), self.ema.module.parameters(), strict=True
+            ):
                 parameter.copy_(file.get_tensor(f"model.{name}"))
                 average.copy_(file.get_tensor(f"ema.{name}"))
                 keys = [n.split(".")[1] for n in names if n.startswith("optimizer.") and n.split(".", 2)[2] == name]
@@ -195,6 +179,7 @@ class State:
             float(progress["seconds"]),
             float(progress["loss"]),
         )
+        self.ema.n_averaged.fill_(self.step)
 
 
 def learning_rate_at(step: int, settings: Settings) -> float:
@@ -220,7 +205,7 @@ def train(model: nn.Module, loss_of: Loss, settings: Settings, stop_at: int | No
     settings.out.mkdir(parents=True, exist_ok=True)
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, weight_decay=0.0, fused=True)
     rng = torch.Generator().manual_seed(settings.seed)
-    state = State(model, Ema(model, settings.ema_decay), optimizer, rng)
+    state = State(model, moving_average(model, settings.ema_decay), optimizer, rng)
     if settings.resume and settings.checkpoint.exists():
         state.load(settings.checkpoint)
     last = settings.steps if stop_at is None else stop_at
@@ -234,7 +219,7 @@ def train(model: nn.Module, loss_of: Loss, settings: Settings, stop_at: int | No
             bar.set_postfix(loss=f"{state.loss:.4f}")
             if state.step % settings.checkpoint_every == 0 or state.step == last:
                 state.save(settings.checkpoint)
-    state.ema.copy_to(model)
+    model.load_state_dict(state.ema.module.state_dict())
     model.eval()
     print(f"{state.step} steps, {state.seconds:.0f} s, loss {state.loss:.4f}")
     return Result(state.step, state.seconds, state.loss)
@@ -252,7 +237,7 @@ def _step(state: State, loss_of: Loss, settings: Settings) -> None:
     state.step += 1
     value = loss.item()
     state.loss = value if math.isnan(state.loss) else 0.99 * state.loss + 0.01 * value
-    state.ema.update(state.model, state.step)
+    state.ema.update_parameters(state.model)
 
 
 def set_determinism(seed: int) -> None:

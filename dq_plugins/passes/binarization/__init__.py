@@ -8,7 +8,7 @@ byte and multiplies integers.
 from dq_plugins.passes.binarization.callback import BinaryDMCallback
 from dq_plugins.passes.binarization.checkpoint import load_checkpoint, save_checkpoint
 from dq_plugins.passes.binarization.choices import BinaryDMChoices, binarydm_choices, choices_of
-from dq_plugins.passes.binarization.ema import MovingAverage
+from dq_plugins.passes.binarization.ema import moving_average
 from dq_plugins.passes.binarization.finish import to_integer, to_plan
 from dq_plugins.passes.binarization.mimicking import LowRankMimicking, principal_directions
 from dq_plugins.passes.binarization.savings import operations, total_size, weight_sizes
@@ -34,7 +34,6 @@ __all__ = [
     "LearnedStepActivation",
     "LearnedStepWeight",
     "LowRankMimicking",
-    "MovingAverage",
     "binarydm_choices",
     "choices_of",
     "evolution_penalty",
@@ -42,6 +41,7 @@ __all__ = [
     "evolve",
     "fade",
     "load_checkpoint",
+    "moving_average",
     "operations",
     "pack_signs",
     "principal_directions",

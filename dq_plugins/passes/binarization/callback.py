@@ -8,14 +8,14 @@ Source: BinaryDM, equation 15 and section 4.1:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from dq_plugins.errors import DQError
-from dq_plugins.passes.binarization.ema import MovingAverage
+from dq_plugins.passes.binarization.ema import moving_average
 from dq_plugins.passes.binarization.mimicking import FeatureTap, LowRankMimicking
 from dq_plugins.quantized.binarizers import evolution_penalty, evolvable_bases, evolve, fade
 
@@ -80,7 +80,7 @@ class BinaryDMCallback:
         self.evolve_at, self.fade, self.tau, self.mimic = evolve_at, fade, tau, mimic
         self.parts: dict[str, Tensor] = {}
         self._ema_decay = ema_decay
-        self.ema: MovingAverage | None = None
+        self.ema: AveragedModel | None = None
         self.mimicking: LowRankMimicking | None = None
         if blocks and teacher is not None:
             teacher.requires_grad_(False).eval()
@@ -124,7 +124,7 @@ class BinaryDMCallback:
         return self.mimicking(teacher, student)
 
     def on_step(self, iteration: int) -> bool:
-        """Call after ``optimizer.step()``: average, and make the transition when its time has come.
+        """Call after ``optimizer.step()``: make the transition when its time has come, and average.
 
         Args:
             iteration: of the loop, from 0.
@@ -132,9 +132,14 @@ class BinaryDMCallback:
         Returns:
             Whether the second bases were dropped now.
         """
+        evolved = self._advance(iteration)
         if self._ema_decay is not None:
-            self.ema = self.ema or MovingAverage(self.student, self._ema_decay)
-            self.ema.update(self.student)
+            if self.ema is None:
+                self.ema = moving_average(self.student, self._ema_decay)
+            self.ema.update_parameters(self.student)  # after the transition, which is a buffer: averages follow it
+        return evolved
+
+    def _advance(self, iteration: int) -> bool:
         if self.evolve_at is None:
             return False
         left = self.evolve_at - iteration
@@ -149,9 +154,10 @@ class BinaryDMCallback:
         """Whether no second basis is left."""
         return all(basis.evolved for basis in evolvable_bases(self.student))
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """The student with averaged parameters for a ``with`` block; unchanged where nothing is averaged."""
-        return self.ema.applied(self.student) if self.ema else nullcontext()
+    @property
+    def averaged(self) -> nn.Module:
+        """A copy of the student with averaged parameters, to sample with; the student where nothing is averaged."""
+        return self.student if self.ema is None else self.ema.module
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint needs beside the student's own state (which holds the stage)."""
@@ -167,7 +173,7 @@ class BinaryDMCallback:
             kind, _, name = key.partition("/")
             parts[kind][name] = value
         if parts["ema"] and self._ema_decay is not None:
-            self.ema = MovingAverage(self.student, self._ema_decay)
+            self.ema = moving_average(self.student, self._ema_decay)
             self.ema.load_state_dict(parts["ema"])
         if self.mimicking is not None:
             device = next(self.student.parameters()).device

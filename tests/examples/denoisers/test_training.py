@@ -11,7 +11,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from training import (
-    Ema,
     Settings,
     add_arguments,
     diffusion_loss,
@@ -73,16 +72,6 @@ def test_training_lowers_the_loss_and_leaves_the_average(settings):
     state = load_file(settings.checkpoint)
     assert torch.equal(model[0].weight, state["ema.0.weight"])
     assert not torch.equal(model[0].weight, state["model.0.weight"])
-
-
-def test_the_average_follows_its_formula():
-    model = nn.Linear(1, 1, bias=False)
-    nn.init.constant_(model.weight, 1.0)
-    ema = Ema(model, decay=0.999)
-    nn.init.constant_(model.weight, 2.0)
-    ema.update(model, step=5)  # decay (1 + 5) / (10 + 5) = 0.4
-    ema.copy_to(model)
-    assert model.weight.item() == pytest.approx(0.4 * 1.0 + 0.6 * 2.0)
 
 
 def test_timesteps_are_uniform_and_cover_the_schedule():

@@ -144,13 +144,16 @@ def test_a_model_without_second_bases_has_nothing_added():
     assert BinaryDMCallback(model).step(loss) is loss
 
 
-def test_averaged_parameters_inside_the_block_only():
-    model, _, callback, _ = run(4, ema_decay=0.9)
-    before = model.first.weight.detach().clone()
-    with callback.averaged():
-        assert torch.equal(model.first.weight, callback.ema.average["first.weight"])
-        assert not torch.equal(model.first.weight, before)
-    assert torch.equal(model.first.weight, before)
+def test_the_average_is_a_copy_in_the_students_stage():
+    model, _, callback, _ = run(4, ema_decay=0.9, evolve_at=3)  # the last iteration makes the transition
+    assert not torch.equal(callback.averaged.first.weight, model.first.weight)
+    assert callback.evolved
+    assert all(basis.evolved for basis in evolvable_bases(callback.averaged))
+
+
+def test_without_a_decay_the_student_is_its_own_average():
+    model, _, callback, _ = run(1)
+    assert callback.averaged is model
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
@@ -166,7 +169,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     assert first[3] + rest == losses
     for (name, a), b in zip(whole.state_dict().items(), model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    assert torch.equal(whole_callback.ema.average["first.weight"], callback.ema.average["first.weight"])
+    assert torch.equal(whole_callback.averaged.first.weight, callback.averaged.first.weight)
 
 
 def test_a_checkpoint_after_the_transition_restores_the_stage(tmp_path):
