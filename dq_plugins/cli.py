@@ -10,8 +10,7 @@ import textwrap
 from collections.abc import Sequence
 
 from dq_plugins import __version__
-from dq_plugins.errors import DQError
-from dq_plugins.registry.messages import close_matches
+from dq_plugins.errors import DQError, close_matches
 
 COMMANDS = (
     "demo", "list", "check", "inspect", "record", "plan", "apply", "quantize", "evaluate", "report", "diff",

@@ -5,6 +5,8 @@ A message is one paragraph that names the culprit, what was found, what was expe
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from importlib.util import find_spec
 
 
@@ -61,3 +63,9 @@ def require(package: str, extra: str, purpose: str) -> None:
             f"{package!r} is needed to {purpose}, and it is not installed. "
             f"Install it with: pip install 'dq-plugins[{extra}]'"
         )
+
+
+def close_matches(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'a' or 'b'?"``, or the empty string if nothing is close; for the end of a message."""
+    close = get_close_matches(word, list(known), n=3)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

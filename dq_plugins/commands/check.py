@@ -8,9 +8,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from dq_plugins import registry
-from dq_plugins.errors import RegistryError
+from dq_plugins.errors import RegistryError, close_matches
 from dq_plugins.registry import KINDS
-from dq_plugins.registry.messages import close_matches
 
 if TYPE_CHECKING:
     from dq_plugins.testing.runner import Result
@@ -33,11 +32,11 @@ def run(args: argparse.Namespace) -> int:
     """Run the suite and print a line per test."""
     kind = args.kind or kind_of(args.name)
     plugin = registry.find(kind, args.name)
-    registry.load(plugin)  # a broken plugin is one clear error, not a failure of every test
+    plugin.load()  # a broken plugin is one clear error, not a failure of every test
     from dq_plugins.testing import run_suite, suite_for
 
     if not args.json:
-        print(f"{kind} {args.name!r} of {plugin.declaration.origin}, {plugin.location}")
+        print(f"{kind} {args.name!r} of {plugin.origin}, {plugin.location}")
     results = []
     for result in run_suite(suite_for(kind, args.name)):
         results.append(result)

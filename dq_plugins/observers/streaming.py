@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +11,7 @@ from tqdm.auto import tqdm
 
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.calibration.modes import evaluating
-from dq_plugins.errors import CalibrationError
+from dq_plugins.errors import CalibrationError, close_matches
 from dq_plugins.graph.arguments import unwrap
 
 Receive = Callable[[str, Tensor], None]
@@ -67,9 +66,7 @@ def _find(denoiser: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
     modules = dict(denoiser.named_modules(remove_duplicate=False))
     for name in layers:
         if name not in modules:
-            close = get_close_matches(name, modules, n=3)
-            hint = f"; close names: {', '.join(close)}" if close else ""
-            raise CalibrationError(f"{type(denoiser).__name__} has no layer {name!r}{hint}")
+            raise CalibrationError(f"{type(denoiser).__name__} has no layer {name!r}{close_matches(name, modules)}")
     return {name: modules[name] for name in layers}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dq_plugins.errors import PlanError
+from dq_plugins.errors import PlanError, close_matches
 from dq_plugins.hashing import weights_hash
 from dq_plugins.plan.layers import ActivationQuant, LayerPlan
 from dq_plugins.timesteps import Schedule, TimestepGroups
@@ -73,10 +73,7 @@ class QuantPlan:
     def layer(self, name: str) -> LayerPlan:
         """Entry of one layer; an unknown name raises `PlanError` with close matches."""
         if name not in self.layers:
-            from difflib import get_close_matches
-
-            close = get_close_matches(name, self.layers, n=3)
-            raise PlanError(f"the plan has no layer {name!r}" + (f"; close: {', '.join(close)}" if close else ""))
+            raise PlanError(f"the plan has no layer {name!r}{close_matches(name, self.layers)}")
         return self.layers[name]
 
     def validate(self) -> QuantPlan:

@@ -1,103 +1,64 @@
 """The environment variable ``DQ_PLUGINS``: which plugins may be used.
 
-Grammar::
+::
 
     DQ_PLUGINS = term ("," term)*
     term       = ["-"] [kind ":"] name ["@" distribution]
 
-``name`` and ``distribution`` may hold the wildcards of `fnmatch`. A term that starts with ``-`` denies. Any
-other term allows, and as soon as there is one, plugins of other distributions that no term allows are denied.
-Built-in plugins, and those registered by code of this process, need no allowing and can only be denied. A
-denial wins over every allowance. Two distributions in conflict are told apart by denying one of them::
+``name`` and ``distribution`` may hold the wildcards of `fnmatch`. A term that starts with ``-`` denies. Any other term
+allows, and as soon as there is one, plugins of other distributions that no term allows are denied. Built-in plugins,
+and those of code of this process, can only be denied. A denial wins. To tell two distributions in conflict apart::
 
-    DQ_PLUGINS="my-observer,pass:*@acme-dq"       # of third parties, only these
-    DQ_PLUGINS="-pass:bos-tokens@dq-plugins"      # use the bos-tokens pass of another distribution
+    DQ_PLUGINS="-pass:bos-tokens@dq-plugins"
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from typing import NamedTuple
 
 from dq_plugins.errors import RegistryError
-from dq_plugins.registry.record import KINDS, Declaration
+from dq_plugins.registry.plugin import KINDS, Plugin
 
-VARIABLE = "DQ_PLUGINS"
-"""Name of the environment variable."""
-
-_TERM = re.compile(r"(?P<deny>-)?(?:(?P<kind>[^:@]+):)?(?P<name>(?!-)[^:@]+)(?:@(?P<distribution>[^:@]+))?")
+_TERM = re.compile(rf"(?P<deny>-)?((?P<kind>{'|'.join(KINDS)}):)?(?P<name>(?!-)[^:@]+)(@(?P<distribution>[^:@]+))?")
 
 
-@dataclass(frozen=True)
-class Term:
-    """One term of ``DQ_PLUGINS``; see the grammar of this module.
-
-    Attributes:
-        text: the term as it was written.
-        deny: whether it denies what it matches.
-        kind: the kind it speaks of, None for every kind.
-        name: pattern of the plugin's name.
-        distribution: pattern of the distribution's name, None for any origin.
-    """
+class Term(NamedTuple):
+    """One term: as it was written, whether it denies, and a pattern of `Plugin.key`."""
 
     text: str
-    deny: bool
-    kind: str | None
-    name: str
-    distribution: str | None
+    denies: bool
+    pattern: str
 
-    def matches(self, declaration: Declaration) -> bool:
-        """Whether this term speaks of ``declaration``."""
-        return (
-            self.kind in (None, declaration.kind)
-            and fnmatchcase(declaration.name, self.name)
-            and (self.distribution is None or fnmatchcase(declaration.distribution or "", self.distribution))
-        )
+    def matches(self, plugin: Plugin) -> bool:
+        """Whether this term speaks of ``plugin``."""
+        return fnmatchcase(plugin.key, self.pattern)
 
 
-@dataclass(frozen=True)
-class Rules:
-    """Every term of ``DQ_PLUGINS``."""
-
-    terms: tuple[Term, ...] = ()
-
-    def denial(self, declaration: Declaration) -> str:
-        """Why ``declaration`` may not be used; empty when it may."""
-        for term in self.terms:
-            if term.deny and term.matches(declaration):
-                return f"the term {term.text!r} of the environment variable {VARIABLE} denies it"
-        allowing = [term for term in self.terms if not term.deny]
-        free = declaration.built_in or declaration.distribution is None
-        if free or not allowing or any(term.matches(declaration) for term in allowing):
-            return ""
-        listed = ",".join(term.text for term in allowing)
-        return f"the environment variable {VARIABLE} allows {listed!r} and not this one; add its name"
+def parse(text: str) -> list[Term]:
+    """The terms of a value of ``DQ_PLUGINS``; `RegistryError` if one does not follow the grammar."""
+    terms = []
+    for term in filter(None, map(str.strip, text.split(","))):
+        match = _TERM.fullmatch(term)
+        if match is None:
+            raise RegistryError(
+                f"the environment variable DQ_PLUGINS holds the term {term!r}, which is not of the form "
+                f"[-][kind:]name[@distribution] with a kind among {', '.join(KINDS)}. "
+                "Examples: 'my-observer', '-my-pass', 'pass:*@acme-dq'. Correct the term or unset DQ_PLUGINS."
+            )
+        pattern = f"{match['kind'] or '*'}:{match['name']}@{match['distribution'] or '*'}"
+        terms.append(Term(term, bool(match["deny"]), pattern))
+    return terms
 
 
-@lru_cache(maxsize=8)
-def parse_rules(text: str) -> Rules:
-    """Read the value of ``DQ_PLUGINS``.
-
-    Args:
-        text: the value; empty allows everything.
-
-    Returns:
-        The rules.
-
-    Raises:
-        RegistryError: a term does not follow the grammar or names an unknown kind.
-    """
-    return Rules(tuple(_parse_term(term.strip()) for term in text.split(",") if term.strip()))
-
-
-def _parse_term(text: str) -> Term:
-    match = _TERM.fullmatch(text)
-    if match is None or match["kind"] not in (None, *KINDS):
-        raise RegistryError(
-            f"the environment variable {VARIABLE} holds the term {text!r}, which is not of the form "
-            f"[-][kind:]name[@distribution] with a kind among {', '.join(KINDS)}. "
-            f"Examples: 'my-observer', '-my-pass', 'pass:*@acme-dq'. Correct the term or unset {VARIABLE}."
-        )
-    return Term(text, match["deny"] is not None, match["kind"], match["name"], match["distribution"])
+def denial(terms: list[Term], plugin: Plugin) -> str:
+    """Why ``plugin`` may not be used; empty when it may."""
+    matching = [term for term in terms if term.matches(plugin)]
+    for term in matching:
+        if term.denies:
+            return f"the term {term.text!r} of the environment variable DQ_PLUGINS denies it"
+    allowing = ",".join(term.text for term in terms if not term.denies)
+    if matching or not allowing or plugin.built_in or plugin.distribution is None:
+        return ""
+    return f"the environment variable DQ_PLUGINS allows {allowing!r} and not this one; add its name"

@@ -1,236 +1,176 @@
-"""The registry: which plugins there are, where each stands, and loading one at first use."""
+"""The registry: plugins by kind and name, where each stands, and loading one at first use."""
 
 from __future__ import annotations
 
-import importlib
 import os
-import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import reduce
-from typing import Any, TypeVar
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal, TypeVar
 
-from dq_plugins.errors import MissingDependencyError, RegistryError
-from dq_plugins.registry import messages
-from dq_plugins.registry.discovery import discover
-from dq_plugins.registry.record import API_VERSIONS, KINDS, Declaration, Plugin
-from dq_plugins.registry.requirements import missing_requirements
-from dq_plugins.registry.rules import VARIABLE, Rules, parse_rules
+from dq_plugins.errors import MissingDependencyError, RegistryError, close_matches
+from dq_plugins.registry.installed import API_GROUP, discover, missing_requirements
+from dq_plugins.registry.plugin import KINDS, NOT_LOADED, Kind, Plugin
+from dq_plugins.registry.rules import Term, denial, parse
 
+API = "v1"
+State = Literal["ok", "not loaded", "broken", "conflict", "incompatible", "missing requirement", "denied"]
 T = TypeVar("T")
-Key = tuple[str, str]
 
 
 class Registry:
-    """Plugins by kind and name.
+    """A dict of plugins by kind and name; a name that several distributions declare has several.
 
-    Names come from metadata when the registry is made; code is loaded by the first `get`. What code of this
-    process registers stands before what is installed. Every method may be called from several threads;
-    loading happens outside the lock, because a module that is being imported may register plugins itself.
+    Names come from metadata when the registry is made; code is loaded by the first `get`. Threads may share it: each
+    method changes the dict by one assignment, and Python imports a module once. Every method raises `RegistryError`
+    where ``kind`` is not a kind of plugin or ``DQ_PLUGINS``, looked up in ``environ`` at every call, is malformed.
     """
 
-    def __init__(
-        self, declarations: Iterable[Declaration] | None = None, environ: Mapping[str, str] = os.environ
-    ) -> None:
-        """Read the names.
-
-        Args:
-            declarations: the installed plugins; read from package metadata by default.
-            environ: where ``DQ_PLUGINS`` is looked up, at every call.
-        """
+    def __init__(self, installed: Iterable[Plugin] | None = None, environ: Mapping[str, str] = os.environ) -> None:
         self._environ = environ
-        self._lock = threading.RLock()
-        self._installed: dict[Key, list[Declaration]] = {}
-        for declaration in discover() if declarations is None else declarations:
-            self._installed.setdefault((declaration.kind, declaration.name), []).append(declaration)
-        self._registered: dict[Key, Declaration] = {}
-        self._loaded: dict[Declaration, Any] = {}
-        self._failures: dict[Declaration, BaseException] = {}
+        self._plugins: dict[tuple[str, str], list[Plugin]] = {}
+        for plugin in discover() if installed is None else installed:
+            self._plugins.setdefault((plugin.kind, plugin.name), []).append(plugin)
 
     def names(self, kind: str) -> list[str]:
-        """Names of one kind, sorted; those that ``DQ_PLUGINS`` denies are left out.
-
-        Raises:
-            RegistryError: ``kind`` is not a kind of plugin.
-        """
-        messages.check_kind(kind)
-        rules = self._rules()
-        with self._lock:
-            keys = [key for key in {*self._installed, *self._registered} if key[0] == kind]
-            return sorted(name for _, name in keys if self._allowed((kind, name), rules))
+        """Names of one kind, sorted; those that ``DQ_PLUGINS`` denies are left out."""
+        terms = self._terms()
+        return sorted({plugin.name for plugin in self.plugins(kind) if not denial(terms, plugin)})
 
     def plugins(self, kind: str | None = None) -> list[Plugin]:
-        """Every plugin and where it stands, by kind and name; loads nothing.
-
-        Args:
-            kind: one of `KINDS`, or None for all.
-
-        Raises:
-            RegistryError: ``kind`` is not a kind of plugin.
-        """
+        """Every plugin of one kind or of all, by kind and name; loads nothing."""
         if kind is not None:
-            messages.check_kind(kind)
-        rules = self._rules()
-        with self._lock:
-            keys = [key for key in {*self._installed, *self._registered} if kind in (None, key[0])]
-            keys.sort(key=lambda key: (KINDS.index(key[0]), key[1]))
-            return [plugin for key in keys for plugin in self._standing(key, rules)]
+            _check_kind(kind)
+        keys = sorted(self._plugins, key=lambda key: (KINDS.index(key[0]), key[1]))
+        return [plugin for key in keys if kind in (None, key[0]) for plugin in self._plugins[key]]
+
+    def status(self, plugin: Plugin) -> tuple[State, str]:
+        """Where a plugin stands and, if it cannot be used, why and the way out; loads nothing.
+
+        ``ok`` is loaded, ``not loaded`` awaits its first use, ``broken`` may be tried again, no other can be used.
+        """
+        if denied := denial(self._terms(), plugin):
+            return "denied", denied
+        rivals = self._allowed(plugin)
+        if len(rivals) > 1:
+            ways = " or ".join(f"'-{rival.key}'" for rival in rivals)
+            way_out = f"uninstall one, or deny one with the environment variable DQ_PLUGINS={ways}"
+            return "conflict", f"{_who(rivals)} provide it; {way_out}"
+        if plugin.api != API:
+            written = f"the entry-point group {API_GROUP!r} says that it is written for version {plugin.api}"
+            way_out = "install a release of one that matches the other"
+            return "incompatible", f"{written} of the plugin API, and this dq-plugins runs {API}; {way_out}"
+        if missing := missing_requirements(plugin.requires):
+            return "missing requirement", missing
+        if plugin.failure:
+            return "broken", plugin.failure
+        return ("not loaded" if plugin.loaded is NOT_LOADED else "ok"), ""
+
+    def find(self, kind: str, name: str) -> Plugin:
+        """The plugin that `get` would load; the errors are those of `get`."""
+        _check_kind(kind)
+        standing = [(plugin, *self.status(plugin)) for plugin in self._plugins.get((kind, name), ())]
+        if not standing:
+            raise RegistryError(self._unknown(kind, name))
+        plugin, state, reason = next((each for each in standing if each[1] != "denied"), standing[0])
+        if state in ("ok", "not loaded", "broken"):
+            return plugin
+        error = MissingDependencyError if state == "missing requirement" else RegistryError
+        raise error(f"the {kind} {name!r} of {plugin.origin} cannot be used: {reason}.")
 
     def get(self, kind: str, name: str) -> Any:
         """The plugin object, loaded if this is its first use.
-
-        Args:
-            kind: one of `KINDS`.
-            name: its name.
 
         Raises:
             RegistryError: it is unknown, denied, in conflict, of another API version, or broken.
             MissingDependencyError: a distribution it requires is not installed.
         """
-        return self.load(self.find(kind, name))
+        return self.find(kind, name).load()
 
-    def find(self, kind: str, name: str) -> Plugin:
-        """The record of a plugin that may be loaded; loads nothing.
+    def register(
+        self, kind: Kind, name: str, *, requires: tuple[str, ...] = (), override: bool = False
+    ) -> Callable[[T], T]:
+        """Decorator that adds a class, function or object of this process.
 
-        Arguments and errors are those of `get`. A plugin that was broken at its last use may be tried again.
-        """
-        messages.check_kind(kind)
-        with self._lock:
-            standing = self._standing((kind, name), self._rules())
-        if not standing:
-            raise RegistryError(messages.unknown(kind, name, {each: self.names(each) for each in KINDS}))
-        plugin = next((each for each in standing if each.state != "denied"), standing[0])
-        if plugin.state in ("ok", "not loaded", "broken"):
-            return plugin
-        if plugin.state == "missing requirement":
-            raise MissingDependencyError(_cannot_be_used(plugin))
-        raise RegistryError(_cannot_be_used(plugin))
-
-    def load(self, plugin: Plugin) -> Any:
-        """The object behind a record that `find` or `plugins` gave.
-
-        Raises:
-            RegistryError: its module cannot be imported or has no such attribute.
-        """
-        declaration = plugin.declaration
-        with self._lock:
-            if declaration in self._loaded:
-                return self._loaded[declaration]
-        try:
-            loaded = _import_target(declaration)
-        except (Exception, SystemExit) as error:  # the module of a third party may raise anything
-            with self._lock:
-                self._failures[declaration] = error
-            raise RegistryError(messages.broken(declaration, error)) from error
-        with self._lock:
-            self._failures.pop(declaration, None)
-            return self._loaded.setdefault(declaration, loaded)
-
-    def add(self, declaration: Declaration, obj: Any, *, override: bool = False) -> None:
-        """Add an object of this process.
-
-        The same definition may be added again (a notebook cell that runs twice, a decorator on what an entry
+        The same definition may be registered again (a notebook cell that runs twice, a decorator on what an entry
         point names); then the newer one counts.
 
         Args:
-            declaration: what is known about it.
-            obj: the plugin.
-            override: take the place of whatever has this name.
+            kind: ``"pass"``, ``"observer"``, ``"metric"``, ``"solver"``, ``"adapter"`` or ``"recipe"``.
+            name: the name it is asked for by; lower-case words joined by hyphens, by custom.
+            requires: what must be installed to use it, as pip writes it, for example ``("torchao>=0.18",)``.
+            override: take the place of whatever has this name, in this process.
 
         Raises:
-            RegistryError: the kind is unknown, or something else has this name and ``override`` is false.
+            RegistryError: something else has this name and ``override`` is false.
+
+        Example:
+            >>> @register("metric", "largest-error")
+            ... def largest_error(reference, output):
+            ...     return float((reference - output).abs().max())
+            >>> get("metric", "largest-error") is largest_error
+            True
         """
-        messages.check_kind(declaration.kind)
-        key = (declaration.kind, declaration.name)
-        with self._lock:
-            holders = self._allowed(key, self._rules())
-            rivals = [holder for holder in holders if not _same_definition(holder, declaration)]
+        _check_kind(kind)
+        caller = sys._getframe(1)
+
+        def add(obj: T) -> T:
+            plugin = Plugin.of(kind, name, obj, caller)
+            plugin.requires = tuple(requires)
+            holders = self._allowed(plugin)
+            rivals = [holder for holder in holders if holder.definition != plugin.definition]
             if rivals and not override:
-                raise RegistryError(messages.registered_twice(declaration, rivals))
+                raise RegistryError(
+                    f"the {kind} {name!r} is registered twice: by {_who([plugin])} and by {_who(rivals)}. "
+                    "Choose another name, or pass override=True to replace it in this process."
+                )
             if holders and not rivals:  # keep whose it is
-                whose = holders[0]
-                declaration = replace(declaration, distribution=whose.distribution, version=whose.version)
-            self._registered[key] = declaration
-            self._loaded[declaration] = obj
+                plugin.distribution, plugin.version = holders[0].distribution, holders[0].version
+            self._plugins[kind, name] = [plugin]
+            return obj
+
+        return add
+
+    def temporary(self, kind: Kind, name: str, obj: T) -> AbstractContextManager[T]:
+        """Put ``obj`` in place of whatever has this name until the ``with`` block ends; for tests."""
+        _check_kind(kind)
+        return self._replaced(Plugin.of(kind, name, obj, sys._getframe(1)))
 
     @contextmanager
-    def temporary(self, declaration: Declaration, obj: T) -> Iterator[T]:
-        """Put ``obj`` in place of whatever has this name until the ``with`` block ends."""
-        messages.check_kind(declaration.kind)
-        key = (declaration.kind, declaration.name)
-        with self._lock:
-            before = self._registered.get(key)
-            self._registered[key] = declaration
-            self._loaded[declaration] = obj
+    def _replaced(self, plugin: Plugin) -> Iterator[Any]:
+        key = (plugin.kind, plugin.name)
+        before = self._plugins.get(key, [])
+        self._plugins[key] = [plugin]
         try:
-            yield obj
+            yield plugin.loaded
         finally:
-            with self._lock:
-                del self._loaded[declaration]
-                if before is None:
-                    self._registered.pop(key, None)
-                else:
-                    self._registered[key] = before
+            self._plugins[key] = before
 
     def unmatched_terms(self) -> list[str]:
         """Terms of ``DQ_PLUGINS`` that match no plugin: misspelt, or of something not installed."""
-        with self._lock:
-            known = [each for many in self._installed.values() for each in many]
-            known += self._registered.values()
-        return [term.text for term in self._rules().terms if not any(term.matches(each) for each in known)]
+        return [term.text for term in self._terms() if not any(map(term.matches, self.plugins()))]
 
-    def _rules(self) -> Rules:
-        return parse_rules(self._environ.get(VARIABLE, ""))
+    def _terms(self) -> list[Term]:
+        return parse(self._environ.get("DQ_PLUGINS", ""))
 
-    def _candidates(self, key: Key) -> list[Declaration]:
-        return [self._registered[key]] if key in self._registered else self._installed.get(key, [])
+    def _allowed(self, plugin: Plugin) -> list[Plugin]:
+        """What has the name of ``plugin`` and is not denied."""
+        terms = self._terms()
+        return [each for each in self._plugins.get((plugin.kind, plugin.name), ()) if not denial(terms, each)]
 
-    def _allowed(self, key: Key, rules: Rules) -> list[Declaration]:
-        return [each for each in self._candidates(key) if not rules.denial(each)]
-
-    def _standing(self, key: Key, rules: Rules) -> list[Plugin]:
-        """Records of everything that has this name."""
-        allowed = self._allowed(key, rules)
-        standing = []
-        for declaration in self._candidates(key):
-            if declaration not in allowed:
-                standing.append(Plugin(declaration, "denied", rules.denial(declaration)))
-            elif len(allowed) > 1:
-                standing.append(Plugin(declaration, "conflict", messages.conflict(allowed)))
-            else:
-                standing.append(self._alone(declaration))
-        return standing
-
-    def _alone(self, declaration: Declaration) -> Plugin:
-        """The record of a plugin that nothing denies or rivals."""
-        if declaration.api_version not in API_VERSIONS:
-            return Plugin(declaration, "incompatible", messages.incompatible(declaration))
-        missing = missing_requirements(declaration)
-        if missing:
-            return Plugin(declaration, "missing requirement", missing)
-        if declaration in self._loaded:
-            return Plugin(declaration, "ok")
-        if declaration in self._failures:
-            return Plugin(declaration, "broken", messages.failure(declaration, self._failures[declaration]))
-        return Plugin(declaration, "not loaded")
+    def _unknown(self, kind: str, name: str) -> str:
+        names = self.names(kind)
+        elsewhere = " and ".join(other for other in KINDS if other != kind and name in self.names(other))
+        hint = (close_matches(name, names) or ".") + (f" There is one of kind {elsewhere}." if elsewhere else "")
+        listed = ", ".join(names) or "none is installed"
+        return f"there is no {kind} named {name!r}{hint} The names of kind {kind}: {listed}."
 
 
-def _cannot_be_used(plugin: Plugin) -> str:
-    who = f"{plugin.kind} {plugin.name!r} of {plugin.declaration.origin}"
-    return f"the {who} cannot be used: {plugin.reason}."
+def _who(plugins: list[Plugin]) -> str:
+    return " and ".join(f"{plugin.origin} ({plugin.target})" for plugin in plugins)
 
 
-def _same_definition(one: Declaration, other: Declaration) -> bool:
-    """Whether both name the same definition, perhaps re-exported by a parent package."""
-    packages = {declaration.module.partition(".")[0] for declaration in (one, other)}
-    return len(packages) == 1 and one.attribute == other.attribute
-
-
-def _import_target(declaration: Declaration) -> Any:
-    """Import what an entry point names; the only place where the code of a plugin starts to run."""
-    names = [*declaration.module.split("."), *declaration.attribute.split(".")]
-    if not all(name.isidentifier() for name in names):
-        raise ValueError("an entry point is written package.module:attribute")
-    module = importlib.import_module(declaration.module)
-    return reduce(getattr, declaration.attribute.split("."), module)
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        hint = close_matches(kind, KINDS) or "."
+        raise RegistryError(f"{kind!r} is not a kind of plugin{hint} The kinds are: {', '.join(KINDS)}.")

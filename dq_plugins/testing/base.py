@@ -78,7 +78,7 @@ class Conformance:
     def test_it_is_registered_and_loads(self) -> None:
         """The registry has the plugin among the usable ones."""
         expect(self.plugin is not None, f"the {self.kind} {self.name!r} is None")
-        states = [plugin.state for plugin in registry.plugins(self.kind) if plugin.name == self.name]
+        states = [registry.status(plugin)[0] for plugin in registry.plugins(self.kind) if plugin.name == self.name]
         expect("ok" in states, f"the {self.kind} {self.name!r} is listed as {states} after it was loaded")
 
     def test_name_can_be_typed_on_a_command_line(self) -> None:

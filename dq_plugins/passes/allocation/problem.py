@@ -18,13 +18,12 @@ Source: MixDQ (Zhao et al. 2024) solves weights and activations apart, with a me
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from dq_plugins.errors import BudgetError
+from dq_plugins.errors import BudgetError, close_matches
 from dq_plugins.passes.allocation.columns import Column
 from dq_plugins.quantized.candidates import Entry, Side
 from dq_plugins.quantized.width import SIDES, Menu, Width
@@ -98,9 +97,8 @@ class AllocationProblem:
     def __post_init__(self) -> None:
         unknown = [name for name in (*self.menus, *self.latency) if name not in self.layers]
         if unknown:
-            close = difflib.get_close_matches(unknown[0], self.layers, n=3)
-            hint = f"; close: {', '.join(close)}" if close else ""
-            raise BudgetError(f"{unknown[0]!r} is no layer of this allocation{hint}")
+            hint = close_matches(unknown[0], self.layers)
+            raise BudgetError(f"{unknown[0]!r} is not a layer of this allocation{hint}")
 
     def menu(self, layer: str) -> Menu:
         """Widths that a layer may get; a layer without an input to quantize has the one choice of leaving it."""

@@ -65,8 +65,8 @@ def test_name_of_two_kinds_needs_the_kind(capsys):
 
 
 def test_broken_plugin_is_one_error_and_status_2(capsys, monkeypatch):
-    broken = registry.Registry([registry.Declaration("metric", "broken", "no_such_module:x", "acme", "1.0")])
-    for name in ("names", "find", "load"):
+    broken = registry.Registry([registry.Plugin("metric", "broken", "no_such_module:x", "acme", "1.0")])
+    for name in ("names", "find"):
         monkeypatch.setattr(registry, name, getattr(broken, name))
     assert main(["check", "broken"]) == 2
     captured = capsys.readouterr()

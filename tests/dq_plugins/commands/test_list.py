@@ -6,20 +6,21 @@ import pytest
 
 from dq_plugins import registry
 from dq_plugins.cli import main
-from dq_plugins.registry import Declaration, Registry
-
-OURS = Declaration("metric", "ours", "json:dumps", "dq-plugins", "1.0")
-FINE = Declaration("metric", "fine", "json:loads", "acme", "2.0")
-BROKEN = Declaration("observer", "broken", "no_such_module_anywhere:x", "acme", "2.0")
-FUTURE = Declaration("observer", "future", "json:loads", "acme", "2.0", api_version=9)
+from dq_plugins.registry import Plugin, Registry
 
 
 @pytest.fixture
 def environ(monkeypatch):
     """Puts a registry of four plugins behind the command, and gives its environment."""
     environ: dict[str, str] = {}
-    made = Registry([OURS, FINE, BROKEN, FUTURE], environ)
-    for name in ("plugins", "load", "unmatched_terms"):
+    installed = [
+        Plugin("metric", "ours", "json:dumps", "dq-plugins", "1.0"),
+        Plugin("metric", "fine", "json:loads", "acme", "2.0"),
+        Plugin("observer", "broken", "no_such_module_anywhere:x", "acme", "2.0"),
+        Plugin("observer", "future", "json:loads", "acme", "2.0", api="v9"),
+    ]
+    made = Registry(installed, environ)
+    for name in ("plugins", "status", "unmatched_terms"):
         monkeypatch.setattr(registry, name, getattr(made, name))
     return environ
 

@@ -177,7 +177,7 @@ def test_nan_inputs_name_layer_and_timestep(denoiser, calib):
 
 
 def test_unknown_and_unused_layers_are_named(denoiser, calib):
-    with pytest.raises(CalibrationError, match="has no layer 'move'; close names: moves"):
+    with pytest.raises(CalibrationError, match="has no layer 'move'; did you mean 'moves'"):
         collect(denoiser, calib, ["move"])
     with pytest.raises(CalibrationError, match=r"'unused' .* did not run at timestep 100"):
         collect(denoiser, calib, ["moves", "unused"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dq_plugins.registry import Registry
-from dq_plugins.registry.discovery import discover
+from dq_plugins.registry.installed import discover
 
 
 class Workshop:

@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 
 from dq_plugins.errors import RegistryError
-from dq_plugins.registry.record import Declaration
-from dq_plugins.registry.rules import parse_rules
+from dq_plugins.registry import Plugin
+from dq_plugins.registry.rules import denial, parse
 
-THEIRS = Declaration("observer", "wide", "m:o", distribution="acme-dq", version="1")
-OURS = Declaration("observer", "minmax", "m:o", distribution="dq-plugins", version="1")
-HERE = Declaration("observer", "local", "m:o")
+THEIRS = Plugin("observer", "wide", "m:o", distribution="acme-dq", version="1")
+OURS = Plugin("observer", "minmax", "m:o", distribution="dq-plugins", version="1")
+HERE = Plugin("observer", "local", "m:o")
 
 
 @pytest.mark.parametrize(
@@ -31,12 +31,12 @@ HERE = Declaration("observer", "local", "m:o")
     ],
 )
 def test_who_may_be_used(text, theirs, ours, here):
-    rules = parse_rules(text)
-    allowed = [not rules.denial(declaration) for declaration in (THEIRS, OURS, HERE)]
+    terms = parse(text)
+    allowed = [not denial(terms, plugin) for plugin in (THEIRS, OURS, HERE)]
     assert allowed == [theirs, ours, here]
 
 
 @pytest.mark.parametrize("text", ["metrics:x", "a@", ":x", "a:b:c", "x@y@z", "-"])
 def test_term_outside_the_grammar_is_an_error_that_shows_the_grammar(text):
     with pytest.raises(RegistryError, match=r"\[-\]\[kind:\]name\[@distribution\]"):
-        parse_rules(text)
+        parse(text)

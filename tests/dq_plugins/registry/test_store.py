@@ -9,7 +9,7 @@ from dq_plugins.errors import MissingDependencyError, RegistryError
 
 
 def states(registry, kind=None):
-    return {(p.name, p.distribution): p.state for p in registry.plugins(kind)}
+    return {(p.name, p.distribution): registry.status(p)[0] for p in registry.plugins(kind)}
 
 
 def test_code_is_loaded_at_first_use_and_once(one_metric):
@@ -86,9 +86,10 @@ def test_broken_plugin_is_listed_with_its_exception_and_breaks_no_other(workshop
     assert why in str(caught.value)
     assert "\n" not in str(caught.value)
     assert registry.get("metric", "fine") == 1
-    broken = registry.plugins("metric")[1]
-    assert (broken.name, broken.state) == ("flux", "broken")
-    assert why in broken.reason
+    _, broken = registry.plugins("metric")
+    state, reason = registry.status(broken)
+    assert (broken.name, state) == ("flux", "broken")
+    assert why in reason
 
 
 def test_malformed_entry_point_is_broken(workshop):
@@ -119,7 +120,7 @@ def test_broken_plugin_is_tried_again(workshop, one_metric):
 def test_api_version_is_checked_before_loading(one_metric, more, state):
     registry = one_metric("raise AssertionError('this must not run')", more=more)
     (plugin,) = registry.plugins()
-    assert plugin.state == state
+    assert registry.status(plugin)[0] == state
     if state == "incompatible":
         with pytest.raises(RegistryError, match="v1"):
             registry.get("metric", "flux")

@@ -7,7 +7,7 @@ import pytest
 from dq_plugins import registry
 from dq_plugins.testing import SUITES, run_suite, suite_for
 
-BUILT_IN = [(plugin.kind, plugin.name) for plugin in registry.plugins() if plugin.declaration.built_in]
+BUILT_IN = [(plugin.kind, plugin.name) for plugin in registry.plugins() if plugin.built_in]
 SHORT = {
     "timestep-groups": {"rounds": 2},
     "temporal-reconstruction": {"iterations": 20},

@@ -142,7 +142,7 @@ def test_hint_is_checked_against_the_menus():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"menus": {"frist": Menu()}}, "'frist' is no layer.*close: first"),
+        ({"menus": {"frist": Menu()}}, "'frist' is not a layer.*did you mean 'first'"),
         ({"default_menu": Menu((3,), BITS)}, "3-bit weights.*not measured"),
         ({"budgets": Budgets(latency=5.0)}, "latency table has no time of layer 'first'"),
         ({"budgets": Budgets(block_bits={"three": 4.0})}, "no block 'three'.*one, two"),

@@ -1,18 +1,17 @@
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 
 import pytest
 
-from dq_plugins.registry.location import find_module, locate
-from dq_plugins.registry.record import Location
+from dq_plugins.registry.plugin import Location, locate
 
 SOURCE = """\
 from math import tau as turn
 import os.path
 
 first: int = 1
-a, b = 1, 2
 
 def function():
     inner = 1
@@ -33,36 +32,38 @@ def package(workshop):
 
 @pytest.mark.parametrize(
     ("name", "line"),
-    [("turn", 1), ("os", 2), ("b", 5), ("function", 7), ("Thing", 11), ("Thing.x", 11), ("first", 14)],
+    [("turn", 1), ("os", 2), ("function", 6), ("Thing", 10), ("Thing.x", 10), ("first", 13)],
 )
 def test_definition_is_found_without_importing_the_package(package, name, line):
-    assert locate("acme_pkg.mod", name) == Location(str(package / "mod.py"), line)
+    assert locate(f"acme_pkg.mod:{name}") == Location(str(package / "mod.py"), line)
     assert "acme_pkg" not in sys.modules
 
 
 @pytest.mark.parametrize("name", ["inner", "absent"])
 def test_name_that_no_statement_binds_has_a_file_and_no_line(package, name):
-    assert locate("acme_pkg.mod", name) == Location(str(package / "mod.py"), None)
+    assert locate(f"acme_pkg.mod:{name}") == Location(str(package / "mod.py"), None)
 
 
 @pytest.mark.parametrize("module", ["acme_pkg.absent", "acme_pkg.mod.deeper", "no_such_package_at_all.x"])
 def test_missing_module_has_no_location(package, module):
-    assert locate(module, "x") == Location(None, None)
+    assert locate(f"{module}:x") == Location()
 
 
-def test_broken_file_has_no_line(package):
-    (package / "mod.py").write_text("def (")
-    assert locate("acme_pkg.mod", "x") == Location(str(package / "mod.py"), None)
+def test_package_and_single_module_are_found(package):
+    assert locate("acme_pkg:x").file == str(package / "__init__.py")
+    (package.parent / "acme_single.py").write_text("x = 1")
+    assert locate("acme_single:x") == Location(str(package.parent / "acme_single.py"), 1)
 
 
-def test_module_without_source_is_no_error():
-    assert locate("sys", "path") == Location(None, None)
-    assert find_module("__main__.x") is None
+def test_module_without_source_or_spec_is_not_an_error(monkeypatch):
+    assert locate("sys:path") == Location()
+    monkeypatch.setitem(sys.modules, "made_by_hand", ModuleType("made_by_hand"))
+    assert locate("made_by_hand:x") == Location()
 
 
 @pytest.mark.parametrize(
     ("location", "text"),
-    [(Location("a.py", 3), "a.py:3"), (Location("a.so", None), "a.so"), (Location(None, None), "-")],
+    [(Location("a.py", 3), "a.py:3"), (Location("a.so", None), "a.so"), (Location(), "-")],
 )
 def test_location_reads_as_file_and_line(location, text):
     assert str(location) == text

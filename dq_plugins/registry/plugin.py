@@ -1,0 +1,144 @@
+"""A plugin: what its metadata says, where it is written, and its code once that is loaded."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, NamedTuple
+
+from dq_plugins.errors import RegistryError
+
+Kind = Literal["pass", "observer", "metric", "solver", "adapter", "recipe"]
+GROUPS = {
+    "pass": "dq_plugins.passes", "observer": "dq_plugins.observers", "metric": "dq_plugins.metrics",
+    "solver": "dq_plugins.solvers", "adapter": "dq_plugins.adapters", "recipe": "dq_plugins.recipes",
+}  # fmt: skip
+"""Entry-point group of every kind, in the order in which lists show them."""
+KINDS: tuple[str, ...] = tuple(GROUPS)
+NOT_LOADED: Any = object()
+
+
+class Location(NamedTuple):
+    """The file a plugin is written in, and the line of its definition; each None where it is unknown."""
+
+    file: str | None = None
+    line: int | None = None
+
+    def __str__(self) -> str:
+        return ":".join(str(part) for part in self if part is not None) or "-"
+
+
+@dataclass(eq=False)
+class Plugin:
+    """What a plugin says about itself before any of its code runs, and what loading it gave.
+
+    Attributes:
+        kind: one of `KINDS`.
+        name: the name it is asked for by.
+        target: ``package.module:attribute``.
+        distribution: the distribution that declares it; None when code of this process registered it.
+        version: version of that distribution.
+        api: version of the plugin API it is written for.
+        requires: requirements, as pip writes them, that must be met before it is loaded.
+        registered_at: where code of this process registered it; None for an entry point.
+        loaded: the object, `NOT_LOADED` before its first use.
+        failure: what its last loading raised, in one line; empty if nothing.
+    """
+
+    kind: str
+    name: str
+    target: str
+    distribution: str | None = None
+    version: str | None = None
+    api: str = "v1"
+    requires: tuple[str, ...] = ()
+    registered_at: Location | None = None
+    loaded: Any = NOT_LOADED
+    failure: str = ""
+
+    @classmethod
+    def of(cls, kind: str, name: str, obj: Any, caller: FrameType) -> Plugin:
+        """An object of this process; an instance goes by its type and the module that registers it."""
+        module = obj.__module__ if hasattr(obj, "__qualname__") else caller.f_globals["__name__"]
+        target = f"{module}:{getattr(obj, '__qualname__', type(obj).__qualname__)}"
+        where = Location(caller.f_code.co_filename, caller.f_lineno)
+        return cls(kind, name, target, registered_at=where, loaded=obj)
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it comes with dq-plugins itself."""
+        return self.distribution == "dq-plugins"
+
+    @property
+    def key(self) -> str:
+        """``kind:name@distribution``, what a term of ``DQ_PLUGINS`` is matched against."""
+        return f"{self.kind}:{self.name}@{self.distribution or ''}"
+
+    @property
+    def definition(self) -> tuple[str, str]:
+        """Top package and attribute: equal for a definition and its re-export by a parent package."""
+        module, _, attribute = self.target.partition(":")
+        return module.partition(".")[0], attribute
+
+    @property
+    def origin(self) -> str:
+        """Who provides it, as messages name it."""
+        if self.distribution is None:
+            return f"module {self.target.partition(':')[0]!r} of this process"
+        return f"distribution {self.distribution!r} {self.version}"
+
+    @property
+    def location(self) -> Location:
+        """File and line of the definition, found without importing anything."""
+        return self.registered_at or locate(self.target)
+
+    def load(self) -> Any:
+        """The object; imported at the first use, and tried again after a failure.
+
+        Raises:
+            RegistryError: its module cannot be imported or has no such attribute.
+        """
+        if self.loaded is NOT_LOADED:
+            try:
+                self.loaded, self.failure = _import(self.target), ""
+            except (Exception, SystemExit) as error:  # the module of a third party may raise anything
+                what = " ".join(str(error).split()) or "no message"
+                self.failure = f"loading {self.target} raised {type(error).__name__}: {what}"
+                raise RegistryError(
+                    f"the {self.kind} {self.name!r} of {self.origin} is broken: {self.failure}. Mend or uninstall it, "
+                    f"or deny it with the environment variable DQ_PLUGINS='-{self.key}'."
+                ) from error
+        return self.loaded
+
+
+def _import(target: str) -> Any:
+    if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", target):
+        raise ValueError("an entry point is written package.module:attribute")
+    module, attribute = target.split(":")
+    return reduce(getattr, attribute.split("."), importlib.import_module(module))
+
+
+def locate(target: str) -> Location:
+    """Where ``package.module:attribute`` is written, found by looking at files: nothing is imported."""
+    module, _, attribute = target.partition(":")
+    top, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)  # of a dotted name it would import the packages above
+    except (ImportError, ValueError):  # ValueError: the module is loaded and has no spec, such as __main__
+        spec = None
+    files = [Path(spec.origin)] if spec and spec.origin and not rest else []
+    for folder in spec.submodule_search_locations or () if spec and rest else ():
+        files += Path(folder, *rest).with_suffix(".py"), Path(folder, *rest, "__init__.py")
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
+        return Location()
+    name = re.escape(attribute.partition(".")[0])
+    binds = re.compile(rf"(?:async def|def|class) {name}\b|{name}\s*[:=]|(?:from .+ )?import .*\b{name}\b")
+    text = file.read_text("utf-8", errors="replace")
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if binds.match(line)]
+    return Location(str(file), lines[-1] if lines else None)  # the last one to bind the name counts
