@@ -135,11 +135,9 @@ def quantizing_cost(calib: CalibrationSet, denoiser: nn.Module, groups: int) -> 
     """Time to quantize one linear layer's input to int8, over that of a static range; median of interleaved rounds."""
     layer = next(m for m in reversed(list(denoiser.modules())) if isinstance(m, nn.Linear) and m.in_features >= 64)
     seen: list[Tensor] = []
-    handle = layer.register_forward_pre_hook(lambda _m, args: seen.append(args[0].detach()))
     call = next(calib.calls())
-    with torch.no_grad():
+    with layer.register_forward_pre_hook(lambda _m, args: seen.append(args[0].detach())), torch.no_grad():
         call.run(denoiser)
-    handle.remove()
     x, scale = seen[0], torch.full((groups,), 0.05)
     index, edges = call.timestep.reshape(-1)[:1].float(), torch.linspace(0, 1000, groups - 1)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 import dq_plugins as dq
 from benchmarks.records import Records
 from dq_plugins.bundled import bundled
+from dq_plugins.hooks import hooked
 from dq_plugins.metrics import sqnr
 from dq_plugins.passes.tokens.bos_tokens import ROLES
 from dq_plugins.recipe import Recipe, Step
@@ -45,11 +46,8 @@ def planted(encoder: nn.Module, factor: float) -> Iterator[None]:
         hidden[:, 0, CHANNEL] = factor * largest
         return output
 
-    handle = encoder.register_forward_hook(hook)
-    try:
+    with encoder.register_forward_hook(hook):
         yield
-    finally:
-        handle.remove()
 
 
 def kv_layers(denoiser: nn.Module, calibration: dq.CalibrationSet) -> list[str]:
@@ -62,15 +60,10 @@ def outputs(model: nn.Module, layers: list[str], calls: dq.CalibrationSet) -> di
     """Keys and values ``[N, L, O]`` by layer, and the output under ``""``, over all calls."""
     found: dict[str, list[Tensor]] = {name: [] for name in ("", *layers)}
 
-    def keep(name: str) -> Callable[..., None]:
-        return lambda _, __, y: found[name].append(y.detach())
-
-    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in layers]
-    with torch.no_grad():
+    modules = {name: model.get_submodule(name) for name in layers}
+    with hooked(modules, after=lambda name, _, __, y: found[name].append(y.detach())), torch.no_grad():
         for call in calls.calls():
             found[""].append(call.run(model))
-    for handle in handles:
-        handle.remove()
     return {name: torch.cat(parts) for name, parts in found.items()}
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import PlanError
+from dq_plugins.hooks import hooked
 from dq_plugins.metrics.latency import Latency, compare_latency
 from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.timesteps import TimestepContext
@@ -81,21 +82,14 @@ def record_layouts(
     """Layouts of the inputs of ``layers`` in one call of ``model``, by layer, in the order of the calls."""
     layouts: dict[str, list[InputLayout]] = {name: [] for name in layers}
 
-    def recorder(name: str) -> Any:
-        def record(_: nn.Module, args: tuple[Any, ...]) -> None:
-            x = args[0]
-            layouts[name].append(InputLayout(tuple(x.shape), x.stride(), x.dtype))
+    def record(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+        layouts[name].append(InputLayout(tuple(args[0].shape), args[0].stride(), args[0].dtype))
 
-        return record
-
-    handles = [layer.register_forward_pre_hook(recorder(name)) for name, layer in layers.items()]
     try:
-        model(**example_inputs)
+        with hooked(layers, before=record):
+            model(**example_inputs)
     except TypeError as error:
         raise PlanError(f"the example inputs do not fit {type(model).__name__}.forward: {error}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
     return layouts
 
 

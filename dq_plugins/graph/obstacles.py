@@ -14,6 +14,7 @@ from torch import nn
 
 from dq_plugins.calibration.modes import evaluating
 from dq_plugins.graph.arguments import unwrap
+from dq_plugins.hooks import hooked
 
 
 def find_obstacles(denoiser: nn.Module, example_inputs: Mapping[str, Any], layers: Iterable[str]) -> dict[str, str]:
@@ -47,13 +48,6 @@ def _no_own_weight(module: nn.Module) -> str:
 
 def _called(denoiser: nn.Module, inputs: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> set[str]:
     seen: set[str] = set()
-    handles = [
-        module.register_forward_pre_hook(lambda *_, name=name: seen.add(name)) for name, module in modules.items()
-    ]
-    try:
-        with evaluating(denoiser):
-            denoiser(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(modules, before=lambda name, *_: seen.add(name)), evaluating(denoiser):
+        denoiser(**inputs)
     return seen

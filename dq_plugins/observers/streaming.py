@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from dq_plugins.calibration import CalibrationSet
 from dq_plugins.calibration.modes import evaluating
 from dq_plugins.errors import CalibrationError, close_matches
 from dq_plugins.graph.arguments import unwrap
+from dq_plugins.hooks import hooked
 
 Receive = Callable[[str, Tensor], None]
 
@@ -50,7 +50,8 @@ def stream_inputs(
     selected = calibration.timesteps if timesteps is None else timesteps
     for t in tqdm(selected, desc="observing", unit="timestep", disable=not progress, leave=False):
         reached: set[str] = set()
-        with _hooked(modules, _named_receive(receive, reached, t)), evaluating(denoiser):
+        # before any other hook: one that quantizes the input must not change what is observed
+        with hooked(modules, before=_receiver(receive, reached, t), first=True), evaluating(denoiser):
             for call in calibration.calls(t):
                 call.run(denoiser)
         missing = [name for name in modules if name not in reached]
@@ -70,32 +71,20 @@ def _find(denoiser: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
     return {name: modules[name] for name in layers}
 
 
-def _named_receive(receive: Receive, reached: set[str], timestep: float) -> Receive:
-    def named(name: str, x: Tensor) -> None:
+def _receiver(receive: Receive, reached: set[str], timestep: float) -> Callable[..., None]:
+    def before(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         reached.add(name)
         try:
-            receive(name, x)
+            receive(name, first_argument(name, args, kwargs))
         except CalibrationError as error:
             raise CalibrationError(f"input of layer {name!r} at timestep {timestep:g}: {error}") from error
 
-    return named
+    return before
 
 
-@contextmanager
-def _hooked(modules: Mapping[str, nn.Module], receive: Receive) -> Iterator[None]:
-    def hook(name: str) -> Callable[..., None]:
-        def pre_hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-            if x is None:
-                raise CalibrationError(f"layer {name!r} was called without a tensor")
-            receive(name, x)
-
-        return pre_hook
-
-    # Before any other hook: one that quantizes the input must not change what is observed.
-    handles = [m.register_forward_pre_hook(hook(n), with_kwargs=True, prepend=True) for n, m in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def first_argument(layer: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The first tensor that a layer was called with: its input."""
+    x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+    if x is None:
+        raise CalibrationError(f"layer {layer!r} was called without a tensor")
+    return x

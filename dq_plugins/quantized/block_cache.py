@@ -7,8 +7,7 @@ Memory holds one call at a time, whatever the number of calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from dq_plugins.calibration import CalibrationSet
 from dq_plugins.calibration.call import Call, first_tensor
 from dq_plugins.errors import CalibrationError
 from dq_plugins.graph.arguments import map_leaves, named_leaves
+from dq_plugins.hooks import hooked
 
 
 class _Reached(Exception):  # noqa: N818
@@ -84,24 +84,14 @@ def _file(folder: Path, index: int) -> Path:
 
 def _run_to(denoiser: nn.Module, name: str, call: Call) -> tuple[tuple[Any, ...], dict[str, Any], Tensor]:
     """Arguments and output of a block in one call of the denoiser, which stops there."""
-    with _caught(denoiser.get_submodule(name)) as seen, torch.no_grad():
-        try:
-            call.run(denoiser)
-        except _Reached:
-            return seen[0]
-    raise CalibrationError(f"block {name!r} did not run in recorded call {call.index}, so it cannot be reconstructed")
-
-
-@contextmanager
-def _caught(block: nn.Module) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any], Tensor]]]:
     seen: list[tuple[tuple[Any, ...], dict[str, Any], Tensor]] = []
 
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def stop(_: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         seen.append((args, kwargs, first_tensor(output)))
         raise _Reached
 
-    handle = block.register_forward_hook(hook, with_kwargs=True)
-    try:
-        yield seen
-    finally:
-        handle.remove()
+    with hooked({name: denoiser.get_submodule(name)}, after=stop), torch.no_grad(), suppress(_Reached):
+        call.run(denoiser)
+    if seen:
+        return seen[0]
+    raise CalibrationError(f"block {name!r} did not run in recorded call {call.index}, so it cannot be reconstructed")

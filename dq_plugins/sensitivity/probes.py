@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from dq_plugins.calibration import CalibrationSet, first_tensor
 from dq_plugins.errors import DQError
+from dq_plugins.hooks import Arguments, hooked
 from dq_plugins.quantized.candidates import Candidates, Entry
 from dq_plugins.sensitivity.similarity import SsimForm
 from dq_plugins.sensitivity.store import BACKWARD, FORWARD, Sums
@@ -61,29 +62,21 @@ class Tape:
     def open(self) -> Iterator[Tape]:
         """Hook the layers and let gradients through; everything is restored at the end."""
         required = {name: weight.requires_grad for name, weight in self._weights.items()}
-        handles = [
-            self.denoiser.get_submodule(name).register_forward_pre_hook(self._watch(name), prepend=True)
-            for name in self.candidates.activations
-        ]
+        layers = {name: self.denoiser.get_submodule(name) for name in self.candidates.activations}
         try:
             for weight in self._weights.values():
                 weight.requires_grad_(True)
-            with torch.enable_grad():
+            with hooked(layers, before=self._watch, first=True), torch.enable_grad():
                 yield self
         finally:
             for name, weight in self._weights.items():
                 weight.requires_grad_(required[name])
-            for handle in handles:
-                handle.remove()
             self._inputs.clear()
 
-    def _watch(self, name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            own = args[0].view_as(args[0]) if args[0].requires_grad else args[0].detach().requires_grad_()
-            self._inputs.append((name, own))  # a tensor of its own: q, k and v may share theirs
-            return (own, *args[1:])
-
-        return hook
+    def _watch(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        own = args[0].view_as(args[0]) if args[0].requires_grad else args[0].detach().requires_grad_()
+        self._inputs.append((name, own))  # a tensor of its own: q, k and v may share theirs
+        return (own, *args[1:]), kwargs
 
     def run(self, kwargs: dict[str, Any]) -> Tensor:
         """First tensor of the output, with its graph."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dq_plugins.affine import affine_parameters
 from dq_plugins.hashing import weights_hash
+from dq_plugins.hooks import hooked
 from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, WeightQuant
 from dq_plugins.testing.denoiser import TIMESTEPS, example_inputs
 from dq_plugins.timesteps import Schedule, TimestepGroups
@@ -68,18 +69,11 @@ def _peaks(
     peaks = {name: torch.zeros(len(groups)) for name in layers}
     group = 0
 
-    def watch(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            peaks[name][group] = torch.maximum(peaks[name][group], args[0].abs().amax())
+    def watch(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
+        peaks[name][group] = torch.maximum(peaks[name][group], args[0].abs().amax())
 
-        return hook
-
-    handles = [module.register_forward_pre_hook(watch(name)) for name, module in layers.items()]
-    try:
+    with hooked(layers, before=watch):
         for t in timesteps:
             group = groups.of(t)
             denoiser(**{**inputs, "timestep": torch.tensor(t)})
-    finally:
-        for handle in handles:
-            handle.remove()
     return peaks

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.calibration.call import Call, first_tensor
+from dq_plugins.hooks import Arguments, hooked
 from dq_plugins.passes.ranges.search.mixture import mixture
 from dq_plugins.passes.ranges.search.relaxation import Relaxation
 from dq_plugins.plan import QuantPlan
@@ -128,15 +129,11 @@ class OutputLoss:
 def _quantized(student: nn.Module, quantizers: Mapping[str, Quantize]) -> Iterator[None]:
     """Layers of the student quantize their first argument."""
 
-    def hook(quantize: Quantize) -> Any:
-        return lambda _module, args: (quantize(args[0]), *args[1:])
+    def quantize(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        return (quantizers[name](args[0]), *args[1:]), kwargs
 
-    handles = [student.get_submodule(n).register_forward_pre_hook(hook(q)) for n, q in quantizers.items()]
-    try:
+    with hooked({n: student.get_submodule(n) for n in quantizers}, before=quantize):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -146,15 +143,8 @@ def _captured(
     """Arguments and output of modules, of their last call."""
     seen: dict[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]] = {}
 
-    def hook(unit: str) -> Any:
-        def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            seen[unit] = (args, kwargs, first_tensor(output))
+    def keep(unit: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        seen[unit] = (args, kwargs, first_tensor(output))
 
-        return keep
-
-    handles = [denoiser.get_submodule(u).register_forward_hook(hook(u), with_kwargs=True) for u in units]
-    try:
+    with hooked({u: denoiser.get_submodule(u) for u in units}, after=keep):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
