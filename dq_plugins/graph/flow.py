@@ -8,6 +8,7 @@ from math import prod
 import networkx as nx
 
 from dq_plugins.graph.signatures import Signature, node_signatures
+from dq_plugins.layer_kinds import LAYER_KINDS
 
 
 class Flow:
@@ -66,9 +67,8 @@ class Flow:
     def is_pointwise(self, node: str) -> bool:
         """Whether a layer node treats every position on its own: linear layers and 1x1 convolutions."""
         data = self.graph.nodes[node]
-        if not data["kind"].startswith("conv"):
-            return data["kind"] == "linear"
-        return prod(data["operand_shapes"][data["weight_operand"]][2:]) == 1
+        kind = LAYER_KINDS[data["kind"]]
+        return not kind.lookup and prod(kind.kernel(data["operand_shapes"][data["weight_operand"]])) == 1
 
     def op(self, node: str) -> str:
         """Base name of the node's op: ``"add"`` for ``aten.add_.Tensor``."""

@@ -15,6 +15,7 @@ from dq_plugins.graph.export import Exported
 from dq_plugins.graph.macs import count_macs
 from dq_plugins.graph.owners import Owners
 from dq_plugins.graph.reading import inlined_region, module_of, numel_of, shape_of, without_prefix
+from dq_plugins.layer_kinds import BY_OPERATOR
 
 
 def lower(exported: Exported, denoiser: nn.Module) -> nx.DiGraph:
@@ -127,7 +128,7 @@ class _Lowering:
             name,
             node,
             ops.full_name(node.target),
-            ops.kind_of(base, is_layer=at is not None),
+            ops.node_kind(base, is_layer=at is not None),
             [sources[i] for i in kept],
             layer=self.owners.layer(weight, module_of(node)[0]) if weight else "",
             macs=count_macs(base, shapes, shape_of(node.meta.get("val")) or [], settings.get("equation", "")),
@@ -141,7 +142,7 @@ class _Lowering:
 
     def _weight(self, base: str, sources: list[_Source]) -> tuple[tuple[str, ...], tuple[int, int] | None]:
         """Parameters behind the weight of a layer op and its (input, weight) positions; empty for other ops."""
-        for at in ops.LAYER_OPERANDS.get(base, ()):
+        for at in BY_OPERATOR[base].operators[base] if base in BY_OPERATOR else ():
             value = sources[at[1]][1] if at[1] < len(sources) else None
             names = self._parameters_of(value)
             if names:

@@ -10,13 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 from dq_plugins.graph.ops import is_attention
+from dq_plugins.layer_kinds import BY_OPERATOR, Shape
 
-Shape = Sequence[int]
 _Count = Callable[[Sequence[Shape], Shape], int]
-
-
-def _linear(operands: Sequence[Shape], output: Shape) -> int:
-    return prod(output) * operands[1][-1]  # x [..., in], weight [out, in]
 
 
 def _matmul(operands: Sequence[Shape], output: Shape) -> int:
@@ -27,21 +23,12 @@ def _added_matmul(operands: Sequence[Shape], output: Shape) -> int:
     return prod(output) * operands[1][-1]  # bias + [..., n, k] @ [..., k, m]
 
 
-def _convolution(operands: Sequence[Shape], output: Shape) -> int:
-    return prod(output) * prod(operands[1][1:])  # weight [out, in / groups, *kernel]
-
-
-def _transposed_convolution(operands: Sequence[Shape], output: Shape) -> int:
-    return prod(operands[0]) * prod(operands[1][1:])  # weight [in, out / groups, *kernel]
-
-
 def _attention(operands: Sequence[Shape], output: Shape) -> int:
     query, key, value = operands[:3]  # [..., L, E], [..., S, E], [..., S, Ev]
     return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
-_COUNTS: Mapping[str, _Count] = {
-    "linear": _linear,
+_PRODUCTS: Mapping[str, _Count] = {
     "mm": _matmul,
     "mv": _matmul,
     "bmm": _matmul,
@@ -50,12 +37,6 @@ _COUNTS: Mapping[str, _Count] = {
     "addmm": _added_matmul,
     "addmv": _added_matmul,
     "baddbmm": _added_matmul,
-    "conv1d": _convolution,
-    "conv2d": _convolution,
-    "conv3d": _convolution,
-    "conv_transpose1d": _transposed_convolution,
-    "conv_transpose2d": _transposed_convolution,
-    "conv_transpose3d": _transposed_convolution,
 }
 
 
@@ -79,8 +60,9 @@ def count_macs(op: str, operands: Sequence[Shape], output: Shape, equation: str 
         return _attention(operands, output)
     if op == "einsum":
         return _einsum(equation, operands)
-    count = _COUNTS.get(op)
-    return 0 if count is None else count(operands, output)
+    if op in _PRODUCTS:
+        return _PRODUCTS[op](operands, output)
+    return BY_OPERATOR[op].macs(operands[0], operands[1], output) if op in BY_OPERATOR else 0
 
 
 def _einsum(equation: str, operands: Sequence[Shape]) -> int:

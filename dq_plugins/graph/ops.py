@@ -1,4 +1,4 @@
-"""What ATen ops mean to the dependency graph: which are layers, which only look at shapes, which write in place."""
+"""What ATen ops mean to the dependency graph: which only look at shapes, which write in place."""
 
 from __future__ import annotations
 
@@ -9,28 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-_FIRST_THEN_WEIGHT = ((0, 1),)
-_EITHER = ((0, 1), (1, 0))
-_EITHER_AFTER_BIAS = ((1, 2), (2, 1))
-
-LAYER_OPERANDS: dict[str, tuple[tuple[int, int], ...]] = {
-    "linear": _FIRST_THEN_WEIGHT,
-    "conv1d": _FIRST_THEN_WEIGHT,
-    "conv2d": _FIRST_THEN_WEIGHT,
-    "conv3d": _FIRST_THEN_WEIGHT,
-    "conv_transpose1d": _FIRST_THEN_WEIGHT,
-    "conv_transpose2d": _FIRST_THEN_WEIGHT,
-    "conv_transpose3d": _FIRST_THEN_WEIGHT,
-    "matmul": _EITHER,
-    "mm": _EITHER,
-    "bmm": _EITHER,
-    "einsum": _EITHER,
-    "addmm": _EITHER_AFTER_BIAS,
-    "baddbmm": _EITHER_AFTER_BIAS,
-    "embedding": ((1, 0),),
-    "embedding_bag": ((1, 0),),
-}
-"""Ops that make a layer where one operand comes from parameters alone: positions of (input, weight), first match."""
+from dq_plugins.layer_kinds import BY_OPERATOR
 
 _PRODUCTS = frozenset({"matmul", "mm", "mv", "addmm", "bmm", "baddbmm", "einsum", "dot"})
 
@@ -173,7 +152,7 @@ def storage_key(value: Any) -> int | None:
         return None
 
 
-def kind_of(name: str, is_layer: bool) -> str:
+def node_kind(name: str, is_layer: bool) -> str:
     """Kind of a node for readers: a layer kind, ``"matmul"``, ``"attention"``, ``"view"`` or ``"op"``.
 
     Args:
@@ -181,10 +160,10 @@ def kind_of(name: str, is_layer: bool) -> str:
         is_layer: its weight operand comes from parameters.
     """
     if is_layer:
-        return "linear" if name in _PRODUCTS else "embedding" if name == "embedding_bag" else name
+        return BY_OPERATOR[name].name
     if is_attention(name):
         return "attention"
-    if name in _PRODUCTS or name in LAYER_OPERANDS:
+    if name in _PRODUCTS or name in BY_OPERATOR:
         return "matmul"
     return "view" if name in VIEWS else "op"
 

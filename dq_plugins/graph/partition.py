@@ -11,6 +11,7 @@ from torch import nn
 
 from dq_plugins.graph.arguments import find_timestep_argument, number_to_tensor
 from dq_plugins.graph.blocks import find_blocks
+from dq_plugins.graph.channels import channel_axes
 from dq_plugins.graph.flow import Flow
 from dq_plugins.graph.frontier import FrontierTensor, find_frontier
 from dq_plugins.graph.owners import Owners
@@ -31,7 +32,7 @@ class LayerInfo:
 
     Attributes:
         name: fully qualified name.
-        kind: ``linear``, ``conv1d``, ``conv2d``, ``conv3d``, ``conv_transpose1d`` to ``3d``, or ``embedding``.
+        kind: a name of `dq_plugins.layer_kinds.LAYER_KINDS`.
         type_name: class name of the module.
         params: elements of the module's own parameters, bias included.
         weight_shape: shape of the weight as stored.
@@ -74,6 +75,7 @@ class Partition:
         sample_argument: name of the argument through which the noisy sample enters.
         layers: every layer that ran, in execution order.
         frontier: the tensors through which the timestep reaches the rest.
+        channel_axes: axis of the channels in the output of every layer and of every block, from the end.
         modules: signature of every module that ran, containers included.
         parameters: every parameter that is used, those of layers and all others.
         total_params: elements of all parameters of the denoiser, unused ones included.
@@ -84,6 +86,7 @@ class Partition:
     sample_argument: str
     layers: Mapping[str, LayerInfo]
     frontier: tuple[FrontierTensor, ...]
+    channel_axes: Mapping[str, int]
     modules: Mapping[str, Signature]
     parameters: Mapping[str, ParameterInfo]
     total_params: int
@@ -165,11 +168,13 @@ def partition(
     entry = find_sample_argument(graph, argument, sample)
     flow = Flow(graph, argument, entry)
     owners = Owners(denoiser)
+    layers = _describe_layers(flow, owners, argument, entry)
     return Partition(
         timestep=argument,
         sample_argument=entry,
-        layers=_describe_layers(flow, owners, argument, entry),
+        layers=layers,
         frontier=find_frontier(flow),
+        channel_axes=channel_axes(flow, {name: layer.block for name, layer in layers.items()}),
         modules=module_signatures(graph, argument, entry),
         parameters={
             name: ParameterInfo(signature, owners.numel(name), owners.nbytes(name))

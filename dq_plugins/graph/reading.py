@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from dq_plugins.errors import TraceError
 from dq_plugins.graph import ops
 from dq_plugins.graph.export import PREFIX
+from dq_plugins.layer_kinds import BY_OPERATOR
 
 _LARGEST_SIZE = 2**48  # beyond it a bound is none: it is the largest integer that torch can express
 
@@ -47,7 +48,7 @@ def inlined_region(node: fx.Node, owner: nn.Module) -> fx.GraphModule | None:
         return regions[0]
     for region in regions:
         for inner in region.graph.nodes:
-            if inner.op == "call_function" and ops.base_name(inner.target) in ops.LAYER_OPERANDS:
+            if inner.op == "call_function" and ops.base_name(inner.target) in BY_OPERATOR:
                 raise TraceError(
                     f"module {module_of(node)[0] or 'the denoiser itself'!r} runs layers inside of "
                     f"{ops.base_name(node.target)!r}, where whether and how often they run is decided by tensor "

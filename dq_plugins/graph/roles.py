@@ -10,6 +10,7 @@ from typing import Literal
 from dq_plugins.graph.attention import find_attentions
 from dq_plugins.graph.blocks import residual_additions
 from dq_plugins.graph.flow import Flow
+from dq_plugins.layer_kinds import LAYER_KINDS
 
 Role = Literal[
     "first",
@@ -89,12 +90,13 @@ def _entries_of_time(flow: Flow) -> Iterator[tuple[str, Role]]:
 def _resampling(flow: Flow) -> Iterator[tuple[str, Role]]:
     for node in flow.layer_nodes():
         data = flow.graph.nodes[node]
-        if not data["kind"].startswith("conv") or flow.signature[node] != "sample" or flow.depth[node] == 1:
+        kind = LAYER_KINDS[data["kind"]]
+        if not kind.spatial or flow.signature[node] != "sample" or flow.depth[node] == 1:
             continue
         stride = data["options"].get("stride", 1)
         strided = prod(stride) > 1 if isinstance(stride, list) else stride > 1
         if strided:
-            yield flow.layer(node), "upsample" if "transpose" in data["kind"] else "downsample"
+            yield flow.layer(node), "downsample" if kind.output_axis == 0 else "upsample"
         elif any(word in flow.op(_through_views(flow, node)) for word in _UPSAMPLING):
             yield flow.layer(node), "upsample"
 

@@ -18,10 +18,12 @@ class Unit:
     Attributes:
         module: fully qualified name of the module whose output is matched.
         layers: layers inside whose rounding is learned, in execution order.
+        channel_axis: axis of the channels in that output, from the end.
     """
 
     module: str
     layers: tuple[str, ...]
+    channel_axis: int
 
 
 def find_units(partition: Partition, layers: Collection[str]) -> list[Unit]:
@@ -35,4 +37,4 @@ def find_units(partition: Partition, layers: Collection[str]) -> list[Unit]:
     for name, info in partition.layers.items():
         if name in layers:
             grouped.setdefault(info.block or name, []).append(name)
-    return [Unit(module, tuple(names)) for module, names in grouped.items()]
+    return [Unit(module, tuple(names), partition.channel_axes[module]) for module, names in grouped.items()]

@@ -138,8 +138,7 @@ class BlockReconstruction(Pass):
             args, kwargs, target = cache.get(order[iteration])
             replaced = {_inside(unit.module, f"{n}.weight"): w for n, w in weights.items()}
             output = first_tensor(torch.func.functional_call(block, replaced, args, kwargs))
-            channels = -1 if output.dim() == 3 else 1  # tokens [N, L, C] or maps [N, C, ...]
-            return (output - target).square().sum(channels).mean()
+            return (output - target).square().sum(unit.channel_axis).mean()
 
         chosen = self.options
         options = RoundingOptions(chosen.iterations, chosen.learning_rate, chosen.weight, chosen.relative)

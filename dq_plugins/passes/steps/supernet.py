@@ -245,8 +245,7 @@ class _Learner:
         replaced = {f"{n}.weight"[len(self.unit.module) + 1 :]: w for n, w in weights.items()}
         with self._quantized_inputs(widths, self.timesteps[index]):
             output = first_tensor(torch.func.functional_call(self.block, replaced, args, kwargs))
-        channels = -1 if output.dim() == 3 else 1  # tokens [N, L, C] or maps [N, C, ...]
-        return (output - target).square().sum(channels).mean()
+        return (output - target).square().sum(self.unit.channel_axis).mean()
 
     @contextmanager
     def _quantized_inputs(self, widths: Mapping[str, Width], timestep: Tensor) -> Iterator[None]:

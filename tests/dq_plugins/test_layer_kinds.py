@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dq_plugins.layer_kinds import BY_OPERATOR, LAYER_KINDS, exact_kind, kind_of
+
+LAYERS = {
+    "linear": (nn.Linear(4, 6), (2, 5, 4)),
+    "conv1d": (nn.Conv1d(4, 6, 3), (2, 4, 9)),
+    "conv2d": (nn.Conv2d(4, 6, 3, groups=2), (2, 4, 9, 7)),
+    "conv3d": (nn.Conv3d(4, 6, 3), (2, 4, 3, 5, 4)),
+    "conv_transpose1d": (nn.ConvTranspose1d(4, 6, 3), (2, 4, 9)),
+    "conv_transpose2d": (nn.ConvTranspose2d(4, 6, 3), (2, 4, 9, 7)),
+    "conv_transpose3d": (nn.ConvTranspose3d(4, 6, 3), (2, 4, 3, 5, 4)),
+}
+
+
+def test_every_kind_is_known_by_its_name_its_module_and_its_operator():
+    assert {*LAYERS, "embedding"} == set(LAYER_KINDS)
+    for name, (layer, _) in LAYERS.items():
+        assert kind_of(layer) is exact_kind(layer) is BY_OPERATOR[name] is LAYER_KINDS[name]
+    assert kind_of(nn.Embedding(3, 4)) is BY_OPERATOR["embedding_bag"] is LAYER_KINDS["embedding"]
+    assert BY_OPERATOR["addmm"].name == "linear"
+    assert kind_of(nn.LayerNorm(4)) is None
+
+
+def test_a_subclass_is_of_the_kind_but_may_compute_something_else():
+    class Scaled(nn.Conv1d):
+        pass
+
+    layer = Scaled(4, 6, 3)
+    assert kind_of(layer) is LAYER_KINDS["conv1d"]
+    assert exact_kind(layer) is None
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_axes_are_those_that_pytorch_uses(name):
+    layer, shape = LAYERS[name]
+    kind, x = LAYER_KINDS[name], torch.randn(shape)
+    y = layer(x)
+    groups = getattr(layer, "groups", 1)
+    weight = layer.weight.shape
+    transposed = kind.output_axis == 1
+    assert weight[kind.output_axis] * (groups if transposed else 1) == y.shape[kind.channel_axis] == 6
+    assert weight[kind.input_axis] * (1 if transposed else groups) == x.shape[kind.channel_axis] == 4
+    assert kind.kernel(weight) == (3,) * kind.spatial
+    assert kind.positions(y.shape) == y[0].numel() // 6
+    unbatched = layer(x[0])
+    assert unbatched.shape[kind.channel_axis] == 6
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_parameter_per_output_broadcasts_over_the_channels(name):
+    layer, shape = LAYERS[name]
+    kind, bias = LAYER_KINDS[name], torch.randn(6)
+    with torch.no_grad():
+        layer.bias.zero_()
+        bare = layer(torch.ones(shape))
+        layer.bias.copy_(bias)
+        assert torch.allclose(bare + kind.per_output(bias), layer(torch.ones(shape)), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_rows_of_the_weight_belong_to_one_output_exactly_where_the_table_says_so(name):
+    """Scaling row 0 scales output 0 and nothing else, or it does not."""
+    layer, shape = LAYERS[name]
+    kind, x = LAYER_KINDS[name], torch.randn(shape)
+    with torch.no_grad():
+        layer.bias.zero_()
+        before = layer(x).movedim(kind.channel_axis, 0)
+        layer.weight[0] *= 2
+        after = layer(x).movedim(kind.channel_axis, 0)
+        layer.weight[0] /= 2
+    belongs = torch.allclose(after[0], 2 * before[0], atol=1e-5) and torch.allclose(after[1:], before[1:], atol=1e-5)
+    assert kind.scale_per_row == belongs
+
+
+def test_products_are_counted_by_hand():
+    assert LAYER_KINDS["linear"].macs((2, 7, 5), (3, 5), (2, 7, 3)) == 2 * 7 * 3 * 5
+    assert LAYER_KINDS["conv2d"].macs((1, 8, 5, 5), (8, 1, 3, 3), (1, 8, 5, 5)) == 8 * 25 * 9
+    assert LAYER_KINDS["conv_transpose1d"].macs((1, 4, 3), (4, 5, 2), (1, 5, 6)) == 4 * 3 * 5 * 2
+    assert LAYER_KINDS["embedding"].macs((10, 4), (3,), (3, 4)) == 0
