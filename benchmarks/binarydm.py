@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dq_plugins.metrics.distribution import frechet_distance
-from dq_plugins.passes.binarization import operations, total_size, train_quantized, weight_sizes
+from dq_plugins.passes.binarization import operations, train_quantized, weight_size
 
 
 def run(settings: Settings, variant: Variant, act_bits: int, seed: int, progress: bool = False) -> None:
@@ -96,11 +96,11 @@ def prepare(settings: Settings, act_bits: list[int]) -> None:
     for bits in act_bits:
         part, choices = choices_for(teacher, images.pixels, bits)
         vanilla = train_quantized(copy.deepcopy(teacher), choices.with_vanilla_binarizer().layers)
-        binary = total_size(weight_sizes(vanilla, binary_only=True))
+        binary = weight_size(vanilla, binary_only=True)
         record[f"A{bits}"] = {
             "binary_part_ratio": binary.ratio,
             "binary_part_bytes": binary.stored,
-            "all_layers_ratio": total_size(weight_sizes(vanilla)).ratio,
+            "all_layers_ratio": weight_size(vanilla).ratio,
             "operations_ratio": operations(part, choices.layers).ratio,
             "evolvable_blocks": choices.evolvable_blocks,
         }

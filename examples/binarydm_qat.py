@@ -6,8 +6,9 @@
 
 Nothing is downloaded: the images to train on are drawn by the full-precision pipeline itself, from the prompts it was
 trained with. The loop is an ordinary one; the lines that BinaryDM adds to it end in "# BinaryDM". At the end the folder
-holds ``integer.safetensors`` (8 weights to a byte), ``report.json``, and ``samples.png``: rows of the full-precision
-model, of the simulated binary one and of the integer one.
+holds ``plan`` (what was learned, for any backend), ``integer`` (the U-Net in torchao's integer layers, 8 weights to a
+byte), ``report.json``, and ``samples.png``: rows of the full-precision model, of the simulated binary one and of the
+integer one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import math
 import sys
 from pathlib import Path
 
+import dq_torchao
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -28,16 +30,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dq_plugins.graph import partition
+import dq_plugins as dq
 from dq_plugins.passes.binarization import (
     BinaryDMCallback,
     binarydm_choices,
     load_checkpoint,
     save_checkpoint,
-    to_integer,
-    total_size,
+    to_plan,
     train_quantized,
-    weight_sizes,
+    weight_size,
 )
 
 HERE = Path(__file__).parent
@@ -161,7 +162,7 @@ def train(arguments: argparse.Namespace) -> None:
     teacher = pipeline.unet
     with accelerator.main_process_first():
         images, states = training_images(pipeline, arguments)
-    part = partition(copy.deepcopy(teacher).cpu(), example_inputs(teacher, states))
+    part = dq.partition(copy.deepcopy(teacher).cpu(), example_inputs(teacher, states))
     choices = binarydm_choices(part, arguments.act_bits)
 
     torch.manual_seed(arguments.seed)
@@ -214,28 +215,42 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 def finish(arguments: argparse.Namespace, pipeline, student: nn.Module) -> None:
-    """Samples, integer weights, and what they save."""
-    known = prompts_of(arguments.pipeline)
+    """Samples, the plan, integer weights, and what they save."""
+    out, steps, known = arguments.out, arguments.sample_steps, prompts_of(arguments.pipeline)
     prompts = known[:: max(1, len(known) // 8)][:8]
-    original = draw(pipeline, prompts, arguments.sample_steps, seed=2)
+    original = draw(pipeline, prompts, steps, seed=2)
+
+    def sample(unet: nn.Module) -> None:
+        draw(pipeline, prompts[:2], steps, seed=3)
+
+    calibration = dq.record(pipeline.unet, sample, out / "calibration", overwrite=True, progress=False)
+    plan = dq.make_plan(
+        pipeline.unet, calibration, recipe="binarydm", act_bits=arguments.act_bits, progress=False
+    )  # every layer, and the timesteps
     pipeline.unet = student
-    simulated = draw(pipeline, prompts, arguments.sample_steps, seed=2)
-    pipeline.unet = to_integer(student)
-    integer = draw(pipeline, prompts, arguments.sample_steps, seed=2)
+    simulated = draw(pipeline, prompts, steps, seed=2)
+    binary, everything = weight_size(student, binary_only=True), weight_size(student)
+    plan = to_plan(student, plan)  # what was learned goes into the plan; the student is an ordinary U-Net again
+    plan.save(out / "plan")
+    pipeline.unet = dq.apply(student, plan, backend="torchao")
+    integer = draw(pipeline, prompts, steps, seed=2)
+    dq_torchao.save(pipeline.unet, out / "integer")
     strips = [torch.cat(list(images.cpu()), dim=2) for images in (original, simulated, integer)]
     grid = ((torch.cat(strips, dim=1) / 2 + 0.5).clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
-    Image.fromarray(np.repeat(np.repeat(grid, 3, 0), 3, 1)).save(arguments.out / "samples.png")
-    save_file({k: v.contiguous() for k, v in student.state_dict().items()}, arguments.out / "integer.safetensors")
+    Image.fromarray(np.repeat(np.repeat(grid, 3, 0), 3, 1)).save(out / "samples.png")
+    execution = dq_torchao.execution_report(pipeline.unet)
     report = {
         "act_bits": arguments.act_bits,
         "steps": arguments.steps,
-        "binary_weights_smaller": total_size(weight_sizes(student, binary_only=True)).ratio,
-        "all_quantized_weights_smaller": total_size(weight_sizes(student)).ratio,
-        "file_bytes": (arguments.out / "integer.safetensors").stat().st_size,
+        "binary_weights_smaller": binary.ratio,
+        "all_quantized_weights_smaller": everything.ratio,
+        "layers_in_integers": sum(layer.state == "integer" for layer in execution.values()),
+        "layers": len(execution),
+        "file_bytes": (out / "integer" / "model.safetensors").stat().st_size,
         "psnr_simulated_to_full_precision": psnr(simulated, original),
         "psnr_integer_to_simulated": psnr(integer, simulated),
     }
-    (arguments.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
 
 

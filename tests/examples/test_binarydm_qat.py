@@ -24,7 +24,7 @@ def script(monkeypatch):
 
 
 def integer_weights(folder):
-    with safe_open(folder / "integer.safetensors", "pt") as file:
+    with safe_open(folder / "integer" / "model.safetensors", "pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
 
 
@@ -48,4 +48,5 @@ def test_an_interrupted_and_resumed_run_ends_like_a_whole_one(script, tmp_path, 
     report = json.loads((whole / "report.json").read_text())
     assert report["psnr_integer_to_simulated"] > 60
     assert report["binary_weights_smaller"] > 15
+    assert report["layers_in_integers"] > 0
     assert (whole / "samples.png").stat().st_size > 0

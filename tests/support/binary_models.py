@@ -6,6 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import dq_plugins.graph as graph
+from dq_plugins.hashing import weights_hash
+from dq_plugins.passes.binarization import binarydm_choices, evolve, train_quantized
+from dq_plugins.plan import LayerPlan, QuantPlan
+from dq_plugins.timesteps import Schedule
+
 
 class Block(nn.Module):
     def __init__(self, channels: int, embedding: int) -> None:
@@ -57,3 +63,25 @@ def tiny_inputs(batch: int = 4, seed: int = 0) -> dict[str, Tensor]:
         "sample": torch.randn(batch, 3, 8, 8, generator=generator),
         "timestep": torch.randint(0, 1000, (batch,), generator=generator),
     }
+
+
+def empty_plan(model: nn.Module) -> QuantPlan:
+    """A plan that lists the layers and decides nothing."""
+    part = graph.partition(model, tiny_inputs())
+    layers = {n: LayerPlan(i.kind, frozenset(i.roles)) for n, i in part.layers.items()}
+    return QuantPlan("TinyDenoiser", weights_hash(model), "timestep", Schedule((900.0, 500.0, 100.0)), layers=layers)
+
+
+def trained(act_bits: int | None = 8, channels: int = 8) -> nn.Module:
+    """As training might leave it: some scales negative, some weights at zero."""
+    model = tiny_denoiser(channels=channels)
+    choices = binarydm_choices(graph.partition(model, tiny_inputs()), act_bits)
+    train_quantized(model, choices.layers)
+    model(**tiny_inputs())
+    evolve(model)
+    with torch.no_grad():
+        layer = model.get_submodule("middle.conv1")
+        layer.weight_quantizer.scale[:3] *= -1
+        layer.weight[0, 0, 0, 0] = 0.0
+        layer.weight[5, 0, 0, 0] = 0.0
+    return model

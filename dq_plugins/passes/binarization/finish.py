@@ -1,4 +1,4 @@
-"""From a trained model to integers: plan entries, and layers with packed weights."""
+"""From a trained model to a plan, which any adapter runs."""
 
 from __future__ import annotations
 
@@ -7,21 +7,13 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from dq_plugins.affine import integer_range, quantize
 from dq_plugins.errors import DQError
 from dq_plugins.hashing import weights_hash
-from dq_plugins.passes.binarization.integer_layers import (
-    IntegerConv,
-    IntegerLayer,
-    IntegerLinear,
-    IntegerWeight,
-    Kernel,
-)
 from dq_plugins.plan import ActivationQuant, QuantPlan, WeightQuant
 from dq_plugins.quantized.binarizers import BinaryBasis, EvolvableBasis, per_channel
 from dq_plugins.quantized.learned_step import LearnedStepActivation
 from dq_plugins.quantized.signs import sign
-from dq_plugins.quantized.trained_layers import QuantizedTraining, TrainedLinear, make_plain, trained_layers
+from dq_plugins.quantized.trained_layers import QuantizedTraining, make_plain, trained_layers
 from dq_plugins.timesteps import TimestepGroups
 
 GROUPS = "static"
@@ -49,36 +41,11 @@ def binary_parameters(weight: Tensor, quantizer: BinaryBasis | EvolvableBasis) -
     return signs.to(torch.int8), scale.abs().clamp_min(TINY)
 
 
-def stored_weight(layer: QuantizedTraining) -> IntegerWeight:
-    """The weight of a trained layer as integers."""
-    quantizer, weight = layer.weight_quantizer, layer.weight.detach()
-    if isinstance(quantizer, BinaryBasis | EvolvableBasis):
-        return IntegerWeight(*binary_parameters(weight, quantizer), binary=True)
-    scale = quantizer.scale()
-    codes = quantize(weight.float(), per_channel(scale, weight), 0, *integer_range(quantizer.bits))
-    return IntegerWeight(codes.to(torch.int8), scale, binary=False)
-
-
 def started_scale(quantizer: LearnedStepActivation) -> Tensor:
     """Scale of an activation quantizer; an error if no batch has set it."""
     if not bool(quantizer.started):
         raise DQError("its activation step was never set: run the model once first")
     return quantizer.scale()
-
-
-def integer_layer(layer: QuantizedTraining, kernel: Kernel = "auto") -> IntegerLayer:
-    """The integer layer that computes what a trained layer simulates.
-
-    Args:
-        layer: after the transition, and after a forward has set its activation step.
-        kernel: see `IntegerLayer`.
-    """
-    quantizer = layer.input_quantizer
-    scale, bits = None, 8
-    if isinstance(quantizer, LearnedStepActivation):
-        scale, bits = started_scale(quantizer), quantizer.bits
-    parts = (stored_weight(layer), layer.bias, scale, bits, kernel)
-    return IntegerLinear(*parts) if isinstance(layer, TrainedLinear) else IntegerConv(layer, *parts)  # type: ignore[arg-type]
 
 
 def _checked(model: nn.Module) -> dict[str, QuantizedTraining]:
@@ -88,39 +55,13 @@ def _checked(model: nn.Module) -> dict[str, QuantizedTraining]:
     return layers
 
 
-def to_integer(model: nn.Module, kernel: Kernel = "auto") -> nn.Module:
-    """Replace every trained layer by its integer layer, in place.
-
-    The result is for inference: its ``state_dict`` holds packed weights and nothing of the latent ones.
-
-    Args:
-        model: trained, after the transition.
-        kernel: see `IntegerLayer`.
-
-    Returns:
-        The same model, in evaluation mode.
-
-    Raises:
-        DQError: a layer still has two bases, or the model has no trained layers; nothing has been changed then.
-    """
-    converted = {}
-    for name, layer in _checked(model).items():
-        try:
-            converted[name] = integer_layer(layer, kernel)
-        except DQError as error:
-            raise DQError(f"layer {name!r} cannot become integer: {error}") from error
-    for name, layer in converted.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
-    return model.eval()
-
-
 def planned_weight(layer: QuantizedTraining) -> WeightQuant:
     """The weight quantizer of a trained layer as a plan holds it (for signs already turned by `_turn_signs`)."""
-    stored = stored_weight(layer)
-    if stored.binary:
-        return WeightQuant(1, stored.scale.cpu(), scheme="binary")
-    return WeightQuant(layer.weight_quantizer.bits, stored.scale.cpu())
+    quantizer = layer.weight_quantizer
+    if isinstance(quantizer, BinaryBasis | EvolvableBasis):
+        _, scale = binary_parameters(layer.weight, quantizer)
+        return WeightQuant(1, scale.cpu(), scheme="binary")
+    return WeightQuant(quantizer.bits, quantizer.scale().detach().float().cpu())
 
 
 def planned_activation(layer: QuantizedTraining) -> ActivationQuant | None:

@@ -1,4 +1,4 @@
-"""What one bit a weight saves: bytes and operations, in theory and as stored.
+"""What one bit a weight saves: bytes and operations.
 
 Sources: BinaryDM, section 4.3: ``OPs = BOPs / 64 + FLOPs`` with ``BOPs = MACs b_a b_w`` of the quantized layers (one
 64-bit instruction does 64 one-bit products) and ``FLOPs`` the multiply-accumulates that stay in floating point.
@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 
 from torch import nn
 
 from dq_plugins.graph import Partition
-from dq_plugins.passes.binarization.finish import stored_weight
-from dq_plugins.passes.binarization.integer_layers import IntegerLayer
-from dq_plugins.quantized.trained_layers import LayerChoice, QuantizedTraining
+from dq_plugins.quantized.binarizers import BinaryBasis, EvolvableBasis
+from dq_plugins.quantized.packing import packed_bytes
+from dq_plugins.quantized.trained_layers import LayerChoice, trained_layers
 
-SCALE_BYTES = 4
+FLOAT_BYTES = 4
 WORD_BITS = 64
 
 
@@ -27,12 +26,10 @@ class Size:
 
     Attributes:
         original: the same weights in float32.
-        theoretical: bits of the codes / 8, and one float32 scale per output channel.
-        stored: bytes the tensors take, in memory and on disk.
+        stored: codes packed without gaps, and one float32 scale per output channel, in memory and on disk.
     """
 
     original: int
-    theoretical: float
     stored: int
 
     @property
@@ -41,34 +38,21 @@ class Size:
         return self.original / self.stored if self.stored else 1.0
 
 
-def weight_sizes(model: nn.Module, *, binary_only: bool = False) -> dict[str, Size]:
-    """Size of the weight of every trained (after the transition) or integer layer, by name.
+def weight_size(model: nn.Module, *, binary_only: bool = False) -> Size:
+    """Size of the weights of all layers that train quantized, once they are packed.
 
     Args:
-        model: after `train_quantized` or `to_integer`.
+        model: after `train_quantized`.
         binary_only: leave out the 8-bit layers.
     """
-    sizes = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, IntegerLayer | QuantizedTraining):
+    original, stored = 0, 0
+    for layer in trained_layers(model).values():
+        bits = 1 if isinstance(layer.weight_quantizer, BinaryBasis | EvolvableBasis) else layer.weight_quantizer.bits
+        if bits > 1 and binary_only:
             continue
-        weight = module.weight if isinstance(module, IntegerLayer) else stored_weight(module)
-        if binary_only and not weight.binary:
-            continue
-        elements, outputs = prod(weight.shape), weight.shape[0]
-        bits = 1 if weight.binary else 8
-        stored = sum(t.numel() * t.element_size() for t in (weight.data, weight.scale))
-        sizes[name] = Size(4 * elements, elements * bits / 8 + SCALE_BYTES * outputs, stored)
-    return sizes
-
-
-def total_size(sizes: Mapping[str, Size]) -> Size:
-    """Sum over layers."""
-    return Size(
-        sum(s.original for s in sizes.values()),
-        sum(s.theoretical for s in sizes.values()),
-        sum(s.stored for s in sizes.values()),
-    )
+        original += FLOAT_BYTES * layer.weight.numel()
+        stored += packed_bytes(layer.weight.shape, bits) + FLOAT_BYTES * layer.weight.shape[0]
+    return Size(original, stored)
 
 
 @dataclass(frozen=True)
