@@ -22,9 +22,9 @@ from torch import nn
 import dq_plugins as dq
 from dq_plugins.bundled import bundled
 from dq_plugins.calibration import CalibrationSet
-from dq_plugins.observers import collect, optimal_groups
-from dq_plugins.observers.statistics import Statistics
+from dq_plugins.observers import optimal_groups
 from dq_plugins.passes.ranges.search.active import ActiveCalibration, ActiveSettings
+from dq_plugins.quantized.statistics import Statistics, collect
 
 BUDGETS = (1.0, 2.0, 3.0, 3.6, 4.0, 6.0)  # images for each timestep, on average
 

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
 from dq_plugins.calibration import CalibrationSet, record
-from dq_plugins.observers import collect, optimal_groups, uniform_groups
+from dq_plugins.observers import ErrorTable, optimal_groups, uniform_groups
 from dq_plugins.observers.grouping import best_candidates
-from dq_plugins.observers.statistics import ErrorTable, Statistics
 from dq_plugins.observers.streaming import stream_inputs
+from dq_plugins.quantized.statistics import Statistics, collect
 from dq_plugins.timesteps import TimestepGroups
 
 Quantizers = dict[str, tuple[TimestepGroups, Tensor, Tensor]]  # by layer: groups, scale [G], zero point [G]
@@ -51,18 +51,16 @@ def real_errors(
     q_min, q_max = integer_range(bits)
     layers = list(next(iter(variants.values())))
     total = {name: dict.fromkeys(layers, 0.0) for name in variants}
-    now = 0.0
 
-    def receive(layer: str, x: Tensor) -> None:
+    def receive(layer: str, x: Tensor, timestep: float) -> None:
         for name, chosen in variants.items():
             groups, scale, zero = chosen[layer]
-            g = groups.of(now)
+            g = groups.of(timestep)
             error = fake_quantize(x, scale[g], zero[g], q_min, q_max) - x
             total[name][layer] += float(error.double().square().sum())
 
-    for now in calib.timesteps:
-        for _ in stream_inputs(denoiser, calib, layers, receive, timesteps=[now]):
-            pass
+    for _ in stream_inputs(denoiser, calib, layers, receive):
+        pass
     return total
 
 

@@ -22,9 +22,9 @@ from dq_plugins.commands.pipelines import diffusers_adapter
 from dq_plugins.metrics.latency import Latency, compare_latency
 from dq_plugins.metrics.output_error import output_sqnr
 from dq_plugins.metrics.size import state_bytes
-from dq_plugins.observers.statistics import collect
 from dq_plugins.plan import QuantPlan
 from dq_plugins.progress import on_terminal
+from dq_plugins.quantized.statistics import collect
 from dq_plugins.recipe import make_plan
 from dq_plugins.report.demo_page import DemoResult
 from dq_plugins.report.execution import executions

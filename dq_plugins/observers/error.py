@@ -1,9 +1,11 @@
 """The error a quantizer makes on weighted values, for many candidate ranges at once.
 
-Shapes: ``N`` weighted values, ``C`` candidate ranges.
+Shapes: ``N`` weighted values, ``C`` candidate ranges, ``T`` timesteps.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +13,23 @@ from torch import Tensor
 from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
 
 CHUNK = 1 << 16  # elements of a temporary: the quantizer's temporaries then stay in the cache
+
+
+@dataclass(frozen=True)
+class ErrorTable:
+    """Errors of candidate ranges of one layer; the error of a group of timesteps is a sum of rows.
+
+    Attributes:
+        low: lower bounds of the candidates ``[C]``.
+        high: upper bounds of the candidates ``[C]``.
+        error: mean error per value at each timestep for each candidate, float64 ``[T, C]``.
+        power: mean square of the layer's inputs over all timesteps; the scale that errors are compared by.
+    """
+
+    low: Tensor
+    high: Tensor
+    error: Tensor
+    power: float
 
 
 def range_errors(

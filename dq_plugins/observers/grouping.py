@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from dq_plugins.errors import DQError
-from dq_plugins.observers.statistics import ErrorTable
+from dq_plugins.observers.error import ErrorTable
 from dq_plugins.timesteps import TimestepGroups
 
 TIE = 1e-9  # relative difference below which errors count as equal

@@ -56,8 +56,8 @@ def observe_groups(
     return {layer: (low[rows], high[rows]) for layer, (low, high) in found.items()}
 
 
-def _updater(observers: dict[str, Observer]) -> Callable[[str, Tensor], None]:
-    return lambda layer, x: observers[layer].update(x)
+def _updater(observers: dict[str, Observer]) -> Callable[[str, Tensor, float], None]:
+    return lambda layer, x, _: observers[layer].update(x)
 
 
 def _ranges(found: dict[int, Observer], count: int, everything: Observer) -> tuple[Tensor, Tensor]:

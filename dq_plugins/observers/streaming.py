@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from dq_plugins.errors import CalibrationError, close_matches
 from dq_plugins.graph.arguments import unwrap
 from dq_plugins.hooks import hooked
 
-Receive = Callable[[str, Tensor], None]
+Receive = Callable[[str, Tensor, float], None]
 
 
 def stream_inputs(
@@ -35,7 +36,7 @@ def stream_inputs(
         denoiser: the full-precision denoiser.
         calibration: calls recorded from it.
         layers: fully qualified names.
-        receive: called with a layer's name and its first tensor argument.
+        receive: called with a layer's name, its first tensor argument, and the timestep.
         timesteps: which timesteps, in which order; all, ascending, by default.
         progress: show a progress bar.
 
@@ -74,12 +75,19 @@ def _find(denoiser: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
 def _receiver(receive: Receive, reached: set[str], timestep: float) -> Callable[..., None]:
     def before(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         reached.add(name)
-        try:
-            receive(name, first_argument(name, args, kwargs))
-        except CalibrationError as error:
-            raise CalibrationError(f"input of layer {name!r} at timestep {timestep:g}: {error}") from error
+        with located(name, timestep):
+            receive(name, first_argument(name, args, kwargs), timestep)
 
     return before
+
+
+@contextmanager
+def located(layer: str, timestep: float) -> Iterator[None]:
+    """Errors about a layer's input say which layer and which timestep."""
+    try:
+        yield
+    except CalibrationError as error:
+        raise CalibrationError(f"input of layer {layer!r} at timestep {timestep:g}: {error}") from error
 
 
 def first_argument(layer: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

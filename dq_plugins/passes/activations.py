@@ -7,9 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from dq_plugins.observers.statistics import ErrorTable, Statistics, collect
+from dq_plugins.observers.error import ErrorTable
 from dq_plugins.passes.ranges.weight_ranges import KEPT_BY_ROLE
 from dq_plugins.plan import LayerPlan, QuantPlan
+from dq_plugins.quantized.statistics import Statistics, collect
 from dq_plugins.recipe import PassContext
 
 DEFAULT_GROUPS = "default"

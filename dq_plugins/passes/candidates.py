@@ -127,7 +127,7 @@ def _other_tokens(
     make = make or registry.get("observer", options.observer)
     observers = {(n, b): make(bits=b, symmetric=options.symmetric) for n in layers for b in menu}
 
-    def receive(name: str, x: Tensor) -> None:
+    def receive(name: str, x: Tensor, _: float) -> None:
         others = [i for i in range(x.shape[1]) if i not in set(layers[name])]
         rest = x.index_select(1, torch.tensor(others, device=x.device))
         for bits in menu:

@@ -10,9 +10,9 @@ from torch import nn
 
 import dq_plugins as dq
 from dq_plugins.affine import affine_parameters
-from dq_plugins.observers import collect
 from dq_plugins.plan import ActivationQuant, WeightQuant
 from dq_plugins.quantized.candidates import Candidates
+from dq_plugins.quantized.statistics import collect
 from dq_plugins.quantized.weight_scale import weight_parameters
 
 WIDTHS = (2, 3, 4, 8)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dq_plugins.errors import RecipeError
 from dq_plugins.hashing import hash_json
+from dq_plugins.observers.error import ErrorTable
 from dq_plugins.observers.grouping import optimal_groups, optimal_groups_per_layer
-from dq_plugins.observers.statistics import ErrorTable
 from dq_plugins.passes.activations import DEFAULT_GROUPS, statistics
 from dq_plugins.passes.ranges.search.decide import decided, labels_from_starts, merged
 from dq_plugins.passes.ranges.search.learn import GroupLoss, Learned, learn_groups, mean_loss

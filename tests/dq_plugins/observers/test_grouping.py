@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dq_plugins.errors import DQError
+from dq_plugins.observers.error import ErrorTable
 from dq_plugins.observers.grouping import (
     best_candidates,
     optimal_groups,
     optimal_groups_per_layer,
     uniform_groups,
 )
-from dq_plugins.observers.statistics import ErrorTable
 
 
 def table(error: torch.Tensor, power: float = 1.0) -> ErrorTable:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.calibration import CalibrationSet
-from dq_plugins.observers.histogram import Histogram
 from dq_plugins.observers.streaming import stream_inputs
 from dq_plugins.passes.ranges.search.points import POINTS, PointsLoss, representative
 from dq_plugins.passes.ranges.search.relaxation import Relaxation, entropy, start_logits
 from dq_plugins.passes.ranges.search.selection import expected_gain, next_timestep
 from dq_plugins.passes.ranges.search.start import spread
+from dq_plugins.quantized.statistics import Collector
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class ActiveCalibration:
         self.visits = torch.zeros(steps, dtype=torch.int64)
         self.entropy = torch.full((steps,), groups, dtype=torch.float32).log()
         self._pool = torch.tensor([calibration.count(t) for t in calibration.timesteps])
-        self._histograms = {(name, i): Histogram() for name in self.bits for i in range(steps)}
+        self._collector = Collector()
         self._values = torch.zeros(len(self.bits), steps, POINTS)
         self._weights = torch.zeros_like(self._values)
         self._generator = generator
@@ -124,20 +124,15 @@ class ActiveCalibration:
         return start_logits(shape, None, lead=0.0, noise=0.01, generator=self._generator)
 
     def _observe(self, index: int) -> None:
-        """Run the next call at a timestep and add the layers' inputs to its histograms."""
+        """Run the next call at a timestep and add the layers' inputs to its statistics."""
         t = self.calibration.timesteps[index]
         call = self.calibration.call(t, int(self.visits[index]))
-
-        def receive(name: str, x: Tensor) -> None:
-            values = x.detach().float().flatten()
-            self._histograms[name, index].update(values, *(float(v) for v in values.aminmax()))
-
         chosen = self.calibration.subset([t], calls=[call.index])
-        for _ in stream_inputs(self.denoiser, chosen, list(self.bits), receive):
+        for _ in stream_inputs(self.denoiser, chosen, list(self.bits), self._collector.see):
             pass
+        found = self._collector.at(t)
         for i, name in enumerate(self.bits):
-            points = self._histograms[name, index].points()
-            self._values[i, index], self._weights[i, index] = representative(*points)
+            self._values[i, index], self._weights[i, index] = representative(*found[name].histogram.points())
 
 
 class _Search:

@@ -11,8 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from dq_plugins.observers.error import ErrorTable
 from dq_plugins.observers.grouping import best_candidates, best_partitions, run_costs
-from dq_plugins.observers.statistics import ErrorTable
 from dq_plugins.timesteps import TimestepGroups
 
 TINY = 1e-30

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from dq_plugins.observers.error import ErrorTable
 from dq_plugins.observers.grouping import best_candidates
-from dq_plugins.observers.statistics import ErrorTable
 
 
 def best_ranges(labels: Tensor, tables: Mapping[str, ErrorTable], groups: int) -> tuple[Tensor, Tensor]:

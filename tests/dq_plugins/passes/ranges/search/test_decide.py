@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dq_plugins.observers.statistics import ErrorTable
+from dq_plugins.observers.error import ErrorTable
 from dq_plugins.passes.ranges.search.decide import as_runs, decided, group_error, labels_from_starts, merged
 
 SURE = 0.97

@@ -9,9 +9,11 @@ from torch import nn
 from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
 from dq_plugins.calibration import record
 from dq_plugins.errors import CalibrationError
-from dq_plugins.observers import collect, observe_groups, optimal_groups, statistics
+from dq_plugins.observers import observe_groups, optimal_groups
 from dq_plugins.observers.minmax import MinMaxObserver
 from dq_plugins.observers.streaming import stream_inputs
+from dq_plugins.quantized import statistics
+from dq_plugins.quantized.statistics import Collector, collect
 from dq_plugins.timesteps import TimestepGroups
 
 TIMESTEPS = (900, 700, 500, 300, 100)
@@ -53,7 +55,7 @@ def calib(tmp_path, denoiser):
 
 def inputs_at(denoiser, calib, layer, t):
     seen = []
-    for _ in stream_inputs(denoiser, calib, [layer], lambda _, x: seen.append(x.clone()), timesteps=[t]):
+    for _ in stream_inputs(denoiser, calib, [layer], lambda _, x, t: seen.append(x.clone()), timesteps=[t]):
         pass
     return torch.cat(seen)
 
@@ -207,3 +209,56 @@ def test_samples_with_their_own_timesteps_are_told_apart(denoiser, tmp_path):
     found = collect(denoiser, calib, ["moves"])
     assert found.high("moves").tolist() == [1.0, 9.0]
     assert found.count("moves").tolist() == [192, 384]
+
+
+def test_a_timestep_that_is_visited_again_goes_on_where_it_was(tmp_path):
+    x = torch.randn(3, 40, generator=torch.Generator().manual_seed(0))
+    visits = [(900, 0), (100, 1), (900, 2), (100, 0)]
+    many, once = Collector(), Collector()
+    for t, row in visits:
+        many.see("layer", x[row], t)
+    once.see("layer", x[[0, 2]], 900)
+    once.see("layer", x[[1, 0]], 100)
+    a, b = (c.statistics(["layer"]) for c in (many, once))
+    assert a.timesteps == (100.0, 900.0)
+    assert torch.equal(a.error_table("layer", 4).error, b.error_table("layer", 4).error)
+    assert a.mean_square("layer").tolist() == pytest.approx(b.mean_square("layer").tolist(), rel=1e-12)
+
+
+def test_only_the_running_timesteps_are_in_memory(tmp_path):
+    collector = Collector(tmp_path)
+    for t in (900, 700, 500):
+        collector.see("layer", torch.ones(2), t)
+        assert len(list(tmp_path.iterdir())) == {900: 0, 700: 1, 500: 2}[t]
+
+
+def test_rows_of_samples_with_their_own_timesteps_are_told_apart():
+    collector = Collector()
+    x = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0], [6.0]])  # two rows a sample
+    collector.see("layer", x, torch.tensor([900, 100, 900]))
+    found = collector.statistics(["layer"])
+    assert found.low("layer").tolist() == [3.0, 1.0]
+    assert found.high("layer").tolist() == [4.0, 6.0]
+    assert found.count("layer").tolist() == [2, 4]
+
+
+def test_a_timestep_at_which_a_layer_did_not_run_costs_nothing():
+    collector = Collector()
+    collector.see("a", torch.randn(50, generator=torch.Generator().manual_seed(0)), 900)
+    collector.see("b", torch.ones(4), 100)
+    found = collector.statistics(["a", "b"])
+    table = found.error_table("a", 4)
+    assert found.count("a").tolist() == [0, 50]
+    assert not table.error[0].any()
+    assert table.error[1].all()
+    assert table.power == pytest.approx(float(found.mean_square("a")[1]))
+
+
+def test_files_of_another_source_count_as_absent(tmp_path):
+    first = Collector(tmp_path, source={"calibration": "one"})
+    first.see("layer", torch.ones(4), 900)
+    first.visit(())
+    assert Collector(tmp_path, source={"calibration": "one"}).holds(900.0)
+    other = Collector(tmp_path, source={"calibration": "two"})
+    other.see("layer", torch.zeros(3), 900)
+    assert other.statistics(["layer"]).count("layer").tolist() == [3]

@@ -1,0 +1,304 @@
+"""What is known about the inputs of every layer at every timestep, whoever runs the denoiser.
+
+For each (layer, timestep) the exact count, minimum, maximum and mean square are kept, and a histogram of at most a few
+thousand bins, from which the error of any candidate range at any width follows with the quantizer that executes.
+Histograms exist in memory for the timesteps of the running call only; all others lie on disk, one file a timestep, and
+are read back when their timestep is visited again, as every further prompt of a sampling run does. Memory does not
+grow with steps or prompts.
+
+Shapes: ``T`` timesteps, ``C`` candidate ranges.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from dq_plugins.atomic import write_atomically
+from dq_plugins.calibration import CalibrationSet
+from dq_plugins.errors import CalibrationError
+from dq_plugins.observers.base import Observer
+from dq_plugins.observers.candidates import candidate_ranges
+from dq_plugins.observers.distribution import BINS
+from dq_plugins.observers.error import ErrorTable, range_errors
+from dq_plugins.observers.histogram import Histogram
+from dq_plugins.observers.streaming import stream_inputs
+
+PARTS = ("lattice", "summary", "counts", "sums")
+
+
+class InputStatistics(Observer):
+    """Everything that is kept about one layer's inputs at one timestep."""
+
+    name = "statistics"
+
+    def __init__(self, bins: int = BINS) -> None:
+        super().__init__(symmetric=False)
+        self.histogram = Histogram(bins)
+        self.squares = 0.0
+
+    def observe(self, values: Tensor) -> None:
+        """Add the values to the histogram and to the sum of squares."""
+        self.histogram.update(values, *(float(v) for v in values.aminmax()))
+        self.squares += float(values.double().square().sum())
+
+    def absorb(self, other: InputStatistics) -> None:
+        """Add the other's histogram and sum of squares."""
+        self.histogram.merge(other.histogram)
+        self.squares += other.squares
+
+    def choose_range(self) -> tuple[float, float]:
+        """The smallest and the largest value."""
+        return self.low, self.high
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything, to be written."""
+        h = self.histogram
+        return {
+            "lattice": torch.tensor([h.exponent, h.first, self.count]),
+            "summary": torch.tensor([self.low, self.high, self.squares], dtype=torch.float64),
+            "counts": h.counts.clone(),
+            "sums": h.sums.clone(),
+        }
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], bins: int = BINS) -> InputStatistics:
+        """What `tensors` gave."""
+        found = cls(bins)
+        h = found.histogram
+        h.exponent, h.first, found.count = (int(v) for v in tensors["lattice"])
+        found.low, found.high, found.squares = (float(v) for v in tensors["summary"])
+        h.counts, h.sums = tensors["counts"].clone(), tensors["sums"].clone()
+        return found
+
+
+class Collector:
+    """Statistics that are being collected.
+
+    Args:
+        folder: where finished timesteps are kept; a temporary folder by default, deleted with the last of the
+            collector and its `Statistics`.
+        source: what the values come from; a file of another source counts as absent.
+        bins: resolution of the histograms, see `Histogram`.
+    """
+
+    def __init__(
+        self, folder: str | Path | None = None, *, source: Mapping[str, str] | None = None, bins: int = BINS
+    ) -> None:
+        self._owner = TemporaryDirectory(prefix="dq-statistics-") if folder is None else None
+        self.folder = Path(self._owner.name if self._owner is not None else str(folder))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.source, self.bins = {**(source or {}), "bins": str(bins)}, bins
+        self._open: dict[float, dict[str, InputStatistics]] = {}
+        self._seen: set[float] = set()
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """Timesteps at which anything was seen, ascending."""
+        return tuple(sorted(self._seen))
+
+    def see(self, layer: str, x: Tensor, timestep: Tensor | float) -> None:
+        """See an input of a layer.
+
+        Args:
+            layer: its name.
+            x: ``[N, ...]``.
+            timestep: of the call: a number, ``[]``, ``[1]``, or ``[B]`` where N is a multiple of B: consecutive rows
+                belong to one sample.
+
+        Raises:
+            CalibrationError: a value is NaN or infinite.
+        """
+        t = torch.as_tensor(timestep, dtype=torch.float64).reshape(-1).cpu()
+        values = sorted(set(t.tolist()))
+        self.visit(values)
+        owner = t.repeat_interleave(max(x.shape[0] // len(t), 1)) if len(values) > 1 else t
+        for value in values:
+            part = x if len(values) == 1 else x[(owner == value).to(x.device)]
+            if layer not in self._open[value]:
+                self._open[value][layer] = InputStatistics(self.bins)
+            self._open[value][layer].update(part)
+            self._seen.add(value)
+
+    def visit(self, timesteps: Iterable[float]) -> None:
+        """Have these timesteps in memory, and no others."""
+        wanted = set(timesteps)
+        for timestep in set(self._open) - wanted:
+            layers = self._open.pop(timestep)
+            tensors = {f"{layer}/{part}": x for layer, s in layers.items() for part, x in s.tensors().items()}
+            if tensors:
+                write_atomically(self._file(timestep), safetensors.torch.save(tensors, metadata=self.source))
+        for timestep in wanted - set(self._open):
+            self._open[timestep] = self._read(timestep) if self.holds(timestep) else {}
+
+    def at(self, timestep: float) -> dict[str, InputStatistics]:
+        """What was seen so far at a timestep, by layer."""
+        self.visit([timestep])
+        return self._open[timestep]
+
+    def holds(self, timestep: float) -> bool:
+        """Whether the folder has this timestep, of this source."""
+        try:
+            with safe_open(self._file(timestep), framework="pt") as file:
+                return file.metadata() == self.source
+        except (OSError, SafetensorError):
+            return False  # absent, or not one of ours: written anew
+
+    def statistics(self, layers: Sequence[str], timesteps: Sequence[float] | None = None) -> Statistics:
+        """What was seen of some layers; nothing more is collected.
+
+        Args:
+            layers: names.
+            timesteps: which of them; all that were seen by default.
+        """
+        self.visit(())
+        chosen = self.timesteps if timesteps is None else tuple(timesteps)
+        return Statistics([self._file(t) for t in chosen], layers, chosen, owner=self._owner)
+
+    def _file(self, timestep: float) -> Path:
+        return self.folder / f"timestep-{timestep!r}.safetensors"
+
+    def _read(self, timestep: float) -> dict[str, InputStatistics]:
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in safetensors.torch.load_file(self._file(timestep)).items():
+            layer, _, part = key.rpartition("/")
+            parts.setdefault(layer, {})[part] = tensor
+        return {layer: InputStatistics.of(tensors, self.bins) for layer, tensors in parts.items()}
+
+
+class Statistics:
+    """Statistics of layers' inputs by timestep; made by `collect` or by a `Collector`.
+
+    A layer that did not run at some timestep has count 0 there, and no error.
+
+    Attributes:
+        layers: fully qualified names.
+        timesteps: ascending.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], layers: Sequence[str], timesteps: Sequence[float], owner: object = None
+    ) -> None:
+        """``owner`` is kept alive with the statistics: the temporary folder, if it is one."""
+        self.layers = tuple(layers)
+        self.timesteps = tuple(timesteps)
+        self._owner = owner
+        self._files = [safe_open(file, framework="pt") for file in files]
+        self._keys = [frozenset(file.keys()) for file in self._files]
+
+    def count(self, layer: str) -> Tensor:
+        """Number of values at each timestep, ``[T]``."""
+        return self._summary(layer)[:, 0].long()
+
+    def low(self, layer: str) -> Tensor:
+        """Smallest value at each timestep, exactly: float64 ``[T]``."""
+        return self._summary(layer)[:, 1]
+
+    def high(self, layer: str) -> Tensor:
+        """Largest value at each timestep, exactly: float64 ``[T]``."""
+        return self._summary(layer)[:, 2]
+
+    def mean_square(self, layer: str) -> Tensor:
+        """Mean square at each timestep: float64 ``[T]``."""
+        return self._summary(layer)[:, 3]
+
+    def _summary(self, layer: str) -> Tensor:
+        if layer not in self.layers:
+            raise CalibrationError(f"no statistics were collected for layer {layer!r}")
+        return self._summaries[layer]
+
+    @cached_property
+    def _summaries(self) -> dict[str, Tensor]:
+        """By layer ``[T, 4]``: count, smallest value, largest value, mean square."""
+        return {n: torch.stack([self._row(n, i) for i in range(len(self._files))]) for n in self.layers}
+
+    def _row(self, layer: str, index: int) -> Tensor:
+        if f"{layer}/summary" not in self._keys[index]:
+            return torch.zeros(4, dtype=torch.float64)
+        count = self._files[index].get_tensor(f"{layer}/lattice")[2].double()
+        low, high, squares = self._files[index].get_tensor(f"{layer}/summary")
+        return torch.stack([count, low, high, squares / count])
+
+    def at(self, layer: str, index: int) -> InputStatistics:
+        """Everything about a layer at the timestep with this index."""
+        self._summary(layer)
+        file = self._files[index]
+        if f"{layer}/summary" not in self._keys[index]:
+            return InputStatistics()
+        return InputStatistics.of(
+            {p: file.get_tensor(f"{layer}/{p}") for p in ("lattice", "summary", "counts", "sums")}
+        )
+
+    def points(self, layer: str, index: int) -> tuple[Tensor, Tensor]:
+        """Weighted values at the timestep with this index: float32 ``[N]`` ascending, and float64 ``[N]``."""
+        return self.at(layer, index).histogram.points()
+
+    def errors(
+        self, layer: str, low: Tensor, high: Tensor, bits: int, *, symmetric: bool = True, power: float = 2.0
+    ) -> Tensor:
+        """Mean ``|x - x^|^power`` at each timestep for given ranges ``[C]``: float64 ``[T, C]``."""
+        found = torch.zeros(len(self.timesteps), len(low), dtype=torch.float64)
+        for index in self.count(layer).nonzero().flatten().tolist():
+            points = self.points(layer, index)
+            found[index] = range_errors(*points, low, high, bits, symmetric=symmetric, power=power)
+        return found
+
+    def error_table(self, layer: str, bits: int, *, symmetric: bool = True, power: float = 2.0) -> ErrorTable:
+        """Errors of ranges worth trying; see `dq_plugins.observers.candidates`.
+
+        Args:
+            layer: fully qualified name.
+            bits: width of the quantizer.
+            symmetric: whether its zero point is fixed at 0.
+            power: p of the error norm.
+        """
+        low, high = candidate_ranges(self.low(layer), self.high(layer), symmetric=symmetric)
+        error = self.errors(layer, low, high, bits, symmetric=symmetric, power=power)
+        seen = self.count(layer) > 0
+        return ErrorTable(low, high, error, float(self.mean_square(layer)[seen].mean()))
+
+    def error_tables(
+        self, bits: int | Mapping[str, int], *, symmetric: bool = True, power: float = 2.0
+    ) -> dict[str, ErrorTable]:
+        """`error_table` of every layer; ``bits`` may differ by layer."""
+        width = bits if isinstance(bits, Mapping) else dict.fromkeys(self.layers, bits)
+        return {layer: self.error_table(layer, width[layer], symmetric=symmetric, power=power) for layer in self.layers}
+
+
+def collect(
+    denoiser: nn.Module,
+    calibration: CalibrationSet,
+    layers: Sequence[str],
+    *,
+    folder: str | Path | None = None,
+    bins: int = BINS,
+    progress: bool = False,
+) -> Statistics:
+    """Run the recorded calls once and collect the statistics of the inputs of layers.
+
+    Args:
+        denoiser: the full-precision denoiser.
+        calibration: calls recorded from it.
+        layers: fully qualified names.
+        folder: where to keep the histograms. The same call with the same folder goes on where it was interrupted.
+            A temporary folder, deleted with the result, by default.
+        bins: resolution of the histograms, see `Histogram`.
+        progress: show a progress bar.
+
+    Raises:
+        CalibrationError: a layer does not exist, did not run at some timestep, or its input is not finite.
+    """
+    source = {"calibration": calibration.hash, "layers": json.dumps(list(layers))}
+    collector = Collector(folder, source=source, bins=bins)
+    todo = [t for t in calibration.timesteps if not collector.holds(t)]
+    for _ in stream_inputs(denoiser, calibration, layers, collector.see, timesteps=todo, progress=progress):
+        collector.visit(())  # finished: to disk
+    return collector.statistics(layers, calibration.timesteps)
