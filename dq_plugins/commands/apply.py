@@ -24,8 +24,7 @@ def run(args: argparse.Namespace) -> int:
     from dq_plugins.application import apply
     from dq_plugins.commands.pipelines import load_denoiser
     from dq_plugins.plan import load_plan
-    from dq_plugins.report import Table
-    from dq_plugins.report.execution import executions
+    from dq_plugins.report.execution import executions, layer_table
 
     _, denoiser = load_denoiser(args.model)
     plan = load_plan(args.plan)
@@ -33,6 +32,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({name: asdict(e) for name, e in found.items()}, indent=1))
     else:
-        rows = [[n, e.width, e.state, e.kernel or e.compute, e.bits, e.bytes, e.reason] for n, e in found.items()]
-        print(Table(["layer", "width", "runs", "kernel", "bits stored", "bytes", "why"], rows))
+        print(layer_table(found))
     return 0

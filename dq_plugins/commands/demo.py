@@ -26,8 +26,9 @@ def run(args: argparse.Namespace) -> int:
     import time
 
     from dq_plugins.demo import Demo, DemoSettings
-    from dq_plugins.report.demo_page import demo_page, execution_table, summary_table
-    from dq_plugins.report.plots import pairs_of_images
+    from dq_plugins.plots import pairs_of_images
+    from dq_plugins.report.demo_page import demo_page, summary_table
+    from dq_plugins.report.execution import execution_table
 
     settings = DemoSettings(
         name=args.model,

@@ -46,13 +46,13 @@ def run(args: argparse.Namespace) -> int:
     """Make and save the plan, and print what it decided."""
     from dq_plugins.calibration import CalibrationSet
     from dq_plugins.commands.pipelines import load_denoiser
-    from dq_plugins.commands.summary import plan_table
     from dq_plugins.exclusive import exclusive
+    from dq_plugins.report.plan_page import width_table
 
     with exclusive(args.out):
         _, denoiser = load_denoiser(args.model)
         plan = run_recipe(args, denoiser, CalibrationSet.open(args.calibration), Path(args.out))
-    print(plan_table(plan))
+    print(width_table(plan))
     print(f"\nplan {plan.hash[:12]} written to {args.out}")
     return 0
 

@@ -37,12 +37,12 @@ def _quantize(args: argparse.Namespace, out: Path) -> None:
     from dq_plugins.commands.evaluate import sqnr_table
     from dq_plugins.commands.pipelines import diffusers_adapter, load_denoiser
     from dq_plugins.commands.record import record_pipeline
-    from dq_plugins.commands.summary import plan_table
+    from dq_plugins.report.plan_page import width_table
 
     calibration = record_pipeline(args, out / "calib")
     pipe, denoiser = load_denoiser(args.model)
     plan = run_recipe(args, denoiser, calibration, out / "plan")
-    print(plan_table(plan))
+    print(width_table(plan))
     print()
     quantized = apply(denoiser, plan, args.backend)
     print(sqnr_table({args.backend: quantized}, calibration))

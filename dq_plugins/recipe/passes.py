@@ -12,6 +12,8 @@ from dq_plugins.errors import RecipeError
 from dq_plugins.progress import Progress
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from dq_plugins.plan import QuantPlan
     from dq_plugins.recipe.context import PassContext
 
@@ -59,6 +61,11 @@ class Pass(ABC):
                 f"pass {self.name!r}: option {field!r}: {first['msg']} (got {first['input']!r}); "
                 f"its options are: {known}"
             ) from error
+
+    @classmethod
+    def figure(cls, plan: QuantPlan) -> tuple[Figure, str] | None:
+        """What a report shows of this pass's decisions: a figure drawn from the plan alone, and its caption."""
+        return None
 
     @abstractmethod
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress] | None:

@@ -10,10 +10,10 @@ from typing import Any
 
 from dq_plugins.metrics.latency import Latency
 from dq_plugins.plan import QuantPlan
-from dq_plugins.report.execution import LayerExecution
+from dq_plugins.plots import activation_ranges, lines, pairs_of_images
+from dq_plugins.report.execution import LayerExecution, execution_table, layer_table
 from dq_plugins.report.page import Page
-from dq_plugins.report.plan_page import add_groups, add_layers
-from dq_plugins.report.plots import activation_ranges, lines, pairs_of_images
+from dq_plugins.report.plan_page import add_decisions
 from dq_plugins.report.table import Table
 
 Ranges = Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]]
@@ -72,20 +72,6 @@ def summary_table(result: DemoResult) -> Table:
     return Table(["measured", "value"], rows)
 
 
-def execution_table(executions: Mapping[str, LayerExecution]) -> Table:
-    """Layers by how they run and why."""
-    # what follows a colon is about one layer: the page lists it, layer by layer
-    counts = Counter((e.state, e.width, e.kernel or e.compute, e.reason.partition(":")[0]) for e in executions.values())
-    rows = [[n, *key] for key, n in counts.most_common()]
-    return Table(["layers", "run", "width", "kernel", "why"], rows)
-
-
-def layer_table(executions: Mapping[str, LayerExecution]) -> Table:
-    """Every layer: how it runs, in which dtypes, and what its weight takes without scales."""
-    rows = [[name, e.state, e.width, e.kernel, e.compute, e.bits, e.bytes, e.reason] for name, e in executions.items()]
-    return Table(["layer", "runs", "width", "kernel", "compute", "bits stored", "bytes", "why"], rows)
-
-
 def _mb(size: int) -> str:
     return f"{size / 1e6:.2f} MB"
 
@@ -111,6 +97,5 @@ def demo_page(result: DemoResult) -> Page:
     page.heading("How the layers run")
     page.table(execution_table(result.executions))
     page.table(layer_table(result.executions), folded="every layer")
-    add_groups(page, result.plan)
-    add_layers(page, result.plan)
+    add_decisions(page, result.plan)
     return page

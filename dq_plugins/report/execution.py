@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from dq_plugins.plan import QuantPlan
+from dq_plugins.report.table import Table
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,20 @@ def executions(model: nn.Module, plan: QuantPlan) -> dict[str, LayerExecution]:
             how = ("simulated", layer.width, "", "floating point", "the backend only simulates")
         found[name] = LayerExecution(*how, *_stored(module, told))
     return found
+
+
+def execution_table(executions: Mapping[str, LayerExecution]) -> Table:
+    """Layers by how they run and why."""
+    # what follows a colon is about one layer: the page lists it, layer by layer
+    counts = Counter((e.state, e.width, e.kernel or e.compute, e.reason.partition(":")[0]) for e in executions.values())
+    rows = [[n, *key] for key, n in counts.most_common()]
+    return Table(["layers", "run", "width", "kernel", "why"], rows)
+
+
+def layer_table(executions: Mapping[str, LayerExecution]) -> Table:
+    """Every layer: how it runs, in which dtypes, and what its weight takes without scales."""
+    rows = [[name, e.state, e.width, e.kernel, e.compute, e.bits, e.bytes, e.reason] for name, e in executions.items()]
+    return Table(["layer", "runs", "width", "kernel", "compute", "bits stored", "bytes", "why"], rows)
 
 
 def _stored(module: nn.Module, told: object) -> tuple[int, int]:

@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import base64
-import html
+from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from dq_plugins.atomic import write_atomically
-from dq_plugins.report.table import Table
+from dq_plugins.report.table import Table, cell_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 68rem; padding: 0 1rem; color: #1c2127; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #d8dee4; }
-table { border-collapse: collapse; font-size: .85rem; margin: .8rem 0; }
-th, td { padding: .2rem .7rem; border-bottom: 1px solid #e4e8ec; text-align: left; vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
-img, svg { max-width: 100%; height: auto; } figcaption, .note { color: #57606a; font-size: .85rem; }
-details { margin: .8rem 0; } summary { cursor: pointer; }
-"""
+_templates = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_templates.filters["cell"] = cell_text
 
 
 class Page:
-    """Builds a report section by section.
+    """Builds a report section by section; ``templates/page.html`` says how it looks.
 
     Example:
         >>> page = Page("Quantized emoji U-Net")
@@ -36,57 +37,38 @@ class Page:
 
     def __init__(self, title: str) -> None:
         self.title = title
-        self._parts: list[str] = []
+        self._parts: list[tuple[str, Any, str]] = []
 
     def heading(self, text: str) -> None:
         """Start a section."""
-        self._parts.append(f"<h2>{html.escape(text)}</h2>")
+        self._parts.append(("heading", text, ""))
 
     def text(self, text: str) -> None:
         """Add a paragraph."""
-        self._parts.append(f"<p>{html.escape(text)}</p>")
+        self._parts.append(("text", text, ""))
 
     def note(self, text: str) -> None:
         """Add a paragraph in small print: how a figure was measured, what it does not say."""
-        self._parts.append(f'<p class="note">{html.escape(text)}</p>')
+        self._parts.append(("note", text, ""))
 
-    def table(self, table: Table, *, folded: str | None = None) -> None:
+    def table(self, table: Table, *, folded: str = "") -> None:
         """Add a table; ``folded`` is the summary line of a table that opens on a click."""
-        content = table.html()
-        if folded is not None:
-            content = f"<details><summary>{html.escape(folded)}</summary>{content}</details>"
-        self._parts.append(content)
+        self._parts.append(("table", table, folded))
 
     def figure(self, figure: Figure, caption: str) -> None:
         """Add a matplotlib figure as SVG."""
-        from io import StringIO
+        import matplotlib
 
         buffer = StringIO()
         # a fixed salt and no date: the same data gives the same bytes
-        import matplotlib
-
         with matplotlib.rc_context({"svg.hashsalt": "dq-plugins"}):
             figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
         svg = buffer.getvalue()
-        self._figure(svg[svg.index("<svg") :], caption)
-
-    def image(self, png: bytes, caption: str, *, width: int | None = None) -> None:
-        """Add a PNG image."""
-        data = base64.b64encode(png).decode()
-        size = f' width="{width}"' if width else ""
-        self._figure(f'<img alt="{html.escape(caption)}"{size} src="data:image/png;base64,{data}">', caption)
-
-    def _figure(self, content: str, caption: str) -> None:
-        self._parts.append(f"<figure>{content}<figcaption>{html.escape(caption)}</figcaption></figure>")
+        self._parts.append(("figure", Markup(svg[svg.index("<svg") :]), caption))
 
     def html(self) -> str:
         """The whole page."""
-        title = html.escape(self.title)
-        return (
-            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-            f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
-            f"<body><h1>{title}</h1>{''.join(self._parts)}</body></html>\n"
-        )
+        return _templates.get_template("page.html").render(title=self.title, parts=self._parts)
 
     def save(self, path: str | Path) -> Path:
         """Write the page; an interrupted write leaves no half page."""

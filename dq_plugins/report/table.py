@@ -1,15 +1,15 @@
-"""A table that prints as aligned text and as HTML."""
+"""Rows under headings, printed as aligned text; `Page.table` shows them as HTML."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 Cell = str | int | float | None
 
 
-def _text(cell: Cell) -> str:
+def cell_text(cell: Cell) -> str:
+    """A cell as it is shown: numbers with four digits, ``-`` for None."""
     if cell is None:
         return "-"
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
@@ -30,7 +30,7 @@ class Table:
     rows: list[Sequence[Cell]] = field(default_factory=list)
 
     def __str__(self) -> str:
-        texts = [[_text(cell) for cell in row] for row in self.rows]
+        texts = [[cell_text(cell) for cell in row] for row in self.rows]
         widths = [max(len(h), *(len(row[i]) for row in texts), 0) for i, h in enumerate(self.headings)]
         numeric = [all(isinstance(row[i], int | float | None) for row in self.rows) for i in range(len(widths))]
 
@@ -39,17 +39,3 @@ class Table:
             return "  ".join(padded).rstrip()
 
         return "\n".join([line(list(self.headings)), line(["-" * w for w in widths]), *map(line, texts)])
-
-    def html(self) -> str:
-        """The table as an HTML element."""
-        head = "".join(f"<th>{html.escape(h)}</th>" for h in self.headings)
-        body = "".join(
-            "<tr>"
-            + "".join(
-                f'<td class="{"number" if isinstance(c, int | float) else "text"}">{html.escape(_text(c))}</td>'
-                for c in row
-            )
-            + "</tr>"
-            for row in self.rows
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

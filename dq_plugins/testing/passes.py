@@ -116,6 +116,16 @@ class PassConformance(Conformance):
         changed = self.runs()[0].changed
         expect(not changed, f"the pass {self.name!r} changed the {' and the '.join(changed)} of the denoiser")
 
+    def test_figure_is_drawn_from_the_plan(self) -> None:
+        """None, or a matplotlib figure with a caption, from a plan that was reloaded."""
+        with TemporaryDirectory() as folder:
+            plan = QuantPlan.load(self.runs()[0].plan.save(Path(folder) / "plan"))
+        drawn = self.plugin.figure(plan)
+        if drawn is not None:
+            figure, caption = drawn
+            expect(hasattr(figure, "savefig"), f"the figure of {self.name!r} is {figure!r}; expected one of matplotlib")
+            expect(caption and isinstance(caption, str), f"the figure of {self.name!r} has no caption")
+
     def test_progress_goes_forward(self) -> None:
         """What a pass yields is `Progress` that never passes its total, and goes back only to 0: to a new phase."""
         progress = self.runs()[0].progress

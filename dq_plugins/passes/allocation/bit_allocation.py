@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from dq_plugins.errors import BudgetError
 from dq_plugins.passes.allocation.columns import choice_of
 from dq_plugins.passes.allocation.explain import explain
-from dq_plugins.passes.allocation.front import fronts, mean_weight_bits, predicted_error
+from dq_plugins.passes.allocation.front import Front, draw, fronts, mean_weight_bits, predicted_error
 from dq_plugins.passes.allocation.mixdq import mixdq_widths
 from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, LayerCost
 from dq_plugins.passes.allocation.solve import Allocation, allocate
@@ -28,6 +28,9 @@ from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity import SensitivityTable, trajectories_of
 from dq_plugins.sensitivity.exact import final_samples
 from dq_plugins.solvers.solution import Solution, uses_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PAPER_CONTENT = ("attn2", "ff")
 """MixDQ's rule: a layer is of the content group if its name holds one of these."""
@@ -100,6 +103,18 @@ class BitAllocation(Pass):
         yield Progress(1, 2, "error against size")
         plan.sections[self.name] = Section({**_record(allocation), **found, "fronts": self._fronts(problem)})
         yield Progress(2, 2)
+
+    @classmethod
+    def figure(cls, plan: QuantPlan) -> tuple[Figure, str] | None:
+        """Error against size, the chosen point marked, if the option ``sweep`` asked for it."""
+        section = plan.sections.get(cls.name)
+        if section is None or not section.data["fronts"]:
+            return None
+        data = section.data
+        found = [Front(f["rule"], tuple(f["weight_bits"]), tuple(f["error"]), ()) for f in data["fronts"]]
+        chosen = (data["mean_weight_bits"], data["predicted_noise_power"])
+        caption = "Predicted error against size: the exact program beside the rules that others use."
+        return draw(found, chosen, "predicted noise power / signal"), caption
 
     def problem(
         self, plan: QuantPlan, context: PassContext, table: SensitivityTable, candidates: Candidates

@@ -7,11 +7,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dq_plugins import registry
-from dq_plugins.errors import PlanError
 from dq_plugins.passes.allocation.columns import widths_of
 from dq_plugins.passes.allocation.problem import AllocationProblem, total_bits
-from dq_plugins.passes.allocation.solve import Allocation
-from dq_plugins.plan import QuantPlan
+from dq_plugins.plots import lines
 from dq_plugins.quantized.width import Width
 from dq_plugins.solvers.pareto import pareto
 
@@ -103,43 +101,14 @@ def fronts(
     yield uniform_points(problem)
 
 
-def front_figure(plan: QuantPlan) -> Figure:
-    """Error against size as a plan made by ``bit-allocation`` with ``sweep=...`` holds it, the chosen point marked.
-
-    Raises:
-        PlanError: the plan holds no such curves.
-    """
-    section = plan.sections.get("bit-allocation")
-    if section is None or not section.data["fronts"]:
-        raise PlanError(
-            "this plan holds no error against size; make it with the pass 'bit-allocation' and its option sweep, for "
-            "example sweep=(3, 3.5, 4, 5, 6)"
-        )
-    data = section.data
-    found = [Front(f["rule"], tuple(f["weight_bits"]), tuple(f["error"]), ()) for f in data["fronts"]]
-    return draw(found, (data["mean_weight_bits"], data["predicted_noise_power"]), "predicted noise power / signal")
-
-
-def draw(found: Sequence[Front], chosen: Allocation | tuple[float, float] | None = None, y_label: str = "") -> Figure:
+def draw(found: Sequence[Front], chosen: tuple[float, float] | None = None, y_label: str = "") -> Figure:
     """Plot fronts; the chosen point is marked.
 
     Args:
         found: the fronts.
-        chosen: the allocation that was taken, or its (mean weight bits, error).
+        chosen: mean weight bits and error of the allocation that was taken.
         y_label: what the error is.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axis = figure.subplots()
-    for front in found:
-        axis.plot(front.sizes, front.errors, marker="o", markersize=3.5, linewidth=1.4, label=front.rule)
-    if isinstance(chosen, Allocation):
-        chosen = (mean_weight_bits(chosen.problem, chosen.widths), chosen.error)
-    if chosen is not None:
-        axis.plot(*[[v] for v in chosen], "k*", markersize=13, label="chosen", zorder=5)
-    axis.set(xlabel="mean bits of a weight", ylabel=y_label or "noise power of the output / signal", yscale="log")
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False, fontsize=8)
-    return figure
+    series = {front.rule: (front.sizes, front.errors) for front in found}
+    y_label = y_label or "noise power of the output / signal"
+    return lines(series, "mean bits of a weight", y_label, log_y=True, chosen=chosen)

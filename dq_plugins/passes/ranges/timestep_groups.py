@@ -9,7 +9,7 @@ so that a user sees what one more group buys.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,7 +18,11 @@ from dq_plugins.passes.activations import DEFAULT_GROUPS, SHARED_ROWS, activatio
 from dq_plugins.passes.ranges.search.decide import as_runs
 from dq_plugins.passes.ranges.searched_groups import GroupSearch, SearchOptions, Tables
 from dq_plugins.plan import QuantPlan, Section
+from dq_plugins.plots import lines
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class TimestepGrouping(Pass):
@@ -74,6 +78,17 @@ class TimestepGrouping(Pass):
             for name, own in optimal_groups_per_layer(tables, timesteps, bounds=bounds).items():
                 plan.groups[name] = own.groups(o.groups)
         yield Progress(2, 2)
+
+    @classmethod
+    def figure(cls, plan: QuantPlan) -> tuple[Figure, str] | None:
+        """The least error for every number of groups, unless the groups were given."""
+        section = plan.sections.get(cls.name)
+        if section is None:
+            return None
+        curve = (section.data["groups"], section.data["relative_error"])
+        y_label = "activation error / power, summed over layers"
+        figure = lines({"error": curve}, "number of timestep groups G", y_label)
+        return figure, "What one more group buys: the least activation error for every number of groups."
 
     def _search(
         self, plan: QuantPlan, context: PassContext, bits: dict[str, int], tables: Tables

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from dq_plugins.passes.candidates import candidates_of, write_widths
 from dq_plugins.passes.steps.baselines import uniform
+from dq_plugins.passes.steps.figure import draw
 from dq_plugins.passes.steps.fitness import SamplingFitness
 from dq_plugins.passes.steps.groups import step_groups, thinned
 from dq_plugins.passes.steps.joint import JointSearch
@@ -35,6 +36,9 @@ from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity import SensitivityTable
 from dq_plugins.sensitivity.trajectory import trajectories_of
 from dq_plugins.timesteps import Schedule
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +160,16 @@ class TimestepReduction(Pass):
                 "points": {name: [[p.cost, p.loss, len(p.timesteps)] for p in each] for name, each in points.items()},
             }
         )
+
+    @classmethod
+    def figure(cls, plan: QuantPlan) -> tuple[Figure, str] | None:
+        """Error against cost, the plan marked, if the option ``sweep`` asked for it."""
+        section = plan.sections.get(cls.name)
+        if section is None or not section.data["points"]:
+            return None
+        data = section.data
+        figure = draw(data["points"], f"cost of a sampling run, {data['unit']}", (data["cost"], data["loss"]))
+        return figure, "Error against cost; numbers are steps."
 
     def setting(self, plan: QuantPlan, context: PassContext) -> Generator[Progress, None, Setting]:
         """What the search works on, measured; iterate to run, the generator returns it."""

@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from dq_plugins.plan import LayerPlan, QuantPlan, WeightQuant
-from dq_plugins.report.demo_page import layer_table
-from dq_plugins.report.execution import LayerExecution, executions
+from dq_plugins.report.execution import LayerExecution, executions, layer_table
 from dq_plugins.timesteps import Schedule
 
 
@@ -44,6 +43,6 @@ def test_adapter_says_how_a_layer_runs_and_what_it_stores_and_the_rest_is_measur
 
 
 def test_table_states_compute_dtype_bits_and_bytes_of_every_layer():
-    text = layer_table({"up": LayerExecution("integer", "W3A8", "k", "uint8 x int8 -> int32", "", 3, 96)}).html()
-    for cell in ("up", "W3A8", "uint8 x int8 -&gt; int32", ">3<", ">96<"):
-        assert cell in text
+    text = layer_table({"up": LayerExecution("integer", "W3A8", "k", "uint8 x int8 -> int32", "", 3, 96)})
+    _, _, row = str(text).splitlines()
+    assert row.split() == ["up", "integer", "W3A8", "k", *["uint8", "x", "int8", "->", "int32"], "3", "96"]

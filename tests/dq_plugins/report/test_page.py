@@ -1,8 +1,8 @@
 import re
 from pathlib import Path
 
+from dq_plugins.plots import activation_ranges, lines, pairs_of_images
 from dq_plugins.report import Page, Table
-from dq_plugins.report.plots import activation_ranges, lines, pairs_of_images
 
 
 def example() -> Page:
@@ -12,14 +12,19 @@ def example() -> Page:
     page.figure(lines({"ours": ([1, 2], [3.0, 4.0])}, "t", "dB"), "output SQNR")
     page.figure(activation_ranges({"conv": ([1, 2, 3], [-1, -2, -3], [1, 2, 3])}, [1.5]), "ranges")
     page.figure(pairs_of_images({"fp32": [[[0.0, 1.0], [1.0, 0.0]]]}, ["cat"]), "images")
-    page.image(b"\x89PNG", "a grid")
+    page.note("<b>small print</b>")
     return page
 
 
 def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     text = example().save(tmp_path / "report.html").read_text()
     assert "A &lt;title&gt;" in text
-    assert "a&lt;b" in text
+    assert "<td>a&lt;b</td>" in text
+    assert '<td class="number">40.5</td>' in text
+    assert "<summary>all layers</summary>" in text
+    assert "Results &amp; figures" in text
+    assert "&lt;b&gt;small print&lt;/b&gt;" in text
+    assert text.count("<svg") == 3
     assert "<script" not in text
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', text)
 

@@ -8,6 +8,7 @@ import torch
 
 from dq_plugins import registry
 from dq_plugins.plan import Section
+from dq_plugins.plots import lines
 from dq_plugins.recipe import Pass, PassOptions, Progress
 from dq_plugins.testing.passes import PassConformance
 
@@ -47,6 +48,12 @@ class TwoPhases(Sound):
 class SeededRandom(Sound):
     def decide(self, context):
         return {"draw": float(torch.rand((), generator=context.generator(3)))}
+
+
+class Draws(Sound):
+    @classmethod
+    def figure(cls, plan):
+        return lines({"mark": ([0, 1], [0, plan.sections[cls.name].data["mark"]])}, "x", "mark"), "The mark."
 
 
 class Misnamed(Sound):
@@ -126,6 +133,12 @@ class YieldsNumbers(Sound):
             yield type("Half", (), {"done": step.done, "total": step.total, "what": ""})()
 
 
+class WithoutCaption(Draws):
+    @classmethod
+    def figure(cls, plan):
+        return super().figure(plan)[0], ""
+
+
 FAULTS = {
     Misnamed: "it is a pass class under its registered name",
     OptionWithoutDefault: "options have defaults",
@@ -137,13 +150,16 @@ FAULTS = {
     Remembers: "same seed same plan",
     LeavesAHook: "denoiser is left as it was",
     ReplacesALayer: "denoiser is left as it was",
+    WithoutCaption: "figure is drawn from the plan",
     GoesBack: "progress goes forward",
     Overshoots: "progress goes forward",
     YieldsNumbers: "progress goes forward",
 }
 
 
-@pytest.mark.parametrize("sound", [Sound, WithoutProgress, TwoPhases, SeededRandom], ids=lambda sound: sound.__name__)
+@pytest.mark.parametrize(
+    "sound", [Sound, WithoutProgress, TwoPhases, SeededRandom, Draws], ids=lambda sound: sound.__name__
+)
 def test_a_sound_pass_passes(failures, sound):
     sound.__doc__ = "Leave a section."
     assert failures(PassConformance, sound) == set()

@@ -7,8 +7,8 @@ from sensitivities import tiny_setting
 
 import dq_plugins as dq
 from dq_plugins.errors import BudgetError, RecipeError
+from dq_plugins.passes.allocation.bit_allocation import BitAllocation
 from dq_plugins.passes.allocation.explain import LayerReason, explanation
-from dq_plugins.passes.allocation.front import front_figure
 
 SMALL = {
     "sensitivity": {"weight_menu": (2, 3, 4, 8), "act_menu": (4, 8), "draws": 60, "check_entries": 16},
@@ -135,12 +135,13 @@ def test_a_plan_prints_its_reasons_and_draws_its_front(setting, tmp_path):
     assert head.startswith("optimal (cp-sat, gap ")
     assert "held back by weight bits" in head
     assert len(lines) == 4
-    (axis,) = front_figure(plan).axes
-    assert [line.get_label() for line in axis.lines][-1] == "chosen"
+    figure, caption = BitAllocation.figure(plan)
+    assert [line.get_label() for line in figure.axes[0].lines][-1] == "chosen"
+    assert "error against size" in caption
     del plan.sections["bit-allocation"]
-    for function in (explanation, front_figure):
-        with pytest.raises(dq.DQError, match="bit-allocation"):
-            function(plan)
+    assert BitAllocation.figure(plan) is None
+    with pytest.raises(dq.DQError, match="bit-allocation"):
+        explanation(plan)
 
 
 def test_floating_point_activations_leave_only_weights(tmp_path):

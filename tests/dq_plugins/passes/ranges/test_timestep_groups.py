@@ -5,6 +5,7 @@ from denoisers import recorded, tiny_denoiser
 import dq_plugins as dq
 from dq_plugins.errors import RecipeError
 from dq_plugins.passes.ranges.search import learn
+from dq_plugins.passes.ranges.timestep_groups import TimestepGrouping
 from dq_plugins.recipe import Recipe, Step
 
 SCHEDULE = tuple(float(t) for t in range(901, 0, -100))
@@ -43,6 +44,14 @@ def test_the_plan_says_what_was_compared_and_kept(searched) -> None:
     assert found["error"][found["kept"]] == min(found["error"].values())
     assert set(found["error"]) == {"search", "dp", "uniform"}
     assert len(searched.groups["default"]) <= 3
+
+
+def test_the_figure_shows_the_error_for_every_number_of_groups(case, searched) -> None:
+    figure, _ = TimestepGrouping.figure(searched)
+    (line,) = figure.axes[0].lines
+    assert list(line.get_xdata()) == list(range(1, len(SCHEDULE) + 1))
+    assert line.get_ydata()[-1] < line.get_ydata()[0]
+    assert TimestepGrouping.figure(plan_with(case, method="uniform")) is None
 
 
 @pytest.mark.parametrize("loss", ["input", "layer", "block"])

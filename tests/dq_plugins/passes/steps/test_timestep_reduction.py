@@ -7,7 +7,7 @@ from odes import TIMESTEPS, recorded, velocity
 
 import dq_plugins as dq
 from dq_plugins.errors import BudgetError
-from dq_plugins.passes.steps.figure import steps_figure
+from dq_plugins.passes.steps.timestep_reduction import TimestepReduction
 from dq_plugins.recipe import Recipe, Step
 
 SEARCH = {"generations": 2, "population": 8, "parents": 3, "mutants": 4, "crossovers": 2, "seconds": 0.5}
@@ -74,7 +74,8 @@ def test_cost_is_steps_times_bitops(joint, setting):
 
 
 def test_the_figure_shows_the_points_of_the_sweep(joint):
-    axis = steps_figure(joint).axes[0]
+    figure, _ = TimestepReduction.figure(joint)
+    (axis,) = figure.axes
     labels = [text.get_text() for text in axis.get_legend().get_texts()]
     assert labels == ["joint", "own timesteps, uniform bits", "own timesteps, best bits", "chosen"]
 
@@ -92,6 +93,7 @@ def test_timesteps_alone_are_better_than_the_samplers_own(setting):
 def test_every_grouping_and_search_makes_a_plan(setting, search, grouping):
     plan = make(setting, ALONE, steps=(4,), search=search, grouping=grouping)
     assert plan.sections["timestep-reduction"].data["chosen_by"] == search
+    assert TimestepReduction.figure(plan) is None  # no sweep was asked for
     assert len(plan.sampling) == 4
 
 

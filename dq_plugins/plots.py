@@ -1,4 +1,4 @@
-"""The plots of the report. Each function draws one figure from plain numbers."""
+"""Plots for reports and benchmarks. Each function draws one figure from plain numbers."""
 
 from __future__ import annotations
 
@@ -23,15 +23,23 @@ def _figure(rows: int = 1, columns: int = 1, size: tuple[float, float] = (7.0, 3
     return figure, list(axes.flat)
 
 
-def lines(series: Series, x_label: str, y_label: str, *, log_y: bool = False, marker: str = "o") -> Figure:
-    """Curves ``name -> (x, y)`` in one axis."""
+def lines(
+    series: Series,
+    x_label: str,
+    y_label: str,
+    *,
+    log_x: bool = False,
+    log_y: bool = False,
+    chosen: tuple[float, float] | None = None,
+) -> Figure:
+    """Curves ``name -> (x, y)`` in one axis; ``chosen`` is a point that is marked by a star."""
     figure, (axis,) = _figure()
     for name, (x, y) in series.items():
-        axis.plot(x, y, marker=marker, markersize=3.5, linewidth=1.4, label=name)
-    axis.set(xlabel=x_label, ylabel=y_label)
-    if log_y:
-        axis.set_yscale("log")
-    if len(series) > 1:
+        axis.plot(x, y, marker="o", markersize=3.5, linewidth=1.4, label=name)
+    if chosen is not None:
+        axis.plot(*[[value] for value in chosen], "k*", markersize=13, label="chosen", zorder=5)
+    axis.set(xlabel=x_label, ylabel=y_label, xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
+    if len(axis.lines) > 1:
         axis.legend(frameon=False, fontsize=8)
     return figure
 
