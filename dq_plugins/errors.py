@@ -1,6 +1,7 @@
 """Every error of this library: one base class, one subclass per kind of trouble.
 
-A message is one paragraph that names the culprit, what was found, what was expected, and what to do.
+A message is one paragraph that names the culprit, what was found, what was expected, and what to do. Errors that the
+content of a file can cause are a ``ValueError`` too, so that pydantic reports them with their place.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class TraceError(DQError):
     """A denoiser cannot be traced into a dependency graph."""
 
 
-class TimestepError(DQError):
+class TimestepError(DQError, ValueError):
     """A timestep is missing, malformed, or outside the range that was calibrated."""
 
 
@@ -34,7 +35,7 @@ class CalibrationError(DQError):
     """A calibration set is empty, incomplete, corrupt, or holds values that are not finite."""
 
 
-class PlanError(DQError):
+class PlanError(DQError, ValueError):
     """A plan is malformed, of another model, of a newer format, or names an unknown layer."""
 
 

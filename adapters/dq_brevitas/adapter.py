@@ -19,8 +19,8 @@ from dq_plugins.quantized import temporal_table
 from dq_plugins.timesteps import TimestepContext, attach_context
 from dq_plugins.timesteps.context import OutOfRange
 
-UNDERSTOOD_SECTIONS = {temporal_table.SECTION, tokens.SECTION}
-"""Critical plan sections that this adapter implements."""
+IMPLEMENTED = frozenset({temporal_table.SECTION, tokens.SECTION})
+"""What this adapter can do of `QuantPlan.features`."""
 
 
 class BrevitasAdapter:
@@ -51,7 +51,7 @@ class BrevitasAdapter:
             PlanError: another model, a section this adapter does not implement, or a layer Brevitas cannot replace.
         """
         plan.validate()
-        plan.refuse_unknown_sections(UNDERSTOOD_SECTIONS, self.name)
+        plan.refuse_unimplemented(IMPLEMENTED, self.name)
         plan.check_model(model)
         planned = {name for name, layer in plan.layers.items() if layer.quantized}
         _check_classes(model, planned)

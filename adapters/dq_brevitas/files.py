@@ -8,14 +8,13 @@ script that made it or by `BrevitasAdapter` from the plan.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dq_brevitas import host  # noqa: F401  isort: skip
 import safetensors.torch
 from brevitas.graph.calibrate import load_quant_model_mode
-from pydantic import ValidationError
+from pydantic import TypeAdapter
 from torch import nn
 
 from dq_brevitas.proxy import timestep_proxies
@@ -24,16 +23,13 @@ from dq_brevitas.weights import quantized_layers
 from dq_plugins.atomic import write_atomically
 from dq_plugins.errors import DQError
 from dq_plugins.hashing import hash_tensors
-from dq_plugins.timesteps import TimestepContext, TimestepGroups, argument_of, attach_context, context_of
+from dq_plugins.plan.codec import decode, encode
+from dq_plugins.timesteps import TimestepContext, argument_of, attach_context, context_of
 
 JSON_NAME, TENSORS_NAME = "model.json", "model.safetensors"
 
 
-def _bound(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _widths(model: nn.Module) -> dict[str, dict[str, int | None]]:
+def _widths(model: nn.Module) -> dict[str, dict[Literal["weight", "input"], int | None]]:
     """Widths of every layer, which the state does not hold."""
     widths = {}
     for name, layer in quantized_layers(model).items():
@@ -59,18 +55,16 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     state = {k: v.detach().cpu().contiguous().clone() for k, v in _state(model).items()}
     context = context_of(model)
     groups = {} if context is None else context.groups
-    record: dict[str, Any] = {
-        "format_version": 1,
-        "model": type(model).__name__,
-        "timestep_argument": argument_of(model),
-        "out_of_range": context.out_of_range if context else None,
-        "groups": {
-            n: {"edges": list(g.edges), "low": _bound(g.low), "high": _bound(g.high)} for n, g in groups.items()
-        },
-        "widths": _widths(model),
-        "state_hash": hash_tensors(state),
-    }
-    text = json.dumps(ModelRecord.model_validate(record).model_dump(), indent=1, sort_keys=True, allow_nan=False)
+    record = ModelRecord(
+        format_version=1,
+        model=type(model).__name__,
+        timestep_argument=argument_of(model),
+        out_of_range=context.out_of_range if context else None,
+        groups=dict(groups),
+        widths=_widths(model),
+        state_hash=hash_tensors(state),
+    )
+    text = json.dumps(encode(record, "", {}), indent=1, sort_keys=True, allow_nan=False)
     write_atomically(folder / TENSORS_NAME, safetensors.torch.save(state))
     write_atomically(folder / JSON_NAME, (text + "\n").encode())
     return folder
@@ -92,15 +86,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
         DQError: files missing or damaged, or the model is quantized in another way; the message names the layer.
     """
     record, state = _read(Path(folder))
-    context = TimestepContext(
-        {
-            n: TimestepGroups(
-                tuple(g.edges), -math.inf if g.low is None else g.low, math.inf if g.high is None else g.high
-            )
-            for n, g in record.groups.items()
-        },
-        record.out_of_range or "error",
-    )
+    context = TimestepContext(record.groups, record.out_of_range or "error")
     for proxy in timestep_proxies(model).values():
         proxy.bind(context)
     _check_widths(record, model)
@@ -142,10 +128,11 @@ def _read(folder: Path) -> tuple[ModelRecord, dict[str, Any]]:
         if not (folder / name).is_file():
             raise DQError(f"no Brevitas model at {folder}: {name} is missing")
     try:
-        record = ModelRecord.model_validate(json.loads((folder / JSON_NAME).read_bytes()))
+        raw = json.loads((folder / JSON_NAME).read_bytes())
         state = safetensors.torch.load((folder / TENSORS_NAME).read_bytes())
-    except (ValidationError, ValueError, safetensors.SafetensorError) as error:
+    except (ValueError, RecursionError, safetensors.SafetensorError) as error:
         raise DQError(f"the Brevitas model at {folder} is damaged: {error}") from error
+    record: ModelRecord = decode(TypeAdapter(ModelRecord), raw, {}, f"the Brevitas model at {folder} is damaged")
     if hash_tensors(state) != record.state_hash:
         raise DQError(f"{folder / TENSORS_NAME} does not belong to the {JSON_NAME} beside it, or was altered")
     return record, state

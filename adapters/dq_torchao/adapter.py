@@ -19,8 +19,8 @@ from dq_torchao.report import Execution, Timing
 from dq_torchao.timestep_state import install_timestep_state
 from dq_torchao.tuning import tune
 
-UNDERSTOOD_SECTIONS = {temporal_table.SECTION, tokens.SECTION}
-"""Critical plan sections that this adapter implements."""
+IMPLEMENTED = frozenset({temporal_table.SECTION, tokens.SECTION})
+"""What this adapter can do of `QuantPlan.features`."""
 
 
 def apply(
@@ -98,7 +98,7 @@ def install(
     Raises:
         PlanError: the plan needs what this adapter does not implement.
     """
-    plan.refuse_unknown_sections(UNDERSTOOD_SECTIONS, TorchAOAdapter.name)
+    plan.refuse_unimplemented(IMPLEMENTED, TorchAOAdapter.name)
     model.requires_grad_(False)
     context = TimestepContext(plan.groups, out_of_range, uniform=uniform_timesteps)
     tabled = temporal_table.install_tables(model, plan, context, temporal_fallback)

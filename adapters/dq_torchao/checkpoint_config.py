@@ -64,7 +64,7 @@ class CheckpointConfig(Versioned, AOBaseConfig):
             tensors = {name: _placeholder(dtype, shape) for name, (dtype, shape) in self.tensors.items()}
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise PlanError(f"the quantization config of this checkpoint is damaged: {error}") from error
-        return decode_plan(self.plan, tensors, "the quantization config of this checkpoint")
+        return decode_plan(self.plan, tensors, "the quantization config of this checkpoint", placeholders=True)
 
     def execution(self, layer: str) -> tuple[Execution, str]:
         """How ``layer`` runs, and the name of its class.

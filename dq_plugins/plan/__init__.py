@@ -2,11 +2,12 @@
 
 from dq_plugins.plan.encoding import decode_plan, encode_plan
 from dq_plugins.plan.files import load_plan, save_plan
-from dq_plugins.plan.layers import ActivationQuant, LayerPlan, WeightQuant
+from dq_plugins.plan.layers import ActivationQuant, BiasCorrection, LayerPlan, WeightQuant
 from dq_plugins.plan.plan import PassRecord, QuantPlan, Section
 
 __all__ = [
     "ActivationQuant",
+    "BiasCorrection",
     "LayerPlan",
     "PassRecord",
     "QuantPlan",

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 from torch import Tensor
 
 from dq_plugins.atomic import write_atomically
 from dq_plugins.errors import PlanError
-from dq_plugins.hashing import hash_tensors
-from dq_plugins.plan.encoding import encode_plan, parse_record, plan_of
+from dq_plugins.plan.encoding import check_format, decode_plan, encode_plan
 from dq_plugins.plan.plan import QuantPlan
-from dq_plugins.plan.schema import PlanRecord
 
 JSON_NAME, TENSORS_NAME = "plan.json", "plan.safetensors"
 
@@ -49,24 +48,21 @@ def load_plan(folder: str | Path) -> QuantPlan:
     """
     folder = Path(folder)
     record = _read_record(folder / JSON_NAME)
-    return plan_of(record, _read_tensors(folder / TENSORS_NAME, record.tensors_hash), str(folder))
+    check_format(record, str(folder))
+    return decode_plan(record, _read_tensors(folder / TENSORS_NAME), str(folder))
 
 
-def _read_record(path: Path) -> PlanRecord:
+def _read_record(path: Path) -> Any:
     if not path.is_file():
         raise PlanError(f"no plan at {path.parent}: {path.name} is missing")
     try:
-        raw = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise PlanError(f"{path} is not JSON: {error}") from error
-    return parse_record(raw, str(path))
 
 
-def _read_tensors(path: Path, expected_hash: str) -> dict[str, Tensor]:
+def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        tensors = safetensors.torch.load(path.read_bytes())
+        return safetensors.torch.load(path.read_bytes())
     except Exception as error:  # safetensors raises its own type, OSError, ValueError: all mean the same here
         raise PlanError(f"{path} cannot be read as safetensors: {error}. The plan is incomplete or damaged.") from error
-    if hash_tensors(tensors) != expected_hash:
-        raise PlanError(f"{path} does not belong to the plan.json beside it, or was altered: its hash differs")
-    return tensors

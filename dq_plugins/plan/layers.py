@@ -1,18 +1,32 @@
 """What a plan says about one layer: its weight quantizer, its activation quantizer, or why it has none.
 
-Shapes: ``O`` output channels (dimension 0 of the weight), ``G`` timestep groups.
+A quantized layer ``y = f(x, w) + b`` computes, with whatever of it the plan has,
+
+    y = f(Q_x[g](x / balance), Q_w(w * balance)) + b + bias_correction[g]         g: the timestep group of the call
+
+A new kind of decision about a layer is one more field of `LayerPlan` (or of a quantizer), with the default None,
+``metadata=FEATURE`` and a check of its shape in ``__post_init__``. File, hash, comparison and round trip follow from
+the annotation (`dq_plugins.plan.codec`); adapters refuse plans that have it (`QuantPlan.refuse_unimplemented`) until
+they name it among the features that they implement.
+
+Shapes: ``O`` output channels (dimension 0 of the weight), ``C`` input channels, ``G`` timestep groups.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from dq_plugins.affine import dequantize, fake_quantize, integer_range, quantize
+from dq_plugins.affine import MAX_BITS, MIN_BITS, dequantize, fake_quantize, integer_range, quantize
 from dq_plugins.errors import PlanError
+from dq_plugins.plan.codec import STRICT, StoredTensor
+
+FEATURE = {"feature": True}
+"""Metadata of a field that changes what is computed: an adapter that does not implement it must refuse the plan."""
 
 
 def _per_channel(parameters: Tensor, weight: Tensor) -> Tensor:
@@ -22,9 +36,9 @@ def _per_channel(parameters: Tensor, weight: Tensor) -> Tensor:
 
 def _finite_positive(scale: Tensor, what: str) -> None:
     if scale.dim() != 1 or scale.numel() == 0:
-        raise PlanError(f"{what} scale must have one dimension and an entry, got shape {tuple(scale.shape)}")
+        raise PlanError(f"{what} must have one dimension and an entry, got shape {tuple(scale.shape)}")
     if not bool((torch.isfinite(scale) & (scale > 0)).all()):
-        raise PlanError(f"{what} scale must be finite and positive, found {scale.min():g} .. {scale.max():g}")
+        raise PlanError(f"{what} must be finite and positive, found {scale.min():g} .. {scale.max():g}")
 
 
 @dataclass
@@ -40,15 +54,17 @@ class WeightQuant:
             Affine codes of one bit are -1 and 0.
     """
 
-    bits: int
-    scale: Tensor
-    zero_point: Tensor | None = None
-    codes: Tensor | None = None
+    __pydantic_config__ = STRICT
+
+    bits: Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)]
+    scale: StoredTensor
+    zero_point: StoredTensor | None = None
+    codes: StoredTensor | None = None
     scheme: Literal["affine", "binary"] = "affine"
 
     def __post_init__(self) -> None:
         q_min, q_max = integer_range(self.bits)
-        _finite_positive(self.scale, "weight")
+        _finite_positive(self.scale, "weight scale")
         if self.scheme not in ("affine", "binary"):
             raise PlanError(f"a weight's scheme is 'affine' or 'binary', got {self.scheme!r}")
         if self.scheme == "binary" and (self.bits != 1 or self.zero_point is not None or self.codes is not None):
@@ -101,14 +117,16 @@ class ActivationQuant:
         zero_point: int32 ``[G]``; all zero when symmetric.
     """
 
-    bits: int
+    __pydantic_config__ = STRICT
+
+    bits: Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)]
     groups: str
-    scale: Tensor
-    zero_point: Tensor
+    scale: StoredTensor
+    zero_point: StoredTensor
 
     def __post_init__(self) -> None:
         integer_range(self.bits)
-        _finite_positive(self.scale, "activation")
+        _finite_positive(self.scale, "activation scale")
         if self.zero_point.shape != self.scale.shape:
             raise PlanError(
                 f"activation zero point has shape {tuple(self.zero_point.shape)}, scale {tuple(self.scale.shape)}"
@@ -126,6 +144,32 @@ class ActivationQuant:
 
 
 @dataclass
+class BiasCorrection:
+    """What is added to a layer's output to take away the mean of its error, by timestep group and output channel.
+
+    Attributes:
+        values: float32 ``[G, O]``; ``[1, O]`` without groups.
+        groups: name of the timestep groups in the plan that index the table; None: one row for every timestep.
+    """
+
+    __pydantic_config__ = STRICT
+
+    values: StoredTensor
+    groups: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.values.dim() != 2 or not self.values.numel() or self.values.dtype != torch.float32:
+            raise PlanError(
+                f"a bias correction is a float32 table [groups, output channels], got {self.values.dtype} of shape "
+                f"{tuple(self.values.shape)}"
+            )
+        if not bool(torch.isfinite(self.values).all()):
+            raise PlanError("a bias correction holds NaN or infinity")
+        if self.groups is None and len(self.values) != 1:
+            raise PlanError(f"a bias correction of {len(self.values)} rows has to name the timestep groups they are of")
+
+
+@dataclass
 class LayerPlan:
     """Decisions for one layer.
 
@@ -135,13 +179,37 @@ class LayerPlan:
         weight: weight quantizer, or None for a full-precision weight.
         activation: quantizer of the layer's input, or None for a full-precision input.
         kept: why something is in full precision; required while ``weight`` or ``activation`` is None.
+        balance: positive float32 ``[C]``. The layer divides channel c of its input by ``balance[c]`` before it is
+            quantized, and its weights for that channel are multiplied by it: exact in full precision. The weight
+            quantizer (scale, codes) is that of the multiplied weight, the activation quantizer that of the divided
+            input.
+        bias_correction: what is added to its output.
     """
+
+    __pydantic_config__ = STRICT
 
     kind: str
     roles: frozenset[str] = field(default_factory=frozenset)
     weight: WeightQuant | None = None
     activation: ActivationQuant | None = None
     kept: str | None = "no pass has chosen a quantizer for it"
+    balance: StoredTensor | None = field(default=None, metadata=FEATURE)
+    bias_correction: BiasCorrection | None = field(default=None, metadata=FEATURE)
+
+    def __post_init__(self) -> None:
+        if self.balance is not None:
+            _finite_positive(self.balance, "balance")
+            if self.balance.dtype != torch.float32:
+                raise PlanError(f"balance is float32, got {self.balance.dtype}")
+        if self.bias_correction is not None and self.weight is not None:
+            outputs, scales = self.bias_correction.values.shape[1], len(self.weight.scale)
+            if scales not in (1, outputs):
+                raise PlanError(f"the bias correction is for {outputs} output channels, the weight has {scales} scales")
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What of this entry an adapter has to implement beyond the quantizers, by field."""
+        return tuple(f.name for f in fields(self) if f.metadata == FEATURE and getattr(self, f.name) is not None)
 
     @property
     def quantized(self) -> bool:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from dq_plugins.errors import PlanError, close_matches
 from dq_plugins.hashing import weights_hash
-from dq_plugins.plan.layers import ActivationQuant, LayerPlan
+from dq_plugins.plan.codec import STRICT, StoredTensor
+from dq_plugins.plan.layers import LayerPlan
 from dq_plugins.timesteps import Schedule, TimestepGroups
 
 
 @dataclass(frozen=True)
 class PassRecord:
     """A pass that contributed to a plan, with the options it ran with."""
+
+    __pydantic_config__ = STRICT
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -35,8 +38,10 @@ class Section:
             change the result. Findings (curves, scores, explanations) are not critical.
     """
 
+    __pydantic_config__ = STRICT
+
     data: dict[str, Any] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, StoredTensor] = field(default_factory=dict)
     critical: bool = False
 
 
@@ -57,6 +62,8 @@ class QuantPlan:
         recipe: name of the recipe.
         seed: seed of every random choice.
     """
+
+    __pydantic_config__ = STRICT
 
     model: str
     model_hash: str
@@ -80,27 +87,27 @@ class QuantPlan:
         """Check the plan against itself.
 
         Raises:
-            PlanError: an activation table names unknown groups or has another length than they have, a layer is left
+            PlanError: a table of a layer names unknown groups or has another length than they have, a layer is left
                 in full precision without a reason, or the sampling timesteps do not descend inside the groups.
         """
         for name, layer in self.layers.items():
-            if layer.activation is not None:
-                self._check_activation(name, layer.activation)
             if (layer.weight is None or layer.activation is None) and not layer.kept:
                 raise PlanError(f"layer {name!r} is (partly) in full precision and the plan does not say why")
+            if layer.activation is not None:
+                self._check_table(name, layer.activation.groups, len(layer.activation.scale), "activation scales")
+            if layer.bias_correction is not None and layer.bias_correction.groups is not None:
+                table = layer.bias_correction
+                self._check_table(name, table.groups, len(table.values), "rows of bias correction")
         self._check_sampling()
         return self
 
-    def _check_activation(self, layer: str, activation: ActivationQuant) -> None:
-        if activation.groups not in self.groups:
+    def _check_table(self, layer: str, groups: str, found: int, what: str) -> None:
+        if groups not in self.groups:
             known = ", ".join(self.groups) or "none"
-            raise PlanError(f"layer {layer!r} uses timestep groups {activation.groups!r}; the plan has: {known}")
-        expected = len(self.groups[activation.groups])
-        if len(activation.scale) != expected:
-            raise PlanError(
-                f"layer {layer!r} has {len(activation.scale)} activation scales, but timestep groups "
-                f"{activation.groups!r} are {expected}"
-            )
+            raise PlanError(f"layer {layer!r} uses timestep groups {groups!r}; the plan has: {known}")
+        expected = len(self.groups[groups])
+        if found != expected:
+            raise PlanError(f"layer {layer!r} has {found} {what}, but timestep groups {groups!r} are {expected}")
 
     @property
     def visited(self) -> Schedule:
@@ -136,13 +143,26 @@ class QuantPlan:
                 f"{type(denoiser).__name__} has {found[:12]}. Make a plan for these weights, or load the original ones."
             )
 
-    def refuse_unknown_sections(self, understood: set[str], adapter: str) -> None:
-        """Raise `PlanError` if a critical section is not among those ``adapter`` understands."""
-        unknown = sorted(n for n, s in self.sections.items() if s.critical and n not in understood)
-        if unknown:
+    @property
+    def features(self) -> dict[str, tuple[str, ...]]:
+        """What an adapter has to implement beyond the quantizers of layers, and for which layers, if for single ones.
+
+        These are the fields of `LayerPlan` that are set anywhere, and the critical sections.
+        """
+        found: dict[str, list[str]] = {name: [] for name, section in self.sections.items() if section.critical}
+        for name, layer in self.layers.items():
+            for feature in layer.features:
+                found.setdefault(feature, []).append(name)
+        return {feature: tuple(layers) for feature, layers in sorted(found.items())}
+
+    def refuse_unimplemented(self, implemented: Collection[str], adapter: str) -> None:
+        """Raise `PlanError` if the plan depends on something that is not among the features ``adapter`` implements."""
+        missing = {feature: layers for feature, layers in self.features.items() if feature not in implemented}
+        if missing:
+            named = [f"{feature} (layer {layers[0]!r})" if layers else feature for feature, layers in missing.items()]
             raise PlanError(
-                f"adapter {adapter!r} does not implement {', '.join(unknown)}, which this plan depends on; "
-                "use another backend, or leave that pass out of the recipe"
+                f"adapter {adapter!r} does not implement {', '.join(named)}, which this plan depends on; use another "
+                "backend, or leave the pass that wrote it out of the recipe"
             )
 
     @property

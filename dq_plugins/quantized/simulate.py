@@ -21,7 +21,7 @@ from dq_plugins.quantized import temporal_table
 from dq_plugins.timesteps import TimestepContext, attach_context
 from dq_plugins.timesteps.context import OutOfRange
 
-UNDERSTOOD_SECTIONS = {temporal_table.SECTION, tokens.SECTION}
+IMPLEMENTED = frozenset({temporal_table.SECTION, tokens.SECTION})
 
 
 def select_per_sample(table: Tensor, index: Tensor, x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class SimulateAdapter:
             out_of_range: ``"error"`` or ``"nearest"`` for timesteps outside the calibrated range.
             temporal_fallback: ``"error"`` or ``"live"`` for timesteps outside the temporal table.
         """
-        plan.refuse_unknown_sections(UNDERSTOOD_SECTIONS, self.name)
+        plan.refuse_unimplemented(IMPLEMENTED, self.name)
         plan.check_model(model)
         model.requires_grad_(False)
         context = TimestepContext(plan.groups, out_of_range)

@@ -31,6 +31,8 @@ class TimestepGroups:
         1
     """
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (a file with other fields is not of this kind)
+
     edges: tuple[float, ...] = ()
     low: float = -math.inf
     high: float = math.inf

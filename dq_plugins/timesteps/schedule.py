@@ -19,6 +19,8 @@ class Schedule:
         (100.0, 500.0, 900.0)
     """
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012  (a file with other fields is not of this kind)
+
     timesteps: tuple[float, ...]
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dq_plugins.plan import ActivationQuant, LayerPlan, PassRecord, QuantPlan, Section, WeightQuant
+from dq_plugins.plan import ActivationQuant, BiasCorrection, LayerPlan, PassRecord, QuantPlan, Section, WeightQuant
 from dq_plugins.timesteps import Schedule, TimestepGroups
 
 
@@ -21,7 +21,15 @@ def example_plan(seed: int = 0) -> QuantPlan:
         schedule=Schedule((900.0, 100.0)),
         groups={"all": TimestepGroups((500.0,), low=0.0)},
         layers={
-            "a": LayerPlan("linear", frozenset({"first"}), weight, activation, None),
+            "a": LayerPlan(
+                "linear",
+                frozenset({"first"}),
+                weight,
+                activation,
+                None,
+                balance=torch.rand(5, generator=g) + 0.5,
+                bias_correction=BiasCorrection(torch.randn(2, 3, generator=g), "all"),
+            ),
             "b": LayerPlan("conv2d", kept="it is tiny"),
         },
         sections={"curve": Section({"error": [3.0, 1.0]}, {"x": torch.arange(3)})},

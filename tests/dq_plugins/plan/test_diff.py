@@ -18,7 +18,7 @@ def test_names_what_differs() -> None:
     b.layers["c"] = LayerPlan("linear")
     b.seed = 7
     where = {d.where for d in diff_plans(a, b)}
-    assert where == {"seed", "a: weight scale", "b: in full precision because", "c: listed"}
+    assert where == {"seed", "layers.a.weight.scale", "layers.b.kept", "layers.c"}
 
 
 def test_command_prints_and_signals(tmp_path: Path, capsys) -> None:

@@ -10,7 +10,8 @@ from torch import nn
 
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
-from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, WeightQuant
+from dq_plugins.plan import ActivationQuant, BiasCorrection, LayerPlan, QuantPlan, WeightQuant
+from dq_plugins.plan.encoding import plan_schema
 from dq_plugins.timesteps import TimestepGroups
 
 
@@ -21,6 +22,9 @@ def test_reloads_equal_hash_and_all(tmp_path: Path) -> None:
     assert loaded.hash == plan.hash
     assert torch.equal(loaded.layers["a"].weight.codes, plan.layers["a"].weight.codes)
     assert loaded.groups["all"] == plan.groups["all"]
+    assert torch.equal(loaded.layers["a"].balance, plan.layers["a"].balance)
+    assert torch.equal(loaded.layers["a"].bias_correction.values, plan.layers["a"].bias_correction.values)
+    assert loaded.layers["a"].bias_correction.groups == "all"
 
 
 def test_same_plan_same_bytes(tmp_path: Path) -> None:
@@ -38,6 +42,9 @@ def test_same_plan_same_bytes(tmp_path: Path) -> None:
         lambda p: p.sections["curve"].data["error"].append(0.5),
         lambda p: p.groups.update(all=TimestepGroups((501.0,))),
         lambda p: p.layers["b"].__setattr__("kept", "other"),
+        lambda p: p.layers["a"].balance.mul_(2),
+        lambda p: p.layers["a"].bias_correction.values.add_(1),
+        lambda p: p.layers["a"].__setattr__("bias_correction", None),
     ],
 )
 def test_any_change_changes_the_hash(change) -> None:
@@ -112,6 +119,10 @@ def test_contradictions_are_found() -> None:
     with pytest.raises(PlanError, match="2 activation scales"):
         plan.validate()
     plan = example_plan()
+    plan.layers["a"].bias_correction = BiasCorrection(torch.zeros(3, 3), "all")
+    with pytest.raises(PlanError, match="3 rows of bias correction, but timestep groups 'all' are 2"):
+        plan.validate()
+    plan = example_plan()
     plan.layers["b"].kept = None
     with pytest.raises(PlanError, match="does not say why"):
         plan.validate()
@@ -124,13 +135,59 @@ def test_unknown_layer_answers_with_close_names() -> None:
         plan.layer("up.attention.to_k")
 
 
-def test_critical_sections_must_be_understood() -> None:
+def test_critical_sections_must_be_implemented() -> None:
     plan = example_plan()
-    plan.refuse_unknown_sections(set(), "x")
+    plan.layers["a"] = LayerPlan("linear")
+    plan.refuse_unimplemented(set(), "x")
     plan.sections["curve"].critical = True
     with pytest.raises(PlanError, match="curve"):
-        plan.refuse_unknown_sections(set(), "x")
-    plan.refuse_unknown_sections({"curve"}, "x")
+        plan.refuse_unimplemented(set(), "x")
+    plan.refuse_unimplemented({"curve"}, "x")
+
+
+def test_what_a_layer_needs_beyond_its_quantizers_must_be_implemented() -> None:
+    plan = example_plan()
+    assert plan.features == {"balance": ("a",), "bias_correction": ("a",)}
+    with pytest.raises(PlanError, match=r"adapter 'x' does not implement bias_correction \(layer 'a'\), which"):
+        plan.refuse_unimplemented({"balance"}, "x")
+    plan.refuse_unimplemented({"balance", "bias_correction"}, "x")
+
+
+def set_in(record: dict, path: str, value) -> None:
+    *parents, last = path.split("/")
+    for part in parents:
+        record = record[part]
+    record[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("layers/a/weight/bits", "4", r"layers\.a\.weight\.bits"),
+        ("layers/a/weight/bits", 99, r"layers\.a\.weight\.bits.*16"),
+        ("layers/a/weight/scale", "nowhere", r"layers\.a\.weight\.scale.*'nowhere'"),
+        ("layers/a/activation/zero", 1, r"layers\.a\.activation\.zero"),
+        ("layers/a/balance", "layers/a.weight.codes", r"layers\.a: .*balance"),
+        ("layers/a/bias_correction/groups", 3, r"layers\.a\.bias_correction\.groups"),
+        ("groups/all", {"edges": [], "bottom": 0}, r"groups\.all"),
+        ("groups/all/edges", [3.0, 1.0], r"groups\.all: .*ascend"),
+        ("schedule/timesteps", [], "schedule"),
+        ("sections/curve/critical", "yes", r"sections\.curve\.critical"),
+    ],
+)
+def test_wrong_content_is_refused_and_the_message_names_the_place(tmp_path: Path, path, value, message) -> None:
+    example_plan().save(tmp_path)
+    record = json.loads((tmp_path / "plan.json").read_text())
+    set_in(record, path, value)
+    (tmp_path / "plan.json").write_text(json.dumps(record))
+    with pytest.raises(PlanError, match=message):
+        QuantPlan.load(tmp_path)
+
+
+def test_the_format_has_a_schema() -> None:
+    schema = plan_schema()
+    assert {"balance", "bias_correction", "weight"} <= set(schema["$defs"]["LayerPlan"]["properties"])
+    assert schema["$defs"]["LayerPlan"]["additionalProperties"] is False
 
 
 @pytest.mark.parametrize(
@@ -142,8 +199,16 @@ def test_critical_sections_must_be_understood() -> None:
         lambda: WeightQuant(4, torch.ones(1), codes=torch.tensor([9], dtype=torch.int8)),
         lambda: ActivationQuant(8, "g", torch.ones(2), torch.zeros(1, dtype=torch.int32)),
         lambda: ActivationQuant(8, "g", torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32)),
+        lambda: BiasCorrection(torch.zeros(2, 3)),
+        lambda: BiasCorrection(torch.zeros(3)),
+        lambda: BiasCorrection(torch.full((1, 3), float("nan"))),
+        lambda: LayerPlan("linear", balance=torch.tensor([1.0, 0.0])),
+        lambda: LayerPlan(
+            "linear", weight=WeightQuant(4, torch.ones(2)), bias_correction=BiasCorrection(torch.zeros(1, 3))
+        ),
+        lambda: LayerPlan("linear", balance=torch.ones(2, dtype=torch.float64)),
     ],
 )
-def test_impossible_quantizers_are_refused(make) -> None:
+def test_impossible_decisions_are_refused(make) -> None:
     with pytest.raises(PlanError):
         make()

@@ -83,7 +83,7 @@ def test_backends_give_the_rows_of_the_simulation(setting, backend: str):
 def test_an_adapter_that_does_not_know_the_section_refuses_the_plan(setting):
     *_, exact = setting
     with pytest.raises(dq.DQError, match="bos-tokens"):
-        exact.refuse_unknown_sections(set(), "some-adapter")
+        exact.refuse_unimplemented(set(), "some-adapter")
 
 
 def test_plan_with_rows_survives_files(setting, tmp_path):
