@@ -9,12 +9,15 @@ Shapes: ``O`` outputs, ``I`` inputs, ``N`` batch; ``...`` the positions: tokens 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import TypeVar
 
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
 Shape = Sequence[int]
 Operands = tuple[tuple[int, int], ...]
 """Positions of (input, weight) among the tensor operands of an op; the first pair whose weight is a parameter holds."""
@@ -136,3 +139,25 @@ def kind_of(module: nn.Module) -> LayerKind | None:
 def exact_kind(module: nn.Module) -> LayerKind | None:
     """The kind of a layer that computes what PyTorch's own class computes; None for subclasses, which may not."""
     return _BY_MODULE.get(type(module))
+
+
+def kind_name(module: nn.Module) -> str:
+    """What plans call a layer: its kind, or its class where it is of no kind."""
+    kind = kind_of(module)
+    return kind.name if kind else type(module).__name__
+
+
+def mixed_in(mixin: type[M], prefix: str, kinds: Iterable[LayerKind]) -> dict[type[nn.Module], type[M]]:
+    """A class for every kind that is both ``mixin`` and PyTorch's class, by PyTorch's class.
+
+    Args:
+        mixin: what all of them share. Their names are put beside it, where pickles look for them.
+        prefix: of their names; what follows is the name of PyTorch's class.
+        kinds: the kinds.
+    """
+    made = {}
+    for kind in kinds:
+        name = prefix + kind.module.__name__
+        made[kind.module] = type(name, (mixin, kind.module), {"__module__": mixin.__module__, "__doc__": mixin.__doc__})
+        setattr(sys.modules[mixin.__module__], name, made[kind.module])
+    return made

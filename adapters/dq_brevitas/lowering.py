@@ -32,6 +32,7 @@ from dq_brevitas.quantizers import TimestepActMixin
 from dq_brevitas.scaling import TimestepZeroPoint
 from dq_plugins.affine import integer_range
 from dq_plugins.errors import PlanError
+from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, WeightQuant
 from dq_plugins.timesteps import TimestepContext
 
@@ -105,7 +106,8 @@ def weight_quantizer(quant: WeightQuant, layer: nn.Module, name: str = "the laye
         PlanError: a zero point is outside the integer range, or the layer's output channel is not dimension 0.
     """
     weight = layer.weight
-    if isinstance(layer, nn.modules.conv._ConvTransposeNd) and quant.scale.numel() > 1:
+    kind = kind_of(layer)
+    if kind is not None and not kind.scale_per_row and quant.scale.numel() > 1:
         raise PlanError(
             f"{name!r} is a transposed convolution, whose output channel is dimension 1 of the weight; a plan's scale "
             "per channel is for dimension 0. Use one scale per tensor for it."

@@ -12,32 +12,26 @@ from torch import nn
 
 from dq_brevitas.weights import quantized_layers
 from dq_plugins.errors import DQError
+from dq_plugins.layer_kinds import LAYER_KINDS, LayerKind, kind_of
 from dq_plugins.quantized.temporal_table import NotComputed, TableLookup
 from dq_plugins.timesteps import detach_context
 
-#: Brevitas layer and the PyTorch layer it replaces; the order goes from special to general.
-PLAIN_CLASSES: tuple[tuple[type[nn.Module], type[nn.Module]], ...] = (
-    (qnn.QuantConvTranspose1d, nn.ConvTranspose1d),
-    (qnn.QuantConvTranspose2d, nn.ConvTranspose2d),
-    (qnn.QuantConvTranspose3d, nn.ConvTranspose3d),
-    (qnn.QuantConv1d, nn.Conv1d),
-    (qnn.QuantConv2d, nn.Conv2d),
-    (qnn.QuantConv3d, nn.Conv3d),
-    (qnn.QuantLinear, nn.Linear),
-)
-QUANT_CLASSES: dict[type[nn.Module], type[nn.Module]] = {plain: quant for quant, plain in PLAIN_CLASSES}
+QUANT_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    kind.module: getattr(qnn, f"Quant{kind.module.__name__}") for kind in LAYER_KINDS.values() if not kind.lookup
+}
+"""Brevitas layer that replaces a PyTorch layer; a subclass of it."""
 
 
-def plain_class(name: str, layer: nn.Module) -> type[nn.Module]:
-    """PyTorch class of a Brevitas layer.
+def plain_kind(name: str, layer: nn.Module) -> LayerKind:
+    """The kind of a Brevitas layer.
 
     Raises:
-        DQError: the layer has no counterpart.
+        DQError: the layer has no full-precision counterpart.
     """
-    for quantized, plain in PLAIN_CLASSES:
-        if isinstance(layer, quantized):
-            return plain
-    raise DQError(f"layer {name!r} is a {type(layer).__name__}, which has no full-precision counterpart")
+    kind = kind_of(layer)
+    if kind is None:
+        raise DQError(f"layer {name!r} is a {type(layer).__name__}, which has no full-precision counterpart")
+    return kind
 
 
 def float_model(model: nn.Module, original: nn.Module | None = None) -> nn.Module:
@@ -60,7 +54,7 @@ def float_model(model: nn.Module, original: nn.Module | None = None) -> nn.Modul
     detach_context(twin)
     _restore_temporal(twin, original)
     for name, layer in quantized_layers(twin).items():
-        _set(twin, name, _plain_layer(plain_class(name, layer), layer))
+        _set(twin, name, _plain_layer(plain_kind(name, layer).module, layer))
     for name, module in twin.named_modules():
         if isinstance(module, QuantProxyFromInjector) and module.is_quant_enabled:
             raise DQError(

@@ -12,7 +12,7 @@ from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
 from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
-from dq_brevitas.plain import float_model, plain_class
+from dq_brevitas.plain import float_model, plain_kind
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
 from dq_brevitas.weights import quantized_layers
 from dq_plugins.errors import PlanError
@@ -81,7 +81,7 @@ def _read_layers(model: nn.Module, base: QuantPlan | None) -> list[tuple[str, La
         weight = read_weight(name, layer) if layer.weight_quant.is_quant_enabled else None
         activation = read_activation(name, layer.input_quant) if layer.input_quant.is_quant_enabled else None
         known = base.layers.get(name) if base else None
-        kind = known.kind if known else plain_class(name, layer).__name__.lower()
+        kind = known.kind if known else plain_kind(name, layer).name
         complete = weight is not None and activation is not None
         kept = None if complete else (known.kept if known and known.kept else "not quantized in the Brevitas model")
         read.append((name, LayerPlan(kind, known.roles if known else frozenset(), weight, activation, kept)))

@@ -20,6 +20,7 @@ from dq_plugins.denoiser import require_full_precision
 from dq_plugins.errors import CalibrationError
 from dq_plugins.graph import find_timestep_argument
 from dq_plugins.hashing import weights_hash
+from dq_plugins.layer_kinds import kind_name
 from dq_plugins.observers import optimal_groups
 from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, Section, WeightQuant
 from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
@@ -167,7 +168,7 @@ def layer_plan(layer: nn.Module, ranges: tuple[Tensor, Tensor] | None, config: T
         ranges: ``low [G]`` and ``high [G]`` of its input; None when it never ran.
         config: the widths.
     """
-    kind = type(layer).__name__.lower()
+    kind = kind_name(layer)
     if ranges is None:
         return LayerPlan(kind, kept="it did not run during calibration")
     # At 8 bits min-max loses nothing measurable, and the search takes a minute on a large denoiser.

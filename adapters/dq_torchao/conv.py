@@ -61,7 +61,3 @@ class IntegerConv2d(IntegerLayer, nn.Conv2d):
         weight = (self.stored_weight, self.weight_scale, bias)
         window = (self.stride, padding, self.dilation, self.groups)
         return int8_conv2d(codes, scale, zero_point, *weight, *window, dtype)
-
-    def per_output(self, parameter: Tensor) -> Tensor:
-        """``[O, 1, 1]``."""
-        return parameter.reshape(-1, 1, 1)

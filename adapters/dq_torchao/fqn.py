@@ -27,6 +27,7 @@ from torchao.quantization import (
     PerTensor,
 )
 
+from dq_plugins.layer_kinds import LayerKind, exact_kind
 from dq_plugins.plan import LayerPlan, QuantPlan, WeightQuant
 from dq_torchao.tuning import record_layouts
 
@@ -104,23 +105,24 @@ def _layer_config(plan: LayerPlan, layer: nn.Module, rank: int | None) -> AOBase
     weight, activation = plan.weight, plan.activation
     if weight is None:
         return f"torchao has no config that quantizes the input of a layer alone, as {plan.width} does"
-    if type(layer) not in (nn.Linear, nn.Conv2d):
+    kind = exact_kind(layer)
+    if kind is None or kind.name not in ("linear", "conv2d"):
         return f"torchao's configs take linear layers and 2-d convolutions, and this is a {type(layer).__name__}"
     if weight.scheme != "affine" or weight.codes is not None:
         what = "binary" if weight.scheme == "binary" else "learned"
         return f"its weight codes are {what}, and torchao's configs round to nearest"
     if activation is None:
-        return _weight_only(layer, weight)
-    return _static(plan, layer, rank)
+        return _weight_only(kind, layer, weight)
+    return _static(plan, kind, rank)
 
 
-def _weight_only(layer: nn.Module, weight: WeightQuant) -> AOBaseConfig | str:
+def _weight_only(kind: LayerKind, layer: nn.Module, weight: WeightQuant) -> AOBaseConfig | str:
     shape = tuple(layer.weight.shape)  # type: ignore[arg-type,union-attr]
     if weight.bits > 8:
         return f"torchao's integer weights have 1 to 8 bits, and this one has {weight.bits}"
-    if any(size > 1 for size in shape[2:]):
+    if any(size > 1 for size in kind.kernel(shape)):
         return "torchao's integer weights give a convolution a scale for every kernel position, the plan one per output"
-    if isinstance(layer, nn.Linear) and weight.bits == 8 and weight.symmetric:
+    if not kind.spatial and weight.bits == 8 and weight.symmetric:
         return Int8WeightOnlyConfig(granularity=PerRow(), set_inductor_config=False)
     if shape[1] == 1:
         return "torchao cannot take scales of a weight with one input"
@@ -129,11 +131,11 @@ def _weight_only(layer: nn.Module, weight: WeightQuant) -> AOBaseConfig | str:
     return IntxWeightOnlyConfig(weight_dtype=dtype, granularity=PerAxis(0), mapping_type=mapping)
 
 
-def _static(plan: LayerPlan, layer: nn.Module, rank: int | None) -> AOBaseConfig | str:
+def _static(plan: LayerPlan, kind: LayerKind, rank: int | None) -> AOBaseConfig | str:
     weight, activation = plan.weight, plan.activation
     assert weight is not None
     assert activation is not None
-    if not isinstance(layer, nn.Linear):
+    if kind.spatial:
         return "torchao's int8 tensor has no convolution"
     if (weight.bits, activation.bits) != (8, 8) or not weight.symmetric:
         return f"torchao's static config is W8A8 with symmetric weights, and this is {plan.width}" + (

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from dq_plugins.graph import partition
+from dq_plugins.layer_kinds import kind_name
 from dq_plugins.metrics.latency import compare_latency
 from dq_plugins.plan import ActivationQuant, LayerPlan, WeightQuant
 from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
@@ -110,4 +111,4 @@ def _plan(layer: nn.Module, width: Width) -> LayerPlan:
     weight, activation = WeightQuant(width.weight, scale.cpu()), None
     if width.activation is not None:
         activation = ActivationQuant(width.activation, GROUPS, torch.ones(1), torch.zeros(1, dtype=torch.int32))
-    return LayerPlan(type(layer).__name__.lower(), weight=weight, activation=activation)
+    return LayerPlan(kind_name(layer), weight=weight, activation=activation)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import DQError, TimestepError
+from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.plan import ActivationQuant, LayerPlan
 from dq_plugins.quantized.simulate import select_per_sample
 from dq_plugins.timesteps import TimestepContext
@@ -59,6 +60,8 @@ class IntegerLayer(PackedWeight):
     """
 
     operator: ClassVar[str]
+    """Name of its kind, which is that of the operator too."""
+
     float32_state = ("weight_scale", "act_scale")
 
     act_scale: Tensor
@@ -169,10 +172,11 @@ class IntegerLayer(PackedWeight):
         codes = activation_codes(self.padded(x, wholly=True), scale, zero_point + offset, self.act_bits)
         one, bare_zero = scale.new_ones(1), zero_point.new_full((1,), offset)
         y = self.multiply(codes, one, bare_zero, None, torch.float32, wholly=True)
+        per_output = LAYER_KINDS[self.operator].per_output
         weight_sum = self.weight_scale * weight_code_sum(*self.stored_weight)
-        y = scale * (y - zero_point * self.per_output(weight_sum))
+        y = scale * (y - zero_point * per_output(weight_sum))
         if self.bias is not None:
-            y = y + self.per_output(self.bias)
+            y = y + per_output(self.bias)
         return y.to(x.dtype)
 
     def padded(self, x: Tensor, wholly: bool = False) -> Tensor:
@@ -189,10 +193,6 @@ class IntegerLayer(PackedWeight):
         wholly: bool = False,
     ) -> Tensor:
         """``s * s_w * sum (q - z) w + b`` by the integer kernel; ``wholly``: the codes are padded already."""
-        raise NotImplementedError
-
-    def per_output(self, parameter: Tensor) -> Tensor:
-        """``[O]``, shaped to broadcast against the result."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:

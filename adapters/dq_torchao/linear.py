@@ -31,7 +31,3 @@ class IntegerLinear(IntegerLayer, nn.Linear):
     ) -> Tensor:
         """See `IntegerLayer.multiply`."""
         return int8_linear(codes, scale, zero_point, self.stored_weight, self.weight_scale, bias, dtype)
-
-    def per_output(self, parameter: Tensor) -> Tensor:
-        """``[O]``."""
-        return parameter

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dq_plugins.affine import integer_range
 from dq_plugins.errors import PlanError
+from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.plan import LayerPlan, WeightQuant
 from dq_plugins.quantized.simulate import simulate_layer
 from dq_plugins.timesteps import TimestepContext
@@ -21,7 +22,9 @@ from dq_torchao.linear import IntegerLinear
 from dq_torchao.packed_weight import can_pack, pack_layer
 from dq_torchao.report import Execution, Timing
 
-INTEGER_LAYERS: dict[type[nn.Module], type[IntegerLayer]] = {nn.Linear: IntegerLinear, nn.Conv2d: IntegerConv2d}
+INTEGER_LAYERS: dict[type[nn.Module], type[IntegerLayer]] = {
+    LAYER_KINDS[integer.operator].module: integer for integer in (IntegerLinear, IntegerConv2d)
+}
 """Integer counterpart of a layer class. Subclasses are left out: they may compute something else."""
 
 

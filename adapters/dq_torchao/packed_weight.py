@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from dq_plugins.layer_kinds import LAYER_KINDS, mixed_in
 from dq_plugins.plan import WeightQuant
 from dq_plugins.quantized.packing import pack_bits
 from dq_torchao.derived import derived
@@ -126,49 +127,11 @@ class PackedWeight(nn.Module):
         return f"{super().extra_repr()}, W{self.weight_bits}"
 
 
-class PackedLinear(PackedWeight, nn.Linear):
-    """Linear layer with a packed weight, computed in floating point."""
+PACKED_LAYERS = mixed_in(PackedWeight, "Packed", LAYER_KINDS.values())
+"""Packed counterpart of a layer class, computed in floating point; that of an embedding has one scale a row.
 
-
-class PackedConv1d(PackedWeight, nn.Conv1d):
-    """Conv1d with a packed weight, computed in floating point."""
-
-
-class PackedConv2d(PackedWeight, nn.Conv2d):
-    """Conv2d with a packed weight, computed in floating point."""
-
-
-class PackedConv3d(PackedWeight, nn.Conv3d):
-    """Conv3d with a packed weight, computed in floating point."""
-
-
-class PackedConvTranspose1d(PackedWeight, nn.ConvTranspose1d):
-    """ConvTranspose1d with a packed weight, computed in floating point."""
-
-
-class PackedConvTranspose2d(PackedWeight, nn.ConvTranspose2d):
-    """ConvTranspose2d with a packed weight, computed in floating point."""
-
-
-class PackedConvTranspose3d(PackedWeight, nn.ConvTranspose3d):
-    """ConvTranspose3d with a packed weight, computed in floating point."""
-
-
-class PackedEmbedding(PackedWeight, nn.Embedding):
-    """Embedding with a packed table, such as that of class labels: one scale a row."""
-
-
-PACKED_LAYERS: dict[type[nn.Module], type[PackedWeight]] = {
-    nn.Linear: PackedLinear,
-    nn.Conv1d: PackedConv1d,
-    nn.Conv2d: PackedConv2d,
-    nn.Conv3d: PackedConv3d,
-    nn.ConvTranspose1d: PackedConvTranspose1d,
-    nn.ConvTranspose2d: PackedConvTranspose2d,
-    nn.ConvTranspose3d: PackedConvTranspose3d,
-    nn.Embedding: PackedEmbedding,
-}
-"""Packed counterpart of a layer class. Subclasses are left out: they may use their weight otherwise."""
+Subclasses of a layer class are left out: they may use their weight otherwise.
+"""
 
 
 def can_pack(layer: nn.Module, quant: WeightQuant | None) -> bool:

@@ -24,6 +24,7 @@ from dq_plugins.graph.signatures import (
     parameter_signatures,
 )
 from dq_plugins.graph.trace import trace
+from dq_plugins.layer_kinds import LAYER_KINDS
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class LayerInfo:
     signature: Signature
     depends: frozenset[str]
     block: str
+
+    @property
+    def lookup(self) -> bool:
+        """Whether its input is indices; see `dq_plugins.layer_kinds.LayerKind`."""
+        return LAYER_KINDS[self.kind].lookup
 
 
 class ParameterInfo(NamedTuple):

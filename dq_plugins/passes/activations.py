@@ -33,7 +33,7 @@ def activation_bits(plan: QuantPlan, context: PassContext, bits: int | None, edg
         return {}
     # an embedding reads indices: there is no activation to quantize
     infos = context.partition.layers.items()
-    layers = [n for n, info in infos if n in plan.layers and info.kind != "embedding" and not _kept(plan.layers[n])]
+    layers = [n for n, info in infos if n in plan.layers and not info.lookup and not _kept(plan.layers[n])]
     return {n: max(width, edge_bits) if plan.layers[n].roles & EDGE_ROLES else width for n in layers}
 
 

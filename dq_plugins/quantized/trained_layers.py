@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dq_plugins.errors import DQError
+from dq_plugins.layer_kinds import LAYER_KINDS, mixed_in
 from dq_plugins.quantized.binarizers import BinaryBasis, EvolvableBasis, ScaleGradient
 from dq_plugins.quantized.learned_step import LearnedStepActivation, LearnedStepWeight
 
@@ -67,28 +68,16 @@ class TrainedLinear(QuantizedTraining, nn.Linear):
 
 
 class _TrainedConv(QuantizedTraining):
+    """A convolution with quantized input and weight."""
+
     def forward(self, input: Tensor) -> Tensor:
         """Map ``[B, in, ...]`` to ``[B, out, ...]``."""
         return self._conv_forward(self.input_quantizer(input), self.quantized_weight(), self.bias)
 
 
-class TrainedConv1d(_TrainedConv, nn.Conv1d):
-    """``nn.Conv1d`` with quantized input and weight."""
-
-
-class TrainedConv2d(_TrainedConv, nn.Conv2d):
-    """``nn.Conv2d`` with quantized input and weight."""
-
-
-class TrainedConv3d(_TrainedConv, nn.Conv3d):
-    """``nn.Conv3d`` with quantized input and weight."""
-
-
 TRAINED: dict[type[nn.Module], type[QuantizedTraining]] = {
     nn.Linear: TrainedLinear,
-    nn.Conv1d: TrainedConv1d,
-    nn.Conv2d: TrainedConv2d,
-    nn.Conv3d: TrainedConv3d,
+    **mixed_in(_TrainedConv, "Trained", (k for k in LAYER_KINDS.values() if k.spatial and k.output_axis == 0)),
 }
 """Layers that can train quantized. Transposed convolutions are not here: their output channel is not dimension 0."""
 

@@ -16,23 +16,20 @@ from torch import Tensor, nn
 
 from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
 from dq_plugins.errors import PlanError
+from dq_plugins.layer_kinds import kind_of
 
 SHRINK_STEPS, SHRINK, ERROR_POWER = 80, 0.01, 2.4
-
-
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def weight_rows(layer: nn.Module) -> Tensor:
     """The weight of a layer as rows that get one scale each; what `weight_parameters` takes.
 
-    Integer products can be rescaled once per output, so a scale may differ from output to output and no further.
-
     Args:
         layer: any layer with a weight.
 
     Returns:
-        The weight itself, ``[O, ...]``; that of a transposed convolution as a single row, ``[1, in, out/groups, ...]``.
+        The weight itself, ``[O, ...]``; as a single row, ``[1, in, out/groups, ...]``, where its kind is not
+        `dq_plugins.layer_kinds.LayerKind.scale_per_row`.
 
     Raises:
         PlanError: the layer has no weight tensor.
@@ -40,7 +37,8 @@ def weight_rows(layer: nn.Module) -> Tensor:
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor):
         raise PlanError(f"a {type(layer).__name__} has no weight tensor, so it cannot be quantized")
-    return weight[None] if isinstance(layer, TRANSPOSED) else weight
+    kind = kind_of(layer)
+    return weight if kind is None or kind.scale_per_row else weight[None]
 
 
 def _per_channel_error(flat: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool) -> Tensor:

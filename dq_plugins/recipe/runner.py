@@ -18,6 +18,7 @@ from dq_plugins.denoiser import require_full_precision
 from dq_plugins.errors import RecipeError
 from dq_plugins.graph.arguments import unwrap
 from dq_plugins.hashing import weights_hash
+from dq_plugins.layer_kinds import kind_name, kind_of
 from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan
 from dq_plugins.recipe.context import PassContext
 from dq_plugins.recipe.passes import Pass
@@ -27,16 +28,6 @@ from dq_plugins.recipe.results import StepResults
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-WEIGHTED = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-
 
 def empty_plan(context: PassContext, recipe: str) -> QuantPlan:
     """A plan that lists every layer of the denoiser and quantizes none."""
@@ -44,9 +35,9 @@ def empty_plan(context: PassContext, recipe: str) -> QuantPlan:
         name: LayerPlan(kind=info.kind, roles=frozenset(info.roles)) for name, info in context.partition.layers.items()
     }
     for name, module in context.denoiser.named_modules():
-        if (isinstance(module, WEIGHTED) or name in context.obstacles) and name not in layers:
+        if (kind_of(module) or name in context.obstacles) and name not in layers:
             reason = context.obstacles.get(name, "the traced forward never runs it")
-            layers[name] = LayerPlan(type(module).__name__.lower(), kept=reason)
+            layers[name] = LayerPlan(kind_name(module), kept=reason)
     return QuantPlan(
         model=type(context.denoiser).__name__,
         model_hash=weights_hash(context.denoiser),

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from dq_plugins.affine import affine_parameters
 from dq_plugins.hashing import weights_hash
 from dq_plugins.hooks import hooked
+from dq_plugins.layer_kinds import kind_name
 from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, WeightQuant
 from dq_plugins.testing.denoiser import TIMESTEPS, example_inputs
 from dq_plugins.timesteps import Schedule, TimestepGroups
-
-LAYERS = (nn.Linear, nn.Conv2d)
 
 
 def handmade_plan(
@@ -44,7 +43,7 @@ def handmade_plan(
     for name, peak in peaks.items():
         weight = denoiser.get_submodule(name).weight.detach().abs().flatten(1).amax(1)
         layers[name] = LayerPlan(
-            kind=type(denoiser.get_submodule(name)).__name__.lower(),
+            kind=kind_name(denoiser.get_submodule(name)),
             weight=WeightQuant(bits, affine_parameters(-weight, weight, bits, symmetric=True)[0]),
             activation=ActivationQuant(bits, "all", *affine_parameters(-peak, peak, bits, symmetric=True)),
             kept=None,
@@ -65,7 +64,7 @@ def _peaks(
     denoiser: nn.Module, groups: TimestepGroups, inputs: Mapping[str, Any], timesteps: Sequence[float]
 ) -> dict[str, Tensor]:
     """Largest absolute input of every layer in every group, ``[G]``."""
-    layers = {name: module for name, module in denoiser.named_modules() if isinstance(module, LAYERS)}
+    layers = {name: module for name, module in denoiser.named_modules() if kind_name(module) in ("linear", "conv2d")}
     peaks = {name: torch.zeros(len(groups)) for name in layers}
     group = 0
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
-from dq_plugins.layer_kinds import BY_OPERATOR, LAYER_KINDS, exact_kind, kind_of
+from dq_plugins.layer_kinds import BY_OPERATOR, LAYER_KINDS, exact_kind, kind_name, kind_of, mixed_in
 
 LAYERS = {
     "linear": (nn.Linear(4, 6), (2, 5, 4)),
@@ -82,3 +84,31 @@ def test_products_are_counted_by_hand():
     assert LAYER_KINDS["conv2d"].macs((1, 8, 5, 5), (8, 1, 3, 3), (1, 8, 5, 5)) == 8 * 25 * 9
     assert LAYER_KINDS["conv_transpose1d"].macs((1, 4, 3), (4, 5, 2), (1, 5, 6)) == 4 * 3 * 5 * 2
     assert LAYER_KINDS["embedding"].macs((10, 4), (3,), (3, 4)) == 0
+
+
+class Doubled(nn.Module):
+    """A layer that gives its output twice over."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+DOUBLED = mixed_in(Doubled, "Doubled", [LAYER_KINDS["linear"], LAYER_KINDS["conv1d"]])
+
+
+def test_a_class_for_every_kind_from_what_they_share():
+    assert {plain.__name__: made.__name__ for plain, made in DOUBLED.items()} == {
+        "Linear": "DoubledLinear",
+        "Conv1d": "DoubledConv1d",
+    }
+    layer = nn.Conv1d(4, 6, 3)
+    x = torch.randn(2, 4, 9)
+    expected = 2 * layer(x)
+    layer.__class__ = DOUBLED[nn.Conv1d]
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), expected)
+
+
+def test_plans_call_a_layer_by_its_kind_and_what_has_none_by_its_class():
+    assert kind_name(nn.ConvTranspose2d(4, 6, 3)) == "conv_transpose2d"
+    assert kind_name(nn.MultiheadAttention(4, 2).out_proj) == "linear"
+    assert kind_name(nn.MultiheadAttention(4, 2)) == "MultiheadAttention"

@@ -19,13 +19,12 @@ from math import prod
 
 from dq_plugins.errors import DQError, PlanError
 from dq_plugins.graph import LayerInfo, Partition
+from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.plan import LayerPlan, QuantPlan
-from dq_plugins.quantized.trained_layers import LayerChoice
+from dq_plugins.quantized.trained_layers import TRAINED, LayerChoice
 
 SECTION = "binarize"
 """Section of a plan that says which layers and blocks train with two bases, and which blocks are mimicked."""
-
-TRAINABLE_KINDS = frozenset({"linear", "conv1d", "conv2d", "conv3d"})
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,7 @@ class BinaryDMChoices:
 
 def positions(layer: LayerInfo) -> int:
     """Pixels or tokens of a layer's output, for one sample."""
-    shape = layer.output_shape
-    return prod(shape[2:]) if layer.kind.startswith("conv") else prod(shape[1:-1])
+    return LAYER_KINDS[layer.kind].positions(layer.output_shape)
 
 
 def block_positions(part: Partition) -> dict[str, int]:
@@ -122,7 +120,7 @@ def binarydm_choices(
     layers, kept = {}, {}
     for name, layer in part.layers.items():
         outside_time = not layer.block and layer.signature != "sample"
-        if layer.kind not in TRAINABLE_KINDS:
+        if LAYER_KINDS[layer.kind].module not in TRAINED:
             kept[name] = f"a layer of kind {layer.kind} does not train quantized"
         elif layer.roles & {"first", "last"} or outside_time:
             layers[name] = LayerChoice("int8", edge_bits if act_bits else None)

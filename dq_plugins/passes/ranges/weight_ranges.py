@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 
 from dq_plugins.errors import PlanError
+from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.plan import QuantPlan, WeightQuant
 from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
@@ -58,7 +59,7 @@ class WeightRanges(Pass):
             bits = self.options.bits or context.weight_bits
             if layer.roles & {"first", "last"}:
                 bits = max(bits, self.options.edge_bits)
-            if layer.kind == "embedding":
+            if LAYER_KINDS[layer.kind].lookup:
                 bits = max(bits, self.options.embedding_bits)
             weight = weight_rows(context.denoiser.get_submodule(name))
             if not bool(torch.isfinite(weight).all()):

@@ -73,7 +73,7 @@ class BlockReconstruction(Pass):
         """Write learned codes block by block; a finished block is not learned again after an interruption."""
         frozen = self._frozen(plan, context)
         rounded = [n for n, layer in plan.layers.items() if layer.weight and layer.weight.rounds and n not in frozen]
-        learnable = [n for n in rounded if context.partition.layers[n].kind != "embedding"]
+        learnable = [n for n in rounded if not context.partition.layers[n].lookup]
         units = find_units(context.partition, learnable)
         student = planned_student(context.denoiser, plan)
         found = {}

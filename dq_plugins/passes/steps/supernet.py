@@ -89,7 +89,7 @@ def calibrate(
         RecipeError: a loss is not finite.
     """
     generator = torch.Generator().manual_seed(options.seed)
-    learnable = [n for n in candidates.layers if partition.layers[n].kind != "embedding"]
+    learnable = [n for n in candidates.layers if not partition.layers[n].lookup]
     units = find_units(partition, learnable)
     student = copy.deepcopy(denoiser)
     rounds = _rounds(candidates, options)

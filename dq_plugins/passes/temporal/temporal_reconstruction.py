@@ -120,4 +120,4 @@ class TemporalReconstruction(Pass):
 
 def _learnable(name: str, plan: QuantPlan, context: PassContext) -> bool:
     weight = plan.layers[name].weight
-    return weight is not None and weight.rounds and context.partition.layers[name].kind != "embedding"
+    return weight is not None and weight.rounds and not context.partition.layers[name].lookup

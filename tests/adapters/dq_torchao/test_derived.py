@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dq_torchao.packed_weight import PackedLinear, pack_layer
+from dq_torchao.packed_weight import PackedWeight, pack_layer
 from torch import nn
 
 from dq_plugins.errors import DQError
 from dq_plugins.plan import WeightQuant
 
 
-def packed() -> PackedLinear:
+def packed() -> PackedWeight:
     torch.manual_seed(0)
     return pack_layer(nn.Linear(6, 3), WeightQuant(4, torch.full((3,), 0.1)))
 
