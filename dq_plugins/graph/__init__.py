@@ -3,7 +3,6 @@
 from dq_plugins.graph.arguments import TIMESTEP_NAMES, find_timestep_argument
 from dq_plugins.graph.frontier import FrontierTensor
 from dq_plugins.graph.partition import LayerInfo, ParameterInfo, Partition, partition
-from dq_plugins.graph.probing import ProbeReport, check_by_probing
 from dq_plugins.graph.roles import Role
 from dq_plugins.graph.signatures import SIGNATURES, Signature
 from dq_plugins.graph.summary import summarise
@@ -16,10 +15,8 @@ __all__ = [
     "LayerInfo",
     "ParameterInfo",
     "Partition",
-    "ProbeReport",
     "Role",
     "Signature",
-    "check_by_probing",
     "find_timestep_argument",
     "partition",
     "summarise",

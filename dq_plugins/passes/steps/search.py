@@ -247,11 +247,3 @@ class Evolution:
         temporary = self.folder / "state.json.tmp"
         temporary.write_text(json.dumps({"of": self._identity(), "state": state.as_data()}, allow_nan=False))
         os.replace(temporary, self.folder / "state.json")
-
-
-def random_search(space: Space, fitness: Fitness, evaluations: int, seed: int = 0) -> Scored:
-    """The best of as many random candidates within the budget: what a search has to beat."""
-    rng = np.random.default_rng(seed)
-    drawn = [space.random(rng) for _ in range(evaluations)]
-    last = fitness.rungs - 1
-    return min((Scored(c, last, fitness(c, last)["loss"]) for c in drawn), key=lambda s: s.order)

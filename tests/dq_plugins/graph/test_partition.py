@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from odd_denoisers import Obelisk, Quarry, TwoLayers
+from odd_denoisers import Obelisk, Quarry, TwoLayers, randomise
 from torch import nn
 
 from dq_plugins.errors import TimestepError, TraceError
@@ -54,6 +54,28 @@ def test_every_layer_is_in_exactly_one_part(quarry, obelisk):
     for part in (quarry, obelisk):
         parts = [part.temporal, part.condition, part.mixed, part.sample, part.constant]
         assert sorted(name for names in parts for name in names) == sorted(part.layers)
+
+
+@pytest.mark.parametrize("model", [Quarry, Obelisk])
+def test_running_the_denoiser_agrees_with_its_partition(model):
+    part, denoiser, inputs = partition(model(), model.inputs()), randomise(model()).eval(), model.inputs()
+    sample = inputs[part.sample_argument]
+
+    seen: dict[str, torch.Tensor] = {}
+    for name in part.layers:
+        denoiser.get_submodule(name).register_forward_hook(lambda _, __, y, name=name: seen.update({name: y}))
+
+    def outputs(**changed: torch.Tensor) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            denoiser(**{**inputs, **changed})
+        return dict(seen)
+
+    before = outputs()
+    after = outputs(**{part.sample_argument: 0.5 * sample + torch.rand(sample.shape)})
+    assert {name for name in before if not torch.equal(before[name], after[name])} == part.sample
+    after = outputs(**{part.timestep: inputs[part.timestep] / 2})
+    assert {name for name in before if torch.equal(before[name], after[name])} >= part.condition | part.constant
+    assert not any(torch.equal(before[name], after[name]) for name in part.temporal | part.mixed)
 
 
 def test_layer_facts_read_off_the_code(obelisk):
