@@ -69,7 +69,7 @@ def image_recipes(recon: dict[str, Any], *, embeddings: bool = True) -> dict[str
 
 
 def feature_recipes(recon: dict[str, Any]) -> dict[str, tuple[Step, ...]]:
-    """What is compared at the frontier of the temporal block, at W4."""
+    """What is compared at the boundary of the temporal block, at W4."""
     return {
         "nearest": (WEIGHTS,),
         "reconstruction through the blocks": (

@@ -76,7 +76,7 @@ def render(name: str, summary: dict[str, Any], list_layers: bool = False) -> str
         )
     if summary["parameters"]["unused"]:
         lines.append(f"{'(not used in this call)':<43}{human(summary['parameters']['unused']):>12}")
-    lines += ["", "roles", *_role_lines(summary["roles"]), "", *_frontier_lines(summary["frontier"])]
+    lines += ["", "roles", *_role_lines(summary["roles"]), "", *_boundary_lines(summary["block_boundary"])]
     if list_layers:
         lines += ["", "layers", *(_layer_line(layer, row) for layer, row in summary["layers"].items())]
     return "\n".join(lines)
@@ -90,10 +90,10 @@ def _role_lines(roles: dict[str, list[str]]) -> list[str]:
     ]
 
 
-def _frontier_lines(frontier: list[dict[str, Any]]) -> list[str]:
+def _boundary_lines(boundary: list[dict[str, Any]]) -> list[str]:
     lines = []
     for signature in ("temporal", "mixed"):
-        rows = [row for row in frontier if row["signature"] == signature]
+        rows = [row for row in boundary if row["signature"] == signature]
         if rows:
             values = sum(prod(row["shape"]) for row in rows)
             lines.append(

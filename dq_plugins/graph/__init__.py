@@ -1,7 +1,7 @@
-"""The dependency graph of a denoiser and what follows from it: temporal block, roles, frontier."""
+"""The dependency graph of a denoiser and what follows from it: temporal block and its boundary, roles, channels."""
 
 from dq_plugins.graph.arguments import TIMESTEP_NAMES, find_timestep_argument
-from dq_plugins.graph.frontier import FrontierTensor
+from dq_plugins.graph.block_boundary import BoundaryTensor
 from dq_plugins.graph.partition import LayerInfo, ParameterInfo, Partition, partition
 from dq_plugins.graph.roles import Role
 from dq_plugins.graph.signatures import SIGNATURES, Signature
@@ -11,7 +11,7 @@ from dq_plugins.graph.trace import trace
 __all__ = [
     "SIGNATURES",
     "TIMESTEP_NAMES",
-    "FrontierTensor",
+    "BoundaryTensor",
     "LayerInfo",
     "ParameterInfo",
     "Partition",

@@ -1,4 +1,4 @@
-"""Walks over a dependency graph that the finders of roles, blocks and frontiers share."""
+"""Walks over a dependency graph that the finders of roles, blocks and boundaries share."""
 
 from __future__ import annotations
 

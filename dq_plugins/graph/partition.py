@@ -10,10 +10,10 @@ import networkx as nx
 from torch import nn
 
 from dq_plugins.graph.arguments import find_timestep_argument, number_to_tensor
+from dq_plugins.graph.block_boundary import BoundaryTensor, find_block_boundary
 from dq_plugins.graph.blocks import find_blocks
 from dq_plugins.graph.channels import channel_axes
 from dq_plugins.graph.flow import Flow
-from dq_plugins.graph.frontier import FrontierTensor, find_frontier
 from dq_plugins.graph.owners import Owners
 from dq_plugins.graph.roles import find_roles
 from dq_plugins.graph.signatures import (
@@ -80,7 +80,7 @@ class Partition:
         timestep: name of the timestep argument.
         sample_argument: name of the argument through which the noisy sample enters.
         layers: every layer that ran, in execution order.
-        frontier: the tensors through which the timestep reaches the rest.
+        block_boundary: the tensors through which the timestep reaches the rest.
         channel_axes: axis of the channels in the output of every layer and of every block, from the end.
         modules: signature of every module that ran, containers included.
         parameters: every parameter that is used, those of layers and all others.
@@ -91,7 +91,7 @@ class Partition:
     timestep: str
     sample_argument: str
     layers: Mapping[str, LayerInfo]
-    frontier: tuple[FrontierTensor, ...]
+    block_boundary: tuple[BoundaryTensor, ...]
     channel_axes: Mapping[str, int]
     modules: Mapping[str, Signature]
     parameters: Mapping[str, ParameterInfo]
@@ -166,7 +166,7 @@ def partition(
         ...         return self.body(x + self.embed(t[:, None]))
         >>> import torch
         >>> part = partition(Denoiser(), {"x": torch.zeros(2, 4), "t": torch.zeros(2)})
-        >>> part.temporal, part.sample, part.frontier[0].layer
+        >>> part.temporal, part.sample, part.block_boundary[0].layer
         (frozenset({'embed'}), frozenset({'body'}), 'embed')
     """
     argument = find_timestep_argument(denoiser, timestep)
@@ -179,7 +179,7 @@ def partition(
         timestep=argument,
         sample_argument=entry,
         layers=layers,
-        frontier=find_frontier(flow),
+        block_boundary=find_block_boundary(flow),
         channel_axes=channel_axes(flow, {name: layer.block for name, layer in layers.items()}),
         modules=module_signatures(graph, argument, entry),
         parameters={

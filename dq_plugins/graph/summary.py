@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dq_plugins.graph.frontier import FrontierTensor
+from dq_plugins.graph.block_boundary import BoundaryTensor
 from dq_plugins.graph.partition import LayerInfo, Partition
 from dq_plugins.graph.signatures import SIGNATURES
 
@@ -20,7 +20,7 @@ def summarise(partition: Partition) -> dict[str, Any]:
         A dictionary with the keys ``timestep``, ``sample``, ``inputs`` (shape and dtype by dotted name),
         ``parameters`` (elements: ``total``, ``unused``), ``macs`` (``layers``, ``attention``: products of two
         activations, ``total``), ``signatures`` (per signature: number of layers and of leaf modules, parameters,
-        MACs of layers), ``roles`` (layers by role), ``frontier`` and ``layers`` (every attribute of each).
+        MACs of layers), ``roles`` (layers by role), ``block_boundary`` and ``layers`` (every attribute of each).
     """
     products = sum(data["macs"] for data in partition.graph.nodes.values() if not data["layer"])
     in_layers = sum(layer.macs for layer in partition.layers.values())
@@ -37,7 +37,7 @@ def summarise(partition: Partition) -> dict[str, Any]:
         "macs": {"layers": in_layers, "attention": products, "total": in_layers + products},
         "signatures": {signature: _totals(partition, signature) for signature in SIGNATURES},
         "roles": _by_role(partition.layers),
-        "frontier": [_frontier_row(tensor) for tensor in partition.frontier],
+        "block_boundary": [_boundary_row(tensor) for tensor in partition.block_boundary],
         "layers": {name: _layer_row(layer) for name, layer in partition.layers.items()},
     }
 
@@ -79,7 +79,7 @@ def _layer_row(layer: LayerInfo) -> dict[str, Any]:
     }
 
 
-def _frontier_row(tensor: FrontierTensor) -> dict[str, Any]:
+def _boundary_row(tensor: BoundaryTensor) -> dict[str, Any]:
     return {
         "node": tensor.node,
         "layer": tensor.layer,

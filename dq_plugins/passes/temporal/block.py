@@ -3,7 +3,7 @@
 Where a denoiser mixes the embedding of t with conditions (DiT: a class), the block can be taken wider: everything that
 does not see the sample. It then is a function of t and the conditions.
 
-Shapes: ``T`` timesteps, ``P`` points (see `dq_plugins.passes.temporal.finite_set`); a feature is a frontier tensor for
+Shapes: ``T`` timesteps, ``P`` points (see `dq_plugins.passes.temporal.finite_set`); a feature is a boundary tensor for
 every one of them, ``[T, ...]`` or ``[P, ...]``.
 Source: TFMQ-DM (Huang et al. 2024), "Temporal Information Block"; found from the graph instead of by names.
 """
@@ -20,26 +20,26 @@ from torch import Tensor, nn
 from dq_plugins.errors import TraceError
 from dq_plugins.graph import Partition, find_timestep_argument, partition
 from dq_plugins.graph.arguments import named_leaves, number_to_tensor
+from dq_plugins.graph.block_boundary import BoundaryTensor
 from dq_plugins.graph.flow import Flow
-from dq_plugins.graph.frontier import FrontierTensor
 from dq_plugins.passes.temporal.subprogram import Subprogram, extract
 
 
 @dataclass(frozen=True)
 class TemporalBlock:
-    """The temporal block as a program from t to its frontier.
+    """The temporal block as a program from t to its boundary.
 
     Attributes:
         layers: the layers inside, by node name: fully qualified name.
-        frontier: nodes through which t reaches the rest of the denoiser.
+        block_boundary: nodes through which t reaches the rest of the denoiser.
         layer_inputs: per layer, the nodes that feed it (a layer that runs twice has two).
-        tables: per frontier node its layer, ``""`` where it is no layer's output.
+        tables: per boundary node its layer, ``""`` where it is no layer's output.
         conditions: dotted names of the arguments that the block reads besides t.
     """
 
     denoiser: nn.Module
     layers: Mapping[str, str]
-    frontier: tuple[str, ...]
+    block_boundary: tuple[str, ...]
     layer_inputs: Mapping[str, tuple[str, ...]]
     tables: Mapping[str, str]
     timestep: str
@@ -86,23 +86,23 @@ class TemporalBlock:
     def features_at(
         self, inputs: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """The frontier tensors for P points: ``[P, ...]`` by node name; arguments as for `run_points`."""
+        """The boundary tensors for P points: ``[P, ...]`` by node name; arguments as for `run_points`."""
         values = self.run_points(inputs, weights)
-        return {name: values[name] for name in self.frontier}
+        return {name: values[name] for name in self.block_boundary}
 
     def at(self, timestep: float) -> dict[str, Tensor]:
-        """The frontier tensors at one timestep, with full-precision weights.
+        """The boundary tensors at one timestep, with full-precision weights.
 
         The ops run unbatched, on as many samples as the example call had: bit for bit what the denoiser computes for
         such a call. (`run` batches over timesteps, and a larger product may round differently in the last bit.)
         """
         values = self.program({self.timestep: self.timestep_batch([timestep])[0].contiguous()}, self.weights())
-        return {name: values[name] for name in self.frontier}
+        return {name: values[name] for name in self.block_boundary}
 
     def features(self, timesteps: Sequence[float], weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The frontier tensors for every timestep: ``[T, ...]`` by node name."""
+        """The boundary tensors for every timestep: ``[T, ...]`` by node name."""
         values = self.run(timesteps, weights)
-        return {name: values[name] for name in self.frontier}
+        return {name: values[name] for name in self.block_boundary}
 
 
 def temporal_block(
@@ -120,7 +120,7 @@ def temporal_block(
         example_inputs: keyword arguments of one call.
         timestep: name of the timestep argument, found by itself where it is usual.
         found: the denoiser's partition, if it is known already.
-        with_conditions: take in the layers that mix t with conditions; the frontier is then where t meets the sample.
+        with_conditions: take in the layers that mix t with conditions; the boundary is then where t meets the sample.
 
     Returns:
         The block; None when no layer depends on the timestep alone (every embedding mixes t with a condition), or,
@@ -134,13 +134,13 @@ def temporal_block(
         return None
     flow = Flow(found.graph, timestep, found.sample_argument)
     layers = {n: flow.layer(n) for n in flow.layer_nodes() if flow.layer(n) in members}
-    frontier = [f for f in found.frontier if f.upstream and _leaves(f, with_conditions)]
+    boundary = [f for f in found.block_boundary if f.upstream and _leaves(f, with_conditions)]
     layer_inputs: dict[str, tuple[str, ...]] = {}
     for node, layer in layers.items():
         source = flow.layer_input(node)
         if source is not None:
             layer_inputs[layer] = (*layer_inputs.get(layer, ()), source)
-    nodes = [f.node for f in frontier] + [source for sources in layer_inputs.values() for source in sources]
+    nodes = [f.node for f in boundary] + [source for sources in layer_inputs.values() for source in sources]
     program = extract(denoiser, inputs, nodes, timestep)
     conditions = tuple(name for name in program.inputs if name != timestep)
     if conditions and not with_conditions:
@@ -148,9 +148,9 @@ def temporal_block(
     return TemporalBlock(
         denoiser=denoiser,
         layers=layers,
-        frontier=tuple(f.node for f in frontier),
+        block_boundary=tuple(f.node for f in boundary),
         layer_inputs=layer_inputs,
-        tables={f.node: f.layer for f in frontier},
+        tables={f.node: f.layer for f in boundary},
         timestep=timestep,
         example_timestep=dict(named_leaves(inputs))[timestep].to(program.device),
         program=program,
@@ -158,5 +158,5 @@ def temporal_block(
     )
 
 
-def _leaves(tensor: FrontierTensor, with_conditions: bool) -> bool:
+def _leaves(tensor: BoundaryTensor, with_conditions: bool) -> bool:
     return "sample" in tensor.reaches if with_conditions else tensor.signature == "temporal"

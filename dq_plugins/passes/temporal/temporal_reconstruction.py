@@ -2,7 +2,7 @@
 
     L = sum_i mean_t || g_i(h(t)) - g^_i(h^(t)) ||^2  +  rounding regulariser
 
-over every frontier tensor ``g_i`` of the temporal block and every timestep t of the schedule. Only t is needed: no
+over every boundary tensor ``g_i`` of the temporal block and every timestep t of the schedule. Only t is needed: no
 forward of the denoiser, no calibration images. All rounding variables of the block are optimised together.
 
 Where a denoiser mixes t with conditions (DiT's modulation: timestep + class), the block can be taken wider: the mean

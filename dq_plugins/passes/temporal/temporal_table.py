@@ -1,6 +1,6 @@
 """Pass ``temporal-table``: tabulate what the temporal block computes over the schedule.
 
-Storage of a frontier tensor is chosen per layer: ``float`` rows are exact; ``int8`` rows are a quarter of the size;
+Storage of a boundary tensor is chosen per layer: ``float`` rows are exact; ``int8`` rows are a quarter of the size;
 ``auto`` is the disturbance-aware selection of TFMQ-DM's journal version: int8 rows where they disturb the feature less
 than the quantized temporal block would, float rows elsewhere.
 """
@@ -43,7 +43,7 @@ class TemporalTable(Pass):
         """Write the section ``temporal-table``; the tabulated layers lose their quantizers."""
         block = shared_block(context, whole_batch=True)
         nodes = {} if block is None else {node: layer for node, layer in block.tables.items() if layer}
-        if block is None or len(nodes) < len(block.frontier) or len(set(nodes.values())) < len(nodes):
+        if block is None or len(nodes) < len(block.block_boundary) or len(set(nodes.values())) < len(nodes):
             reason = "no layer depends on the timestep alone" if block is None else "t leaves the block between layers"
             plan.sections[SECTION] = Section({"skipped": reason})
             return

@@ -92,7 +92,7 @@ def test_every_other_family_is_traced_with_one_first_and_one_last_layer(name):
     assert part.temporal
     assert len(part.with_role("first")) == 1
     assert len(part.with_role("last")) == 1
-    assert any("sample" in tensor.reaches for tensor in part.frontier)
+    assert any("sample" in tensor.reaches for tensor in part.block_boundary)
 
 
 def test_a_config_that_cannot_be_exported_says_so():

@@ -37,7 +37,7 @@ def test_macs_add_up_and_attention_is_counted_apart(summary):
 def test_layers_are_listed_by_role_and_by_name(summary):
     assert summary["roles"]["mixed"] == ["slabs.0.mod", "slabs.1.mod"]
     assert summary["layers"]["what"]["kind"] == "embedding"
-    assert summary["frontier"][0]["layer"] == "when"
+    assert summary["block_boundary"][0]["layer"] == "when"
     assert summary["inputs"]["kind"] == {"shape": [2], "dtype": "int64"}
 
 

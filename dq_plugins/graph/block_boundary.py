@@ -1,4 +1,4 @@
-"""The frontier of the temporal block: the tensors through which the timestep reaches the rest of the denoiser."""
+"""The boundary of the temporal block: the tensors through which the timestep reaches the rest of the denoiser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dq_plugins.graph.signatures import Signature
 
 
 @dataclass(frozen=True)
-class FrontierTensor:
+class BoundaryTensor:
     """One tensor that carries the timestep out of the modules that do not see the sample.
 
     Attributes:
@@ -48,7 +48,7 @@ _OUTSIDE: Mapping[str, frozenset[str]] = {
 }
 
 
-def find_frontier(flow: Flow) -> tuple[FrontierTensor, ...]:
+def find_block_boundary(flow: Flow) -> tuple[BoundaryTensor, ...]:
     """Every tensor through which the timestep leaves the modules that do not see the sample.
 
     Replacing all tensors of signature ``temporal`` by a table over t makes every temporal layer unnecessary;
@@ -82,13 +82,13 @@ def _carrier(flow: Flow, crossing: str) -> str:
     return node
 
 
-def _describe(flow: Flow, node: str, targets: list[str], closing: set[str]) -> FrontierTensor:
+def _describe(flow: Flow, node: str, targets: list[str], closing: set[str]) -> BoundaryTensor:
     consumers = tuple(sorted(set(targets), key=flow.order.__getitem__))
     next_layers: set[str] = set()
     for consumer in consumers:
         next_layers |= flow.layers_after([consumer], _near(flow, block_of(flow.module(consumer), closing)))
     ancestry = nx.ancestors(flow.graph, node) | {node}
-    return FrontierTensor(
+    return BoundaryTensor(
         node=node,
         layer=flow.layer(node),
         module=flow.layer(node) or flow.module(node),

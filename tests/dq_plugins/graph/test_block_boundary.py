@@ -4,15 +4,15 @@ import torch
 from odd_denoisers import Obelisk, Quarry, TwoLayers
 from torch import nn
 
-from dq_plugins.graph import FrontierTensor, partition
+from dq_plugins.graph import BoundaryTensor, partition
 
 
-def frontier(model: nn.Module, inputs: dict) -> dict[str, FrontierTensor]:
-    return {tensor.layer or tensor.node: tensor for tensor in partition(model, inputs).frontier}
+def boundary(model: nn.Module, inputs: dict) -> dict[str, BoundaryTensor]:
+    return {tensor.layer or tensor.node: tensor for tensor in partition(model, inputs).block_boundary}
 
 
-def test_the_frontier_of_a_unet_is_one_tensor_per_block():
-    tensors = frontier(Quarry(), Quarry.inputs())
+def test_the_boundary_of_a_unet_is_one_tensor_per_block():
+    tensors = boundary(Quarry(), Quarry.inputs())
     assert list(tensors) == ["b.film", "d.film", "f.film"]
     b = tensors["b.film"]
     assert (b.module, b.signature, b.shape) == ("b.film", "temporal", (2, 16))
@@ -21,10 +21,10 @@ def test_the_frontier_of_a_unet_is_one_tensor_per_block():
     assert b.upstream == {"alpha.0", "alpha.2", "b.film"}
 
 
-def test_cutting_the_frontier_leaves_the_rest_independent_of_time():
+def test_cutting_the_boundary_leaves_the_rest_independent_of_time():
     part = partition(Quarry(), Quarry.inputs())
     graph = part.graph.copy()
-    graph.remove_nodes_from([tensor.node for tensor in part.frontier])
+    graph.remove_nodes_from([tensor.node for tensor in part.block_boundary])
     reached = {graph.nodes[n]["layer"] for n in _descendants(graph, "input:noise_level")} - {""}
     assert reached == {"alpha.0", "alpha.2"}
 
@@ -36,7 +36,7 @@ def _descendants(graph, node: str) -> set[str]:
 
 
 def test_time_alone_and_time_with_conditions_are_told_apart():
-    tensors = frontier(Obelisk(), Obelisk.inputs())
+    tensors = boundary(Obelisk(), Obelisk.inputs())
     assert {name: tensor.signature for name, tensor in tensors.items()} == {
         "when": "temporal", "slabs.0.mod": "mixed", "slabs.1.mod": "mixed",
     }  # fmt: skip
@@ -57,7 +57,7 @@ class Merged(TwoLayers):
 
 
 def test_where_two_embeddings_meet_the_sum_is_the_tensor():
-    (tensor,) = partition(Merged(), TwoLayers.inputs()).frontier
+    (tensor,) = partition(Merged(), TwoLayers.inputs()).block_boundary
     assert tensor.layer == ""
     assert tensor.node.startswith("add")
     assert tensor.upstream == {"time", "second"}
@@ -69,7 +69,9 @@ class Bare(TwoLayers):
 
 
 def test_a_bare_function_of_time_has_no_layer_behind_it():
-    bare, embedded = sorted(partition(Bare(), TwoLayers.inputs()).frontier, key=lambda tensor: len(tensor.upstream))
+    bare, embedded = sorted(
+        partition(Bare(), TwoLayers.inputs()).block_boundary, key=lambda tensor: len(tensor.upstream)
+    )
     assert bare.node.startswith("sqrt")  # the value that meets the sample, not the first thing made of t
     assert (bare.layer, bare.upstream, bare.consumer_layers) == ("", frozenset(), ("body",))
     assert embedded.layer == "time"
