@@ -195,6 +195,12 @@ class CalibrationSet:
         """Arguments of the first call: example inputs to trace the denoiser with."""
         return next(self.calls()).kwargs
 
+    def spread(self, count: int) -> CalibrationSet:
+        """At most ``count`` calls, evenly over the recording, so that every part of the schedule is seen."""
+        last, wanted = len(self) - 1, min(count, len(self))
+        places = {round(i * last / max(wanted - 1, 1)) for i in range(wanted)}
+        return CalibrationSet(self.folder, self._manifest, [self._selection[place] for place in sorted(places)])
+
     def subset(
         self,
         timesteps: Iterable[float] | None = None,

@@ -1,0 +1,137 @@
+"""Pass ``gptq``: rounding that makes up for its own errors, from the second moments of each layer's input.
+
+One sweep over some recorded calls gathers ``H = X^T X`` of as many layers as fit into the memory allowed, then their
+weights are rounded (`dq_plugins.passes.rounding.compensation`), then the next sweep. The inputs are those of full
+precision, balanced where the plan balances them.
+
+Source: Frantar et al. 2022 (GPTQ).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from dq_plugins.hooks import hooked
+from dq_plugins.passes.rounding.compensation import GPTQOptions, compensated_codes, weighted_scale
+from dq_plugins.plan import QuantPlan, WeightQuant
+from dq_plugins.quantized.input_rows import has_rows, input_rows, weight_matrix
+from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
+
+MEBIBYTE = 1 << 20
+
+
+class GPTQ(Pass):
+    """Compensating rounding of linear layers and convolutions."""
+
+    name = "gptq"
+    requires = ("weight-ranges",)
+    after = ("bit-allocation", "timestep-reduction", "temporal-reconstruction")
+
+    class Options(PassOptions):
+        """Options of ``gptq``.
+
+        Attributes:
+            calls: recorded calls to learn from, spread evenly over the recording.
+            rows: rows of a layer's input that count, for each call.
+            damping: see `GPTQOptions`.
+            act_order: see `GPTQOptions`.
+            scales: choose each output's scale anew, by the error that its inputs make of it.
+            most_bits: wider weights keep their rounding.
+            memory_mb: of the second moments of the layers that one sweep serves.
+        """
+
+        calls: int = Field(50, ge=1)
+        rows: int = Field(96, ge=1)
+        damping: float = Field(0.01, gt=0)
+        act_order: bool = True
+        scales: bool = True
+        most_bits: int = Field(8, ge=2, le=16)
+        memory_mb: int = Field(2048, ge=16)
+
+    options: Options
+    Options: ClassVar[type[PassOptions]] = Options
+
+    def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
+        """Write codes (and scales) layer by layer."""
+        layers = self._layers(plan, context)
+        done = 0
+        for chunk in self._chunks(layers, context):
+            yield Progress(done, len(layers), f"inputs of {len(chunk)} layers")
+            moments = self._moments(chunk, context)
+            for name in chunk:
+                quant = plan.layers[name].weight
+                plan.layers[name].weight = self._rounded(context.denoiser.get_submodule(name), quant, moments.pop(name))
+                done += 1
+                yield Progress(done, len(layers), name)
+
+    def _layers(self, plan: QuantPlan, context: PassContext) -> list[str]:
+        return [
+            name
+            for name in context.partition.layers
+            if (layer := plan.layers.get(name)) is not None
+            and layer.weight is not None
+            and layer.weight.rounds
+            and layer.weight.bits <= self.options.most_bits
+            and has_rows(context.denoiser.get_submodule(name))
+        ]
+
+    def _chunks(self, layers: list[str], context: PassContext) -> Iterator[list[str]]:
+        limit, chunk, used = self.options.memory_mb * MEBIBYTE, [], 0
+        for name in layers:
+            matrix = weight_matrix(layer := context.denoiser.get_submodule(name), layer.weight)  # [P, O/P, K]
+            size = 4 * matrix.shape[0] * matrix.shape[2] ** 2
+            if chunk and used + size > limit:
+                yield chunk
+                chunk, used = [], 0
+            chunk.append(name)
+            used += size
+        if chunk:
+            yield chunk
+
+    def _moments(self, names: list[str], context: PassContext) -> dict[str, Tensor]:
+        """``X^T X`` of the inputs of some layers: float32 ``[P, K, K]``."""
+        modules = {name: context.denoiser.get_submodule(name) for name in names}
+        moments: dict[str, Tensor] = {}
+        generator = context.generator(len(names))
+
+        def observe(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+            rows = input_rows(modules[name], x, self.options.rows, generator)  # [P, R, K]
+            found = rows.transpose(1, 2) @ rows
+            moments[name] = moments[name].add_(found) if name in moments else found
+
+        with hooked(modules, before=observe, first=True):
+            for call in context.calibration.spread(self.options.calls).calls():
+                call.run(context.denoiser)
+        return moments
+
+    def _rounded(self, layer: nn.Module, quant: WeightQuant, moments: Tensor) -> WeightQuant:
+        matrix = weight_matrix(layer, layer.weight.float())  # [P, O/P, K]
+        if self.options.scales:
+            importance = moments.diagonal(dim1=1, dim2=2)  # [P, K]
+            found = [
+                weighted_scale(w, h, quant.bits, symmetric=quant.symmetric)
+                for w, h in zip(matrix, importance, strict=True)
+            ]
+            scale, zero_point = (torch.cat(parts) for parts in zip(*found, strict=True))
+            quant = WeightQuant(quant.bits, scale, None if quant.symmetric else zero_point)
+        options = GPTQOptions(self.options.damping, self.options.act_order)
+        per_group = len(matrix[0])
+        codes = [
+            compensated_codes(w, h, _outputs(quant, slice(p * per_group, (p + 1) * per_group)), options)
+            for p, (w, h) in enumerate(zip(matrix, moments, strict=True))
+        ]
+        return replace(quant, codes=torch.cat(codes).reshape(layer.weight.shape))
+
+
+def _outputs(quant: WeightQuant, part: slice) -> WeightQuant:
+    if len(quant.scale) == 1:
+        return quant
+    zero_point = None if quant.zero_point is None else quant.zero_point[part]
+    return replace(quant, scale=quant.scale[part], zero_point=zero_point)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from dq_plugins.errors import PlanError
+from dq_plugins.passes.rounding.compensation import GPTQOptions, compensated_codes, weighted_scale
+from dq_plugins.plan import WeightQuant
+
+
+def correlated(rows: int, columns: int, seed: int) -> torch.Tensor:
+    """Inputs of few degrees of freedom and a little noise, as patches of an image are, whose mean is not 0."""
+    generator = torch.Generator().manual_seed(seed)
+    causes = torch.randn(rows, columns // 3, generator=generator)
+    mixing = torch.randn(columns // 3, columns, generator=generator)
+    return causes @ mixing + 0.3 * torch.randn(rows, columns, generator=generator) + 0.5
+
+
+def problem(seed: int, outputs: int = 6, columns: int = 24, bits: int = 3):
+    weight = torch.randn(outputs, columns, generator=torch.Generator().manual_seed(100 + seed))
+    scale, _ = weighted_scale(weight, torch.ones(columns), bits, symmetric=True)
+    x = correlated(400, columns, seed)
+    return weight, x, WeightQuant(bits, scale)
+
+
+def output_error(weight, codes, quant, x) -> float:
+    fake = codes.float() * quant.scale[:, None]
+    return float((x @ (weight - fake).T).square().mean())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_output_error_is_far_below_that_of_nearest_rounding(seed):
+    weight, x, quant = problem(seed)
+    nearest = output_error(weight, quant.integers(weight), quant, x)
+    assert output_error(weight, compensated_codes(weight, x.T @ x, quant), quant, x) < 0.5 * nearest
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_comes_close_to_the_best_codes_there_are(seed):
+    # 2 bits, 6 columns: all 4^6 rows of codes can be tried
+    weight, x, quant = problem(seed, outputs=3, columns=6, bits=2)
+    codes = compensated_codes(weight, x.T @ x, quant, GPTQOptions(damping=1e-4))
+    every = torch.tensor(list(itertools.product(range(-2, 2), repeat=6))).float()  # [4096, K]
+    best = 0.0
+    for row, scale in zip(weight, quant.scale, strict=True):
+        best += float(((row - every * scale) @ x.T).square().sum(1).min()) / (3 * len(x))
+    found = output_error(weight, codes, quant, x)
+    assert found < 1.5 * best
+    assert found < 0.9 * output_error(weight, quant.integers(weight), quant, x)
+
+
+def test_uncorrelated_inputs_leave_nothing_to_make_up_for():
+    weight, _, quant = problem(0)
+    hessian = torch.diag(torch.rand(weight.shape[1], generator=torch.Generator().manual_seed(1)) + 0.1)
+    assert torch.equal(compensated_codes(weight, hessian, quant), quant.integers(weight))
+
+
+def test_an_input_that_is_always_zero_is_rounded_to_nearest():
+    weight, x, quant = problem(0)
+    x[:, 3] = 0
+    codes = compensated_codes(weight, x.T @ x, quant)
+    assert torch.equal(codes[:, 3], quant.integers(weight)[:, 3])
+
+
+def test_the_mean_of_the_output_is_kept():
+    weight, x, quant = problem(0)
+    x = x + 2  # a mean that dominates, as after an activation function
+
+    def shift(codes):
+        return float((x @ (weight - codes.float() * quant.scale[:, None]).T).mean(0).abs().mean())
+
+    assert shift(compensated_codes(weight, x.T @ x, quant)) < 0.4 * shift(quant.integers(weight))
+
+
+def test_blocks_of_columns_change_nothing(monkeypatch):
+    weight, x, quant = problem(0, columns=40)
+    whole = compensated_codes(weight, x.T @ x, quant)
+    monkeypatch.setattr("dq_plugins.passes.rounding.compensation.BLOCK", 7)
+    assert (compensated_codes(weight, x.T @ x, quant) == whole).float().mean() > 0.99
+
+
+def test_asymmetric_codes_stay_in_their_range():
+    weight, x, _ = problem(0)
+    scale, zero_point = weighted_scale(weight + 1, torch.ones(weight.shape[1]), 3, symmetric=False)
+    codes = compensated_codes(weight + 1, x.T @ x, WeightQuant(3, scale, zero_point))
+    assert int(codes.min()) >= -4
+    assert int(codes.max()) <= 3
+
+
+def test_fewer_rows_than_columns_are_damped():
+    weight, x, quant = problem(0)
+    few = x[:4]
+    codes = compensated_codes(weight, few.T @ few, quant)
+    assert output_error(weight, codes, quant, few) < output_error(weight, quant.integers(weight), quant, few)
+
+
+def test_moments_that_are_not_finite_are_an_error():
+    weight, x, quant = problem(0)
+    with pytest.raises(PlanError, match="NaN or infinity"):
+        compensated_codes(weight, x.T @ x * torch.inf, quant)
+
+
+def test_scales_weigh_columns_by_their_inputs():
+    weight = torch.tensor([[1.0, 0.6, 0.6, 0.6]])
+    loud, _ = weighted_scale(weight, torch.tensor([1.0, 1e-6, 1e-6, 1e-6]), 2, symmetric=True)
+    quiet, _ = weighted_scale(weight, torch.tensor([1e-6, 1.0, 1.0, 1.0]), 2, symmetric=True)
+    assert float(quiet) < float(loud)

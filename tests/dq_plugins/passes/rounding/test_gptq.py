@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from denoisers import recorded, tiny_denoiser
+
+import dq_plugins as dq
+from dq_plugins.hooks import hooked
+from dq_plugins.passes.rounding import gptq
+from dq_plugins.recipe import Recipe, Step
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    denoiser = tiny_denoiser()
+    return denoiser, recorded(denoiser, tmp_path_factory.mktemp("calib"), batch=4)
+
+
+def make(case, *steps: Step, weight_bits: int = 3, **options) -> dq.QuantPlan:
+    recipe = Recipe("r", "", (Step("weight-ranges", {"edge_bits": 3}), *steps))
+    return dq.make_plan(*case, recipe, weight_bits=weight_bits, act_bits=None, progress=False, **options)
+
+
+def errors(case, plan: dq.QuantPlan) -> dict[str, float]:
+    """Error of each layer's output over its power, on the inputs that full precision gives it."""
+    denoiser, calibration = case
+    modules = {name: denoiser.get_submodule(name) for name in plan.layers}
+    totals = {name: [0.0, 0.0] for name in modules}
+
+    def compare(name, args, kwargs, output):
+        module = modules[name]
+        fake = plan.layers[name].weight.fake(module.weight)
+        other = type(module).forward(copy_with(module, fake), *args)
+        totals[name][0] += float((other - output).square().mean())
+        totals[name][1] += float(output.square().mean())
+
+    with hooked(modules, after=compare), torch.no_grad():
+        for call in calibration.calls():
+            call.run(denoiser)
+    return {name: error / power for name, (error, power) in totals.items()}
+
+
+def copy_with(module, weight):
+    other = copy.deepcopy(module)
+    other.weight = torch.nn.Parameter(weight, requires_grad=False)
+    return other
+
+
+def gain(case, plan: dq.QuantPlan, other: dq.QuantPlan) -> float:
+    """Mean over layers of the error of one plan over that of another."""
+    one, two = errors(case, plan), errors(case, other)
+    return sum(one[name] / two[name] for name in one) / len(one)
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_output_error_falls_far_below_nearest_rounding(case, bits) -> None:
+    plan = make(case, Step("gptq"), weight_bits=bits)
+    assert gain(case, plan, make(case, weight_bits=bits)) < 0.6
+
+
+def test_asymmetric_weights_keep_their_zero_points(case) -> None:
+    steps = Step("weight-ranges", {"symmetric": False}), Step("gptq")
+    plan = dq.make_plan(*case, Recipe("r", "", steps), weight_bits=3, act_bits=None, progress=False)
+    assert all(layer.weight.zero_point is not None for layer in plan.layers.values())
+    assert gain(case, plan, make(case)) < 0.8
+
+
+def test_scales_can_be_left_as_they_are(case) -> None:
+    before, after = make(case), make(case, Step("gptq", {"scales": False}))
+    for name, layer in after.layers.items():
+        assert torch.equal(layer.weight.scale, before.layers[name].weight.scale)
+    assert gain(case, after, before) < 0.8
+
+
+def test_wider_weights_keep_their_rounding(case) -> None:
+    plan = make(case, Step("gptq", {"most_bits": 2}))
+    assert all(layer.weight.codes is None for layer in plan.layers.values())
+
+
+def test_little_memory_means_more_sweeps_and_as_good_a_plan(case, monkeypatch) -> None:
+    sweeps = []
+    moments = gptq.GPTQ._moments
+    monkeypatch.setattr(gptq.GPTQ, "_moments", lambda *args: sweeps.append(args[1]) or moments(*args))
+    monkeypatch.setattr(gptq, "MEBIBYTE", 1024)
+    plan = make(case, Step("gptq", {"memory_mb": 32}))
+    assert len(sweeps) > 1
+    assert sorted(name for chunk in sweeps for name in chunk) == sorted(plan.layers)
+    assert gain(case, plan, make(case)) < 0.6
+
+
+def test_the_same_seed_gives_the_same_plan(case) -> None:
+    few = Step("gptq", {"rows": 16})
+    assert make(case, few) == make(case, few)
+    assert make(case, few, seed=1) != make(case, few)
