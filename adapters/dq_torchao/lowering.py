@@ -28,7 +28,7 @@ INTEGER_LAYERS: dict[type[nn.Module], type[IntegerLayer]] = {
 """Integer counterpart of a layer class. Subclasses are left out: they may compute something else."""
 
 
-def obstacle(layer: nn.Module, plan: LayerPlan) -> str:
+def unsupported_reason(layer: nn.Module, plan: LayerPlan) -> str:
     """Why ``layer`` cannot run in integers; empty when it can."""
     if plan.weight is None or plan.activation is None:
         return plan.kept or "the plan quantizes only its weight or only its input"
@@ -38,7 +38,7 @@ def obstacle(layer: nn.Module, plan: LayerPlan) -> str:
         return f"{plan.weight.bits}-bit weight codes less the zero points of the plan do not fit int8"
     if type(layer) not in INTEGER_LAYERS:
         return f"there is no integer kernel for {type(layer).__name__}"
-    return kernel_for(INTEGER_LAYERS[type(layer)].operator, _weight(layer).device).obstacle
+    return kernel_for(INTEGER_LAYERS[type(layer)].operator, _weight(layer).device).unsupported_reason
 
 
 def _fits_int8(quant: WeightQuant) -> bool:
@@ -63,7 +63,7 @@ def lower_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, tim
     """
     weight = _weight(layer) if plan.quantized else next(layer.parameters())  # a kept layer may have none of this name
     dtype = str(weight.dtype).removeprefix("torch.")
-    reason = obstacle(layer, plan)
+    reason = unsupported_reason(layer, plan)
     if not plan.quantized:
         execution = Execution("full precision", plan.width, "", dtype, reason)
     elif reason:

@@ -86,8 +86,8 @@ def check_values(model: nn.Module) -> None:
             _check_zero_point(name, layer.zero_point, layer.bits)
         if isinstance(layer, IntegerLayer):
             _check_zero_point(name, layer.act_zero_point, layer.act_bits)
-            if obstacle := kernel_for(layer.operator, layer.weight_packed.device).obstacle:
-                _simulate_instead(layer, obstacle)
+            if reason := kernel_for(layer.operator, layer.weight_packed.device).unsupported_reason:
+                _simulate_instead(layer, reason)
 
 
 def _check_scale(layer: str, part: str, scale: Tensor) -> None:

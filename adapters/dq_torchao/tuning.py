@@ -19,7 +19,7 @@ from dq_plugins.hooks import hooked
 from dq_plugins.metrics.latency import Latency, compare_latency
 from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.timesteps import TimestepContext
-from dq_torchao.lowering import lower_layer, obstacle
+from dq_torchao.lowering import lower_layer, unsupported_reason
 from dq_torchao.report import Timing
 
 ROUNDS = 7
@@ -54,7 +54,7 @@ def tune(model: nn.Module, plan: QuantPlan, example_inputs: Mapping[str, Any]) -
         By layer; for the ``choices`` of `dq_torchao.apply`. Layers that the call does not reach are missing.
     """
     layers = {name: model.get_submodule(name) for name in plan.layers}
-    candidates = {name: layer for name, layer in layers.items() if not obstacle(layer, plan.layers[name])}
+    candidates = {name: layer for name, layer in layers.items() if not unsupported_reason(layer, plan.layers[name])}
     layouts = record_layouts(model, candidates, example_inputs)
     known: dict[Hashable, Timing] = {}
     timings = {}

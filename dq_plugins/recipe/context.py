@@ -13,7 +13,7 @@ from torch import nn
 
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.graph import Partition, partition
-from dq_plugins.graph.obstacles import find_obstacles
+from dq_plugins.graph.unsupported_layers import find_unsupported_layers
 
 T = TypeVar("T")
 
@@ -44,17 +44,18 @@ class PassContext:
 
     @cached_property
     def partition(self) -> Partition:
-        """Roles and dependency signatures of the denoiser's layers, from its graph; those with `obstacles` left out."""
-        layers = {name: info for name, info in self._found.layers.items() if name not in self.obstacles}
-        return replace(self._found, layers=layers)
+        """Roles and dependency signatures of the denoiser's layers, without `unsupported_layers`."""
+        layers = {name: info for name, info in self.traced.layers.items() if name not in self.unsupported_layers}
+        return replace(self.traced, layers=layers)
 
     @cached_property
-    def obstacles(self) -> dict[str, str]:
-        """Why a layer that the graph finds cannot be quantized, by layer."""
-        return find_obstacles(self.denoiser, self.calibration.example_inputs(), self._found.layers)
+    def unsupported_layers(self) -> dict[str, str]:
+        """Why a layer of `traced` cannot be quantized, by layer."""
+        return find_unsupported_layers(self.denoiser, self.calibration.example_inputs(), self.traced.layers)
 
     @cached_property
-    def _found(self) -> Partition:
+    def traced(self) -> Partition:
+        """All that the denoiser's graph says, `unsupported_layers` included."""
         example = self.calibration.example_inputs()
         return partition(self.denoiser, example, timestep=self.calibration.timestep_argument)
 

@@ -18,7 +18,7 @@ from dq_plugins.denoiser import require_full_precision
 from dq_plugins.errors import RecipeError
 from dq_plugins.graph.arguments import unwrap
 from dq_plugins.hashing import weights_hash
-from dq_plugins.layer_kinds import kind_name, kind_of
+from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan
 from dq_plugins.recipe.context import PassContext
 from dq_plugins.recipe.passes import Pass
@@ -34,10 +34,11 @@ def empty_plan(context: PassContext, recipe: str) -> QuantPlan:
     layers = {
         name: LayerPlan(kind=info.kind, roles=frozenset(info.roles)) for name, info in context.partition.layers.items()
     }
+    for name, reason in context.unsupported_layers.items():
+        layers[name] = LayerPlan(context.traced.layers[name].kind, kept=reason)
     for name, module in context.denoiser.named_modules():
-        if (kind_of(module) or name in context.obstacles) and name not in layers:
-            reason = context.obstacles.get(name, "the traced forward never runs it")
-            layers[name] = LayerPlan(kind_name(module), kept=reason)
+        if (kind := kind_of(module)) and name not in layers:
+            layers[name] = LayerPlan(kind.name, kept="the traced forward never runs it")
     return QuantPlan(
         model=type(context.denoiser).__name__,
         model_hash=weights_hash(context.denoiser),

@@ -46,11 +46,11 @@ _SUMS = PackedWeights()
 
 
 class Kernel(NamedTuple):
-    """What runs an operator on a device; ``obstacle`` says why nothing does."""
+    """What runs an operator on a device; ``unsupported_reason`` says why nothing does."""
 
     name: str
     compute: str
-    obstacle: str = ""
+    unsupported_reason: str = ""
 
 
 @torch.library.register_fake("dq_torchao::int8_linear")

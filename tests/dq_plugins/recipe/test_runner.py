@@ -3,6 +3,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from denoisers import recorded, tiny_denoiser
+from hidden_calls import Attention, recorded_sequence, sequence_denoiser
 from torch import nn
 
 import dq_plugins as dq
@@ -56,6 +57,15 @@ def test_every_layer_is_listed_and_left_out_ones_say_why(case) -> None:
     weighted = {n for n, m in denoiser.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     assert set(plan.layers) == weighted
     assert all(layer.kept for layer in plan.layers.values())
+
+
+def test_layers_that_cannot_be_quantized_are_listed_by_kind_too(tmp_path) -> None:
+    denoiser = sequence_denoiser(Attention)
+    denoiser.spare_up, denoiser.spare_table = nn.ConvTranspose1d(2, 2, 2), nn.Embedding(3, 4)
+    plan = dq.make_plan(denoiser, recorded_sequence(denoiser, tmp_path), Recipe("w", "", ()), progress=False)
+    kinds = {name: layer.kind for name, layer in plan.layers.items()}
+    assert (kinds["middle.inner"], kinds["middle.inner.out_proj"]) == ("linear", "linear")
+    assert (kinds["spare_up"], kinds["spare_table"]) == ("conv_transpose1d", "embedding")
 
 
 def test_weights_are_untouched_and_gradients_restored(case, tmp_path) -> None:

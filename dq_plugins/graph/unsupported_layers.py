@@ -17,7 +17,9 @@ from dq_plugins.graph.arguments import unwrap
 from dq_plugins.hooks import hooked
 
 
-def find_obstacles(denoiser: nn.Module, example_inputs: Mapping[str, Any], layers: Iterable[str]) -> dict[str, str]:
+def find_unsupported_layers(
+    denoiser: nn.Module, example_inputs: Mapping[str, Any], layers: Iterable[str]
+) -> dict[str, str]:
     """Why layers cannot be quantized, by layer; layers that can be are left out.
 
     Args:
