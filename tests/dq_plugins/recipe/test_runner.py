@@ -62,7 +62,8 @@ def test_every_layer_is_listed_and_left_out_ones_say_why(case) -> None:
 def test_layers_that_cannot_be_quantized_are_listed_by_kind_too(tmp_path) -> None:
     denoiser = sequence_denoiser(Attention)
     denoiser.spare_up, denoiser.spare_table = nn.ConvTranspose1d(2, 2, 2), nn.Embedding(3, 4)
-    plan = dq.make_plan(denoiser, recorded_sequence(denoiser, tmp_path), Recipe("w", "", ()), progress=False)
+    recipe = Recipe("w", "", (Step("weight-ranges"),))
+    plan = dq.make_plan(denoiser, recorded_sequence(denoiser, tmp_path), recipe, progress=False)
     kinds = {name: layer.kind for name, layer in plan.layers.items()}
     assert (kinds["middle.inner"], kinds["middle.inner.out_proj"]) == ("linear", "linear")
     assert (kinds["spare_up"], kinds["spare_table"]) == ("conv_transpose1d", "embedding")
