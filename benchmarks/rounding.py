@@ -23,7 +23,7 @@ from benchmarks.tfmq import WEIGHTS, Case
 from dq_plugins.bundled import NAMES
 from dq_plugins.calibration.call import first_tensor
 from dq_plugins.quantized.block_cache import BlockCache, record_block
-from dq_plugins.quantized.learn_rounding import RoundingOptions, learn_rounding
+from dq_plugins.quantized.learner import Learner, RoundingOptions
 from dq_plugins.quantized.soft_rounding import SoftRounding
 from dq_plugins.quantized.student import planned_student
 from dq_plugins.quantized.units import Unit, find_units
@@ -69,7 +69,8 @@ def judge(unit: Unit, cache: BlockCache, student: torch.nn.Module, case: Case, p
             for n in unit.layers
         }
         options = RoundingOptions(iterations, 1e-2, weight, relative)
-        finish(learn_rounding(variables, lambda w, i: block_loss(block, prefix, cache, w, train[order[i]]), options))
+        loss = lambda w, i: block_loss(block, prefix, cache, w, train[order[i]])  # noqa: E731
+        finish(Learner(variables, loss, options).run())
         nearest = held_out({n: v.nearest() for n, v in variables.items()})
         found[label] = held_out({n: v.hard() for n, v in variables.items()}) / nearest
         print(f"  {unit.module:32} {label:20} {found[label]:.3f}", flush=True)

@@ -29,7 +29,7 @@ from dq_plugins.hashing import hash_json
 from dq_plugins.plan import QuantPlan, Section, WeightQuant
 from dq_plugins.progress import Progress, reported
 from dq_plugins.quantized.block_cache import BlockCache, record_block
-from dq_plugins.quantized.learn_rounding import RoundingOptions, RoundingResult, learn_rounding
+from dq_plugins.quantized.learner import Learned, Learner, RoundingOptions
 from dq_plugins.quantized.soft_rounding import SoftRounding
 from dq_plugins.quantized.student import planned_student
 from dq_plugins.quantized.units import Unit, find_units
@@ -114,7 +114,12 @@ class BlockReconstruction(Pass):
                 context.denoiser, student, unit.module, context.calibration, self._calls(context), Path(folder)
             )
             result = yield from reported(self.learn(unit, cache, student, plan, context), progress)
-        losses = {"nearest": result.nearest_loss, "learned": result.learned_loss, "kept_nearest": result.kept_nearest}
+        verdict = result.verdict
+        losses = {
+            "nearest": verdict.nearest_loss,
+            "learned": verdict.learned_loss,
+            "kept_nearest": verdict.kept_nearest,
+        }
         _save(file, signature, losses, result.codes)
         yield Progress(done + 1, total, unit.module)
         return losses, result.codes
@@ -127,7 +132,7 @@ class BlockReconstruction(Pass):
 
     def learn(
         self, unit: Unit, cache: BlockCache, student: nn.Module, plan: QuantPlan, context: PassContext
-    ) -> Generator[int, None, RoundingResult]:
+    ) -> Generator[int, None, Learned[str]]:
         """Learn the rounding of one block's layers; yields the number of finished iterations."""
         block = student.get_submodule(unit.module)
         variables = {n: SoftRounding(context.denoiser.get_submodule(n).weight, _quant(plan, n)) for n in unit.layers}
@@ -142,7 +147,7 @@ class BlockReconstruction(Pass):
 
         chosen = self.options
         options = RoundingOptions(chosen.iterations, chosen.learning_rate, chosen.weight, chosen.relative)
-        return learn_rounding(variables, loss, options, probes=min(16, self.options.iterations))
+        return Learner(variables, loss, options, probes=min(16, self.options.iterations)).run()
 
 
 def _quant(plan: QuantPlan, name: str) -> WeightQuant:

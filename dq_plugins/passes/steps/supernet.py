@@ -32,7 +32,7 @@ from dq_plugins.plan import ActivationQuant, WeightQuant
 from dq_plugins.progress import Progress
 from dq_plugins.quantized.block_cache import BlockCache, record_block
 from dq_plugins.quantized.candidates import Candidates
-from dq_plugins.quantized.learn_rounding import RoundingOptions
+from dq_plugins.quantized.learner import RoundingOptions
 from dq_plugins.quantized.network import SuperNetwork
 from dq_plugins.quantized.soft_rounding import SoftRounding
 from dq_plugins.quantized.units import Unit, find_units

@@ -26,7 +26,7 @@ from dq_plugins.passes.temporal.features import feature_error
 from dq_plugins.passes.temporal.shared import planned_weights, shared_block, shared_points
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.progress import Progress, reported
-from dq_plugins.quantized.learn_rounding import RoundingOptions, learn_rounding
+from dq_plugins.quantized.learner import Learner, RoundingOptions
 from dq_plugins.quantized.soft_rounding import SoftRounding
 from dq_plugins.recipe import Pass, PassContext, PassOptions
 
@@ -86,12 +86,12 @@ class TemporalReconstruction(Pass):
         planned = planned_weights(block, plan)
         before = feature_error(reference, block.features_at(points.inputs, planned))
         variables = {n: SoftRounding(weights[f"{n}.weight"], plan.layers[n].weight) for n in layers}  # type: ignore[arg-type]
-        batches = context.generator(len(layers))
 
-        def loss(soft: dict[str, Tensor], _iteration: int) -> Tensor:
+        def loss(soft: dict[str, Tensor], iteration: int) -> Tensor:
             rows = torch.arange(len(points))
             if len(rows) > self.options.batch:
-                rows = torch.randperm(len(rows), generator=batches)[: self.options.batch]
+                draw = context.generator(len(layers), iteration)
+                rows = torch.randperm(len(rows), generator=draw)[: self.options.batch]
             learning = {f"{n}.weight": w for n, w in soft.items()}
             features = block.features_at(points.rows(rows), {**planned, **learning})
             errors = [(features[k] - reference[k][rows]).square().flatten(1).sum(1).mean() for k in features]
@@ -100,7 +100,7 @@ class TemporalReconstruction(Pass):
         settings = self.settings
         what = f"{len(layers)} temporal layers"
         result = yield from reported(
-            learn_rounding(variables, loss, settings), lambda done: Progress(done, settings.iterations, what)
+            Learner(variables, loss, settings).run(), lambda done: Progress(done, settings.iterations, what)
         )
         for name, codes in result.codes.items():
             quant = plan.layers[name].weight
@@ -111,7 +111,7 @@ class TemporalReconstruction(Pass):
             {
                 "layers": layers,
                 "points": {"timesteps": len(points.timesteps), "conditions": points.conditions},
-                "kept_nearest": result.kept_nearest,
+                "kept_nearest": result.verdict.kept_nearest,
                 "before": vars(before),
                 "after": vars(after),
             }

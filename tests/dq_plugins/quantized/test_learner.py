@@ -6,7 +6,7 @@ import torch
 from dq_plugins.affine import integer_range
 from dq_plugins.errors import RecipeError
 from dq_plugins.plan import WeightQuant
-from dq_plugins.quantized.learn_rounding import RoundingOptions, learn_rounding
+from dq_plugins.quantized.learner import Learner, RoundingOptions
 from dq_plugins.quantized.soft_rounding import SoftRounding
 from dq_plugins.quantized.weight_scale import weight_parameters
 
@@ -72,9 +72,9 @@ def test_closes_most_of_the_gap_between_nearest_and_brute_force() -> None:
     best = tried.amin(0).sum().item()
 
     options = RoundingOptions(iterations=800, learning_rate=1e-2, weight=0.1)
-    result = run(learn_rounding({"w": variables}, lambda w, _: channel_errors(w["w"]).sum(), options))
-    assert best * (1 - 1e-5) <= result.learned_loss
-    assert result.learned_loss - best < 0.5 * (result.nearest_loss - best)
+    result = run(Learner({"w": variables}, lambda w, _: channel_errors(w["w"]).sum(), options).run())
+    assert best * (1 - 1e-5) <= result.verdict.learned_loss
+    assert result.verdict.learned_loss - best < 0.5 * (result.verdict.nearest_loss - best)
 
 
 def test_regulariser_decides_every_variable() -> None:
@@ -85,7 +85,7 @@ def test_regulariser_decides_every_variable() -> None:
     def loss(weights, _iteration):
         return (x @ (weights["w"] - weight).T).pow(2).mean()
 
-    run(learn_rounding({"w": variables}, loss, RoundingOptions(iterations=2000, learning_rate=1e-2)))
+    run(Learner({"w": variables}, loss, RoundingOptions(iterations=2000, learning_rate=1e-2)).run())
     up = variables.up()
     assert ((up < 0.01) | (up > 0.99)).float().mean() > 0.99
 
@@ -99,8 +99,8 @@ def test_nearest_is_kept_when_learning_does_not_help() -> None:
 
     with torch.no_grad():
         variables.alpha.neg_()
-    result = run(learn_rounding({"w": variables}, loss, RoundingOptions(iterations=1)))
-    assert result.kept_nearest
+    result = run(Learner({"w": variables}, loss, RoundingOptions(iterations=1)).run())
+    assert result.verdict.kept_nearest
     assert result.codes == {}
 
 
@@ -116,12 +116,13 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
     weight = torch.randn(4, 4)
     variables = SoftRounding(weight, quantizer(weight, 4))
     with pytest.raises(RecipeError, match="nan"):
-        run(learn_rounding({"w": variables}, lambda w, _: w["w"].sum() * float("nan"), RoundingOptions(iterations=2)))
+        run(Learner({"w": variables}, lambda w, _: w["w"].sum() * float("nan"), RoundingOptions(iterations=2)).run())
 
 
 def test_relative_result_does_not_depend_on_the_scale_of_the_loss() -> None:
     weight = torch.randn(8, 16, generator=torch.Generator().manual_seed(0))
-    inputs = torch.randn(64, 16, generator=torch.Generator().manual_seed(1)) @ torch.randn(16, 16)
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(64, 16, generator=generator) @ torch.randn(16, 16, generator=generator)
     quant = quantizer(weight, 3)
 
     def learned(scale: float, relative: bool) -> torch.Tensor:
@@ -131,7 +132,69 @@ def test_relative_result_does_not_depend_on_the_scale_of_the_loss() -> None:
         def loss(weights, _):
             return scale * (inputs @ (weights["a"] - weight).T).square().mean()
 
-        return run(learn_rounding(variables, loss, options)).codes["a"]
+        return run(Learner(variables, loss, options).run()).codes["a"]
 
     assert torch.equal(learned(1.0, True), learned(2.0**10, True))
     assert not torch.equal(learned(1.0, False), learned(2.0**-10, False))
+
+
+def two(loss_of, options, **chosen):
+    """Two weights, learned under keys of (name, bits)."""
+    weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    variables = {("w", bits): SoftRounding(weight, quantizer(weight, bits)) for bits in (3, 4)}
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(64, 8, generator=generator) @ torch.randn(8, 8, generator=generator)
+
+    def loss(weights, iteration):
+        return torch.stack([loss_of(x @ (w - weight).T) for w in weights.values()]).sum()
+
+    return variables, run(Learner(variables, loss, options, **chosen).run())
+
+
+def test_what_is_not_drawn_does_not_move() -> None:
+    start = two(lambda y: y.square().mean(), RoundingOptions(iterations=0))[0]
+    moved, result = two(
+        lambda y: y.square().mean(), RoundingOptions(20, 1e-2, warmup=1), drawn=lambda iteration: [("w", 3)]
+    )
+    assert torch.equal(moved["w", 4].alpha, start["w", 4].alpha)
+    assert not torch.equal(moved["w", 3].alpha, start["w", 3].alpha)
+    assert set(result.codes) <= {("w", 3)}
+
+
+def test_the_regulariser_acts_on_what_is_drawn_alone() -> None:
+    options = RoundingOptions(300, 1e-2, weight=1.0, warmup=0)
+    moved, _ = two(lambda y: y.square().mean() * 0, options, drawn=lambda iteration: [("w", 3)])
+    decided = {key: ((v.up() < 0.05) | (v.up() > 0.95)).float().mean() for key, v in moved.items()}
+    assert decided["w", 3] > 0.8
+    assert decided["w", 4] < 0.3
+
+
+def test_what_is_decided_together_gets_one_verdict_from_the_judge() -> None:
+    judged = []
+
+    def judge(weights, probe):
+        """Nearest first: of 3 bits learned rounding is better, of 4 bits worse."""
+        judged.append(next(iter(weights))[1])
+        return torch.tensor([1.0, 0.5, 1.0, 2.0][len(judged) - 1])
+
+    variables, result = two(
+        lambda y: y.square().mean(), RoundingOptions(30, 1e-2), together=lambda key: key[1], judge=judge, probes=1
+    )
+    assert judged == [3, 3, 4, 4]
+    assert set(result.verdicts) == {3, 4}
+    assert set(result.codes) == {("w", 3)}
+    assert torch.equal(result.codes["w", 3], variables["w", 3].codes())
+
+
+def test_other_parameters_learn_beside_the_rounding() -> None:
+    weight = torch.ones(2, 2)
+    gain = torch.zeros((), requires_grad=True)
+    run(
+        Learner(
+            {"w": SoftRounding(weight, quantizer(weight, 4))},
+            lambda weights, _: (gain - 1).square() + weights["w"].sum() * 0,
+            RoundingOptions(200, 1e-3, weight=0.0),
+            others=[{"params": [gain], "lr": 5e-2}],
+        ).run()
+    )
+    assert float(gain) == pytest.approx(1, abs=0.05)
