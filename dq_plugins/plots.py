@@ -45,20 +45,21 @@ def lines(
 
 
 def activation_ranges(
-    ranges: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]], edges: Sequence[float]
+    ranges: Mapping[str, tuple[Sequence[float], Sequence[float], Sequence[float]]],
+    edges: Mapping[str, Sequence[float]],
 ) -> Figure:
-    """Activation range of some layers over the timestep, with the group edges drawn on it.
+    """Activation range of some layers over the timestep, with the edges of their timestep groups drawn on it.
 
     Args:
         ranges: layer name -> (timesteps, minima, maxima).
-        edges: edges of the timestep groups.
+        edges: layer name -> edges of its timestep groups.
     """
     figure, axes = _figure(len(ranges), 1, size=(7.0, 1.7 * len(ranges) + 0.4))
     for axis, (name, (timesteps, low, high)) in zip(axes, ranges.items(), strict=True):
         axis.fill_between(timesteps, low, high, alpha=0.35, linewidth=0)
         axis.plot(timesteps, low, linewidth=1, color="C0")
         axis.plot(timesteps, high, linewidth=1, color="C0")
-        for edge in edges:
+        for edge in edges[name]:
             axis.axvline(edge, color="C3", linewidth=0.9, linestyle="--")
         axis.set_title(name, fontsize=8, loc="left")
     axes[-1].set_xlabel("timestep t (dashed: group edges)")

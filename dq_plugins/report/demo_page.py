@@ -90,12 +90,11 @@ def demo_page(result: DemoResult) -> Page:
     page.heading("Error per timestep")
     page.figure(lines({"int8": (list(result.sqnr), list(result.sqnr.values()))}, "timestep t", "output SQNR (dB)"), "")
     page.heading("Activation range over the timestep")
-    groups = result.plan.groups["default"]
-    page.figure(
-        activation_ranges(result.ranges, groups.edges), "Smallest and largest input of the layers that move most."
-    )
+    plan = result.plan
+    edges = {name: plan.groups[plan.layers[name].activation.groups].edges for name in result.ranges}
+    page.figure(activation_ranges(result.ranges, edges), "Smallest and largest input of the layers that move most.")
     page.heading("How the layers run")
     page.table(execution_table(result.executions))
     page.table(layer_table(result.executions), folded="every layer")
-    add_decisions(page, result.plan)
+    add_decisions(page, plan)
     return page

@@ -10,7 +10,7 @@ def example() -> Page:
     page.heading("Results & figures")
     page.table(Table(["layer", "dB"], [["a<b", 40.5], ["c", None]]), folded="all layers")
     page.figure(lines({"ours": ([1, 2], [3.0, 4.0])}, "t", "dB"), "output SQNR")
-    page.figure(activation_ranges({"conv": ([1, 2, 3], [-1, -2, -3], [1, 2, 3])}, [1.5]), "ranges")
+    page.figure(activation_ranges({"conv": ([1, 2, 3], [-1, -2, -3], [1, 2, 3])}, {"conv": [1.5]}), "ranges")
     page.figure(pairs_of_images({"fp32": [[[0.0, 1.0], [1.0, 0.0]]]}, ["cat"]), "images")
     page.note("<b>small print</b>")
     return page
