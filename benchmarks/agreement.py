@@ -53,10 +53,9 @@ def worst_layers(simulated: nn.Module, integer: nn.Module, calls: CalibrationSet
 
     hooks = [simulated.get_submodule(name).register_forward_hook(compare(name)) for name in layers]
     for t in calls.timesteps[:: max(1, len(calls.timesteps) // 5)]:
-        context.select(t)
-        for call in calls.calls(t):
-            call.run(simulated)
-    context.clear()
+        with context.select(t):
+            for call in calls.calls(t):
+                call.run(simulated)
     for hook in hooks:
         hook.remove()
     return worst

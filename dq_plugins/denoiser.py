@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from dq_plugins.errors import DQError, PlanError
-from dq_plugins.timesteps.context import context_of
+from dq_plugins.timesteps import context_of
 
 QUANTIZERS = frozenset({"bitsandbytes", "brevitas", "nncf", "optimum", "sdnq", "torchao"})
 """Packages whose layers and tensors are quantized ones."""

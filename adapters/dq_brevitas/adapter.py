@@ -16,8 +16,7 @@ from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized import exact_tokens as tokens
 from dq_plugins.quantized import temporal_table
-from dq_plugins.timesteps import TimestepContext, attach_context
-from dq_plugins.timesteps.context import OutOfRange
+from dq_plugins.timesteps import OutOfRange, TimestepContext, attach_context
 
 IMPLEMENTED = frozenset({temporal_table.SECTION, tokens.SECTION})
 """What this adapter can do of `QuantPlan.features`."""

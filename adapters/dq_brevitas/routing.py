@@ -10,8 +10,7 @@ from dq_brevitas.proxy import timestep_proxies
 from dq_brevitas.quantizers import DEFAULT_GROUPS, FINITE_SET_GROUPS
 from dq_plugins.errors import TimestepError
 from dq_plugins.graph.arguments import find_timestep_argument
-from dq_plugins.timesteps import Schedule, TimestepContext, TimestepGroups, attach_context
-from dq_plugins.timesteps.context import OutOfRange
+from dq_plugins.timesteps import OutOfRange, Schedule, TimestepContext, TimestepGroups, attach_context
 
 
 def evenly_spaced_groups(count: int, low: float = 0.0, high: float = 1000.0) -> TimestepGroups:

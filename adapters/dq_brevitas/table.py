@@ -25,8 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import CalibrationError
-from dq_plugins.quantized.simulate import select_per_sample
-from dq_plugins.timesteps import TimestepContext
+from dq_plugins.timesteps import TimestepContext, select_for_input
 
 Reduction = Literal["mean", "max"]
 
@@ -98,7 +97,7 @@ class TimestepTable(nn.Module):
 
     def select(self, table: Tensor, x: Tensor) -> Tensor:
         """Entries of the samples of ``x``: 0-d, or ``[N, 1, ..., 1]``."""
-        return select_per_sample(table, self.context.index(self.groups).to(table.device), x)
+        return select_for_input(table, self.context.index(self.groups).to(table.device), x)
 
     @torch.compiler.disable
     def observe(self, x: Tensor) -> Tensor:

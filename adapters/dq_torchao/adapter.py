@@ -11,8 +11,7 @@ from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized import exact_tokens as tokens
 from dq_plugins.quantized import temporal_table
-from dq_plugins.timesteps import TimestepContext, attach_context
-from dq_plugins.timesteps.context import OutOfRange
+from dq_plugins.timesteps import OutOfRange, TimestepContext, attach_context
 from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of, remember
 from dq_torchao.lowering import lower_layer
 from dq_torchao.report import Execution, Timing

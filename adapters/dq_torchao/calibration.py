@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -24,7 +25,15 @@ from dq_plugins.layer_kinds import kind_name
 from dq_plugins.observers import optimal_groups
 from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, Section, WeightQuant
 from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
-from dq_plugins.timesteps import Schedule, TimestepContext, attach_context, context_of, detach_context
+from dq_plugins.timesteps import (
+    Schedule,
+    Selection,
+    TimestepContext,
+    attach_context,
+    context_of,
+    detach_context,
+    fit_to_input,
+)
 from dq_torchao.adapter import apply
 from dq_torchao.collecting import StatisticsStore
 from dq_torchao.timestep_config import TimestepInt8Config
@@ -40,38 +49,38 @@ class CalibrationContext(TimestepContext):
         config: the configuration it was prepared with.
         argument: name of the timestep argument.
         store: what was seen.
-        values: timesteps of the call that runs.
         hooks: of the prepared layers, by name.
+        lock: held while the store changes; threads may share the denoiser.
     """
 
     def __init__(self, config: TimestepInt8Config, argument: str) -> None:
         super().__init__({})
         self.config, self.argument = config, argument
         self.store = StatisticsStore()
-        self.values: list[float] = []
         self.hooks: dict[str, Any] = {}
+        self.lock = threading.Lock()
 
-    def select(self, timestep: Tensor | float) -> None:
-        """Note the timestep(s) of the call that starts."""
-        super().select(timestep)
-        assert self.timestep is not None
-        self.values = self.timestep.float().tolist()
-        self.store.open(self.values)
+    def selection_of(self, timestep: Tensor | float) -> Selection:
+        """See `TimestepContext`; from now on the statistics of these timesteps are in memory."""
+        selection = super().selection_of(timestep)
+        with self.lock:
+            self.store.open(selection.timestep.float().reshape(-1).tolist())
+        return selection
 
     def observe(self, name: str, x: Tensor) -> None:
         """See the input of layer ``name``, at the timestep of the forward that is running."""
-        if self.timestep is None:
-            raise CalibrationError(
-                f"layer {name!r} was called outside the denoiser's forward while calibrating, so its timestep is not "
-                "known; call the denoiser itself"
-            )
-        # Equal timesteps: one update. Else each sample counts for its own.
-        parts = [x] if len(set(self.values)) == 1 else x.chunk(len(self.values))
-        for timestep, part in zip(self.values, parts, strict=False):
-            try:
-                self.store.update(name, timestep, part)
-            except CalibrationError as error:
-                raise CalibrationError(f"input of layer {name!r} at timestep {timestep:g}: {error}") from error
+        t = self.timestep.float()
+        if t.numel() > 1:  # each sample, or token, counts for its own timestep
+            rows = fit_to_input(t, tuple(t.shape), x)
+            parts = [(float(each), x[rows == each]) for each in rows.unique()]
+        else:
+            parts = [(float(t), x)]
+        with self.lock:
+            for timestep, part in parts:
+                try:
+                    self.store.update(name, timestep, part)
+                except CalibrationError as error:
+                    raise CalibrationError(f"input of layer {name!r} at timestep {timestep:g}: {error}") from error
 
     def __deepcopy__(self, memo: object) -> NoReturn:
         raise CalibrationError("a denoiser that is being calibrated cannot be copied; convert it first")

@@ -99,7 +99,9 @@ class StatisticsStore:
             self._open[timestep] = self._read(path) if path.exists() else {}
 
     def update(self, layer: str, timestep: float, x: Tensor) -> None:
-        """See an input of ``layer`` at an open timestep."""
+        """See an input of ``layer``; a timestep that is not open is opened instead of the others."""
+        if timestep not in self._open:
+            self.open([timestep])
         self._known.add(timestep)
         self._open[timestep].setdefault(layer, InputStatistics()).update(x)
 

@@ -94,13 +94,13 @@ def _times(
 ) -> dict[Width, float]:
     """Time of all calls of one layer by width; `Width()` is full precision."""
     context = TimestepContext({GROUPS: TimestepGroups()}, "nearest")
-    context.select(0.0)
     forms = {Width(): layer}
     for width in widths:
         forms[width] = copy.deepcopy(layer)
         lower_layer(forms[width], _plan(layer, width), context)
     device = next(layer.parameters()).device
-    calls = time_forms({str(width): form for width, form in forms.items()}, layouts, device, rounds=rounds)
+    with context.select(0.0):
+        calls = time_forms({str(width): form for width, form in forms.items()}, layouts, device, rounds=rounds)
     return {width: sum(latency.median for latency in calls[str(width)]) for width in forms}
 
 

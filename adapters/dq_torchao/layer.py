@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from dq_plugins.errors import DQError, TimestepError
 from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.plan import ActivationQuant, LayerPlan
-from dq_plugins.quantized.simulate import select_per_sample
-from dq_plugins.timesteps import TimestepContext
+from dq_plugins.timesteps import TimestepContext, select_for_input
 from dq_torchao.kernels import (
     StoredWeight,
     activation_codes,
@@ -150,14 +149,16 @@ class IntegerLayer(PackedWeight):
         if x.requires_grad and torch.is_grad_enabled():
             raise DQError(NO_GRADIENT)
         index = self.context.index(self.group_name).to(self.act_scale.device)
-        if is_frozen(x.device) and not self.context.traced:
+        if is_frozen(x.device) and not self.context.selection.traced:
             raise TimestepError(
                 "a part of this denoiser is compiled on its own with inductor's freezing, which would freeze the "
                 "timestep group of one call into it. Compile the denoiser as a whole, or compile parts of it without "
                 "torch._inductor.config.freezing"
             )
         if index.numel() > 1:
-            return self._per_sample(x, index)
+            if len(self.act_scale) > 1:
+                return self._per_sample(x, index)
+            index = index.reshape(-1)[:1]  # one group, whatever the timesteps
         # [1] tensors all the way: this runs at every layer of every step, and each small operation costs microseconds.
         scale = self.act_scale.index_select(0, index)
         zero_point = self.act_zero_point.index_select(0, index) + code_offset(x.device)
@@ -167,7 +168,7 @@ class IntegerLayer(PackedWeight):
 
     def _per_sample(self, x: Tensor, index: Tensor) -> Tensor:
         """The kernels take one scale: multiply the bare codes, then apply each sample's own parameters."""
-        scale, zero_point = (select_per_sample(t, index, x) for t in (self.act_scale, self.act_zero_point))
+        scale, zero_point = (select_for_input(t, index, x) for t in (self.act_scale, self.act_zero_point))
         offset = code_offset(x.device)
         codes = activation_codes(self.padded(x, wholly=True), scale, zero_point + offset, self.act_bits)
         one, bare_zero = scale.new_ones(1), zero_point.new_full((1,), offset)

@@ -96,11 +96,11 @@ def record_layouts(
 def time_layer(layer: nn.Module, layer_plan: LayerPlan, plan: QuantPlan, layouts: list[InputLayout]) -> Timing:
     """Time both forms of one layer at the given inputs."""
     context = TimestepContext(plan.groups, "nearest")
-    context.select(plan.schedule.timesteps[0])
     integer = copy.deepcopy(layer)
     lower_layer(integer, layer_plan, context)
     device = next(layer.parameters()).device
-    calls = time_forms({"integer": integer, "floating": layer}, layouts, device, rounds=ROUNDS)
+    with context.select(plan.schedule.timesteps[0]):
+        calls = time_forms({"integer": integer, "floating": layer}, layouts, device, rounds=ROUNDS)
     return Timing(**{form: sum(latency.low for latency in latencies) for form, latencies in calls.items()})
 
 

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.affine import fake_quantize, integer_range
-from dq_plugins.errors import PlanError
 from dq_plugins.hashing import hash_json, hash_tensors
 from dq_plugins.plan import ActivationQuant, WeightQuant
-from dq_plugins.timesteps import TimestepGroups
+from dq_plugins.timesteps import TimestepGroups, fewest_entries, select_for_input
 
 Side = Literal["weight", "activation"]
 
@@ -87,8 +86,10 @@ class Candidates:
             timestep: ``[]``, ``[1]`` or ``[B]``.
         """
         quant = self.activations[layer][bits]
-        index = self.groups[quant.groups].index(timestep.reshape(-1))
-        scale, zero_point = (per_sample(t.to(x.device), index.to(x.device), x) for t in (quant.scale, quant.zero_point))
+        index = fewest_entries(self.groups[quant.groups].index(timestep.reshape(-1)))
+        scale, zero_point = (
+            select_for_input(t.to(x.device), index.to(x.device), x) for t in (quant.scale, quant.zero_point)
+        )
         return fake_quantize(x, scale, zero_point, *integer_range(bits))
 
     def subset(self, entries: list[Entry]) -> Candidates:
@@ -103,23 +104,6 @@ class Candidates:
             return {layer: widths for layer, widths in kept.items() if widths}
 
         return Candidates(part("weight", self.weights), part("activation", self.activations), self.groups)
-
-
-def per_sample(table: Tensor, index: Tensor, x: Tensor) -> Tensor:
-    """Entries of a ``[G]`` table that broadcast against ``x`` ``[N, ...]``; ``index`` is ``[1]`` or ``[B]``.
-
-    N may be a multiple of B: a layer that folds tokens into the batch keeps a sample's rows together.
-    """
-    selected = table.index_select(0, index)
-    if index.numel() == 1:
-        return selected.reshape(())
-    if x.shape[0] == 1 and len(set(index.tolist())) == 1:
-        return selected[0]
-    if x.shape[0] % index.numel():
-        raise PlanError(
-            f"a layer sees a batch of {x.shape[0]}, no multiple of the {index.numel()} timesteps of its call"
-        )
-    return selected.repeat_interleave(x.shape[0] // index.numel()).reshape(-1, *[1] * (x.dim() - 1))
 
 
 class _Timestep:

@@ -69,7 +69,6 @@ class SuperNetwork:
         for handle in self._handles:
             handle.remove()
         detach_context(self.denoiser)
-        self._context.clear()
         self._full, self._handles, self._active, self._open = {}, [], {}, False
 
     def switch(self, widths: Mapping[str, Width]) -> None:

@@ -18,36 +18,9 @@ from dq_plugins.errors import PlanError
 from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan
 from dq_plugins.quantized import exact_tokens as tokens
 from dq_plugins.quantized import temporal_table
-from dq_plugins.timesteps import TimestepContext, attach_context
-from dq_plugins.timesteps.context import OutOfRange
+from dq_plugins.timesteps import OutOfRange, TimestepContext, attach_context, select_for_input
 
 IMPLEMENTED = frozenset({temporal_table.SECTION, tokens.SECTION})
-
-
-def select_per_sample(table: Tensor, index: Tensor, x: Tensor) -> Tensor:
-    """Entries of ``table`` for the samples of ``x``, shaped to broadcast against it.
-
-    Args:
-        table: ``[G]``.
-        index: ``[1]`` (one timestep for the batch) or ``[B]`` (one per sample).
-        x: ``[N, ...]`` with N a multiple of B; N > B when a layer folded frames or tokens into the batch, in which
-            case consecutive rows belong to one sample.
-
-    Returns:
-        ``[]`` for one timestep, else ``[N, 1, ..., 1]``.
-
-    Raises:
-        PlanError: N is not a multiple of B.
-    """
-    selected = table.index_select(0, index)
-    if index.numel() == 1:
-        return selected.reshape(())
-    if x.shape[0] % index.numel():
-        raise PlanError(
-            f"a layer sees a batch of {x.shape[0]}, which is no multiple of the {index.numel()} timesteps of this "
-            "call; call the denoiser with one timestep for the whole batch"
-        )
-    return selected.repeat_interleave(x.shape[0] // index.numel()).reshape(-1, *[1] * (x.dim() - 1))
 
 
 class ActivationQuantizer(nn.Module):
@@ -65,7 +38,7 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize ``x``."""
         index = self.context.index(self.groups).to(self.scale.device)
-        scale, zero_point = (select_per_sample(t, index, x) for t in (self.scale, self.zero_point))
+        scale, zero_point = (select_for_input(t, index, x) for t in (self.scale, self.zero_point))
         return fake_quantize(x, scale, zero_point, *integer_range(self.bits))
 
     def extra_repr(self) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dq_plugins.errors import TimestepError
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.quantized.stand_in import keep_sizes
-from dq_plugins.timesteps import TimestepContext
+from dq_plugins.timesteps import TimestepContext, fit_to_input
 
 SECTION = "temporal-table"
 Outside = Literal["error", "live"]
@@ -60,9 +60,8 @@ class TableLookup(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows for the timesteps of the running call; only the number of samples of ``x`` is read."""
-        t = self.context.timestep
-        if t is None:
-            raise TimestepError("a temporal table was called outside the denoiser's forward, so no timestep is known")
+        per = tuple(self.context.timestep.shape)
+        t = self.context.timestep.reshape(-1)
         if torch.compiler.is_compiling() or t.device.type != "cpu":
             # Nothing can be raised here without stalling the device: be loud in the values.
             index, known = self._locate(t)
@@ -74,7 +73,9 @@ class TableLookup(nn.Module):
                 assert self.live is not None
                 return self.live(x)
             out = self._rows(index)
-        return out.repeat_interleave(x.shape[0] // len(t), 0) if len(t) > 1 else out.expand(x.shape[0], *out.shape[1:])
+        if len(t) == 1:
+            return out.expand(x.shape[0], *out.shape[1:])
+        return fit_to_input(out.reshape(*per, *out.shape[1:]), per, x)
 
     def _locate(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Row of every timestep, and whether it is that timestep's."""

@@ -1,15 +1,23 @@
 """Timesteps: the schedule, groups of timesteps, and the context that routes layers by the value of t."""
 
-from dq_plugins.timesteps.context import TimestepContext, argument_of, attach_context, context_of, detach_context
+from dq_plugins.timesteps.context import OutOfRange, TimestepContext
 from dq_plugins.timesteps.groups import TimestepGroups
+from dq_plugins.timesteps.routing import argument_of, attach_context, context_of, detach_context, route_of
 from dq_plugins.timesteps.schedule import Schedule
+from dq_plugins.timesteps.selection import Selection, fewest_entries, fit_to_input, select_for_input
 
 __all__ = [
+    "OutOfRange",
     "Schedule",
+    "Selection",
     "TimestepContext",
     "TimestepGroups",
     "argument_of",
     "attach_context",
     "context_of",
     "detach_context",
+    "fewest_entries",
+    "fit_to_input",
+    "route_of",
+    "select_for_input",
 ]

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from dq_brevitas.proxy import timestep_proxies
 from dq_plugins.errors import TimestepError
-from dq_plugins.timesteps import context_of
-from dq_plugins.timesteps.context import RoutedForward
+from dq_plugins.timesteps import route_of
 
 CURE = (
     "Export the denoiser that was given to attach_timesteps, with the timestep as a tensor, or export one graph per "
@@ -33,16 +32,14 @@ def check_exportable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
     proxies = timestep_proxies(model)
     if not proxies:
         return
-    context = context_of(model)
+    route = route_of(model)
     name = next(iter(proxies))
-    if context is None or any(p.timestep_context is not context for p in proxies.values()):
+    if route is None or any(p.timestep_context is not route.context for p in proxies.values()):
         raise TimestepError(
             f"{type(model).__name__} holds timestep quantizers ({name!r}) but is not the denoiser that sees the "
             f"timestep, so its graph would hold the group selected now for ever. {CURE}"
         )
-    routed = model.__dict__["forward"].__self__
-    assert isinstance(routed, RoutedForward)
-    timestep = routed.timestep(args, dict(kwargs))
+    timestep = route.argument.read(args, kwargs)
     if not isinstance(timestep, Tensor):
         raise TimestepError(
             f"the timestep is {timestep!r}, a {type(timestep).__name__}: an export makes a constant of it, and its "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dq_brevitas.export.checks import check_exportable
 from dq_brevitas.integer import ReciprocalIntQuant
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
-from dq_plugins.quantized.simulate import select_per_sample
+from dq_plugins.timesteps import select_for_input
 
 
 class TimestepInferenceHandler(InferenceHandler):
@@ -51,7 +51,7 @@ class TimestepInferenceHandler(InferenceHandler):
     def forward(self, x: Tensor, unused_scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Quantize and dequantize with the parameters of the running timestep."""
         index = self.context.index(self.groups).to(self.scales.device)
-        scale, zero_point = (select_per_sample(t, index, x) for t in (self.scales, self.zero_points))
+        scale, zero_point = (select_for_input(t, index, x) for t in (self.scales, self.zero_points))
         y = self.dequantize(self.quantize(x, scale, zero_point), scale, zero_point).to(x.dtype)
         return y, scale, zero_point, self.bit_width
 

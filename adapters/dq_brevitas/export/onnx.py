@@ -21,7 +21,7 @@ from dq_brevitas.integer import ReciprocalIntQuant
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
 from dq_brevitas.weights import bake_weights, quantized_layers
 from dq_plugins.errors import DQError, require
-from dq_plugins.quantized.simulate import select_per_sample
+from dq_plugins.timesteps import select_for_input
 
 OPSET = 18
 
@@ -46,7 +46,7 @@ class TimestepQCDQHandler(StdQCDQCastONNXActQuantProxyHandler):
     def symbolic_execution(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Emit the operations for ``x``."""
         index = self.context.index(self.groups)
-        scale, zero_point = (select_per_sample(t, index, x) for t in (self.scales, self.zero_points))
+        scale, zero_point = (select_for_input(t, index, x) for t in (self.scales, self.zero_points))
         axis = 0 if scale.dim() else None
         flat = scale.reshape(-1) if scale.dim() else scale
         zero = zero_point.reshape(flat.shape).to(self.dtype)

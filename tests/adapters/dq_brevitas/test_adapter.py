@@ -83,10 +83,10 @@ def test_known_rows_of_outlier_tokens_are_kept_exact(kept, calls):
     with torch.no_grad(), inference_mode(model):
         model(**calls[0])
         assert all(torch.equal(model(**call), e) for call, e in zip(calls, expected, strict=True))
-    context_of(model).select(500.0)
-    x = torch.randn(2, 64, 16)
-    x[:, 2] = row
-    assert torch.equal(model.up(x)[:, 2], value.expand(2, -1))
+    with context_of(model).select(500.0):
+        x = torch.randn(2, 64, 16)
+        x[:, 2] = row
+        assert torch.equal(model.up(x)[:, 2], value.expand(2, -1))
 
 
 def test_training_and_a_copy_leave_the_plan_alone(calls):

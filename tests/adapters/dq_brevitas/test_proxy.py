@@ -52,8 +52,8 @@ def test_deepcopy_routes_by_its_own_context_even_after_loading_a_state(grouped, 
     twin.load_state_dict(grouped.state_dict())
     assert context_of(twin) is not context_of(grouped)
     assert {id(p.timestep_context) for p in timestep_proxies(twin).values()} == {id(context_of(twin))}
-    context_of(grouped).select(TIMESTEPS[0])  # the original busy with another timestep must not matter
-    assert all(torch.equal(grouped(**call), twin(**call)) for call in calls)
+    with context_of(grouped).select(TIMESTEPS[0]):  # the original busy with another timestep must not matter
+        assert all(torch.equal(grouped(**call), twin(**call)) for call in calls)
 
 
 def test_compiled_without_graph_break_or_recompilation_from_step_to_step(grouped, calls):

@@ -135,5 +135,5 @@ def test_half_precision_stays_half_precision_with_one_timestep_per_sample(quanti
     model = calibrate(attach_timesteps(quantize(quantizers.Int8ActPerTimestepFloat), PER_TIMESTEP))
     layer = model.up.bfloat16()
     context = layer.input_quant.timestep_context
-    context.select(torch.tensor([100.0, 900.0]))
-    assert layer(torch.randn(2, 7, 16, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    with context.select(torch.tensor([100.0, 900.0])):
+        assert layer(torch.randn(2, 7, 16, dtype=torch.bfloat16)).dtype == torch.bfloat16

@@ -24,8 +24,8 @@ def scaling(**changes):
 
 
 def at(table, t, peak):
-    CONTEXT.select(t)
-    return table(torch.tensor([-peak, 0.5 * peak]))
+    with CONTEXT.select(t):
+        return table(torch.tensor([-peak, 0.5 * peak]))
 
 
 def test_each_group_collects_on_its_own_and_then_learns():

@@ -25,8 +25,8 @@ def check(layer: nn.Module, x: torch.Tensor, timestep: torch.Tensor, **options: 
     plan, context = layer_plan(layer, **options), TimestepContext({"all": GROUPS})
     integer, simulated = copy.deepcopy(layer), simulate_layer(copy.deepcopy(layer), plan, context)
     assert lower_layer(integer, plan, context).state == "integer"
-    context.select(timestep)
-    torch.testing.assert_close(integer(x), simulated(x), rtol=1e-5, atol=1e-4)
+    with context.select(timestep):
+        torch.testing.assert_close(integer(x), simulated(x), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("timestep", [SCALAR, PER_SAMPLE], ids=["batch", "per-sample"])
@@ -60,10 +60,10 @@ def test_one_layer_takes_images_of_any_size():
     plan, context = layer_plan(layer), TimestepContext({"all": GROUPS})
     integer, simulated = copy.deepcopy(layer), simulate_layer(copy.deepcopy(layer), plan, context)
     lower_layer(integer, plan, context)
-    context.select(SCALAR)
-    for batch, size in ((1, 8), (2, 8), (2, 5), (1, 1)):
-        x = torch.randn(batch, 4, size, size)
-        torch.testing.assert_close(integer(x), simulated(x), rtol=1e-5, atol=1e-4)
+    with context.select(SCALAR):
+        for batch, size in ((1, 8), (2, 8), (2, 5), (1, 1)):
+            x = torch.randn(batch, 4, size, size)
+            torch.testing.assert_close(integer(x), simulated(x), rtol=1e-5, atol=1e-4)
 
 
 def test_weights_changed_in_place_are_packed_again():
@@ -72,8 +72,8 @@ def test_weights_changed_in_place_are_packed_again():
     context = TimestepContext({"all": GROUPS})
     for layer in (one, other):
         lower_layer(layer, layer_plan(layer), context)
-    context.select(SCALAR)
-    x = torch.randn(1, 4, 8, 8)
-    one(x)
-    one.load_state_dict(other.state_dict())
-    assert torch.equal(one(x), other(x))
+    with context.select(SCALAR):
+        x = torch.randn(1, 4, 8, 8)
+        one(x)
+        one.load_state_dict(other.state_dict())
+        assert torch.equal(one(x), other(x))

@@ -35,9 +35,8 @@ def check(layer: nn.Module, x: torch.Tensor, timestep: torch.Tensor, **options: 
     simulated = simulate_layer(copy.deepcopy(layer), plan, context)
     integer = copy.deepcopy(layer).cuda()
     assert lower_layer(integer, plan, cuda_context).state == "integer"
-    context.select(timestep)
-    cuda_context.select(timestep.cuda())
-    torch.testing.assert_close(integer(x.cuda()).cpu(), simulated(x), rtol=1e-5, atol=1e-4)
+    with context.select(timestep), cuda_context.select(timestep.cuda()):
+        torch.testing.assert_close(integer(x.cuda()).cpu(), simulated(x), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("timestep", [torch.tensor(500.0), torch.tensor([100.0, 800.0])], ids=["batch", "per-sample"])
@@ -63,11 +62,11 @@ def test_half_precision_activations(dtype):
     plan, context = layer_plan(layer), TimestepContext({"all": GROUPS})
     integer, reference = copy.deepcopy(layer).cuda().to(dtype), simulate_layer(copy.deepcopy(layer), plan, context)
     lower_layer(integer, plan, context)
-    context.select(torch.tensor(500.0))
-    x = torch.randn(2, 32, 9, 9).to(dtype)
-    y = integer(x.cuda())
-    assert y.dtype == dtype
-    assert sqnr(reference(x.float()), y.float().cpu()) > 35
+    with context.select(torch.tensor(500.0)):
+        x = torch.randn(2, 32, 9, 9).to(dtype)
+        y = integer(x.cuda())
+        assert y.dtype == dtype
+        assert sqnr(reference(x.float()), y.float().cpu()) > 35
 
 
 def test_compiled_graph_selects_every_group_without_recompiling():

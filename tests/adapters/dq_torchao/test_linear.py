@@ -32,10 +32,10 @@ def test_integer_linear_equals_simulation(act_bits, weight_bits, symmetric, time
     layer = nn.Linear(24, 10, bias=weight_bits != 2)
     plan = layer_plan(layer, act_bits=act_bits, weight_bits=weight_bits, symmetric=symmetric)
     integer, simulated, context = pair(layer, plan)
-    context.select(timestep)
-    for shape in ((2, 24), (4, 5, 24), (2, 3, 5, 24)):
-        x = torch.randn(shape) * 4
-        torch.testing.assert_close(integer(x), simulated(x), rtol=1e-5, atol=1e-4)
+    with context.select(timestep):
+        for shape in ((2, 24), (4, 5, 24), (2, 3, 5, 24)):
+            x = torch.randn(shape) * 4
+            torch.testing.assert_close(integer(x), simulated(x), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("timestep", [torch.tensor(500.0), torch.tensor([100.0, 800.0])], ids=["batch", "per-sample"])
@@ -47,13 +47,13 @@ def test_dtypes_that_the_kernels_do_not_return(kind, dtype, timestep):
     layer, shape = (nn.Linear(24, 10), (4, 24)) if kind == "linear" else (nn.Conv2d(8, 10, 3, padding=1), (2, 8, 5, 5))
     layer = layer.to(dtype)
     integer, simulated, context = pair(layer, layer_plan(layer))
-    context.select(timestep)
-    x = (torch.randn(shape) * 4).to(dtype)
-    y = integer(x)
-    assert y.dtype == dtype
-    # float64: that the sums are exact, and rescaled in float32, is all that is lost
-    tolerance = {"rtol": 0.01, "atol": 0.05} if dtype == torch.float16 else {"rtol": 1e-5, "atol": 1e-5}
-    torch.testing.assert_close(y, simulated(x), **tolerance)
+    with context.select(timestep):
+        x = (torch.randn(shape) * 4).to(dtype)
+        y = integer(x)
+        assert y.dtype == dtype
+        # float64: that the sums are exact, and rescaled in float32, is all that is lost
+        tolerance = {"rtol": 0.01, "atol": 0.05} if dtype == torch.float16 else {"rtol": 1e-5, "atol": 1e-5}
+        torch.testing.assert_close(y, simulated(x), **tolerance)
 
 
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -63,11 +63,11 @@ def test_inputs_of_another_dtype_keep_it(dtype, x_dtype):
     layer = nn.Linear(24, 10).to(dtype)
     context = TimestepContext({"all": GROUPS})
     lower_layer(layer, layer_plan(layer), context)
-    context.select(torch.tensor(500.0))
-    x = (torch.randn(4, 24) * 4).to(x_dtype)
-    y = layer(x)
-    assert y.dtype == x_dtype
-    torch.testing.assert_close(y.float(), layer(x.float()), rtol=0.02, atol=0.02)
+    with context.select(torch.tensor(500.0)):
+        x = (torch.randn(4, 24) * 4).to(x_dtype)
+        y = layer(x)
+        assert y.dtype == x_dtype
+        torch.testing.assert_close(y.float(), layer(x.float()), rtol=0.02, atol=0.02)
 
 
 def test_half_precision_activations_and_cast_layers():
@@ -78,8 +78,8 @@ def test_half_precision_activations_and_cast_layers():
     lower_layer(integer, plan, context)
     cast = copy.deepcopy(integer).float().bfloat16()
     assert torch.equal(cast.act_scale, integer.act_scale)  # scales do not go through half precision
-    context.select(torch.tensor(500.0))
-    x = torch.randn(3, 64).bfloat16()
-    simulated = simulate_layer(layer.float(), plan, context)
-    assert integer(x).dtype == torch.bfloat16
-    torch.testing.assert_close(integer(x).float(), simulated(x.float()), rtol=0.01, atol=0.05)
+    with context.select(torch.tensor(500.0)):
+        x = torch.randn(3, 64).bfloat16()
+        simulated = simulate_layer(layer.float(), plan, context)
+        assert integer(x).dtype == torch.bfloat16
+        torch.testing.assert_close(integer(x).float(), simulated(x.float()), rtol=0.01, atol=0.05)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from contextlib import nullcontext
 
 import dq_torchao
 import pytest
@@ -63,11 +64,11 @@ def test_integer_layers_of_any_width_equal_simulation(kind, bits, scheme, asymme
     plan.weight = weight_quant(layer, bits, scheme, asymmetric)
     integer, simulated, context = pair(layer, plan)
     assert integer.execution.state == "integer"
-    context.select(timestep)
-    x = torch.randn(shape) * 4
-    y, reference = integer(x), simulated(x)
-    assert (y - reference).abs().max() < 0.5 * output_step(layer, plan)
-    torch.testing.assert_close(y, reference, rtol=1e-5, atol=1e-4)
+    with context.select(timestep):
+        x = torch.randn(shape) * 4
+        y, reference = integer(x), simulated(x)
+        assert (y - reference).abs().max() < 0.5 * output_step(layer, plan)
+        torch.testing.assert_close(y, reference, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(("bits", "scheme", "asymmetric"), [*SYMMETRIC, *ASYMMETRIC])
@@ -92,9 +93,9 @@ def test_layers_that_cannot_run_in_integers_are_packed_all_the_same():
     packed, simulated, context = pair(layer, plan)
     assert (packed.execution.state, isinstance(packed, PackedWeight)) == ("simulated", True)
     assert packed.execution.reason == "8-bit weight codes less the zero points of the plan do not fit int8"
-    context.select(SCALAR)
-    x = torch.randn(4, 12) * 3
-    assert torch.equal(packed(x), simulated(x))
+    with context.select(SCALAR):
+        x = torch.randn(4, 12) * 3
+        assert torch.equal(packed(x), simulated(x))
 
 
 @pytest.mark.parametrize("act_bits", [8, None])
@@ -121,12 +122,13 @@ def test_state_dict_carries_the_weight_to_another_layer():
         plan = layer_plan(layer)
         plan.weight = weight_quant(layer, 3)
         lowered, _, context = pair(layer, plan)
-        context.select(PER_SAMPLE)
-        lowered(torch.randn(2, 30))  # the kernels have laid out the old weight by now
+        with context.select(PER_SAMPLE):
+            lowered(torch.randn(2, 30))  # the kernels have laid out the old weight by now
         layers.append(lowered)
     layers[1].load_state_dict(layers[0].state_dict())
     x = torch.randn(2, 30)
-    assert torch.equal(layers[0](x), layers[1](x))
+    with layers[0].context.select(PER_SAMPLE), layers[1].context.select(PER_SAMPLE):
+        assert torch.equal(layers[0](x), layers[1](x))
 
 
 @pytest.mark.parametrize("act_bits", [8, None])
@@ -138,13 +140,12 @@ def test_copies_and_pickles_compute_the_same(act_bits):
     if act_bits is None:
         plan.activation, plan.kept = None, "inputs stay as they are"
     packed, _, context = pair(layer, plan)
-    context.select(SCALAR)
-    x = torch.randn(2, 30)
-    y = packed(x)
-    for copied in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
-        if act_bits is not None:
-            copied.context.select(SCALAR)
-        assert torch.equal(copied(x), y)
+    with context.select(SCALAR):
+        x = torch.randn(2, 30)
+        y = packed(x)
+        for copied in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+            with copied.context.select(SCALAR) if act_bits is not None else nullcontext():
+                assert torch.equal(copied(x), y)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -18,14 +18,18 @@ from dq_plugins.timesteps import TimestepContext
 SCALAR, PER_SAMPLE = torch.tensor(500.0), torch.tensor([100.0, 800.0])
 
 
+def run(layer: nn.Module, x: torch.Tensor, timestep: torch.Tensor = SCALAR) -> torch.Tensor:
+    with layer.context.select(timestep):
+        return layer(x)
+
+
 def released_layer(layer: nn.Module, x: torch.Tensor, **options: int) -> tuple[nn.Module, nn.Module]:
     """A released integer layer, and the same one as it was."""
     context = TimestepContext({"all": GROUPS})
     lower_layer(layer, layer_plan(layer, **options), context)
     untouched = copy.deepcopy(layer)
     for form in (layer, untouched):
-        form.context.select(SCALAR)
-    layer(x)
+        run(form, x)
     assert layer.release_weight() > 0
     return layer, untouched
 
@@ -46,9 +50,7 @@ def test_released_layers_compute_and_save_the_same(build, shape, bits):
     x = torch.randn(shape)
     layer, untouched = released_layer(build(), x, weight_bits=bits)
     for timestep in (SCALAR, PER_SAMPLE):
-        for form in (layer, untouched):
-            form.context.select(timestep)
-        assert torch.equal(layer(x), untouched(x))
+        assert torch.equal(run(layer, x, timestep), run(untouched, x, timestep))
     expected = untouched.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in layer.state_dict().items())
     assert torch.equal(layer.weight, untouched.weight)
@@ -62,10 +64,10 @@ def test_zero_points_survive():
     context = TimestepContext({"all": GROUPS})
     lower_layer(layer, plan, context)
     packed = layer.weight_packed.clone()
-    context.select(SCALAR)
-    layer(torch.randn(2, 37))
-    layer.release_weight()
-    assert torch.equal(layer.state_dict()["weight_packed"], packed)
+    with context.select(SCALAR):
+        layer(torch.randn(2, 37))
+        layer.release_weight()
+        assert torch.equal(layer.state_dict()["weight_packed"], packed)
 
 
 def test_memory_is_that_of_the_kernels_layout():
@@ -81,8 +83,7 @@ def test_copies_of_released_layers_stand_alone(copied):
     layer, untouched = released_layer(nn.Linear(37, 11), x)
     clone = copied(layer)
     assert not clone.released
-    clone.context.select(SCALAR)
-    assert torch.equal(clone(x), untouched(x))
+    assert torch.equal(run(clone, x), run(untouched, x))
     assert layer.released
 
 
@@ -90,7 +91,7 @@ def test_released_convolutions_take_images_of_another_size():
     layer, untouched = released_layer(nn.Conv2d(6, 10, 3), torch.randn(1, 6, 8, 8))
     for size in range(5, 12):  # more sizes than layouts are kept
         x = torch.randn(1, 6, size, size)
-        assert torch.equal(layer(x), untouched(x))
+        assert torch.equal(run(layer, x), run(untouched, x))
 
 
 def test_new_weights_can_be_loaded_and_casts_keep_the_weight():
@@ -98,9 +99,9 @@ def test_new_weights_can_be_loaded_and_casts_keep_the_weight():
     layer, untouched = released_layer(nn.Linear(37, 11), x)
     other, expected = released_layer(nn.Linear(37, 11), x)
     other.load_state_dict(layer.state_dict())
-    assert torch.equal(other(x), untouched(x))
-    assert not torch.equal(other(x), expected(x))
-    half = [form.bfloat16()(x.bfloat16()) for form in (layer, untouched)]
+    assert torch.equal(run(other, x), run(untouched, x))
+    assert not torch.equal(run(other, x), run(expected, x))
+    half = [run(form.bfloat16(), x.bfloat16()) for form in (layer, untouched)]
     assert torch.equal(*half)
 
 
@@ -137,4 +138,4 @@ def test_a_stand_in_that_was_copied_is_refused():
     layer, _ = released_layer(nn.Linear(37, 11), x)
     layer.weight_packed = layer.weight_packed.clone()
     with pytest.raises(DQError, match="restore_weights"):
-        layer(x)
+        run(layer, x)

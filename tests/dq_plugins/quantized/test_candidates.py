@@ -4,8 +4,7 @@ import pytest
 import torch
 from sensitivities import tiny_setting
 
-from dq_plugins.errors import PlanError
-from dq_plugins.quantized.candidates import Candidates, Entry, per_sample, quantized
+from dq_plugins.quantized.candidates import Candidates, Entry, quantized
 
 
 @pytest.fixture(scope="module")
@@ -48,15 +47,6 @@ def test_denoiser_is_restored_when_the_body_fails(setting):
     ):
         pass
     assert denoiser.enter.weight is before
-
-
-def test_timesteps_of_samples_select_their_own_parameters():
-    table, x = torch.tensor([1.0, 2.0, 3.0]), torch.zeros(4, 5)
-    assert per_sample(table, torch.tensor([2]), x).shape == ()
-    assert per_sample(table, torch.tensor([0, 2]), x).flatten().tolist() == [1, 1, 3, 3]
-    assert float(per_sample(table, torch.tensor([1, 1]), x[:1])) == 2
-    with pytest.raises(PlanError, match="no multiple"):
-        per_sample(table, torch.tensor([0, 1, 2]), x)
 
 
 def test_hash_changes_with_any_quantizer(setting):

@@ -8,7 +8,7 @@ from dq_plugins.affine import affine_parameters, fake_quantize
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
 from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, WeightQuant
-from dq_plugins.quantized.simulate import SimulateAdapter, select_per_sample
+from dq_plugins.quantized.simulate import SimulateAdapter
 from dq_plugins.quantized.weight_scale import weight_parameters
 from dq_plugins.timesteps import Schedule, TimestepGroups
 
@@ -108,13 +108,6 @@ def test_more_bits_less_error(net: Net) -> None:
         model = SimulateAdapter().apply(copy.deepcopy(net), plan)
         errors.append(float((model(X, torch.tensor(1)) - reference).square().mean()))
     assert errors[0] > errors[1] > errors[2]
-
-
-def test_folded_batch_repeats_the_samples_parameters() -> None:
-    table, index = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2, 0])
-    assert select_per_sample(table, index, torch.zeros(4, 5)).flatten().tolist() == [3, 3, 1, 1]
-    with pytest.raises(PlanError, match="batch of 3"):
-        select_per_sample(table, index, torch.zeros(3, 5))
 
 
 def test_a_plan_it_does_not_understand_is_refused(net: Net) -> None:

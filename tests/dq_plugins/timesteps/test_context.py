@@ -1,193 +1,102 @@
 import copy
 import pickle
+import threading
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 from dq_plugins.errors import TimestepError
-from dq_plugins.timesteps import TimestepContext, TimestepGroups, attach_context, context_of, detach_context
+from dq_plugins.timesteps import TimestepContext, TimestepGroups
 
 GROUPS = TimestepGroups((300.0, 600.0), low=0.0, high=1000.0)
 
 
-class Denoiser(nn.Module):
-    """Multiplies by the table entry of the current group, so that its output shows which group was selected."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.linear = nn.Linear(4, 4)
-        self.register_buffer("table", torch.tensor([1.0, 10.0, 100.0]))
-        self.context: TimestepContext | None = None
-
-    def forward(self, sample: Tensor, timestep: Tensor, scale: float = 1.0) -> Tensor:
-        assert self.context is not None
-        return self.linear(sample) * scale * self.table.index_select(0, self.context.index("g")).view(-1, 1)
+def context(**options) -> TimestepContext:
+    return TimestepContext({"g": GROUPS}, **options)
 
 
-def routed(out_of_range: str = "error") -> Denoiser:
-    torch.manual_seed(0)
-    denoiser = Denoiser().eval().requires_grad_(False)
-    denoiser.context = TimestepContext({"g": GROUPS}, out_of_range)
-    attach_context(denoiser, denoiser.context, "timestep")
-    return denoiser
+def selected(timestep, **options) -> list:
+    known = context(**options)
+    with known.select(timestep):
+        return known.index("g").tolist()
 
 
-def factor(denoiser: nn.Module, x: Tensor, *args, **kwargs) -> list[float]:
-    output = denoiser(x, *args, **kwargs)
-    linear = getattr(denoiser, "_orig_mod", denoiser).linear
-    return (output / linear(x)).mean(1).round().tolist()
+def test_equal_timesteps_select_once() -> None:
+    assert selected(400) == [1]
+    assert selected(torch.tensor([400, 400, 400])) == [1]
+    assert selected(torch.tensor([400, 400, 700])) == [1, 1, 2]
 
 
-X = torch.randn(4, 4, generator=torch.Generator().manual_seed(1))
+def test_tokens_select_their_own_unless_they_are_all_alike() -> None:
+    assert selected(torch.tensor([[0, 400], [700, 0]])) == [[0, 1], [2, 0]]
+    assert selected(torch.tensor([[400, 400], [700, 700]])) == [1, 2]
+    assert selected(torch.tensor([[400], [700]])) == [1, 2]
 
 
-@pytest.mark.parametrize(("t", "expected"), [(0, 1), (299.9, 1), (300, 10), (599, 10), (600, 100), (1000, 100)])
-@pytest.mark.parametrize("form", ["number", "0-d", "[1]", "keyword"])
-def test_selects_by_value_in_every_form(t: float, expected: float, form: str) -> None:
-    value = {"number": t, "0-d": torch.tensor(t), "[1]": torch.tensor([t]), "keyword": torch.tensor(t)}[form]
-    denoiser = routed()
-    got = factor(denoiser, X, timestep=value) if form == "keyword" else factor(denoiser, X, value)
-    assert got == [expected] * 4
-
-
-def test_order_and_repetition_do_not_matter() -> None:
-    denoiser = routed()
-    steps = [900, 100, 400, 400, 100, 900, 350]
-    forward = {t: denoiser(X, torch.tensor(t)) for t in steps}
-    for t in reversed(steps):
-        assert torch.equal(denoiser(X, torch.tensor(t)), forward[t])
-
-
-def test_per_sample_timesteps_equal_single_calls() -> None:
-    denoiser, steps = routed(), [900, 100, 400, 100]
-    batch = denoiser(X, torch.tensor(steps))
-    for i, t in enumerate(steps):
-        torch.testing.assert_close(batch[i], denoiser(X[i : i + 1], torch.tensor(t))[0])
-
-
-def test_equal_timesteps_of_a_batch_select_once() -> None:
-    context = TimestepContext({"g": GROUPS})
-    context.select(torch.tensor([400, 400, 400]))
-    assert context.index("g").tolist() == [1]
-    context.select(torch.tensor([400, 400, 700]))
-    assert context.index("g").tolist() == [1, 1, 2]
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_uniform_batches_select_once_and_others_are_refused(compiled: bool) -> None:
-    torch._dynamo.reset()
-    denoiser = routed()
-    denoiser.context.uniform = True
-    run = torch.compile(denoiser, fullgraph=True) if compiled else denoiser
-    with torch.no_grad():
-        for t in (100, 900):
-            assert factor(run, X, torch.tensor([t] * 4)) == [{100: 1.0, 900: 100.0}[t]] * 4
-        with pytest.raises(RuntimeError, match="different timesteps"):
-            run(X, torch.tensor([100, 900, 100, 100]))
-
-
-def test_guidance_in_one_batch_equals_two_calls() -> None:
-    denoiser, t = routed(), torch.tensor(450)
-    both = denoiser(torch.cat([X, -X]), t)
-    torch.testing.assert_close(both, torch.cat([denoiser(X, t), denoiser(-X, t)]))
-
-
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
-def test_a_copy_routes_on_its_own(copied) -> None:
-    denoiser = routed()
-    twin = copied(denoiser)
-    assert twin.context is context_of(twin) is not denoiser.context
-    twin.table.mul_(2)
-    assert factor(twin, X, torch.tensor(400)) == [20.0] * 4
-    assert factor(denoiser, X, torch.tensor(400)) == [10.0] * 4
-
-
-def test_two_denoisers_interleave() -> None:
-    a, b = routed(), routed()
-    a.context.select(torch.tensor(100))
-    assert factor(b, X, torch.tensor(900)) == [100.0] * 4
-    assert int(a.context.index("g")) == 0
-
-
-@pytest.mark.parametrize("freezing", [False, True])
-def test_compiles_to_one_graph_that_follows_the_timestep(freezing: bool) -> None:
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    denoiser = routed()
-    with torch.no_grad(), torch._inductor.config.patch(freezing=freezing):
-        compiled = torch.compile(denoiser, fullgraph=True)
-        got = [factor(compiled, X, torch.tensor(t))[0] for t in (900, 100, 400, 100)]
-    assert got == [100, 1, 10, 1]
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
-
-
-def test_exports_with_the_lookup_in_the_graph() -> None:
-    program = torch.export.export(routed(), (X, torch.tensor(100))).module()
-    reference = routed()
-    for t in (100, 400, 900):
-        torch.testing.assert_close(program(X, torch.tensor(t)), reference(X, torch.tensor(t)))
-
-
-@pytest.mark.parametrize("t", [-1.0, 1001.0, float("nan")])
-def test_outside_the_calibrated_range_is_an_error(t: float) -> None:
-    with pytest.raises(TimestepError, match="outside"):
-        routed()(X, torch.tensor(t))
-
-
-def test_outside_the_calibrated_range_uses_the_nearest_group_when_asked() -> None:
-    assert factor(routed("nearest"), X, torch.tensor(5000)) == [100.0] * 4
-
-
-def test_a_layer_called_outside_forward_says_so() -> None:
-    denoiser = routed()
-    denoiser(X, torch.tensor(5))
-    with pytest.raises(TimestepError, match="outside the denoiser's forward"):
-        denoiser.context.index("g")
-
-
-def test_an_error_inside_forward_does_not_break_the_next_call() -> None:
-    denoiser = routed()
-    with pytest.raises(RuntimeError):
-        denoiser(torch.randn(4, 5), torch.tensor(5))
-    assert factor(denoiser, X, torch.tensor(900)) == [100.0] * 4
-
-
-def test_wrong_argument_name_lists_the_arguments() -> None:
-    with pytest.raises(TimestepError, match="sample, timestep, scale"):
-        attach_context(Denoiser(), TimestepContext({}), "sigma")
-
-
-def test_missing_timestep_is_an_error() -> None:
-    with pytest.raises(TimestepError, match="without its timestep"):
-        routed()(X)
-
-
-def test_a_timestep_per_sample_and_token_is_refused() -> None:
+def test_a_timestep_of_more_dimensions_is_refused() -> None:
     with pytest.raises(TimestepError, match="shape"):
-        routed()(X, torch.zeros(4, 2))
+        context().select(torch.zeros(4, 1, 2))
 
 
-def test_detach_restores_the_class_forward() -> None:
-    denoiser = routed()
-    detach_context(denoiser)
-    assert "forward" not in denoiser.__dict__
-    assert context_of(denoiser) is None
+@pytest.mark.parametrize("timesteps", [[100, 900], [[100, 900], [100, 100]]])
+def test_a_uniform_context_refuses_different_timesteps(timesteps: list) -> None:
+    assert selected(torch.full((2, 2), 400), uniform=True) == [1]
+    with pytest.raises(RuntimeError, match="different timesteps"):
+        selected(torch.tensor(timesteps), uniform=True)
 
 
-def test_attach_and_detach_keep_a_forward_that_another_tool_wrapped() -> None:
-    denoiser = Denoiser()
-    original = denoiser.forward
-    seen = []
+def test_unknown_groups_are_named() -> None:
+    known = context()
+    with known.select(5), pytest.raises(TimestepError, match="'h'.*there are: g"):
+        known.index("h")
 
-    def wrapped(sample: Tensor, timestep: Tensor) -> Tensor:
-        seen.append(float(timestep))
-        return original(sample, timestep)
 
-    denoiser.forward = wrapped
-    denoiser.context = TimestepContext({"g": GROUPS})
-    attach_context(denoiser, denoiser.context, "timestep")
-    denoiser(X, torch.tensor(7.0))
-    detach_context(denoiser)
-    assert denoiser.forward is wrapped
-    assert seen == [7.0]
+def test_a_layer_outside_of_every_call_says_so() -> None:
+    known = context()
+    for error in (RuntimeError, KeyboardInterrupt):
+        with pytest.raises(error), known.select(400):
+            raise error
+        for read in (lambda: known.index("g"), lambda: known.timestep, lambda: known.per_call):
+            with pytest.raises(TimestepError, match="outside the denoiser's forward"):
+                read()
+
+
+def test_a_call_within_a_call_gives_the_selection_back() -> None:
+    known = context()
+    with known.select(100):
+        known.per_call["found"] = 1
+        with known.select(900):
+            assert known.index("g").tolist() == [2]
+            assert known.per_call == {}
+        assert known.index("g").tolist() == [0]
+        assert known.per_call == {"found": 1}
+
+
+def test_every_thread_has_its_own_selection() -> None:
+    known, found = context(), {}
+    meet = threading.Barrier(3)
+
+    def call(t: int) -> None:
+        with known.select(t):
+            meet.wait()
+            found[t] = known.index("g").tolist()
+            meet.wait()
+
+    threads = [threading.Thread(target=call, args=(t,)) for t in (100, 400, 900)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {100: [0], 400: [1], 900: [2]}
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c))], ids=["deepcopy", "pickle"])
+def test_no_call_is_running_in_a_copy(copied) -> None:
+    known = context(out_of_range="nearest")
+    with known.select(100):
+        twin = copied(known)
+        with pytest.raises(TimestepError, match="outside the denoiser's forward"):
+            twin.index("g")
+        with twin.select(5000):
+            assert twin.index("g").tolist() == [2]
+        assert known.index("g").tolist() == [0]

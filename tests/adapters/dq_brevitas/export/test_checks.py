@@ -24,8 +24,7 @@ def test_a_timestep_that_would_become_a_constant_is_refused(export, model, calls
 
 @pytest.mark.parametrize("export", [export_torch, export_onnx_qcdq])
 def test_a_part_of_the_denoiser_is_refused_even_with_a_group_selected(export, model):
-    context_of(model).select(500.0)
-    with pytest.raises(TimestepError, match="not the denoiser"):
+    with context_of(model).select(500.0), pytest.raises(TimestepError, match="not the denoiser"):
         export(nn.Sequential(model.up), (torch.randn(1, 16),))
 
 

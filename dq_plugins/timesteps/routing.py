@@ -1,0 +1,215 @@
+"""Routing by the value of t: the denoiser's class selects the group for every layer.
+
+`attach_context` gives the denoiser a class made on the fly: a subclass of its own, of the same name, whose ``forward``
+reads the timestep argument, selects, and calls the forward of the original class. Why this form and not another:
+
+- it is traced by ``torch.compile`` and ``torch.export`` like user code, so the index is computed from the graph's own
+  timestep: one graph, no recompile, no host sync (a plain forward hook breaks the graph, and an index kept in a buffer
+  is folded to a constant by inductor's freezing);
+- it is found through the class. Tools that wrap the forward of the instance (offloading, mixed precision, casting,
+  steering) wrap it and may be taken off again, and the replicas of data parallelism run a forward of their own;
+- nothing counts calls: shuffled, skipped, repeated, per-sample or per-token timesteps select by value.
+
+Where a tool had wrapped the forward of the instance before, what it wrapped is the original class's; the call as a
+whole is routed then (``__call__``), and the wrapper stays in between.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import new_class
+from typing import Any
+
+from torch import Tensor, nn
+
+from dq_plugins.errors import TimestepError
+from dq_plugins.timesteps.context import TimestepContext
+from dq_plugins.timesteps.fused import call_every_layer
+
+ROUTE = "_dq_timestep_route"
+"""Attribute of a routed denoiser."""
+
+
+@dataclass(frozen=True)
+class TimestepArgument:
+    """Where a call holds the timestep.
+
+    Attributes:
+        name: of the argument.
+        position: among positional arguments; None where it is taken by name alone.
+        default: what it is when the call does not have it.
+    """
+
+    name: str
+    position: int | None = None
+    default: Any = None
+
+    @classmethod
+    def of(cls, forward: Callable[..., Any], name: str) -> TimestepArgument | None:
+        """The argument ``name`` of a bound forward; None if it has no such argument."""
+        parameters = inspect.signature(forward).parameters
+        if name not in parameters:
+            return None
+        found = parameters[name]
+        position = None if found.kind is found.KEYWORD_ONLY else list(parameters).index(name)
+        return cls(name, position, None if found.default is found.empty else found.default)
+
+    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | float:
+        """The timestep among a call's arguments.
+
+        Raises:
+            TimestepError: there is none.
+        """
+        if self.name in kwargs:
+            value = kwargs[self.name]
+        elif self.position is not None and self.position < len(args):
+            value = args[self.position]
+        else:
+            value = self.default
+        if value is None:
+            raise TimestepError(f"the denoiser was called without its timestep argument {self.name!r}")
+        return value
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a routed denoiser holds.
+
+    Attributes:
+        context: what its layers hold.
+        argument: the timestep among the arguments of its class's forward.
+        outside: the timestep among the arguments of a call, where the forward of its class may never be reached,
+            because a wrapper on the instance holds that of the original class.
+    """
+
+    context: TimestepContext
+    argument: TimestepArgument
+    outside: TimestepArgument | None
+
+
+class Routed:
+    """First base of the classes made on the fly."""
+
+    _dq_original: type[nn.Module]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Nothing: an original class may keep a list of its subclasses, and this is not a kind of its own."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the original; routed here where a wrapper hides the class's forward."""
+        route: Route | None = self.__dict__.get(ROUTE)
+        if route is None or route.outside is None:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        with route.context.select(route.outside.read(args, kwargs)):
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For copies and pickles: the class made on the fly cannot be found by its name, the original can."""
+        make, args, *rest = super().__reduce_ex__(protocol)  # type: ignore[misc]
+        original = self._dq_original
+        return (_made_again, (original, make, tuple(original if a is type(self) else a for a in args)), *rest)
+
+
+def _made_again(original: type[nn.Module], make: Callable[..., nn.Module], args: tuple[Any, ...]) -> nn.Module:
+    module = make(*args)
+    module.__class__ = routed_class(original)
+    return module
+
+
+def routed_class(original: type[nn.Module]) -> type[nn.Module]:
+    """The subclass of ``original`` whose forward selects; always the same one.
+
+    An instance without a route (made by ``type(denoiser)(...)`` or ``from_config``) behaves as one of the original.
+    """
+    for known in original.__subclasses__():
+        if known.__dict__.get("_dq_original") is original:
+            return known
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        route: Route | None = self.__dict__.get(ROUTE)
+        if route is None:
+            return original.forward(self, *args, **kwargs)
+        with route.context.select(route.argument.read(args, kwargs)):
+            return original.forward(self, *args, **kwargs)
+
+    # Not functools.wraps: tools that take wrappers off follow __wrapped__, and would take this one off, too.
+    forward.__signature__ = inspect.signature(original.forward)  # type: ignore[attr-defined]
+    forward.__doc__ = original.forward.__doc__
+    like = ("__module__", "__qualname__", "__doc__")
+    body = {name: getattr(original, name) for name in like} | {"_dq_original": original, "forward": forward}
+    return new_class(original.__name__, (Routed, original), {}, lambda namespace: namespace.update(body))
+
+
+def attach_context(denoiser: nn.Module, context: TimestepContext, argument: str) -> None:
+    """Route ``denoiser`` by its timestep argument. Attaching again replaces the context.
+
+    From then on every layer of ``denoiser`` is called, those of PyTorch's transformer encoders included.
+
+    Args:
+        denoiser: the module whose forward takes the timestep.
+        context: what the layers of this denoiser hold.
+        argument: name of the timestep argument.
+
+    Raises:
+        TimestepError: forward has no such argument, or the class of the denoiser allows no subclass in its place.
+    """
+    detach_context(denoiser)
+    denoiser = _inside(denoiser)
+    call_every_layer(denoiser)
+    original = type(denoiser)
+    of_class = TimestepArgument.of(original.forward.__get__(denoiser), argument)
+    outside = TimestepArgument.of(denoiser.forward, argument) if "forward" in vars(denoiser) else None
+    if of_class is None and outside is None:
+        parameters = inspect.signature(denoiser.forward).parameters
+        raise TimestepError(
+            f"the denoiser's forward has no argument {argument!r}; it has: {', '.join(parameters)}. "
+            "Name the one that carries the timestep with timestep='...'."
+        )
+    if "forward" in vars(denoiser):
+        outside = outside or of_class
+    try:
+        denoiser.__class__ = routed_class(original) if not issubclass(original, Routed) else original
+    except TypeError as error:
+        raise TimestepError(
+            f"a {original.__name__} cannot be routed by its timestep: its class allows no subclass in its place "
+            f"({error}). Build the denoiser from its Python class."
+        ) from error
+    object.__setattr__(denoiser, ROUTE, Route(context, of_class or outside, outside))
+
+
+def route_of(denoiser: nn.Module) -> Route | None:
+    """How ``denoiser`` is routed, or None."""
+    return vars(_inside(denoiser)).get(ROUTE)
+
+
+def context_of(denoiser: nn.Module) -> TimestepContext | None:
+    """The context attached to ``denoiser``, or None."""
+    route = route_of(denoiser)
+    return route.context if route else None
+
+
+def argument_of(denoiser: nn.Module) -> str | None:
+    """Name of the timestep argument that an attached context reads, or None."""
+    route = route_of(denoiser)
+    return route.argument.name if route else None
+
+
+def detach_context(denoiser: nn.Module) -> None:
+    """Give ``denoiser`` its own class back; nothing happens when no context is attached.
+
+    Wrappers that other tools put on its forward meanwhile stay, and call the original forward.
+    """
+    denoiser = _inside(denoiser)
+    if vars(denoiser).pop(ROUTE, None) is None:
+        return
+    original = type(denoiser).__dict__.get("_dq_original")
+    if original is not None:  # else some tool made a subclass of ours, which without a route is as good
+        denoiser.__class__ = original
+
+
+def _inside(denoiser: nn.Module) -> nn.Module:
+    """The module itself, where ``torch.compile`` has put a wrapper around it."""
+    inner = getattr(denoiser, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else denoiser
