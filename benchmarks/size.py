@@ -204,7 +204,7 @@ def counted_size(model: nn.Module, weight_bits: int, act_bits: int | None, group
         if act_bits is None:
             pack_layer(layer, quant)
             continue
-        plan = LayerPlan("", weight=quant, activation=ActivationQuant(act_bits, "all", *table), kept=None)
+        plan = LayerPlan("", weight=quant, activation=ActivationQuant(act_bits, "all", *table), unquantized_reason=None)
         INTEGER_LAYERS[type(layer)].from_float(layer, plan, context)
         prepacked += weight.numel()
     tensors = plain_tensors(model)

@@ -51,7 +51,9 @@ class Bundled:
             for name, layer in plan.layers.items():
                 source = weights[weight_bits].layers[name]
                 layer.weight = source.weight
-                layer.kept = layer.kept or (None if layer.weight else source.kept)
+                layer.unquantized_reason = layer.unquantized_reason or (
+                    None if layer.weight else source.unquantized_reason
+                )
             yield label, plan.validate()
 
 

@@ -116,7 +116,7 @@ def feature_errors(case: Case, plan: dq.QuantPlan) -> FeatureError:
     assert block is not None
     weights = block.weights()
     planned = {
-        f"{n}.weight": plan.layers[n].weight.fake(weights[f"{n}.weight"])  # type: ignore[union-attr]
+        f"{n}.weight": plan.layers[n].weight.fake_quantize(weights[f"{n}.weight"])  # type: ignore[union-attr]
         for n in set(block.layers.values())
     }
     timesteps = plan.schedule.sorted

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks.size import plain_tensors, torchao_variants
 from dq_plugins.metrics.latency import compare_latency
-from dq_plugins.plan import LayerPlan, WeightQuant
+from dq_plugins.plan import LayerPlan, Reason, WeightQuant
 from dq_plugins.quantized.weight_scale import weight_parameters
 from dq_plugins.report import Table
 from dq_plugins.timesteps import TimestepContext
@@ -38,7 +38,9 @@ def ours(layer: nn.Module, bits: int) -> nn.Module:
 
     scale, _ = weight_parameters(layer.weight, bits, method="minmax")  # type: ignore[arg-type]
     quant = WeightQuant(bits, scale, scheme="binary" if bits == 1 else "affine")
-    lower_layer(layer, LayerPlan("", weight=quant, kept="inputs stay as they are"), TimestepContext({}))
+    lower_layer(
+        layer, LayerPlan("", weight=quant, unquantized_reason=Reason("inputs stay as they are")), TimestepContext({})
+    )
     return layer
 
 

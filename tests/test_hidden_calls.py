@@ -27,7 +27,7 @@ def test_every_backend_runs_the_plan_of(middle, tmp_path: Path) -> None:
     denoiser = sequence_denoiser(middle)
     calibration = recorded_sequence(denoiser, tmp_path)
     plan = dq.make_plan(denoiser, calibration, progress=False)
-    kept = {name: layer.kept or "" for name, layer in plan.layers.items() if not layer.quantized}
+    kept = {name: layer.why for name, layer in plan.layers.items() if not layer.quantized}
     assert kept.keys() == KEPT[middle].keys()
     for name, words in KEPT[middle].items():
         assert words in kept[name]

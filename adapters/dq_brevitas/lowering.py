@@ -202,7 +202,7 @@ def _weight_for(plan: QuantPlan, layer: nn.Module, name: str) -> type[ExtendedIn
                 f"{tuple(layer.weight.shape)}"
             )
         with torch.no_grad():
-            layer.weight = nn.Parameter(quant.fake(layer.weight), layer.weight.requires_grad)
+            layer.weight = nn.Parameter(quant.fake_quantize(layer.weight), layer.weight.requires_grad)
     return weight_quantizer(quant, layer, name)
 
 

@@ -17,11 +17,13 @@ from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
 from dq_brevitas.weights import quantized_layers
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
-from dq_plugins.plan import ActivationQuant, LayerPlan, PassRecord, QuantPlan, WeightQuant
+from dq_plugins.plan import ActivationQuant, LayerPlan, PassRecord, QuantPlan, Reason, WeightQuant
 from dq_plugins.timesteps import Schedule, TimestepGroups, argument_of, context_of
 
 ALL_TIMESTEPS = "all-timesteps"
 """Groups of the stock per-tensor quantizers: one for every timestep."""
+
+NOT_QUANTIZED = Reason("not quantized in the Brevitas model")
 
 
 def plan_from_model(
@@ -83,8 +85,8 @@ def _read_layers(model: nn.Module, base: QuantPlan | None) -> list[tuple[str, La
         known = base.layers.get(name) if base else None
         kind = known.kind if known else plain_kind(name, layer).name
         complete = weight is not None and activation is not None
-        kept = None if complete else (known.kept if known and known.kept else "not quantized in the Brevitas model")
-        read.append((name, LayerPlan(kind, known.roles if known else frozenset(), weight, activation, kept)))
+        reason = None if complete else (known and known.unquantized_reason) or NOT_QUANTIZED
+        read.append((name, LayerPlan(kind, known.roles if known else frozenset(), weight, activation, reason)))
     have = {name for name, _ in read}
     read += [(n, layer) for n, layer in (base.layers.items() if base else ()) if n not in have]
     return sorted(read)

@@ -104,7 +104,7 @@ def install(
     for name, layer_plan in plan.layers.items():
         layer: Any = model.get_submodule(name)
         if name in tabled:
-            layer.execution = Execution("full precision", layer_plan.width, "temporal table", "", layer_plan.kept or "")
+            layer.execution = Execution("full precision", layer_plan.width, "temporal table", "", layer_plan.why)
         else:
             lower(name, layer, context)
     tokens.install_tokens(model, plan)

@@ -23,7 +23,7 @@ from dq_plugins.graph import find_timestep_argument
 from dq_plugins.hashing import weights_hash
 from dq_plugins.layer_kinds import kind_name
 from dq_plugins.observers import optimal_groups
-from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, Section, WeightQuant
+from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, Reason, Section, WeightQuant
 from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
 from dq_plugins.timesteps import (
     Schedule,
@@ -179,13 +179,15 @@ def layer_plan(layer: nn.Module, ranges: tuple[Tensor, Tensor] | None, config: T
     """
     kind = kind_name(layer)
     if ranges is None:
-        return LayerPlan(kind, kept="it did not run during calibration")
+        return LayerPlan(kind, unquantized_reason=Reason("it did not run during calibration", "unused"))
     # At 8 bits min-max loses nothing measurable, and the search takes a minute on a large denoiser.
     method = "minmax" if config.weight_bits >= 8 else "shrink"
     weight_scale, _ = weight_parameters(weight_rows(layer), config.weight_bits, method=method)
     scale, zero_point = affine_parameters(*ranges, config.act_bits, symmetric=config.symmetric)
     activation = ActivationQuant(config.act_bits, GROUPS, scale, zero_point)
-    return LayerPlan(kind, weight=WeightQuant(config.weight_bits, weight_scale.cpu()), activation=activation, kept=None)
+    return LayerPlan(
+        kind, weight=WeightQuant(config.weight_bits, weight_scale.cpu()), activation=activation, unquantized_reason=None
+    )
 
 
 def validity(timesteps: tuple[float, ...]) -> tuple[float, float]:

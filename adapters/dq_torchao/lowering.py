@@ -31,7 +31,7 @@ INTEGER_LAYERS: dict[type[nn.Module], type[IntegerLayer]] = {
 def unsupported_reason(layer: nn.Module, plan: LayerPlan) -> str:
     """Why ``layer`` cannot run in integers; empty when it can."""
     if plan.weight is None or plan.activation is None:
-        return plan.kept or "the plan quantizes only its weight or only its input"
+        return plan.why or "the plan quantizes only its weight or only its input"
     if plan.weight.bits > 8 or plan.activation.bits > 8:
         return f"{plan.width} does not fit int8"
     if not _fits_int8(plan.weight):

@@ -82,7 +82,7 @@ class PackedWeight(nn.Module):
         """Hold ``weight`` as ``quant`` says."""
         self.weight_shape, self.weight_dtype = tuple(weight.shape), weight.dtype
         self.weight_bits, self.weight_signs = quant.bits, quant.scheme == "binary"
-        self.register_buffer("weight_packed", self._pack(quant.integers(weight)))
+        self.register_buffer("weight_packed", self._pack(quant.quantize(weight)))
         self.register_buffer("weight_scale", self._per_output(quant.scale, torch.float32))
         zero_point = None if quant.zero_point is None else self._per_output(quant.zero_point, torch.int32)
         self.register_buffer("weight_zero_point", zero_point)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from dq_plugins.observers.error import ErrorTable
-from dq_plugins.passes.ranges.weight_ranges import KEPT_BY_ROLE
 from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.quantized.statistics import Statistics, collect
 from dq_plugins.recipe import PassContext
@@ -33,12 +32,12 @@ def activation_bits(plan: QuantPlan, context: PassContext, bits: int | None, edg
         return {}
     # an embedding reads indices: there is no activation to quantize
     infos = context.partition.layers.items()
-    layers = [n for n, info in infos if n in plan.layers and not info.lookup and not _kept(plan.layers[n])]
+    layers = [n for n, info in infos if n in plan.layers and not info.lookup and not _left_alone(plan.layers[n])]
     return {n: max(width, edge_bits) if plan.layers[n].roles & EDGE_ROLES else width for n in layers}
 
 
-def _kept(layer: LayerPlan) -> bool:
-    return layer.weight is None and (layer.kept or "").startswith(KEPT_BY_ROLE)
+def _left_alone(layer: LayerPlan) -> bool:
+    return layer.weight is None and layer.unquantized_reason is not None and layer.unquantized_reason.code == "asked"
 
 
 def statistics(context: PassContext, layers: tuple[str, ...]) -> Statistics:

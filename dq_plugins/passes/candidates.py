@@ -18,7 +18,8 @@ from dq_plugins.observers.streaming import stream_inputs
 from dq_plugins.passes.binarization.binarize import binary_weight
 from dq_plugins.passes.ranges.activation_ranges import ActivationRanges
 from dq_plugins.passes.ranges.weight_ranges import WeightRanges
-from dq_plugins.plan import ActivationQuant, QuantPlan, WeightQuant
+from dq_plugins.plan import ActivationQuant, QuantPlan, Reason, WeightQuant
+from dq_plugins.plan.layers import NO_RANGES
 from dq_plugins.quantized import exact_tokens as tokens
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
@@ -153,8 +154,9 @@ def write_widths(plan: QuantPlan, widths: Mapping[str, Width], candidates: Candi
         layer.activation = None if width.activation is None else activations[width.activation]
         missing = [side for side, bits in zip(("weight", "input"), width, strict=True) if bits is None]
         if not missing:
-            layer.kept = None
+            layer.unquantized_reason = None
         elif missing == ["input"] and not activations:
-            layer.kept = layer.kept or "activations stay in floating point"
+            layer.unquantized_reason = layer.unquantized_reason or NO_RANGES
         else:
-            layer.kept = f"bit allocation leaves its {' and '.join(missing)} in full precision: it costs most there"
+            text = f"bit allocation leaves its {' and '.join(missing)} in full precision: it costs most there"
+            layer.unquantized_reason = Reason(text, "allocated")

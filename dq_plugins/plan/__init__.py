@@ -2,7 +2,7 @@
 
 from dq_plugins.plan.encoding import decode_plan, encode_plan
 from dq_plugins.plan.files import load_plan, save_plan
-from dq_plugins.plan.layers import ActivationQuant, BiasCorrection, LayerPlan, WeightQuant
+from dq_plugins.plan.layers import ActivationQuant, BiasCorrection, LayerPlan, Reason, WeightQuant
 from dq_plugins.plan.plan import PassRecord, QuantPlan, Section
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "LayerPlan",
     "PassRecord",
     "QuantPlan",
+    "Reason",
     "Section",
     "WeightQuant",
     "decode_plan",

@@ -89,7 +89,7 @@ class WeightQuant:
         """Whether its codes come from rounding, which can be learned; signs do not."""
         return self.scheme != "binary"
 
-    def integers(self, weight: Tensor) -> Tensor:
+    def quantize(self, weight: Tensor) -> Tensor:
         """Integer codes of ``weight`` as int8 (int16 above 8 bits), by the learned rounding or to nearest."""
         storage = torch.int8 if self.bits <= 8 else torch.int16
         if self.scheme == "binary":
@@ -100,10 +100,10 @@ class WeightQuant:
         codes = quantize(weight.float(), _per_channel(self.scale, weight), zero_point, *integer_range(self.bits))
         return codes.to(storage)
 
-    def fake(self, weight: Tensor) -> Tensor:
+    def fake_quantize(self, weight: Tensor) -> Tensor:
         """The weight the quantized layer computes with, in ``weight.dtype``."""
         zero_point = 0 if self.zero_point is None else _per_channel(self.zero_point, weight)
-        return dequantize(self.integers(weight).float(), _per_channel(self.scale, weight), zero_point).to(weight.dtype)
+        return dequantize(self.quantize(weight).float(), _per_channel(self.scale, weight), zero_point).to(weight.dtype)
 
 
 @dataclass
@@ -137,7 +137,7 @@ class ActivationQuant:
         """Whether every zero point is 0."""
         return not bool(self.zero_point.any())
 
-    def fake(self, x: Tensor, group: int) -> Tensor:
+    def fake_quantize(self, x: Tensor, group: int) -> Tensor:
         """Simulated quantization of ``x`` with the parameters of one group."""
         q_min, q_max = integer_range(self.bits)
         return fake_quantize(x, self.scale[group].to(x.device), self.zero_point[group].to(x.device), q_min, q_max)
@@ -169,6 +169,38 @@ class BiasCorrection:
             raise PlanError(f"a bias correction of {len(self.values)} rows has to name the timestep groups they are of")
 
 
+ReasonCode = Literal[
+    "undecided",  # no pass has chosen a quantizer for it
+    "asked",  # somebody asked for the whole layer in full precision, by an option: later passes leave it so
+    "weight-only",  # its input stays in floating point
+    "no-input",  # it reads indices: there is no input to quantize
+    "unsupported",  # it cannot be quantized
+    "unused",  # the forward never runs it
+    "tabulated",  # the temporal table stands in for it
+    "allocated",  # its bits buy more elsewhere
+    "other",
+]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a layer is in full precision, or a part of it.
+
+    Attributes:
+        text: for people; names the pass or the option, and what follows.
+        code: for passes and reports, which never read the text.
+    """
+
+    __pydantic_config__ = STRICT
+
+    text: str
+    code: ReasonCode = "other"
+
+
+UNDECIDED = Reason("no pass has chosen a quantizer for it", "undecided")
+NO_RANGES = Reason("activations stay in floating point: no pass has chosen their ranges", "weight-only")
+
+
 @dataclass
 class LayerPlan:
     """Decisions for one layer.
@@ -178,7 +210,7 @@ class LayerPlan:
         roles: what the layer is in this denoiser (``"temporal"``, ``"first"``, ``"shortcut"``, ...).
         weight: weight quantizer, or None for a full-precision weight.
         activation: quantizer of the layer's input, or None for a full-precision input.
-        kept: why something is in full precision; required while ``weight`` or ``activation`` is None.
+        unquantized_reason: why something is in full precision; required while ``weight`` or ``activation`` is None.
         balance: positive float32 ``[C]``. The layer divides channel c of its input by ``balance[c]`` before it is
             quantized, and its weights for that channel are multiplied by it: exact in full precision. The weight
             quantizer (scale, codes) is that of the multiplied weight, the activation quantizer that of the divided
@@ -192,7 +224,7 @@ class LayerPlan:
     roles: frozenset[str] = field(default_factory=frozenset)
     weight: WeightQuant | None = None
     activation: ActivationQuant | None = None
-    kept: str | None = "no pass has chosen a quantizer for it"
+    unquantized_reason: Reason | None = UNDECIDED
     balance: StoredTensor | None = field(default=None, metadata=FEATURE)
     bias_correction: BiasCorrection | None = field(default=None, metadata=FEATURE)
 
@@ -210,6 +242,11 @@ class LayerPlan:
     def features(self) -> tuple[str, ...]:
         """What of this entry an adapter has to implement beyond the quantizers, by field."""
         return tuple(f.name for f in fields(self) if f.metadata == FEATURE and getattr(self, f.name) is not None)
+
+    @property
+    def why(self) -> str:
+        """Text of the reason; empty without one."""
+        return "" if self.unquantized_reason is None else self.unquantized_reason.text
 
     @property
     def quantized(self) -> bool:

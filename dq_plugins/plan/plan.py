@@ -91,7 +91,7 @@ class QuantPlan:
                 in full precision without a reason, or the sampling timesteps do not descend inside the groups.
         """
         for name, layer in self.layers.items():
-            if (layer.weight is None or layer.activation is None) and not layer.kept:
+            if (layer.weight is None or layer.activation is None) and layer.unquantized_reason is None:
                 raise PlanError(f"layer {name!r} is (partly) in full precision and the plan does not say why")
             if layer.activation is not None:
                 self._check_table(name, layer.activation.groups, len(layer.activation.scale), "activation scales")

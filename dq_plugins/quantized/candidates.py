@@ -128,7 +128,7 @@ def quantized(denoiser: nn.Module, candidates: Candidates, entries: list[Entry])
             module = denoiser.get_submodule(layer)
             if side == "weight":
                 weight: Any = module.weight
-                fake = candidates.weights[layer][bits].fake(weight.detach())
+                fake = candidates.weights[layer][bits].fake_quantize(weight.detach())
                 restore.append((module, weight))
                 module.weight = nn.Parameter(fake, requires_grad=False)
             else:

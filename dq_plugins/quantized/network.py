@@ -99,7 +99,7 @@ class SuperNetwork:
         if (name, bits) not in self._weights:
             quant = self._candidate("weight", name, bits)
             with torch.no_grad():
-                fake = quant.fake(self._full[name].detach())
+                fake = quant.fake_quantize(self._full[name].detach())
             self._weights[name, bits] = nn.Parameter(fake, requires_grad=False)
         return self._weights[name, bits]
 

@@ -66,7 +66,7 @@ def simulate_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext) 
         raise PlanError(f"a {type(layer).__name__} has no weight tensor, so it cannot be quantized")
     if plan.weight is not None:
         with torch.no_grad():
-            fake = plan.weight.fake(weight)
+            fake = plan.weight.fake_quantize(weight)
         layer.weight = nn.Parameter(fake, requires_grad=False)
     if plan.activation is not None:
         layer.input_quantizer = ActivationQuantizer(plan.activation, context, weight.device)

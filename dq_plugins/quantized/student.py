@@ -16,5 +16,5 @@ def planned_student(denoiser: nn.Module, plan: QuantPlan) -> nn.Module:
         if layer.weight is not None:
             module = student.get_submodule(name)
             assert isinstance(module.weight, Tensor)
-            module.weight = nn.Parameter(layer.weight.fake(module.weight), requires_grad=False)
+            module.weight = nn.Parameter(layer.weight.fake_quantize(module.weight), requires_grad=False)
     return student

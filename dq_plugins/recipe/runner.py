@@ -19,7 +19,7 @@ from dq_plugins.errors import RecipeError
 from dq_plugins.graph.arguments import unwrap
 from dq_plugins.hashing import weights_hash
 from dq_plugins.layer_kinds import kind_of
-from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan
+from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan, Reason
 from dq_plugins.recipe.context import PassContext
 from dq_plugins.recipe.passes import Pass
 from dq_plugins.recipe.recipe import Recipe
@@ -29,16 +29,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+NEVER_RUN = Reason("the traced forward never runs it", "unused")
+
+
 def empty_plan(context: PassContext, recipe: str) -> QuantPlan:
     """A plan that lists every layer of the denoiser and quantizes none."""
     layers = {
         name: LayerPlan(kind=info.kind, roles=frozenset(info.roles)) for name, info in context.partition.layers.items()
     }
-    for name, reason in context.unsupported_layers.items():
-        layers[name] = LayerPlan(context.traced.layers[name].kind, kept=reason)
+    for name, text in context.unsupported_layers.items():
+        layers[name] = LayerPlan(context.traced.layers[name].kind, unquantized_reason=Reason(text, "unsupported"))
     for name, module in context.denoiser.named_modules():
         if (kind := kind_of(module)) and name not in layers:
-            layers[name] = LayerPlan(kind.name, kept="the traced forward never runs it")
+            layers[name] = LayerPlan(kind.name, unquantized_reason=NEVER_RUN)
     return QuantPlan(
         model=type(context.denoiser).__name__,
         model_hash=weights_hash(context.denoiser),

@@ -49,7 +49,7 @@ def executions(model: nn.Module, plan: QuantPlan) -> dict[str, LayerExecution]:
         if told is not None:
             how = (told.state, layer.width, told.kernel, told.compute, told.reason)
         elif layer.width == "full precision":
-            how = ("full precision", layer.width, "", "", layer.kept or "")
+            how = ("full precision", layer.width, "", "", layer.why)
         else:
             how = ("simulated", layer.width, "", "floating point", "the backend only simulates")
         found[name] = LayerExecution(*how, *_stored(module, told))

@@ -12,7 +12,7 @@ from dq_plugins.report.table import Table
 
 def width_table(plan: QuantPlan) -> Table:
     """How many layers have which widths, and why some stay in full precision; most layers first."""
-    counts = Counter((layer.width, layer.kept or "") for layer in plan.layers.values())
+    counts = Counter((layer.width, layer.why) for layer in plan.layers.values())
     return Table(["layers", "width", "why not quantized"], [[n, *key] for key, n in counts.most_common()])
 
 
@@ -30,7 +30,7 @@ def add_decisions(page: Page, plan: QuantPlan) -> None:
     page.heading("Layers")
     page.table(width_table(plan))
     rows = [
-        [name, layer.kind, ", ".join(sorted(layer.roles)), layer.width, layer.kept or ""]
+        [name, layer.kind, ", ".join(sorted(layer.roles)), layer.width, layer.why]
         for name, layer in plan.layers.items()
     ]
     page.table(Table(["layer", "kind", "roles", "width", "why not quantized"], rows), folded=f"all {len(rows)} layers")

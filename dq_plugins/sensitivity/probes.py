@@ -115,7 +115,7 @@ class Tape:
         if key in self._moved_weights:
             return self._moved_weights[key]
         weight = self._weights[name].detach()
-        moved = self.candidates.weights[name][bits].fake(weight) - weight
+        moved = self.candidates.weights[name][bits].fake_quantize(weight) - weight
         if self._cached + moved.nbytes <= CACHE_BYTES:
             self._moved_weights[key], self._cached = moved, self._cached + moved.nbytes
         return moved

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
-from dq_plugins.plan import LayerPlan, QuantPlan, Section
+from dq_plugins.plan import LayerPlan, QuantPlan, Reason, Section
 from dq_plugins.quantized.simulate import SimulateAdapter
 from dq_plugins.registry import Kind
 from dq_plugins.testing.base import Conformance, expect, refused
@@ -130,7 +130,7 @@ class AdapterConformance(Conformance):
         """A layer that the plan keeps is not touched."""
         reference, plan = self.denoiser(), handmade_plan(self.denoiser())
         for name, layer in plan.layers.items():
-            plan.layers[name] = LayerPlan(layer.kind, kept="this test keeps it")
+            plan.layers[name] = LayerPlan(layer.kind, unquantized_reason=Reason("this test keeps it"))
         found = self.run(self.apply(plan), TIMESTEPS[0])
         expected = self.run(reference, TIMESTEPS[0])
         expect(torch.equal(found, expected), "a plan that quantizes nothing changed the output")

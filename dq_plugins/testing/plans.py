@@ -46,7 +46,7 @@ def handmade_plan(
             kind=kind_name(denoiser.get_submodule(name)),
             weight=WeightQuant(bits, affine_parameters(-weight, weight, bits, symmetric=True)[0]),
             activation=ActivationQuant(bits, "all", *affine_parameters(-peak, peak, bits, symmetric=True)),
-            kept=None,
+            unquantized_reason=None,
         )
     return QuantPlan(
         model=type(denoiser).__name__,

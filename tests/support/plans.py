@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from dq_plugins.plan import ActivationQuant, BiasCorrection, LayerPlan, PassRecord, QuantPlan, Section, WeightQuant
+from dq_plugins.plan import (
+    ActivationQuant,
+    BiasCorrection,
+    LayerPlan,
+    PassRecord,
+    QuantPlan,
+    Reason,
+    Section,
+    WeightQuant,
+)
 from dq_plugins.timesteps import Schedule, TimestepGroups
 
 
@@ -30,7 +39,7 @@ def example_plan(seed: int = 0) -> QuantPlan:
                 balance=torch.rand(5, generator=g) + 0.5,
                 bias_correction=BiasCorrection(torch.randn(2, 3, generator=g), "all"),
             ),
-            "b": LayerPlan("conv2d", kept="it is tiny"),
+            "b": LayerPlan("conv2d", unquantized_reason=Reason("it is tiny")),
         },
         sections={"curve": Section({"error": [3.0, 1.0]}, {"x": torch.arange(3)})},
         passes=[PassRecord("weight-ranges", {"bits": 4})],

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dq_plugins.affine import affine_parameters, integer_range
 from dq_plugins.hashing import weights_hash
-from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, WeightQuant
+from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, Reason, WeightQuant
 from dq_plugins.timesteps import Schedule, TimestepGroups
 
 GROUPS = TimestepGroups((300.0, 700.0))
@@ -47,7 +47,9 @@ def layer_plan(
     scale, zero_point = affine_parameters(low, high, act_bits, symmetric=symmetric)
     kind = type(layer).__name__.lower()
     activation = ActivationQuant(act_bits, "all", scale, zero_point)
-    return LayerPlan(kind, weight=WeightQuant(weight_bits, weight_scale), activation=activation, kept=None)
+    return LayerPlan(
+        kind, weight=WeightQuant(weight_bits, weight_scale), activation=activation, unquantized_reason=None
+    )
 
 
 def denoiser_plan(model: nn.Module, groups: TimestepGroups = GROUPS, **options: bool | int) -> QuantPlan:
@@ -58,7 +60,9 @@ def denoiser_plan(model: nn.Module, groups: TimestepGroups = GROUPS, **options: 
         if isinstance(module, nn.Linear | nn.Conv2d)
     }
     if "time" in layers:
-        layers["time"] = LayerPlan("linear", frozenset({"temporal"}), kept="the temporal block stays as it is")
+        layers["time"] = LayerPlan(
+            "linear", frozenset({"temporal"}), unquantized_reason=Reason("the temporal block stays as it is")
+        )
     return QuantPlan(
         model=type(model).__name__,
         model_hash=weights_hash(model),

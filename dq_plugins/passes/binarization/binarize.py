@@ -20,7 +20,8 @@ from torch import Tensor
 
 from dq_plugins.errors import PlanError
 from dq_plugins.passes.binarization.choices import SECTION, BinaryDMChoices, binarydm_choices
-from dq_plugins.plan import QuantPlan, Section, WeightQuant
+from dq_plugins.plan import QuantPlan, Reason, Section, WeightQuant
+from dq_plugins.plan.layers import NO_RANGES
 from dq_plugins.quantized.binarizers import mean_magnitude
 from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
@@ -95,6 +96,6 @@ class Binarize(Pass):
             if not bool(torch.isfinite(weight).all()):
                 raise PlanError(f"the weight of layer {name!r} holds NaN or infinity: it cannot be quantized")
             plan.layers[name].weight = binary_weight(weight) if choice.binary else edge_weight(weight)
-            plan.layers[name].kept = "activations stay in floating point: no pass has chosen their ranges"
-        for name, reason in choices.kept.items():
-            plan.layers[name].kept = reason
+            plan.layers[name].unquantized_reason = NO_RANGES
+        for name, reason in choices.unquantized.items():
+            plan.layers[name].unquantized_reason = Reason(reason)

@@ -35,18 +35,18 @@ class BinaryDMChoices:
         layers: choice by fully qualified name, in execution order.
         blocks: the blocks whose features are mimicked, in execution order.
         evolvable_blocks: the blocks with two bases.
-        kept: layers left in full precision, and why.
+        unquantized: layers left in full precision, and why.
     """
 
     layers: dict[str, LayerChoice]
     blocks: tuple[str, ...]
     evolvable_blocks: tuple[str, ...]
-    kept: dict[str, str]
+    unquantized: dict[str, str]
 
     def with_vanilla_binarizer(self) -> BinaryDMChoices:
         """The same layers with one basis everywhere: the baseline of the paper's tables."""
         layers = {n: LayerChoice("binary", c.act_bits) if c.binary else c for n, c in self.layers.items()}
-        return BinaryDMChoices(layers, self.blocks, (), self.kept)
+        return BinaryDMChoices(layers, self.blocks, (), self.unquantized)
 
 
 def positions(layer: LayerInfo) -> int:
@@ -117,11 +117,11 @@ def binarydm_choices(
     # resampling layers lie between blocks: they go with the size they produce, unless size says nothing
     pixels, dimensions = input_positions(part)
     least = pixels * side_ratio**dimensions if len(set(block_positions(part).values())) > 1 else float("inf")
-    layers, kept = {}, {}
+    layers, unquantized = {}, {}
     for name, layer in part.layers.items():
         outside_time = not layer.block and layer.signature != "sample"
         if LAYER_KINDS[layer.kind].module not in TRAINED:
-            kept[name] = f"a layer of kind {layer.kind} does not train quantized"
+            unquantized[name] = f"a layer of kind {layer.kind} does not train quantized"
         elif layer.roles & {"first", "last"} or outside_time:
             layers[name] = LayerChoice("int8", edge_bits if act_bits else None)
         elif layer.block in evolvable_blocks or (not layer.block and positions(layer) >= least):
@@ -130,7 +130,7 @@ def binarydm_choices(
             layers[name] = LayerChoice("binary", act_bits)
     if not any(choice.binary for choice in layers.values()):
         raise DQError("no layer of this denoiser can be binarized: it has only first and last layers")
-    return BinaryDMChoices(layers, timestep_blocks(part), evolvable_blocks, kept)
+    return BinaryDMChoices(layers, timestep_blocks(part), evolvable_blocks, unquantized)
 
 
 def _choice_of(name: str, layer: LayerPlan, evolvable: frozenset[str]) -> LayerChoice:
@@ -160,5 +160,5 @@ def choices_of(plan: QuantPlan) -> BinaryDMChoices:
     data = plan.sections[SECTION].data
     evolvable = frozenset(data["evolvable"])
     layers = {n: _choice_of(n, layer, evolvable) for n, layer in plan.layers.items() if layer.weight is not None}
-    kept = {n: layer.kept or "" for n, layer in plan.layers.items() if layer.weight is None}
-    return BinaryDMChoices(layers, tuple(data["mimicked_blocks"]), tuple(data["evolvable_blocks"]), kept)
+    unquantized = {n: layer.why for n, layer in plan.layers.items() if layer.weight is None}
+    return BinaryDMChoices(layers, tuple(data["mimicked_blocks"]), tuple(data["evolvable_blocks"]), unquantized)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dq_plugins.errors import DQError
 from dq_plugins.hashing import weights_hash
-from dq_plugins.plan import ActivationQuant, QuantPlan, WeightQuant
+from dq_plugins.plan import ActivationQuant, QuantPlan, Reason, WeightQuant
 from dq_plugins.quantized.binarizers import BinaryBasis, EvolvableBasis, per_channel
 from dq_plugins.quantized.learned_step import LearnedStepActivation
 from dq_plugins.quantized.signs import sign
@@ -18,6 +18,8 @@ from dq_plugins.timesteps import TimestepGroups
 
 GROUPS = "static"
 """Name of the one timestep group of learned activation steps, which serve every timestep."""
+
+FLOAT_INPUTS = Reason("trained with inputs in floating point", "weight-only")
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -108,7 +110,7 @@ def to_plan(model: nn.Module, plan: QuantPlan) -> QuantPlan:
             entry.weight, entry.activation = planned_weight(layer), activation
         except DQError as error:
             raise type(error)(f"layer {name!r} cannot become part of a plan: {error}") from error
-        entry.kept = None if activation else "trained with inputs in floating point"
+        entry.unquantized_reason = None if activation else FLOAT_INPUTS
     for layer in layers.values():
         _turn_signs(layer)
         make_plain(layer)

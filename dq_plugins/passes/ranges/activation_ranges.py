@@ -21,11 +21,14 @@ from dq_plugins.passes.activations import (
     shared_rows,
     statistics,
 )
-from dq_plugins.plan import ActivationQuant, QuantPlan
+from dq_plugins.plan import ActivationQuant, QuantPlan, Reason
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.timesteps import TimestepGroups
 
 Ranges = dict[str, tuple[Tensor, Tensor]]
+NO_INPUT = Reason("it reads indices, not activations", "no-input")
+WEIGHT_ONLY = Reason("activations stay in floating point, as asked", "weight-only")
+NO_WEIGHT = Reason("its weight has no quantizer")
 FROM_STATISTICS = ("mse", "minmax")  # observers that the collected statistics answer, without another run
 
 
@@ -62,9 +65,7 @@ class ActivationRanges(Pass):
         bits = activation_bits(plan, context, o.bits, o.edge_bits)
         for name, layer in plan.layers.items():
             if name not in bits and layer.weight is not None:
-                layer.kept = (
-                    "it reads indices, not activations" if bits else "activations stay in floating point, as asked"
-                )
+                layer.unquantized_reason = NO_INPUT if bits else WEIGHT_ONLY
         if not bits:
             return
         low, high = context.calibration.timestep_range
@@ -80,7 +81,7 @@ class ActivationRanges(Pass):
             scale, zero_point = affine_parameters(*ranges[name], width, symmetric=o.symmetric)
             layer = plan.layers[name]
             layer.activation = ActivationQuant(width, names[name], scale.cpu(), zero_point.cpu())
-            layer.kept = None if layer.weight is not None else "its weight has no quantizer"
+            layer.unquantized_reason = None if layer.weight is not None else NO_WEIGHT
             yield Progress(done + 1, len(bits), name)
 
     def ranges(

@@ -10,11 +10,10 @@ from pydantic import Field
 
 from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import LAYER_KINDS
-from dq_plugins.plan import QuantPlan, WeightQuant
+from dq_plugins.plan import QuantPlan, Reason, WeightQuant
+from dq_plugins.plan.layers import NO_RANGES
 from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
-
-KEPT_BY_ROLE = "left in full precision as asked, for its role: "
 
 
 class WeightRanges(Pass):
@@ -52,9 +51,10 @@ class WeightRanges(Pass):
         for done, name in enumerate(runs):
             yield Progress(done, len(runs), name)
             layer = plan.layers[name]
-            kept = sorted(layer.roles & set(self.options.keep_roles))
-            if kept:
-                layer.kept = KEPT_BY_ROLE + ", ".join(kept)
+            roles = sorted(layer.roles & set(self.options.keep_roles))
+            if roles:
+                text = f"left in full precision as asked, for its role: {', '.join(roles)}"
+                layer.unquantized_reason = Reason(text, "asked")
                 continue
             bits = self.options.bits or context.weight_bits
             if layer.roles & {"first", "last"}:
@@ -68,5 +68,5 @@ class WeightRanges(Pass):
                 weight, bits, symmetric=self.options.symmetric, method=self.options.method
             )
             layer.weight = WeightQuant(bits, scale.cpu(), None if self.options.symmetric else zero_point.cpu())
-            layer.kept = "activations stay in floating point: no pass has chosen their ranges"
+            layer.unquantized_reason = NO_RANGES
         yield Progress(len(runs), len(runs))

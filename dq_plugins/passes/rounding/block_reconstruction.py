@@ -168,7 +168,7 @@ def _store(codes: dict[str, Tensor], unit: Unit, plan: QuantPlan, student: nn.Mo
             quant.codes = codes[name].cpu()
         full = denoiser.get_submodule(name).weight
         assert isinstance(full, Tensor)
-        student.get_submodule(name).weight = nn.Parameter(quant.fake(full), requires_grad=False)
+        student.get_submodule(name).weight = nn.Parameter(quant.fake_quantize(full), requires_grad=False)
 
 
 def _save(file: Path | None, signature: str, losses: dict[str, float | bool], codes: dict[str, Tensor]) -> None:

@@ -191,7 +191,7 @@ class _Learner:
             if quant.rounds
         }
         self.signs = {
-            (name, bits): quant.fake(self._weight(name))
+            (name, bits): quant.fake_quantize(self._weight(name))
             for name in unit.layers
             for bits, quant in candidates.weights.get(name, {}).items()
             if not quant.rounds

@@ -96,5 +96,5 @@ class FiniteSetRanges(Pass):
             if layer.weight is None:
                 continue  # another pass keeps it in full precision, and says why
             layer.activation = ActivationQuant(bits, GROUPS, scale.cpu(), zero_point.cpu())
-            layer.kept = None
+            layer.unquantized_reason = None
             yield Progress(done + 1, len(ranges), name)

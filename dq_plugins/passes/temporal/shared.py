@@ -56,5 +56,5 @@ def planned_weights(block: TemporalBlock, plan: QuantPlan) -> dict[str, Tensor]:
     for layer in set(block.layers.values()):
         quant = plan.layers[layer].weight
         if quant is not None:
-            quantized[f"{layer}.weight"] = quant.fake(weights[f"{layer}.weight"])
+            quantized[f"{layer}.weight"] = quant.fake_quantize(weights[f"{layer}.weight"])
     return quantized

@@ -16,7 +16,7 @@ from torch import Tensor
 from dq_plugins.passes.temporal.block import TemporalBlock
 from dq_plugins.passes.temporal.features import feature_error
 from dq_plugins.passes.temporal.shared import planned_weights, shared_block
-from dq_plugins.plan import QuantPlan, Section
+from dq_plugins.plan import QuantPlan, Reason, Section
 from dq_plugins.quantized.temporal_table import SECTION, quantize_rows, table_section
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
@@ -57,9 +57,8 @@ class TemporalTable(Pass):
         for name in [*features, *rest]:
             layer = plan.layers[name]
             layer.weight = layer.activation = None
-            layer.kept = (
-                "looked up in the temporal table" if name in features else "only the temporal table would read it"
-            )
+            text = "looked up in the temporal table" if name in features else "only the temporal table would read it"
+            layer.unquantized_reason = Reason(text, "tabulated")
 
     def _int8(
         self, block: TemporalBlock, plan: QuantPlan, features: dict[str, Tensor], nodes: dict[str, str]

@@ -16,4 +16,4 @@ def test_exactly_the_small_layers_are_kept_and_say_why():
     small = {name for name in plan.layers if denoiser.get_submodule(name).weight.numel() < 200}
     assert small
     assert {name for name, layer in plan.layers.items() if layer.weight is None} == small
-    assert all("fewer than 200" in plan.layers[name].kept for name in small)
+    assert all("fewer than 200" in plan.layers[name].why for name in small)

@@ -11,7 +11,7 @@ from torch import nn
 import dq_plugins as dq
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
-from dq_plugins.plan import LayerPlan
+from dq_plugins.plan import LayerPlan, Reason
 from dq_plugins.quantized import exact_tokens as tokens
 from dq_plugins.quantized.simulate import SimulateAdapter
 from dq_plugins.quantized.temporal_table import SECTION, table_section
@@ -36,7 +36,7 @@ def test_it_is_registered():
 def test_layers_outside_the_plan_keep_their_class():
     model = TinyDenoiser()
     plan = handmade_plan(model)
-    plan.layers["up"] = LayerPlan("linear", kept="too precious")
+    plan.layers["up"] = LayerPlan("linear", unquantized_reason=Reason("too precious"))
     del plan.layers["down"]
     quantized = BrevitasAdapter().apply(model, plan)
     assert type(quantized.up) is type(quantized.down) is nn.Linear
@@ -74,7 +74,7 @@ def test_known_rows_of_outlier_tokens_are_kept_exact(kept, calls):
     plan = handmade_plan(TinyDenoiser(), bits=4)
     if kept is not None:
         activation = plan.layers["up"].activation if kept == "weight" else None
-        plan.layers["up"] = LayerPlan("linear", activation=activation, kept="this test keeps it")
+        plan.layers["up"] = LayerPlan("linear", activation=activation, unquantized_reason=Reason("this test keeps it"))
     row, value = torch.full((1, 16), 7.0), torch.randn(1, 32)
     plan.sections[tokens.SECTION] = tokens.tokens_section({"up": tokens.ExactTokens((2,), row, value)}, {})
     model, simulated = BrevitasAdapter().apply(TinyDenoiser(), plan), SimulateAdapter().apply(TinyDenoiser(), plan)

@@ -165,11 +165,11 @@ def test_a_plan_reads_binary_weights_off_the_model(choices):
     layer = model.middle.conv1
     weight = read_weight("middle.conv1", layer)
     assert (weight.scheme, weight.bits) == ("binary", 1)
-    assert torch.equal(weight.fake(layer.weight.detach()), layer.quant_weight().value.detach())
+    assert torch.equal(weight.fake_quantize(layer.weight.detach()), layer.quant_weight().value.detach())
     activation = read_activation("middle.conv1", layer.input_quant)
     assert activation.bits == 4
     x = torch.randn(2, 8, 4, 4)
-    assert torch.equal(activation.fake(x, 0), layer.input_quant(x).detach())
+    assert torch.equal(activation.fake_quantize(x, 0), layer.input_quant(x).detach())
 
 
 @pytest.mark.parametrize("bits", [4, 8])

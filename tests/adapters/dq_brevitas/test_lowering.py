@@ -28,7 +28,7 @@ def varied_plan(denoiser: nn.Module):
         scale, zero_point = weight_parameters(weight, weight_bits, symmetric=symmetric, method="minmax")
         quant = WeightQuant(weight_bits, scale, None if symmetric else zero_point)
         if i % 3 == 1:  # learned rounding: up to one code away from nearest
-            moved = quant.integers(weight).int() + torch.randint(-1, 2, weight.shape, generator=generator)
+            moved = quant.quantize(weight).int() + torch.randint(-1, 2, weight.shape, generator=generator)
             quant.codes = moved.clamp(*integer_range(weight_bits)).to(torch.int8)
         if weight_bits == 16:  # one scale for the whole tensor
             quant = WeightQuant(16, weight.abs().max().reshape(1) / 2**15)
@@ -63,9 +63,9 @@ def test_weights_requantize_to_the_codes_of_the_plan(plan, model):
     for name, layer in plan.layers.items():
         if layer.weight is not None:
             before, quantized = TinyDenoiser().get_submodule(name).weight, model.get_submodule(name).quant_weight()
-            assert torch.equal(quantized.value, layer.weight.fake(before)), name
+            assert torch.equal(quantized.value, layer.weight.fake_quantize(before)), name
             offset = 0 if layer.weight.symmetric else 2 ** (layer.weight.bits - 1)
-            assert torch.equal(quantized.int().long() - offset, layer.weight.integers(before).long()), name
+            assert torch.equal(quantized.int().long() - offset, layer.weight.quantize(before).long()), name
 
 
 def test_float_weights_stay_where_rounding_was_not_learned(plan, model):
@@ -106,7 +106,7 @@ def test_a_bfloat16_layer_keeps_float32_scales():
     with torch.no_grad():
         quantized = QuantLinear(8, 4, bias=True, weight_quant=weight_quantizer(quant, layer), dtype=torch.bfloat16)
         quantized.weight = layer.weight
-    assert torch.equal(quantized.quant_weight().value, quant.fake(layer.weight))
+    assert torch.equal(quantized.quant_weight().value, quant.fake_quantize(layer.weight))
 
 
 def test_what_brevitas_cannot_hold_is_refused():
@@ -133,7 +133,7 @@ def test_per_tensor_weight_scales_are_held_too():
 
     quantized = QuantLinear(8, 4, bias=True, weight_quant=weight_quantizer(quant, layer))
     quantized.weight = layer.weight
-    assert torch.equal(quantized.quant_weight().value, quant.fake(layer.weight))
+    assert torch.equal(quantized.quant_weight().value, quant.fake_quantize(layer.weight))
 
 
 def test_timesteps_of_the_plan_exercise_every_group(plan):

@@ -55,7 +55,7 @@ def test_a_plan_survives_the_way_there_and_back(tmp_path):
     for name, layer in plan.layers.items():
         other = read.layers[name]
         assert torch.equal(other.weight.scale, layer.weight.scale)
-        assert torch.equal(other.weight.codes, layer.weight.integers(TinyDenoiser().get_submodule(name).weight))
+        assert torch.equal(other.weight.codes, layer.weight.quantize(TinyDenoiser().get_submodule(name).weight))
         assert torch.equal(other.activation.scale, layer.activation.scale)
         assert torch.equal(other.activation.zero_point, layer.activation.zero_point)
         assert (other.kind, other.activation.groups) == (layer.kind, layer.activation.groups)
@@ -91,12 +91,12 @@ def test_binary_weights_are_read_as_binary(quantize, calibrate):
     model = quantize(None, stock.SignedBinaryWeightPerTensorConst, weight_scaling_init=0.1)
     weight = plan_from_model(model, SCHEDULE, argument="timestep").layers["up"].weight
     assert (weight.bits, weight.scheme) == (1, "binary")
-    assert torch.equal(weight.fake(model.up.weight), model.up.quant_weight().value)
+    assert torch.equal(weight.fake_quantize(model.up.weight), model.up.quant_weight().value)
 
 
 def test_layers_without_quantizers_say_why(quantize):
     plan = plan_from_model(quantize(None), SCHEDULE, argument="timestep")
-    assert {layer.kept for layer in plan.layers.values()} == {"not quantized in the Brevitas model"}
+    assert {layer.why for layer in plan.layers.values()} == {"not quantized in the Brevitas model"}
 
 
 def test_sections_of_the_base_plan_and_tabulated_layers_are_kept(calls):

@@ -12,6 +12,7 @@ from torch import nn
 from torchao_models import denoiser_plan
 
 from dq_plugins.errors import DQError
+from dq_plugins.plan import Reason
 
 peft = pytest.importorskip("peft")
 
@@ -32,7 +33,7 @@ def quantized(weight_only: bool = False) -> UNet2DConditionModel:
     plan = denoiser_plan(model, weight_bits=4 if weight_only else 8)
     if weight_only:
         for layer in plan.layers.values():
-            layer.activation, layer.kept = None, "weight only"
+            layer.activation, layer.unquantized_reason = None, Reason("weight only")
     return dq_torchao.apply(model, plan)
 
 

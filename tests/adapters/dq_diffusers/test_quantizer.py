@@ -20,7 +20,7 @@ from torchao_models import denoiser_plan
 
 from dq_plugins.bundled import bundled
 from dq_plugins.errors import CheckpointError, DQError, PlanError
-from dq_plugins.plan import LayerPlan
+from dq_plugins.plan import LayerPlan, Reason
 from dq_plugins.quantized.temporal_table import table_section
 
 IN_A_NEW_PROCESS = """
@@ -111,7 +111,7 @@ def test_temporal_tables_are_loaded(tmp_path):
     rows = {names[1]: torch.randn(3, 32, generator=torch.Generator().manual_seed(0))}
     plan.sections["temporal-table"] = table_section(models.TIMESTEPS, rows, [names[0]])
     for name in names:
-        plan.layers[name] = LayerPlan("linear", kept="in the temporal table")
+        plan.layers[name] = LayerPlan("linear", unquantized_reason=Reason("in the temporal table"))
     dq_torchao.apply(model, plan)
     model.save_pretrained(tmp_path)
     loaded = UNet2DModel.from_pretrained(tmp_path)

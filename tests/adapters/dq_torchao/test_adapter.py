@@ -14,7 +14,7 @@ from torchao_models import TIMESTEPS, build, denoiser_plan, sqnr
 
 import dq_plugins.quantized.simulate
 from dq_plugins.errors import PlanError
-from dq_plugins.plan import LayerPlan
+from dq_plugins.plan import LayerPlan, Reason
 from dq_plugins.quantized.temporal_table import table_section
 from dq_plugins.testing.adapters import AdapterConformance
 from dq_plugins.timesteps import TimestepGroups
@@ -140,7 +140,7 @@ def test_report_says_how_each_layer_runs_and_why():
     model = build()
     plan = denoiser_plan(model)
     plan.layers["down"].weight.bits = 16
-    plan.layers["conv_out"] = LayerPlan("conv2d", kept="it makes the image")
+    plan.layers["conv_out"] = LayerPlan("conv2d", unquantized_reason=Reason("it makes the image"))
     report = dq_torchao.execution_report(dq_torchao.apply(model, plan))
     assert list(report) == ["time", "conv_in", "up", "down", "conv_out"]
     assert (report["up"].state, report["up"].width, report["up"].compute) == (
@@ -175,7 +175,7 @@ def test_temporal_table_replaces_its_layers():
     t = torch.tensor(TIMESTEPS)
     rows = {"time": reference.time(t[:, None] / 1000)}
     plan.sections["temporal-table"] = table_section(TIMESTEPS, rows, [])
-    plan.layers["time"] = LayerPlan("linear", kept="looked up in the temporal table")
+    plan.layers["time"] = LayerPlan("linear", unquantized_reason=Reason("looked up in the temporal table"))
     dq_torchao.apply(model, plan)
     dq_plugins.quantized.simulate.SimulateAdapter().apply(reference, denoiser_plan(reference))
     execution = dq_torchao.execution_report(model)["time"]

@@ -11,7 +11,7 @@ from torch import nn
 from torchao_models import TIMESTEPS, Denoiser, build, denoiser_plan, sqnr
 
 from dq_plugins.errors import DQError
-from dq_plugins.plan import LayerPlan, QuantPlan
+from dq_plugins.plan import LayerPlan, QuantPlan, Reason
 from dq_plugins.quantized.exact_tokens import SECTION, ExactTokens, tokens_section
 from dq_plugins.quantized.temporal_table import table_section
 
@@ -34,15 +34,15 @@ def tabled(model: Denoiser) -> QuantPlan:
     plan = denoiser_plan(model)
     rows = {"time": model.time(torch.tensor(TIMESTEPS)[:, None] / 1000)}
     plan.sections["temporal-table"] = table_section(TIMESTEPS, rows, [])
-    plan.layers["time"] = LayerPlan("linear", kept="looked up in the temporal table")
+    plan.layers["time"] = LayerPlan("linear", unquantized_reason=Reason("looked up in the temporal table"))
     return plan
 
 
 def mixed(model: Denoiser) -> QuantPlan:
     plan = denoiser_plan(model, weight_bits=4)
-    plan.layers["up"].activation, plan.layers["up"].kept = None, "weight only"
+    plan.layers["up"].activation, plan.layers["up"].unquantized_reason = None, Reason("weight only")
     plan.layers["down"].activation.bits = 16
-    plan.layers["conv_out"] = LayerPlan("conv2d", kept="it makes the image")
+    plan.layers["conv_out"] = LayerPlan("conv2d", unquantized_reason=Reason("it makes the image"))
     return plan
 
 

@@ -157,7 +157,7 @@ def reconfigure(folder, change) -> None:
         lambda d: d["tensors"].update({"layers/up.weight.scale": "x"}),
         lambda d: d["tensors"].pop("layers/up.weight.scale"),
         lambda d: d["plan"].update(format_version=99),
-        lambda d: d["plan"]["layers"]["up"].update(activation=None, kept="x"),
+        lambda d: d["plan"]["layers"]["up"].update(activation=None, unquantized_reason={"text": "x"}),
         lambda d: d["plan"]["layers"]["up"]["weight"].update(bits=12),
         lambda d: d["options"].update(evil=1),
         lambda d: d["options"].update(out_of_range="whatever"),

@@ -18,7 +18,7 @@ from torchao.quantization import (
 from torchao_models import build, denoiser_plan, sqnr
 
 from dq_plugins.errors import PlanError
-from dq_plugins.plan import LayerPlan, WeightQuant
+from dq_plugins.plan import LayerPlan, Reason, WeightQuant
 from dq_plugins.quantized.temporal_table import table_section
 from dq_plugins.timesteps import TimestepGroups
 
@@ -50,7 +50,7 @@ def sample() -> torch.Tensor:
 def weight_only(plan, bits=8):
     for layer in plan.layers.values():
         if layer.weight is not None:
-            layer.activation, layer.kept = None, "weight only"
+            layer.activation, layer.unquantized_reason = None, Reason("weight only")
     return plan
 
 
@@ -79,7 +79,7 @@ def test_it_is_data():
 def test_one_static_range_in_front_of_a_linear_layer(symmetric):
     model, ours = pointwise(), pointwise()
     plan = denoiser_plan(model, TimestepGroups(), symmetric=symmetric)
-    plan.layers["conv"] = LayerPlan("conv2d", kept="not compared")
+    plan.layers["conv"] = LayerPlan("conv2d", unquantized_reason=Reason("not compared"))
     lowering = to_fqn_config(plan, model, {"sample": sample(), "timestep": T})
     kinds = {name: type(config) for name, config in lowering.config.fqn_to_config.items()}
     assert kinds == dict.fromkeys(("up", "down"), Int8StaticActivationInt8WeightConfig)
@@ -119,7 +119,9 @@ def test_roundings_widths_and_shapes_that_torchao_does_not_have():
     plan.layers["up"].weight = WeightQuant(8, torch.ones(32), codes=torch.ones(32, 8, dtype=torch.int8))
     plan.layers["down"].weight = WeightQuant(1, torch.ones(8), scheme="binary")
     plan.layers["conv_in"].weight = WeightQuant(12, torch.ones(8))
-    plan.layers["time"] = LayerPlan("linear", weight=WeightQuant(4, torch.ones(8)), kept="weight only")
+    plan.layers["time"] = LayerPlan(
+        "linear", weight=WeightQuant(4, torch.ones(8)), unquantized_reason=Reason("weight only")
+    )
     reasons = to_fqn_config(plan, model).unexpressed
     words = {"up": "learned", "down": "binary", "conv_in": "has 12", "conv_out": "kernel position", "time": "one input"}
     assert {name: word for name, word in words.items() if word in reasons[name]} == words
@@ -134,7 +136,7 @@ def test_widths_below_eight_with_static_inputs_are_not_torchaos():
 def test_layers_of_a_temporal_table_are_named():
     model = build()
     plan = weight_only(denoiser_plan(model))
-    plan.layers["time"] = LayerPlan("linear", weight=WeightQuant(8, torch.ones(8)), kept="x")
+    plan.layers["time"] = LayerPlan("linear", weight=WeightQuant(8, torch.ones(8)), unquantized_reason=Reason("x"))
     plan.sections["temporal-table"] = table_section((1.0,), {"time": torch.ones(1, 8)}, [])
     lowering = to_fqn_config(plan, model)
     assert "temporal-table" in lowering.unexpressed["time"]

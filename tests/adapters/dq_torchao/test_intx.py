@@ -10,12 +10,14 @@ from torch import nn
 from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
 from dq_plugins.errors import DQError
-from dq_plugins.plan import LayerPlan, WeightQuant
+from dq_plugins.plan import LayerPlan, Reason, WeightQuant
 from dq_plugins.timesteps import TimestepContext
 
 
 def packed(layer: nn.Module, quant: WeightQuant) -> nn.Module:
-    lower_layer(layer, LayerPlan("", weight=quant, kept="inputs stay as they are"), TimestepContext({}))
+    lower_layer(
+        layer, LayerPlan("", weight=quant, unquantized_reason=Reason("inputs stay as they are")), TimestepContext({})
+    )
     return layer
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from torchao_models import GROUPS, Denoiser, denoiser_plan, layer_plan, sqnr
 
 import dq_plugins as dq
-from dq_plugins.plan import LayerPlan, QuantPlan, WeightQuant
+from dq_plugins.plan import LayerPlan, QuantPlan, Reason, WeightQuant
 from dq_plugins.quantized.simulate import simulate_layer
 from dq_plugins.timesteps import TimestepContext
 
@@ -77,7 +77,9 @@ def test_weight_only_layers_equal_simulation_bit_for_bit(kind, bits, scheme, asy
     torch.manual_seed(0)
     build, shape = FLOAT_LAYERS[kind]
     layer = build()
-    plan = LayerPlan(kind, weight=weight_quant(layer, bits, scheme, asymmetric), kept="inputs stay as they are")
+    plan = LayerPlan(
+        kind, weight=weight_quant(layer, bits, scheme, asymmetric), unquantized_reason=Reason("inputs stay as they are")
+    )
     packed, simulated, _ = pair(layer, plan)
     assert packed.execution.state == "weight-only"
     assert isinstance(packed, PackedWeight)
@@ -105,7 +107,7 @@ def test_memory_and_state_dict_hold_bits(bits, act_bits):
     plan = layer_plan(layer)
     plan.weight = weight_quant(layer, bits)
     if act_bits is None:
-        plan.activation, plan.kept = None, "inputs stay as they are"
+        plan.activation, plan.unquantized_reason = None, Reason("inputs stay as they are")
     packed, _, _ = pair(layer, plan)
     assert not any(p.dim() > 1 for p in packed.parameters())
     state = packed.state_dict()
@@ -138,7 +140,7 @@ def test_copies_and_pickles_compute_the_same(act_bits):
     plan = layer_plan(layer)
     plan.weight = weight_quant(layer, 3)
     if act_bits is None:
-        plan.activation, plan.kept = None, "inputs stay as they are"
+        plan.activation, plan.unquantized_reason = None, Reason("inputs stay as they are")
     packed, _, context = pair(layer, plan)
     with context.select(SCALAR):
         x = torch.randn(2, 30)
@@ -152,7 +154,7 @@ def test_copies_and_pickles_compute_the_same(act_bits):
 def test_weight_follows_casts_and_its_scale_does_not(dtype):
     torch.manual_seed(0)
     layer = nn.Linear(30, 20)
-    plan = LayerPlan("linear", weight=weight_quant(layer, 4), kept="inputs stay as they are")
+    plan = LayerPlan("linear", weight=weight_quant(layer, 4), unquantized_reason=Reason("inputs stay as they are"))
     packed, simulated, _ = pair(layer, plan)
     scale = packed.weight_scale.clone()
     packed.to(dtype)
@@ -165,7 +167,7 @@ def test_weight_follows_casts_and_its_scale_does_not(dtype):
 def test_weight_only_layers_compile_to_one_graph():
     torch.manual_seed(0)
     layer = nn.Linear(30, 20)
-    plan = LayerPlan("linear", weight=weight_quant(layer, 4), kept="inputs stay as they are")
+    plan = LayerPlan("linear", weight=weight_quant(layer, 4), unquantized_reason=Reason("inputs stay as they are"))
     packed, simulated, _ = pair(layer, plan)
     torch.compiler.reset()
     x = torch.randn(2, 30)
@@ -177,7 +179,7 @@ def test_embeddings_are_packed_unless_they_change_their_own_weight():
     torch.manual_seed(0)
     for max_norm, packs in ((None, True), (1.0, False)):
         layer = nn.Embedding(11, 16, max_norm=max_norm).requires_grad_(False)
-        plan = LayerPlan("embedding", weight=weight_quant(layer, 4), kept="its input is an index")
+        plan = LayerPlan("embedding", weight=weight_quant(layer, 4), unquantized_reason=Reason("its input is an index"))
         packed, simulated, _ = pair(layer, plan)
         assert isinstance(packed, PackedWeight) == packs
         index = torch.tensor([[3, 0], [10, 3]])
@@ -186,14 +188,18 @@ def test_embeddings_are_packed_unless_they_change_their_own_weight():
 
 def test_meta_layers_are_packed_without_values():
     layer = nn.Conv2d(6, 10, 3, device="meta")
-    plan = LayerPlan("conv2d", weight=WeightQuant(3, torch.ones(10)), kept="inputs stay as they are")
+    plan = LayerPlan(
+        "conv2d", weight=WeightQuant(3, torch.ones(10)), unquantized_reason=Reason("inputs stay as they are")
+    )
     packed, _, _ = pair(layer, plan)
     assert (packed.weight_packed.is_meta, packed.weight_packed.numel()) == (True, -(-6 * 10 * 9 * 3 // 8))
 
 
 def test_wider_weights_stay_in_floating_point():
     layer = nn.Linear(12, 9)
-    packed, simulated, _ = pair(layer, LayerPlan("linear", weight=WeightQuant(12, torch.full((9,), 1e-3)), kept="wide"))
+    packed, simulated, _ = pair(
+        layer, LayerPlan("linear", weight=WeightQuant(12, torch.full((9,), 1e-3)), unquantized_reason=Reason("wide"))
+    )
     assert type(packed) is nn.Linear
     assert torch.equal(packed.weight, simulated.weight)
 
@@ -207,7 +213,7 @@ def mixed_plan(model: nn.Module) -> QuantPlan:
         layer = plan.layers[name]
         layer.weight = weight_quant(model.get_submodule(name), bits, scheme)
         if act_bits is None:
-            layer.activation, layer.kept = None, "inputs stay as they are"
+            layer.activation, layer.unquantized_reason = None, Reason("inputs stay as they are")
         else:
             layer.activation = layer_plan(model.get_submodule(name), act_bits=act_bits).activation
     return plan

@@ -3,7 +3,7 @@ from pathlib import Path
 from plans import example_plan
 
 from dq_plugins.cli import main
-from dq_plugins.plan import LayerPlan
+from dq_plugins.plan import LayerPlan, Reason
 from dq_plugins.plan.diff import diff_plans
 
 
@@ -14,11 +14,11 @@ def test_equal_plans_have_no_differences() -> None:
 def test_names_what_differs() -> None:
     a, b = example_plan(), example_plan()
     b.layers["a"].weight.scale = b.layers["a"].weight.scale * 2
-    b.layers["b"].kept = "another reason"
+    b.layers["b"].unquantized_reason = Reason("another reason")
     b.layers["c"] = LayerPlan("linear")
     b.seed = 7
     where = {d.where for d in diff_plans(a, b)}
-    assert where == {"seed", "layers.a.weight.scale", "layers.b.kept", "layers.c"}
+    assert where == {"seed", "layers.a.weight.scale", "layers.b.unquantized_reason.text", "layers.c"}
 
 
 def test_command_prints_and_signals(tmp_path: Path, capsys) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
-from dq_plugins.plan import ActivationQuant, BiasCorrection, LayerPlan, QuantPlan, WeightQuant
+from dq_plugins.plan import ActivationQuant, BiasCorrection, LayerPlan, QuantPlan, Reason, WeightQuant
 from dq_plugins.plan.encoding import plan_schema
 from dq_plugins.timesteps import TimestepGroups
 
@@ -41,7 +41,7 @@ def test_same_plan_same_bytes(tmp_path: Path) -> None:
         lambda p: p.layers["a"].activation.zero_point.add_(1),
         lambda p: p.sections["curve"].data["error"].append(0.5),
         lambda p: p.groups.update(all=TimestepGroups((501.0,))),
-        lambda p: p.layers["b"].__setattr__("kept", "other"),
+        lambda p: p.layers["b"].__setattr__("unquantized_reason", Reason("other")),
         lambda p: p.layers["a"].balance.mul_(2),
         lambda p: p.layers["a"].bias_correction.values.add_(1),
         lambda p: p.layers["a"].__setattr__("bias_correction", None),
@@ -123,7 +123,7 @@ def test_contradictions_are_found() -> None:
     with pytest.raises(PlanError, match="3 rows of bias correction, but timestep groups 'all' are 2"):
         plan.validate()
     plan = example_plan()
-    plan.layers["b"].kept = None
+    plan.layers["b"].unquantized_reason = None
     with pytest.raises(PlanError, match="does not say why"):
         plan.validate()
 

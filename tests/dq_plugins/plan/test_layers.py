@@ -10,14 +10,14 @@ from dq_plugins.plan import WeightQuant
 def test_binary_weights_are_scaled_signs_and_zero_is_positive():
     weight = torch.tensor([[0.5, -0.1], [0.0, -3.0]])
     quant = WeightQuant(1, torch.tensor([2.0, 0.25]), scheme="binary")
-    assert quant.integers(weight).tolist() == [[1, -1], [1, -1]]
-    assert quant.integers(weight).dtype == torch.int8
-    assert quant.fake(weight).tolist() == [[2.0, -2.0], [0.25, -0.25]]
+    assert quant.quantize(weight).tolist() == [[1, -1], [1, -1]]
+    assert quant.quantize(weight).dtype == torch.int8
+    assert quant.fake_quantize(weight).tolist() == [[2.0, -2.0], [0.25, -0.25]]
 
 
 def test_affine_weights_of_one_bit_have_the_codes_minus_one_and_zero():
     quant = WeightQuant(1, torch.ones(1))
-    assert set(quant.integers(torch.linspace(-3, 3, 50)[None]).flatten().tolist()) == {-1, 0}
+    assert set(quant.quantize(torch.linspace(-3, 3, 50)[None]).flatten().tolist()) == {-1, 0}
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,9 @@ def test_quantized_weight_and_input_are_those_of_the_quantizers_and_restored(set
         handle = denoiser.enter.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         changed = call.run(denoiser)
         handle.remove()
-        assert torch.equal(denoiser.enter.weight, candidates.weights["enter"][2].fake(before))
+        assert torch.equal(denoiser.enter.weight, candidates.weights["enter"][2].fake_quantize(before))
     group = candidates.groups["all"].of(float(call.timestep.reshape(-1)[0]))
-    assert torch.equal(seen[0], candidates.activations["enter"][3].fake(call.kwargs["sample"], group))
+    assert torch.equal(seen[0], candidates.activations["enter"][3].fake_quantize(call.kwargs["sample"], group))
     assert denoiser.enter.weight is before
     assert torch.equal(call.run(denoiser), call.output)
     assert not torch.equal(changed, call.output)

@@ -41,9 +41,9 @@ def test_without_training_hard_is_nearest() -> None:
     weight = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
     quant = quantizer(weight, 4)
     variables = SoftRounding(weight, quant)
-    assert torch.equal(variables.codes(), quant.integers(weight))
-    assert torch.equal(variables.hard(), quant.fake(weight))
-    assert torch.equal(variables.nearest(), quant.fake(weight))
+    assert torch.equal(variables.codes(), quant.quantize(weight))
+    assert torch.equal(variables.hard(), quant.fake_quantize(weight))
+    assert torch.equal(variables.nearest(), quant.fake_quantize(weight))
 
 
 def test_codes_and_hard_weight_agree() -> None:
@@ -53,7 +53,7 @@ def test_codes_and_hard_weight_agree() -> None:
     with torch.no_grad():
         variables.alpha.neg_()
     learned = WeightQuant(3, quant.scale, quant.zero_point, variables.codes())
-    assert torch.equal(learned.fake(weight), variables.hard())
+    assert torch.equal(learned.fake_quantize(weight), variables.hard())
 
 
 def test_closes_most_of_the_gap_between_nearest_and_brute_force() -> None:

@@ -36,7 +36,7 @@ def plan_for(net: Net, scales: list[float], bits: int = 8, weight_bits: int = 8)
             kind=name,
             weight=WeightQuant(weight_bits, weight_parameters(layer.weight, weight_bits)[0]),
             activation=ActivationQuant(bits, "g", torch.tensor(scales), torch.arange(len(scales), dtype=torch.int32)),
-            kept=None,
+            unquantized_reason=None,
         )
         for name, layer in (("conv", net.conv), ("linear", net.linear))
     }
@@ -51,10 +51,10 @@ X = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(1))
 def by_hand(net: Net, plan: QuantPlan, x: Tensor, group: int) -> Tensor:
     conv, linear = plan.layers["conv"], plan.layers["linear"]
     x = nn.functional.conv2d(
-        conv.activation.fake(x, group), conv.weight.fake(net.conv.weight), net.conv.bias, padding=1
+        conv.activation.fake_quantize(x, group), conv.weight.fake_quantize(net.conv.weight), net.conv.bias, padding=1
     )
-    x = linear.activation.fake(x.flatten(2).mT, group)
-    return nn.functional.linear(x, linear.weight.fake(net.linear.weight), net.linear.bias)
+    x = linear.activation.fake_quantize(x.flatten(2).mT, group)
+    return nn.functional.linear(x, linear.weight.fake_quantize(net.linear.weight), net.linear.bias)
 
 
 @pytest.mark.parametrize(("t", "group"), [(100, 0), (700, 1)])

@@ -56,7 +56,7 @@ def test_every_layer_is_listed_and_left_out_ones_say_why(case) -> None:
     plan = dq.make_plan(denoiser, calibration, Recipe("w", "", (Step("weight-ranges"),)), progress=False)
     weighted = {n for n, m in denoiser.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     assert set(plan.layers) == weighted
-    assert all(layer.kept for layer in plan.layers.values())
+    assert all(layer.unquantized_reason for layer in plan.layers.values())
 
 
 def test_layers_that_cannot_be_quantized_are_listed_by_kind_too(tmp_path) -> None:

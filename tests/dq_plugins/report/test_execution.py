@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dq_plugins.plan import LayerPlan, QuantPlan, WeightQuant
+from dq_plugins.plan import LayerPlan, QuantPlan, Reason, WeightQuant
 from dq_plugins.report.execution import LayerExecution, executions, layer_table
 from dq_plugins.timesteps import Schedule
 
@@ -22,9 +22,9 @@ class Told:
 
 def plan() -> QuantPlan:
     layers = {
-        "told": LayerPlan("linear", weight=WeightQuant(4, torch.ones(1)), kept="x"),
-        "simulated": LayerPlan("linear", weight=WeightQuant(4, torch.ones(1)), kept="x"),
-        "kept": LayerPlan("linear", kept="it is the last"),
+        "told": LayerPlan("linear", weight=WeightQuant(4, torch.ones(1)), unquantized_reason=Reason("x")),
+        "simulated": LayerPlan("linear", weight=WeightQuant(4, torch.ones(1)), unquantized_reason=Reason("x")),
+        "kept": LayerPlan("linear", unquantized_reason=Reason("it is the last")),
     }
     return QuantPlan("ModuleDict", "", "timestep", Schedule((1.0,)), layers=layers)
 

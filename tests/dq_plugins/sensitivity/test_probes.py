@@ -42,7 +42,7 @@ def test_noise_of_a_linear_denoiser_is_estimated_without_bias():
     candidates = Candidates(weights, {})
     x = torch.randn(5, 6)
     entry = Entry("a", "weight", 3)
-    moved = weights["a"][3].fake(denoiser.a.weight) - denoiser.a.weight
+    moved = weights["a"][3].fake_quantize(denoiser.a.weight) - denoiser.a.weight
     exact = float((x @ moved.T @ denoiser.b.weight.T).double().square().sum())
     generator, estimates = torch.Generator().manual_seed(0), []
     with Tape(denoiser, candidates).open() as tape:

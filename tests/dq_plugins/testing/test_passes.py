@@ -78,7 +78,7 @@ class RequiresNobody(Sound):
 
 class Speechless(Sound):
     def decide(self, context):
-        self.layers["last"].weight = self.layers["last"].kept = None
+        self.layers["last"].weight = self.layers["last"].unquantized_reason = None
         return {}
 
     def run(self, plan, context):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from dq_plugins.plan import QuantPlan
+from dq_plugins.plan import QuantPlan, Reason
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 
@@ -38,5 +38,6 @@ class KeepSmallLayers(Pass):
             weights = context.denoiser.get_submodule(name).weight.numel()
             if weights < self.options.fewer_than:
                 layer.weight = layer.activation = None
-                layer.kept = f"it has {weights} weights, fewer than {self.options.fewer_than} (pass {self.name})"
+                text = f"it has {weights} weights, fewer than {self.options.fewer_than} (pass {self.name})"
+                layer.unquantized_reason = Reason(text, "asked")
         yield Progress(len(plan.layers), len(plan.layers))

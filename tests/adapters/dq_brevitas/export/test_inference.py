@@ -63,4 +63,4 @@ def test_weights_of_a_plan_keep_their_arithmetic():
     with torch.no_grad(), inference_mode(model):
         model(torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 6))
         found = model.up.weight_quant(model.up.weight)
-    assert torch.equal(found, plan.layers["up"].weight.fake(disagree.repeat(512)[:512].reshape(32, 16)))
+    assert torch.equal(found, plan.layers["up"].weight.fake_quantize(disagree.repeat(512)[:512].reshape(32, 16)))

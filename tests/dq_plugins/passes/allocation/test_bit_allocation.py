@@ -83,7 +83,7 @@ def test_full_precision_is_offered_and_explained(setting):
     plan = made(setting, full_precision=True, weight_bits=9.0, act_bits=20)
     full = [layer for layer in plan.layers.values() if layer.activation is None]
     assert full
-    assert all("bit allocation leaves its" in layer.kept for layer in full)
+    assert all("bit allocation leaves its" in layer.why for layer in full)
 
 
 def test_bytes_alone_replace_the_mean_bits(setting):

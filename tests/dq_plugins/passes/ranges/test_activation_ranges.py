@@ -57,7 +57,7 @@ def relative_errors(case, plan: dq.QuantPlan) -> dict[str, float]:
     for name, by_t in inputs_of(case).items():
         quant = plan.layers[name].activation
         group = plan.groups[quant.groups].of
-        noise = sum((quant.fake(x, group(t)) - x).double().square().sum() for t, x in by_t.items())
+        noise = sum((quant.fake_quantize(x, group(t)) - x).double().square().sum() for t, x in by_t.items())
         found[name] = float(noise / sum(x.double().square().sum() for x in by_t.values()))
     return found
 
@@ -93,7 +93,7 @@ def test_minmax_covers_every_recorded_value(case) -> None:
         quant = plan.layers[name].activation
         for t, x in by_t.items():
             group = plan.groups["default"].of(t)
-            assert (quant.fake(x, group) - x).abs().max() <= quant.scale[group] * 1.001, name
+            assert (quant.fake_quantize(x, group) - x).abs().max() <= quant.scale[group] * 1.001, name
 
 
 def test_optimal_groups_are_at_least_as_good_as_uniform_ones(case) -> None:
@@ -118,4 +118,4 @@ def test_registered_observers_can_be_named(case, observer: str) -> None:
 
 def test_no_activation_bits_leaves_activations_alone(case) -> None:
     plan = dq.make_plan(*case, "default", act_bits=None, progress=False)
-    assert all(layer.activation is None and "as asked" in layer.kept for layer in plan.layers.values())
+    assert all(layer.activation is None and "as asked" in layer.why for layer in plan.layers.values())

@@ -33,7 +33,7 @@ def output_error(weight, codes, quant, x) -> float:
 @pytest.mark.parametrize("seed", range(5))
 def test_output_error_is_far_below_that_of_nearest_rounding(seed):
     weight, x, quant = problem(seed)
-    nearest = output_error(weight, quant.integers(weight), quant, x)
+    nearest = output_error(weight, quant.quantize(weight), quant, x)
     assert output_error(weight, compensated_codes(weight, x.T @ x, quant), quant, x) < 0.5 * nearest
 
 
@@ -48,20 +48,20 @@ def test_it_comes_close_to_the_best_codes_there_are(seed):
         best += float(((row - every * scale) @ x.T).square().sum(1).min()) / (3 * len(x))
     found = output_error(weight, codes, quant, x)
     assert found < 1.5 * best
-    assert found < 0.9 * output_error(weight, quant.integers(weight), quant, x)
+    assert found < 0.9 * output_error(weight, quant.quantize(weight), quant, x)
 
 
 def test_uncorrelated_inputs_leave_nothing_to_make_up_for():
     weight, _, quant = problem(0)
     hessian = torch.diag(torch.rand(weight.shape[1], generator=torch.Generator().manual_seed(1)) + 0.1)
-    assert torch.equal(compensated_codes(weight, hessian, quant), quant.integers(weight))
+    assert torch.equal(compensated_codes(weight, hessian, quant), quant.quantize(weight))
 
 
 def test_an_input_that_is_always_zero_is_rounded_to_nearest():
     weight, x, quant = problem(0)
     x[:, 3] = 0
     codes = compensated_codes(weight, x.T @ x, quant)
-    assert torch.equal(codes[:, 3], quant.integers(weight)[:, 3])
+    assert torch.equal(codes[:, 3], quant.quantize(weight)[:, 3])
 
 
 def test_the_mean_of_the_output_is_kept():
@@ -71,7 +71,7 @@ def test_the_mean_of_the_output_is_kept():
     def shift(codes):
         return float((x @ (weight - codes.float() * quant.scale[:, None]).T).mean(0).abs().mean())
 
-    assert shift(compensated_codes(weight, x.T @ x, quant)) < 0.4 * shift(quant.integers(weight))
+    assert shift(compensated_codes(weight, x.T @ x, quant)) < 0.4 * shift(quant.quantize(weight))
 
 
 def test_blocks_of_columns_change_nothing(monkeypatch):
@@ -93,7 +93,7 @@ def test_fewer_rows_than_columns_are_damped():
     weight, x, quant = problem(0)
     few = x[:4]
     codes = compensated_codes(weight, few.T @ few, quant)
-    assert output_error(weight, codes, quant, few) < output_error(weight, quant.integers(weight), quant, few)
+    assert output_error(weight, codes, quant, few) < output_error(weight, quant.quantize(weight), quant, few)
 
 
 def test_moments_that_are_not_finite_are_an_error():

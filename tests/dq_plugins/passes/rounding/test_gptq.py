@@ -31,7 +31,7 @@ def errors(case, plan: dq.QuantPlan) -> dict[str, float]:
 
     def compare(name, args, kwargs, output):
         module = modules[name]
-        fake = plan.layers[name].weight.fake(module.weight)
+        fake = plan.layers[name].weight.fake_quantize(module.weight)
         other = type(module).forward(copy_with(module, fake), *args)
         totals[name][0] += float((other - output).square().mean())
         totals[name][1] += float(output.square().mean())

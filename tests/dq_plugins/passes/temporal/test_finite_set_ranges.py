@@ -53,7 +53,7 @@ def test_error_at_four_bits_is_below_a_shared_range(case) -> None:
         every = torch.cat(list(inputs.values()))
         scale, zero_point = affine_parameters(every.min(), every.max(), 4, symmetric=False)
         for t, x in inputs.items():
-            own += (plan.layers[name].activation.fake(x, plan.groups[GROUPS].of(t)) - x).square().sum()
+            own += (plan.layers[name].activation.fake_quantize(x, plan.groups[GROUPS].of(t)) - x).square().sum()
             shared += (fake_quantize(x, scale, zero_point, *integer_range(4)) - x).square().sum()
     assert own < shared
 
@@ -80,5 +80,5 @@ def test_exceptions_of_the_paper_stay_in_full_precision_and_say_so(case) -> None
     plan = dq.make_plan(denoiser, calibration, Recipe("r", "", steps), progress=False)
     kept = {name for name, layer in plan.layers.items() if layer.width == "full precision"}
     assert kept == {"enter", "leave", "p"}
-    assert all("role" in plan.layers[name].kept for name in kept)
+    assert all("role" in plan.layers[name].why for name in kept)
     assert plan.layers["q"].activation.groups == GROUPS
