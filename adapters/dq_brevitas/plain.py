@@ -50,22 +50,22 @@ def float_model(model: nn.Module, original: nn.Module | None = None) -> nn.Modul
     Raises:
         DQError: a quantized layer has no full-precision counterpart, or layers are gone and ``original`` is not given.
     """
-    twin = copy.deepcopy(model)
-    detach_context(twin)
-    _restore_temporal(twin, original)
-    for name, layer in quantized_layers(twin).items():
-        _set(twin, name, _plain_layer(plain_kind(name, layer).module, layer))
-    for name, module in twin.named_modules():
+    plain = copy.deepcopy(model)
+    detach_context(plain)
+    _restore_temporal(plain, original)
+    for name, layer in quantized_layers(plain).items():
+        _set(plain, name, _plain_layer(plain_kind(name, layer).module, layer))
+    for name, module in plain.named_modules():
         if isinstance(module, QuantProxyFromInjector) and module.is_quant_enabled:
             raise DQError(
                 f"quantizer {name!r} is not part of a layer with a weight, so a full-precision copy without it would "
                 "be another model; quantize layer inputs (input_quant) instead of inserting activation quantizers"
             )
-    return twin
+    return plain
 
 
-def _restore_temporal(twin: nn.Module, original: nn.Module | None) -> None:
-    for name, module in list(twin.named_modules()):
+def _restore_temporal(plain: nn.Module, original: nn.Module | None) -> None:
+    for name, module in list(plain.named_modules()):
         if not isinstance(module, TableLookup | NotComputed):
             continue
         if original is None:
@@ -73,7 +73,7 @@ def _restore_temporal(twin: nn.Module, original: nn.Module | None) -> None:
                 f"layer {name!r} was replaced by the temporal table and its weights are not in the model any more; "
                 "pass the denoiser the plan was made for as original=..."
             )
-        _set(twin, name, copy.deepcopy(original.get_submodule(name)))
+        _set(plain, name, copy.deepcopy(original.get_submodule(name)))
 
 
 def _plain_layer(plain: type[nn.Module], layer: nn.Module) -> nn.Module:

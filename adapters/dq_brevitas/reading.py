@@ -59,10 +59,10 @@ def plan_from_model(
     argument = argument or argument_of(model) or (base.timestep_argument if base else None)
     if argument is None:
         raise PlanError("the model has no timestep context; name its timestep argument with argument='...'")
-    twin = float_model(model, original)
+    plain = float_model(model, original)
     return QuantPlan(
         model=type(model).__name__,
-        model_hash=weights_hash(twin),
+        model_hash=weights_hash(plain),
         timestep_argument=argument,
         schedule=schedule,
         groups=groups,

@@ -1,4 +1,4 @@
-"""Run ``torch.export`` on a weightless twin of a denoiser, in the ways that different code styles need."""
+"""Run ``torch.export`` on a copy of a denoiser without its weights, in the ways that different code styles need."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 
 from dq_plugins.errors import TraceError
 from dq_plugins.graph.arguments import map_leaves, named_leaves, unwrap
-from dq_plugins.graph.twin import empty_on, weightless_twin
+from dq_plugins.graph.meta_copy import empty_on, meta_copy
 from dq_plugins.quiet import loggers_at
 
 PREFIX = "denoiser"
@@ -81,7 +81,7 @@ def _export(denoiser: nn.Module, inputs: Mapping[str, Any], attempt: _Attempt) -
         with fake:
             return allocate(tensor)
 
-    call = _Call(weightless_twin(denoiser, stand_in), inputs)
+    call = _Call(meta_copy(denoiser, stand_in), inputs)
     tensors = tuple(stand_in(value) for _, value in named_leaves(inputs) if isinstance(value, Tensor))
     with _quiet(), torch.no_grad():
         program = torch.export.export(call, tensors, strict=attempt.strict)

@@ -43,11 +43,11 @@ def signs(shape: torch.Size, generator: torch.Generator) -> Tensor:
     return torch.randint(0, 2, shape, generator=generator).float() * 2 - 1
 
 
-class Tape:
+class JacobianProbe:
     """One differentiable call of the denoiser, and what every candidate would change in it.
 
     Args:
-        denoiser: in eval mode; its weights get gradients only while the tape is open.
+        denoiser: in eval mode; its weights get gradients only while the probe is open.
         candidates: the quantizers.
     """
 
@@ -59,7 +59,7 @@ class Tape:
         self._cached = 0
 
     @contextmanager
-    def open(self) -> Iterator[Tape]:
+    def open(self) -> Iterator[JacobianProbe]:
         """Hook the layers and let gradients through; everything is restored at the end."""
         required = {name: weight.requires_grad for name, weight in self._weights.items()}
         layers = {name: self.denoiser.get_submodule(name) for name in self.candidates.activations}
@@ -174,20 +174,20 @@ class QualityProbes:
         return [str(call.index) for call in self.calibration.calls()]
 
     @cached_property
-    def _tape(self) -> Tape:
-        return Tape(self.denoiser, self.candidates)
+    def _jacobian(self) -> JacobianProbe:
+        return JacobianProbe(self.denoiser, self.candidates)
 
     def __call__(self, unit: str) -> Sums:
         """Estimated ``sum (y - y^)^2`` by entry, and the signal ``sum y^2``, of one call."""
         (call,) = self.calibration.subset(calls=[int(unit)]).calls()
         generator = torch.Generator().manual_seed(_seed(self.seed, unit))
         sums: Sums = {"calls": FORWARD + BACKWARD * self.probes}
-        with self._tape.open() as tape:
-            output = tape.run(call.kwargs)
+        with self._jacobian.open() as jacobian:
+            output = jacobian.run(call.kwargs)
             sums["signal"] = float(output.detach().double().square().sum())
             for _ in range(self.probes):
                 cotangent = signs(output.shape, generator).to(output)
-                for entry, moved in tape.backward(output, cotangent, call.timestep).moved.items():
+                for entry, moved in jacobian.backward(output, cotangent, call.timestep).moved.items():
                     power = float(_fold(moved, output.shape[0]).square().sum()) / self.probes
                     sums[str(entry)] = sums.get(str(entry), 0.0) + power
         return sums
@@ -220,8 +220,8 @@ class ContentProbes:
         return [str(index) for index in range(len(self.trajectories))]
 
     @cached_property
-    def _tape(self) -> Tape:
-        return Tape(self.denoiser, self.candidates)
+    def _jacobian(self) -> JacobianProbe:
+        return JacobianProbe(self.denoiser, self.candidates)
 
     def __call__(self, unit: str) -> Sums:
         """Estimated loss of structure (``<entry>#structure``) and of texture (``#texture``), summed over images."""
@@ -240,12 +240,12 @@ class ContentProbes:
     def _carry_back(self, trajectory: Trajectory, probe: Tensor, sums: Sums) -> dict[Entry, Tensor]:
         """What each entry moves the probe by, over all steps of the run: float64, one value an image or one in all."""
         total: dict[Entry, Tensor] = {}
-        with self._tape.open() as tape:
+        with self._jacobian.open() as jacobian:
             for step in reversed(range(trajectory.steps)):
                 kwargs, sample = trajectory.differentiable(step)
-                output = tape.run(kwargs)
+                output = jacobian.run(kwargs)
                 onto_output, onto_sample = trajectory.split(step, probe, output)
-                response = tape.backward(output, onto_output, trajectory.timestep(step), sample)
+                response = jacobian.backward(output, onto_output, trajectory.timestep(step), sample)
                 sums["calls"] += FORWARD + BACKWARD
                 for entry, moved in response.moved.items():
                     folded = trajectory.per_image(_fold(moved, output.shape[0]))

@@ -122,9 +122,9 @@ class AdapterConformance(Conformance):
         """``copy.deepcopy`` of the quantized denoiser works on its own."""
         model = self.apply(handmade_plan(self.denoiser()))
         expected = self.run(model, TIMESTEPS[0])
-        twin = copy.deepcopy(model)
+        copied = copy.deepcopy(model)
         del model
-        expect(torch.equal(expected, self.run(twin, TIMESTEPS[0])), "a deep copy gives another output")
+        expect(torch.equal(expected, self.run(copied, TIMESTEPS[0])), "a deep copy gives another output")
 
     def test_layer_in_full_precision_stays_so(self) -> None:
         """A layer that the plan keeps is not touched."""

@@ -153,10 +153,10 @@ class SolverConformance(Conformance):
     def test_program_is_left_as_it_is(self) -> None:
         """Its arrays are not changed in place."""
         for seed in range(3):
-            program, twin = random_program(seed), random_program(seed)
+            program, again = random_program(seed), random_program(seed)
             self.solve(program)
-            same = np.array_equal(program.error, twin.error) and np.array_equal(program.start, twin.start)
-            for one, other in zip(program.budgets, twin.budgets, strict=True):
+            same = np.array_equal(program.error, again.error) and np.array_equal(program.start, again.start)
+            for one, other in zip(program.budgets, again.budgets, strict=True):
                 same = same and np.array_equal(one.cost, other.cost) and one.limit == other.limit
             expect(same, f"{self.name!r} changed the program it was given")
 

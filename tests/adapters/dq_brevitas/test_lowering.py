@@ -90,12 +90,12 @@ def test_every_scale_of_the_plan_trains(model, calls):
 
 
 def test_state_survives_reinitialisation_from_the_injector(model, plan, calls):
-    twin = layerwise_quantize(TinyDenoiser(seed=5), compute_layer_map=layer_map(plan))
-    attach_timesteps(twin, plan.groups)
+    copied = layerwise_quantize(TinyDenoiser(seed=5), compute_layer_map=layer_map(plan))
+    attach_timesteps(copied, plan.groups)
     with torch.no_grad():
         model.time_in.input_quant.tensor_quantizer.scaling_impl.value.mul_(1.5)
-    twin.load_state_dict(model.state_dict(), strict=True)
-    assert all(torch.equal(model(**call), twin(**call)) for call in calls)
+    copied.load_state_dict(model.state_dict(), strict=True)
+    assert all(torch.equal(model(**call), copied(**call)) for call in calls)
 
 
 def test_a_bfloat16_layer_keeps_float32_scales():

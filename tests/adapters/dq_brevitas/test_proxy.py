@@ -48,12 +48,12 @@ def test_an_uncalibrated_model_saves_no_ranges_and_a_loaded_one_is_calibrated(fr
 
 
 def test_deepcopy_routes_by_its_own_context_even_after_loading_a_state(grouped, calls):
-    twin = copy.deepcopy(grouped)
-    twin.load_state_dict(grouped.state_dict())
-    assert context_of(twin) is not context_of(grouped)
-    assert {id(p.timestep_context) for p in timestep_proxies(twin).values()} == {id(context_of(twin))}
+    copied = copy.deepcopy(grouped)
+    copied.load_state_dict(grouped.state_dict())
+    assert context_of(copied) is not context_of(grouped)
+    assert {id(p.timestep_context) for p in timestep_proxies(copied).values()} == {id(context_of(copied))}
     with context_of(grouped).select(TIMESTEPS[0]):  # the original busy with another timestep must not matter
-        assert all(torch.equal(grouped(**call), twin(**call)) for call in calls)
+        assert all(torch.equal(grouped(**call), copied(**call)) for call in calls)
 
 
 def test_compiled_without_graph_break_or_recompilation_from_step_to_step(grouped, calls):

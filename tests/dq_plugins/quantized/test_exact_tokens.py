@@ -73,9 +73,9 @@ def test_inputs_without_a_token_axis_pass_through():
 def test_copies_and_pickles_carry_their_rows():
     _, layer = setting()
     x = texts(2)
-    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert torch.equal(twin(x), layer(x))
-        assert twin.exact_tokens is not layer.exact_tokens
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(copied(x), layer(x))
+        assert copied.exact_tokens is not layer.exact_tokens
 
 
 def test_rows_are_no_weights_of_the_denoiser():

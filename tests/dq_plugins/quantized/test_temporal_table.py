@@ -111,9 +111,9 @@ def test_plan_with_a_table_reloads_and_gives_the_same_output(tabulated, tmp_path
 def test_a_copy_of_the_model_looks_up_on_its_own(tabulated) -> None:
     denoiser, make = tabulated
     model = dq.apply(denoiser, make(), backend="simulate")
-    twin = copy.deepcopy(model)
+    copied = copy.deepcopy(model)
     a, b = torch.tensor([SCHEDULE[0]]), torch.tensor([SCHEDULE[4]])
-    assert torch.equal(twin(X[:1], b), model(X[:1], b))
-    assert not torch.equal(twin(X[:1], a), model(X[:1], b))
-    assert isinstance(twin.p, nn.Module)
+    assert torch.equal(copied(X[:1], b), model(X[:1], b))
+    assert not torch.equal(copied(X[:1], a), model(X[:1], b))
+    assert isinstance(copied.p, nn.Module)
     assert example()

@@ -65,10 +65,10 @@ def test_every_parameter_gets_a_gradient_and_copies_are_independent():
     model = tiny_denoiser()
     names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     train_quantized(model, {n: LayerChoice("evolvable", 4) for n in names})
-    twin = copy.deepcopy(model)
+    copied = copy.deepcopy(model)
     model(**tiny_inputs()).square().mean().backward()
     assert all(p.grad is not None for p in model.parameters())
-    assert all(p.grad is None for p in twin.parameters())
+    assert all(p.grad is None for p in copied.parameters())
 
 
 def test_the_latent_weights_keep_their_hash_and_come_back():

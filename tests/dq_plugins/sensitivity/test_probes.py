@@ -36,7 +36,7 @@ def test_noise_of_a_linear_denoiser_is_estimated_without_bias():
     denoiser = Linear().eval().requires_grad_(False)
     from dq_plugins.plan import WeightQuant
     from dq_plugins.quantized.weight_scale import weight_parameters
-    from dq_plugins.sensitivity.probes import Tape, signs
+    from dq_plugins.sensitivity.probes import JacobianProbe, signs
 
     weights = {n: {3: WeightQuant(3, weight_parameters(getattr(denoiser, n).weight, 3)[0])} for n in ("a", "b")}
     candidates = Candidates(weights, {})
@@ -45,10 +45,10 @@ def test_noise_of_a_linear_denoiser_is_estimated_without_bias():
     moved = weights["a"][3].fake_quantize(denoiser.a.weight) - denoiser.a.weight
     exact = float((x @ moved.T @ denoiser.b.weight.T).double().square().sum())
     generator, estimates = torch.Generator().manual_seed(0), []
-    with Tape(denoiser, candidates).open() as tape:
-        output = tape.run({"sample": x, "timestep": torch.tensor(1.0)})
+    with JacobianProbe(denoiser, candidates).open() as probe:
+        output = probe.run({"sample": x, "timestep": torch.tensor(1.0)})
         for _ in range(2000):
-            response = tape.backward(output, signs(output.shape, generator), torch.tensor(1.0))
+            response = probe.backward(output, signs(output.shape, generator), torch.tensor(1.0))
             estimates.append(float(response.moved[entry].sum() ** 2))
     assert sum(estimates) / len(estimates) == pytest.approx(exact, rel=0.1)
 

@@ -1,6 +1,6 @@
 """A weightless copy of a denoiser: the same modules and code, every parameter and buffer replaced by a shape.
 
-The original is only read. Hooks, compiled calls and forwards set on instances stay behind, so that the twin runs the
+The original is only read. Hooks, compiled calls and forwards set on instances stay behind, so that the copy runs the
 class's own code whatever a sampling library has attached to the original.
 """
 
@@ -37,7 +37,7 @@ def empty_on(device: str) -> Allocate:
     return allocate
 
 
-def weightless_twin(denoiser: nn.Module, allocate: Allocate) -> nn.Module:
+def meta_copy(denoiser: nn.Module, allocate: Allocate) -> nn.Module:
     """Copy ``denoiser`` without its weights.
 
     Args:
@@ -45,7 +45,7 @@ def weightless_twin(denoiser: nn.Module, allocate: Allocate) -> nn.Module:
         allocate: makes the stand-in of one parameter or buffer, see `empty_on`.
 
     Returns:
-        The twin, in evaluation mode, no parameter requiring a gradient. Tied parameters stay tied, and a submodule
+        The copy, in evaluation mode, no parameter requiring a gradient. Tied parameters stay tied, and a submodule
         wrapped by ``torch.compile`` is replaced by the module inside.
 
     Raises:
@@ -70,8 +70,8 @@ def weightless_twin(denoiser: nn.Module, allocate: Allocate) -> nn.Module:
     for module in originals.values():
         if "_orig_mod" not in module._modules:
             _fill(memo[id(module)], module, memo, allocate)
-    twin: nn.Module = memo[id(denoiser)]
-    return twin.eval()
+    copied: nn.Module = memo[id(denoiser)]
+    return copied.eval()
 
 
 def _stand_in(name: str, tensor: Tensor, allocate: Allocate) -> Tensor:
@@ -84,8 +84,8 @@ def _stand_in(name: str, tensor: Tensor, allocate: Allocate) -> Tensor:
     return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
 
 
-def _fill(twin: nn.Module, original: nn.Module, memo: dict[int, Any], allocate: Allocate) -> None:
-    """Give the bare ``twin`` the attributes of ``original``, through ``memo`` so that references stay inside."""
+def _fill(copied: nn.Module, original: nn.Module, memo: dict[int, Any], allocate: Allocate) -> None:
+    """Give the bare ``copied`` the attributes of ``original``, through ``memo`` so that references stay inside."""
     for key, value in vars(original).items():
         if key in _LEFT_BEHIND:
             continue
@@ -93,10 +93,10 @@ def _fill(twin: nn.Module, original: nn.Module, memo: dict[int, Any], allocate: 
             value = _weight_hooks(value) if key == "_forward_pre_hooks" else type(value)()
         with _CopyPlainTensors(allocate):
             try:
-                twin.__dict__[key] = copy.deepcopy(value, memo)
+                copied.__dict__[key] = copy.deepcopy(value, memo)
             except Exception:
-                # Locks, files, generators: nothing that tracing changes, so the twin may share them.
-                twin.__dict__[key] = value
+                # Locks, files, generators: nothing that tracing changes, so the copy may share them.
+                copied.__dict__[key] = value
 
 
 def _weight_hooks(hooks: Mapping[int, Any]) -> OrderedDict[int, Any]:
