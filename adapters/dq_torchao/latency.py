@@ -36,15 +36,15 @@ class LatencyTable:
     Attributes:
         layers: by layer and width, ``{"conv_in": {"W8A8": 0.8, "full precision": 1.1}}``: the option
             ``latency_table`` of the passes ``bit-allocation`` and ``timestep-reduction``.
-        rest: of a call outside these layers: the option ``call_latency`` of ``timestep-reduction``.
+        overhead_ms: of a call outside these layers: the option ``call_latency`` of ``timestep-reduction``.
     """
 
     layers: dict[str, dict[str, float]]
-    rest: float
+    overhead_ms: float
 
     def options(self) -> dict[str, Any]:
         """Options of the pass ``timestep-reduction``."""
-        return {"latency_table": self.layers, "call_latency": self.rest}
+        return {"latency_table": self.layers, "call_latency": self.overhead_ms}
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 With one node chosen in each group (``x_e`` the steps between them) and one option of every layer (``z``),
 
     minimise    sum_e d_e^2 x_e  +  k (sum_e q_e x_e) (sum_l n_l z_l)
-    subject to  K (rest + sum_l cost_l z_l)  <=  budget
+    subject to  K (overhead + sum_l cost_l z_l)  <=  budget
 
 - ``d_e``: root mean square error of the final image that step e makes, `dq_plugins.passes.steps.Transitions`. Errors of
   successive steps are taken as independent, which predicts the size of the whole error best (``errors="size"`` takes
@@ -142,7 +142,7 @@ def widths_program(
         errors[layer.name] = [noise_of(noise, layer.name, Width(layer.weights[w], layer.inputs[a])) for w, a in pairs]
         costs[layer.name] = [float(layer.cost[pair]) for pair in pairs]
         columns += pairs
-    return ChoiceProgram.of(errors, {space.unit: (costs, space.budget / count - space.rest)}), columns
+    return ChoiceProgram.of(errors, {space.unit: (costs, space.budget / count - space.overhead)}), columns
 
 
 def best_widths(space: Space, noise: Mapping[Entry, float], count: int) -> tuple[int, ...] | None:

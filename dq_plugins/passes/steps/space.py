@@ -1,10 +1,9 @@
 """What a joint search chooses from: one timestep in each group, one width for each side of each layer.
 
-    cost(candidate) = K * (rest + sum_l  cost_l[w_l, a_l])      <= budget
+    cost(candidate) = K * (overhead + sum_l  cost_l[w_l, a_l])      <= budget
 
-with K steps, the cost of one denoiser call by layer and pair of widths (BitOps, or measured time), and the time of a
-call outside these layers. K is part of the
-choice, so steps and bits are traded against each other.
+with K steps, the cost of one denoiser call by layer and pair of widths (BitOps, or measured time), and the overhead of
+a call outside these layers. K is part of the choice, so steps and bits are traded against each other.
 
 Source: TMPQ-DM (Sun et al. 2024), whose shipped mode fixes K and gives all steps the same widths, as here.
 """
@@ -77,14 +76,14 @@ class Space:
         layers: the menus.
         budget: limit on the cost of a whole sampling run.
         unit: of costs, for messages.
-        rest: cost of one denoiser call beside the layers.
+        overhead: cost of one denoiser call beside the layers.
     """
 
     groups: Mapping[int, StepGroups]
     layers: tuple[LayerMenu, ...]
     budget: float
     unit: str = "BitOps"
-    rest: float = 0.0
+    overhead: float = 0.0
 
     def __post_init__(self) -> None:
         cheapest = min(self.groups) * self.call_cost(self.cheapest)
@@ -113,7 +112,7 @@ class Space:
     def call_cost(self, widths: Sequence[int]) -> float:
         """Cost of one denoiser call with the widths of a candidate."""
         pairs = zip(self.layers, widths[::2], widths[1::2], strict=True)
-        return self.rest + sum(float(layer.cost[w, a]) for layer, w, a in pairs)
+        return self.overhead + sum(float(layer.cost[w, a]) for layer, w, a in pairs)
 
     def fits(self, candidate: Candidate) -> bool:
         """Whether it is within the budget."""

@@ -211,8 +211,8 @@ class TimestepReduction(Pass):
         groups = {k: step_groups(setting.grid, k, o.grouping, bounds=bounds, change=change) for k in counts}
         latency = {n: {Width.parse(w): ms for w, ms in times.items()} for n, times in o.latency_table.items()}
         menus = layer_menus(setting.candidates, context, latency)
-        unit, rest = ("ms", o.call_latency) if latency else ("BitOps", 0.0)
-        unlimited = Space(groups, menus, float("inf"), unit, rest)
+        unit, overhead = ("ms", o.call_latency) if latency else ("BitOps", 0.0)
+        unlimited = Space(groups, menus, float("inf"), unit, overhead)
         target = uniform(unlimited, Width(context.weight_bits, context.act_bits))
         own = counts[0] * unlimited.call_cost(target)
         return replace(unlimited, budget=own if o.budget is None else o.budget)

@@ -38,7 +38,6 @@ def test_every_layer_has_a_time_at_every_width_and_the_model_is_left_alone():
     for times in table.layers.values():
         assert set(times) == {"full precision", "W4A6", "W4A8", "W8A6", "W8A8"}
         assert all(ms > 0 for ms in times.values())
-    assert table.rest >= 0
     assert torch.equal(model(**one), before)
 
 
@@ -56,7 +55,8 @@ def test_layers_alike_are_timed_once_and_embeddings_by_their_weight(monkeypatch)
     assert table.layers["one"] == table.layers["two"] == {"full precision": 1.0, "W8A8": 1.0}
 
 
-def test_times_of_several_calls_add_up_and_the_rest_is_what_layers_do_not_take(monkeypatch):
+@pytest.mark.parametrize(("call", "overhead"), [(100.0, 94.0), (5.0, 0.0)], ids=["more than layers", "noise"])
+def test_times_of_several_calls_add_up_and_overhead_is_what_layers_do_not_take(monkeypatch, call, overhead):
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -65,14 +65,14 @@ def test_times_of_several_calls_add_up_and_the_rest_is_what_layers_do_not_take(m
         def forward(self, sample, timestep):
             return self.layer(self.layer(sample) + timestep)
 
-    measured = {"call": 100.0, "full precision": 3.0, "W8A8": 1.0}
+    measured = {"call": call, "full precision": 3.0, "W8A8": 1.0}
     for module in (latency, tuning):
         monkeypatch.setattr(
             module, "compare_latency", lambda forms, **_: {name: Latency(*[measured[name]] * 4) for name in forms}
         )
     table = dq_torchao.latency_table(Twice(), {"sample": torch.randn(2, 8), "timestep": torch.tensor(1.0)})
     assert table.layers == {"layer": {"full precision": 6.0, "W8A8": 2.0}}
-    assert table.rest == 94.0
+    assert table.overhead_ms == overhead
 
 
 def test_embeddings_are_measured():

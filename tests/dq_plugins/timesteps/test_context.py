@@ -94,9 +94,9 @@ def test_every_thread_has_its_own_selection() -> None:
 def test_no_call_is_running_in_a_copy(copied) -> None:
     known = context(out_of_range="nearest")
     with known.select(100):
-        twin = copied(known)
+        duplicate = copied(known)
         with pytest.raises(TimestepError, match="outside the denoiser's forward"):
-            twin.index("g")
-        with twin.select(5000):
-            assert twin.index("g").tolist() == [2]
+            duplicate.index("g")
+        with duplicate.select(5000):
+            assert duplicate.index("g").tolist() == [2]
         assert known.index("g").tolist() == [0]

@@ -89,10 +89,10 @@ def test_guidance_in_one_batch_equals_two_calls() -> None:
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
 def test_a_copy_routes_on_its_own(copied) -> None:
     denoiser = routed()
-    twin = copied(denoiser)
-    assert twin.context is context_of(twin) is not denoiser.context
-    twin.table.mul_(2)
-    assert factor(twin, X, torch.tensor(400)) == [20.0] * 4
+    duplicate = copied(denoiser)
+    assert duplicate.context is context_of(duplicate) is not denoiser.context
+    duplicate.table.mul_(2)
+    assert factor(duplicate, X, torch.tensor(400)) == [20.0] * 4
     assert factor(denoiser, X, torch.tensor(400)) == [10.0] * 4
 
 

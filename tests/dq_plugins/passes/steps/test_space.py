@@ -81,7 +81,7 @@ def test_unknown_steps_and_widths_are_refused():
 
 
 def test_what_a_call_costs_beside_its_layers_is_paid_at_every_step():
-    space = replace(two_layers(), rest=1000.0)
+    space = replace(two_layers(), overhead=1000.0)
     candidate = Candidate((0, 0, 0), (0, 1, 1, 2))
     assert space.cost(candidate) == 3 * (1000 + 10 * 4 * 6 + 100 * 8 * 8)
     least = 2 * (1000 + 110 * 16)
