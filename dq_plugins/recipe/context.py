@@ -14,6 +14,7 @@ from torch import nn
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.graph import Partition, partition
 from dq_plugins.graph.unsupported_layers import find_unsupported_layers
+from dq_plugins.hashing import hash_json
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ class PassContext:
         weight_bits: target width of weights.
         act_bits: target width of activations; None leaves activations in floating point.
         seed: seed of every random choice.
+        running: name of the running pass, which every random stream belongs to.
         workdir: folder of the running pass for intermediate results, so that it can resume; None: no resume.
         measurements: seconds, memory and the like by pass name. They differ from run to run, so they stay out of the
             plan.
@@ -38,6 +40,7 @@ class PassContext:
     weight_bits: int = 8
     act_bits: int | None = 8
     seed: int = 0
+    running: str = ""
     workdir: Path | None = None
     measurements: dict[str, dict[str, float]] = field(default_factory=dict)
     _shared: dict[Any, Any] = field(default_factory=dict, repr=False)
@@ -59,11 +62,17 @@ class PassContext:
         example = self.calibration.example_inputs()
         return partition(self.denoiser, example, timestep=self.calibration.timestep_argument)
 
-    def generator(self, *salt: int) -> torch.Generator:
-        """A CPU random generator of this run; different ``salt``, independent stream."""
-        generator = torch.Generator()
-        generator.manual_seed(hash((self.seed, *salt)) % 2**63)
-        return generator
+    def stream(self, *names: str) -> int:
+        """Seed of a random stream of the running pass, below 2^63; other names, or another pass, another stream.
+
+        Args:
+            names: what the random numbers are for, such as the name of a block; sizes tell nothing apart.
+        """
+        return int(hash_json([self.seed, self.running, *names])[:16], 16) % 2**63
+
+    def generator(self, *names: str) -> torch.Generator:
+        """A CPU random generator of the running pass, seeded with `stream`."""
+        return torch.Generator().manual_seed(self.stream(*names))
 
     def shared(self, key: Any, compute: Callable[[], T]) -> T:
         """Result of ``compute``, kept for later passes of the same run under a hashable ``key``."""

@@ -130,7 +130,7 @@ def make_plan(
     with _frozen(denoiser), torch.no_grad():
         plan = plan or empty_plan(context, recipe.name)
         for step, each in enumerate(passes[done:], done):
-            context.workdir = results.folder(step)
+            context.running, context.workdir = recipe.steps[step].name, results.folder(step)
             drawn = plan.sections.get(SECTION)
             context.calibration = narrowed(calibration, drawn.data if drawn else None)
             _run_pass(each, plan, context, progress)

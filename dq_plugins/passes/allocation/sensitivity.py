@@ -102,7 +102,7 @@ class Sensitivity(Pass):
             results = yield from self._measure(exact, context, calls, candidates, "noise, exact")
             spent = cost(results)
             return SensitivityTable(relative(results, candidates), calls=spent, naive_calls=spent)
-        probes = QualityProbes(context.denoiser, candidates, calls, -(-o.draws // len(calls)), context.seed)
+        probes = QualityProbes(context.denoiser, candidates, calls, -(-o.draws // len(calls)), context.stream("noise"))
         results = yield from self._measure(probes, context, calls, candidates, "noise, linearised")
         naive = naive_cost(candidates, len(calls))
         table = SensitivityTable(relative(results, candidates), calls=cost(results), naive_calls=naive)
@@ -125,12 +125,12 @@ class Sensitivity(Pass):
             results = yield from self._measure(exact, context, context.calibration, candidates, "content, exact")
             loss = relative(results, candidates)
             # how much of it is structure is known from the linearised form only
-            probes = ContentProbes(context.denoiser, candidates, runs, o.content_probes, context.seed)
+            probes = ContentProbes(context.denoiser, candidates, runs, o.content_probes, context.stream("content"))
             parts = yield from self._measure(probes, context, context.calibration, candidates, "content, structure")
             results = {**results, **parts}
             structure, texture = _scaled(loss, parts, candidates)
         else:
-            probes = ContentProbes(context.denoiser, candidates, runs, o.content_probes, context.seed)
+            probes = ContentProbes(context.denoiser, candidates, runs, o.content_probes, context.stream("content"))
             results = yield from self._measure(probes, context, context.calibration, candidates, "content, linearised")
             structure, texture = (relative(results, candidates, f"#{part}") for part in ("structure", "texture"))
         return replace(

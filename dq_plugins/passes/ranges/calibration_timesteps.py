@@ -74,7 +74,7 @@ class CalibrationTimesteps(Pass):
             groups=min(o.groups, steps),
             symmetric=o.symmetric,
             settings=ActiveSettings(eta=o.eta, entropy=o.entropy),
-            generator=context.generator(steps, o.groups),
+            generator=context.generator(),
         )
         drawn = []
         for visit in active.draw(o.threshold, limit):

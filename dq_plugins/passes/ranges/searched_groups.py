@@ -158,7 +158,7 @@ class GroupSearch:
             )
         if o.loss == "input":
             return self._points_loss()
-        generator = context.generator(self.steps, self.groups)
+        generator = context.generator("order")
         order = [i for _ in range(self.rounds) for i in torch.randperm(self.steps, generator=generator).tolist()]
         units = {
             "layer": tuple(self.bits),
@@ -205,7 +205,7 @@ class GroupSearch:
         ranges = spread_ranges(self.tables, self.groups)
         if labels is not None:
             ranges = best_ranges(labels, self.tables, self.groups)
-        generator = self.context.generator(*shape)
+        generator = self.context.generator("start")
         return Relaxation(
             start_logits(shape, labels, lead=settings.lead, noise=settings.noise, generator=generator), *ranges
         )

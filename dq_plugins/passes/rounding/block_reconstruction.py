@@ -136,7 +136,7 @@ class BlockReconstruction(Pass):
         """Learn the rounding of one block's layers; yields the number of finished iterations."""
         block = student.get_submodule(unit.module)
         variables = {n: SoftRounding(context.denoiser.get_submodule(n).weight, _quant(plan, n)) for n in unit.layers}
-        draw = context.generator(len(unit.layers))
+        draw = context.generator(unit.module)
         order = torch.randint(len(cache), (self.options.iterations,), generator=draw).tolist()
 
         def loss(weights: dict[str, Tensor], iteration: int) -> Tensor:

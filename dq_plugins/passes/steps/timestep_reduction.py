@@ -187,7 +187,7 @@ class TimestepReduction(Pass):
                 trajectories,
                 grid,
                 probes=o.probes,
-                generator=context.generator(7),
+                generator=context.generator("transitions"),
             )
         section = plan.sections.get("sensitivity")
         if section is None:
@@ -195,7 +195,7 @@ class TimestepReduction(Pass):
         data = section.data
         candidates = candidates_of(plan, context, data["weight_menu"], data["act_menu"])
         if o.calibration != "ranges":
-            settings = CalibrationOptions(o.calibration, o.iterations, seed=context.seed)
+            settings = CalibrationOptions(o.calibration, o.iterations, seed=context.stream("calibration"))
             candidates = yield from calibrate(
                 context.denoiser, candidates, context.calibration, context.partition, settings
             )
@@ -236,9 +236,8 @@ class TimestepReduction(Pass):
     def search(self, plan: QuantPlan, context: PassContext, setting: Setting) -> JointSearch:
         """The search that the options describe."""
         o = self.options
-        evolution = EvolutionOptions(
-            o.population, o.parents, o.mutants, o.crossovers, o.generations, o.mutation, o.spread, seed=context.seed
-        )
+        sizes = o.population, o.parents, o.mutants, o.crossovers, o.generations
+        evolution = EvolutionOptions(*sizes, o.mutation, o.spread, seed=context.stream("evolution"))
         scores_depend_on = o.model_dump(mode="json", include={"steps", "grouping", "fitness", "features", "images"})
         signature = [context.calibration.hash, setting.candidates.hash, scores_depend_on, setting.grid]
         return JointSearch(

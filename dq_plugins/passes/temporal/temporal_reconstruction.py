@@ -90,7 +90,7 @@ class TemporalReconstruction(Pass):
         def loss(soft: dict[str, Tensor], iteration: int) -> Tensor:
             rows = torch.arange(len(points))
             if len(rows) > self.options.batch:
-                draw = context.generator(len(layers), iteration)
+                draw = context.generator(f"iteration {iteration}")
                 rows = torch.randperm(len(rows), generator=draw)[: self.options.batch]
             learning = {f"{n}.weight": w for n, w in soft.items()}
             features = block.features_at(points.rows(rows), {**planned, **learning})

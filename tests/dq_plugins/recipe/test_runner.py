@@ -82,6 +82,21 @@ def test_weights_are_untouched_and_gradients_restored(case, tmp_path) -> None:
     assert denoiser.training
 
 
+def test_passes_draw_from_streams_of_their_own(case) -> None:
+    class First(Pass):
+        name = "first-draw"
+
+        def run(self, plan, context) -> None:
+            plan.sections[self.name] = dq.plan.Section({"draw": float(torch.rand((), generator=context.generator()))})
+
+    class Second(First):
+        name = "second-draw"
+
+    with registry.temporary("pass", First.name, First), registry.temporary("pass", Second.name, Second):
+        plan = dq.make_plan(*case, Recipe("r", "", (Step(First.name), Step(Second.name))), progress=False)
+    assert plan.sections[First.name].data != plan.sections[Second.name].data
+
+
 def test_resumes_after_the_last_finished_pass(case, tmp_path, counting) -> None:
     recipe = Recipe("r", "", (Step("weight-ranges"), Step("counting")))
     counting.fail = True

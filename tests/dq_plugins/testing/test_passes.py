@@ -47,7 +47,7 @@ class TwoPhases(Sound):
 
 class SeededRandom(Sound):
     def decide(self, context):
-        return {"draw": float(torch.rand((), generator=context.generator(3)))}
+        return {"draw": float(torch.rand((), generator=context.generator()))}
 
 
 class Draws(Sound):

@@ -54,6 +54,20 @@ def test_blocks_are_the_residual_ones_and_no_block_gets_worse(case) -> None:
     assert all(b["kept_nearest"] or b["learned"] <= b["nearest"] for b in blocks.values())
 
 
+def test_blocks_of_one_size_see_the_calls_in_orders_of_their_own(case, monkeypatch) -> None:
+    orders: list[tuple[int, ...]] = []
+    randint = torch.randint
+
+    def remembered(*args, **kwargs):
+        drawn = randint(*args, **kwargs)
+        orders.append(tuple(drawn.tolist()))
+        return drawn
+
+    monkeypatch.setattr(torch, "randint", remembered)
+    make(case, Step("block-reconstruction", FAST))
+    assert len(set(orders)) == len(orders) == 4
+
+
 def test_resumes_block_by_block_to_the_same_plan(case, tmp_path, monkeypatch) -> None:
     whole = make(case, Step("block-reconstruction", FAST))
     learned = []
