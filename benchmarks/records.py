@@ -18,7 +18,7 @@ class Records:
 
     Args:
         name: of the file, without suffix.
-        settings: what the figures depend on; with other settings the file starts anew.
+        settings: what the figures depend on; with other settings the file starts over.
         folder: where the file lies.
     """
 

@@ -79,7 +79,7 @@ def _activation_proxies(model: nn.Module, skip: Collection[str]) -> dict[str, nn
     }
     unknown = sorted(set(skip) - set(found))
     if unknown:
-        raise DQError(f"skip names {unknown[0]!r}, which is no enabled activation quantizer of the model")
+        raise DQError(f"skip names {unknown[0]!r}, which is not an enabled activation quantizer of the model")
     return {name: module for name, module in found.items() if name not in skip}
 
 

@@ -25,7 +25,7 @@ def calibration_coverage(model: nn.Module) -> dict[str, list[int]]:
 
 
 def restart_calibration(model: nn.Module) -> nn.Module:
-    """Let the next ``calibration_mode`` (or the first steps of training) collect ranges anew.
+    """Let the next ``calibration_mode`` (or the first steps of training) collect ranges again.
 
     A second ``calibration_mode`` on a calibrated model would otherwise change nothing, as in Brevitas. A group that
     the new data does not visit keeps its range.

@@ -38,7 +38,7 @@ def attach_timesteps(
     """Give every timestep quantizer of ``model`` its groups, and route the model by its timestep argument.
 
     Call it once, on the module whose forward takes the timestep, after quantizing and before calibrating, training or
-    loading. Calling it again with other groups starts their tables anew.
+    loading. Calling it again with other groups resets their tables.
 
     Args:
         model: the quantized denoiser; changed in place.

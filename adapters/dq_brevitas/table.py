@@ -131,7 +131,7 @@ class TimestepTable(nn.Module):
         self.collecting, self.known = False, True
 
     def restart(self) -> None:
-        """Collect anew, from the entries there are: a group that sees no data keeps its entry."""
+        """Collect again, from the entries there are: a group that sees no data keeps its entry."""
         with torch.no_grad():
             self.buffer.copy_(self.entries())
         self.known = self.known or any(n > 0 for n in self.counts)

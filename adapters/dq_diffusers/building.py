@@ -81,7 +81,7 @@ def _model_class(name: Any, file: Path) -> Any:
     cls = diffusers_attribute(name) if isinstance(name, str) and name.isidentifier() else None
     if not (isinstance(cls, type) and issubclass(cls, nn.Module) and hasattr(cls, "from_config")):
         raise DQError(
-            f"{file}: its _class_name is {name!r}, which is no model of diffusers "
+            f"{file}: its _class_name is {name!r}, which is not a model of diffusers "
             f"{diffusers_attribute('__version__')}. Expected is the config of a U-Net or transformer that diffusers "
             "knows, such as UNet2DConditionModel; for a denoiser of your own, call "
             "dq_plugins.partition(denoiser, example_inputs) from Python."

@@ -69,7 +69,7 @@ def _shards(index: Path) -> list[Path]:
         outside = [name for name in names if PurePath(name).name != name]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{index} is no index of a sharded checkpoint: {type(error).__name__}: {error}"
+            f"{index} is not an index of a sharded checkpoint: {type(error).__name__}: {error}"
         ) from error
     if outside or not names:
         raise CheckpointError(

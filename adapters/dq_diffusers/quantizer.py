@@ -167,7 +167,7 @@ class PlanQuantizer(DiffusersQuantizer):
 
 
 _MISPLACED = {
-    True: "config.json says that the denoiser was quantized by a {}, which is no record of a quantized denoiser: pass "
+    True: "config.json says that the denoiser was quantized by a {}, which does not describe one: pass "
     "it as quantization_config when loading full-precision weights",
     False: "a {} describes a denoiser that is quantized already; to quantize full-precision weights while loading, "
     "pass TorchAoConfig(dq_torchao.PlanConfig(plan))",

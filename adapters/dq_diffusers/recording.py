@@ -111,7 +111,7 @@ class PipelineSampler:
 
     @property
     def total(self) -> int | None:
-        """Number of denoiser calls, if the scheduler tells it beforehand and guidance runs as one batch."""
+        """Number of denoiser calls, if the scheduler tells it in advance and guidance runs as one batch."""
         scheduler = copy.deepcopy(self.pipe.scheduler)
         try:
             scheduler.set_timesteps(self.steps)

@@ -149,12 +149,12 @@ def planned_scheduler(scheduler: Any, timesteps: Sequence[float]) -> Any:
         A scheduler whose ``set_timesteps`` gives them for any number of steps.
 
     Raises:
-        TimestepError: the class or its settings do not take timesteps of one's own, or these are no timesteps of it.
+        TimestepError: the class or its settings do not take custom timesteps, or these are not timesteps of it.
     """
     name = type(scheduler).__name__
     if name not in SCHEDULERS:
         raise TimestepError(
-            f"{name} takes no timesteps of one's own, so a plan that chose timesteps cannot sample with it; these do: "
+            f"{name} takes no custom timesteps, so a plan that chose timesteps cannot sample with it; these do: "
             f"{', '.join(sorted(SCHEDULERS))}. Use one of them: NewScheduler.from_config(pipe.scheduler.config)."
         )
     _check(name, scheduler.config, timesteps)
@@ -162,7 +162,7 @@ def planned_scheduler(scheduler: Any, timesteps: Sequence[float]) -> Any:
     try:
         planned.set_timesteps(len(timesteps))
     except ValueError as error:
-        raise TimestepError(f"{name} with these settings takes no timesteps of one's own: {error}") from error
+        raise TimestepError(f"{name} with these settings takes no custom timesteps: {error}") from error
     return planned
 
 
@@ -171,7 +171,7 @@ def _check(name: str, config: Any, timesteps: Sequence[float]) -> None:
     ignored = {"interpolation_type": "log_linear", "invert_sigmas": True, "use_flow_sigmas": True}
     bad = [f"{key}={value!r}" for key, value in ignored.items() if config.get(key) == value]
     if bad:
-        raise TimestepError(f"{name} with {bad[0]} takes no timesteps of one's own; set another value in its config")
+        raise TimestepError(f"{name} with {bad[0]} takes no custom timesteps; set another value in its config")
     last = config.get("num_train_timesteps", 1000)
     flow = name.startswith("FlowMatch")
     fits = all(0 <= t < last or (flow and 0 < t <= last) for t in timesteps)
@@ -195,7 +195,7 @@ def install_schedule(pipe: Any, plan: Any) -> Any:
         The pipeline.
 
     Raises:
-        TimestepError: its scheduler does not take timesteps of one's own.
+        TimestepError: its scheduler does not take custom timesteps.
     """
     if plan.sampling is not None:
         pipe.scheduler = planned_scheduler(pipe.scheduler, plan.sampling.timesteps)

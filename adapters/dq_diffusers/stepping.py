@@ -26,7 +26,7 @@ class DiffusersStepper:
         guidance: weight of classifier-free guidance, or None.
 
     Raises:
-        TimestepError: diffusers has no such scheduler, or it takes no timesteps of one's own.
+        TimestepError: diffusers has no such scheduler, or it takes no custom timesteps.
     """
 
     def __init__(self, config: Mapping[str, Any], guidance: float | None = None) -> None:

@@ -105,5 +105,5 @@ def remember(model: nn.Module, config: CheckpointConfig) -> None:
 def _placeholder(dtype: str, shape: list[int]) -> Tensor:
     kind = getattr(torch, dtype)
     if not isinstance(kind, torch.dtype):
-        raise TypeError(f"{dtype!r} is no dtype")
+        raise TypeError(f"{dtype!r} is not a dtype")
     return torch.ones((), dtype=kind).expand(shape)

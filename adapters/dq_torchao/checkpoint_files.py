@@ -3,7 +3,7 @@
 Only safetensors files are opened: a pickle can run code when it is read. Beside the tensors each file carries a record
 of what was saved, with one hash of all tensors and one of the config, so that a truncated download, a shard of another
 model and an edited config are found before they become wrong images. The hashes say that nothing changed by accident;
-they are no signature.
+they are not a signature.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def integrity_metadata(state: Mapping[str, Tensor], config: Any) -> dict[str, st
     """
     if adapters := [name for name in state if ".lora_" in name or ".base_layer." in name]:
         raise DQError(
-            f"the denoiser has LoRA adapters ({adapters[0]!r} and {len(adapters) - 1} other tensors), which are no "
+            f"the denoiser has LoRA adapters ({adapters[0]!r} and {len(adapters) - 1} other tensors), which are not "
             "part of a quantized checkpoint: save them with save_lora_adapter, unload them, and save again"
         )
     record = _Record(format_version=FORMAT_VERSION, state_hash=hash_tensors(state), config_hash=hash_json(config))
@@ -189,8 +189,8 @@ class CheckpointFiles:
 def _opened(path: Path) -> Any:
     if path.suffix != ".safetensors":
         raise CheckpointError(
-            f"{path} is no safetensors file. Checkpoints of quantized denoisers are read from safetensors only: other "
-            "formats are pickles, which can run code when they are read, and are not opened. Save the model again."
+            f"{path} is not a safetensors file. Checkpoints of quantized denoisers are read from safetensors only: "
+            "other formats are pickles, which can run code when read, and are not opened. Save the model again."
         )
     if not path.is_file():
         raise CheckpointError(f"{path} is missing: the checkpoint is incomplete")

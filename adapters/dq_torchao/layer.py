@@ -47,7 +47,7 @@ class IntegerLayer(PackedWeight):
     """A layer with integer weights whose activation parameters come from a timestep-group table.
 
     It is made in place of the floating-point layer (`from_float`). The weight is held packed; kernels keep a form of
-    their own (`dq_torchao.kernels.packing`), which is no part of the layer.
+    their own (`dq_torchao.kernels.packing`), which is not part of the layer.
 
     Attributes:
         act_scale: float32 ``[G]``.

@@ -95,7 +95,7 @@ class PackedWeight(nn.Module):
 
     @property
     def weight_codes(self) -> Tensor:
-        """The codes, unpacked anew: int8 of the weight's shape."""
+        """The codes, unpacked at every call: int8 of the weight's shape."""
         return unpack_codes(self.packed_weight(), self.weight_shape, self.weight_bits, self.weight_signs)
 
     def packed_weight(self) -> Tensor:

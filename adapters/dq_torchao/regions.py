@@ -18,7 +18,7 @@ from dq_plugins.errors import DQError
 def repeated_blocks(denoiser: nn.Module) -> list[str]:
     """Names of the blocks that a denoiser repeats: entries of module lists whose class occurs there more than once.
 
-    Blocks within blocks are left out. Entries without parameters (dropout, activation functions) are no blocks.
+    Blocks within blocks are left out. Entries without parameters (dropout, activation functions) are not blocks.
 
     Example:
         >>> class Block(nn.Linear): ...
@@ -40,7 +40,7 @@ def repeated_blocks(denoiser: nn.Module) -> list[str]:
 def compile_regions(denoiser: nn.Module, **options: Any) -> list[str]:
     """Compile the repeated blocks of ``denoiser``, in place, at their first call.
 
-    Leave ``torch._inductor.config.freezing`` off: it would compile every block anew, and integer layers refuse it.
+    Leave ``torch._inductor.config.freezing`` off: it would compile every block again, and integer layers refuse it.
 
     Args:
         denoiser: full precision or quantized.

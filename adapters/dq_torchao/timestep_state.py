@@ -42,7 +42,7 @@ class TimestepState(nn.Module):
         """Give the context the groups that the buffers hold.
 
         Raises:
-            TimestepError: they are no groups: edges that do not ascend, an empty range.
+            TimestepError: these are not groups: edges that do not ascend, an empty range.
         """
         for name in self.context.groups:
             edges, bounds = (getattr(self, f"{_key(name)}_{part}").tolist() for part in ("edges", "bounds"))

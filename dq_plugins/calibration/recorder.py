@@ -18,7 +18,7 @@ from dq_plugins.calibration.call import bind, first_tensor, timestep_tensor, tim
 from dq_plugins.calibration.codec import decode, encode, leaf_nodes
 from dq_plugins.calibration.modes import evaluating
 from dq_plugins.calibration.schema import CallRecord, Node, TensorNode
-from dq_plugins.calibration.storage import BEGIN_ANEW
+from dq_plugins.calibration.storage import START_OVER
 from dq_plugins.calibration.writer import CalibrationWriter
 from dq_plugins.denoiser import require_module
 from dq_plugins.errors import CalibrationError
@@ -50,7 +50,7 @@ def record(
         out: folder of the calibration set.
         timestep: name of the denoiser's timestep argument, where it is not a usual one.
         total: number of denoiser calls, if known, for the time to the end in the progress bar.
-        overwrite: delete a calibration set that is in ``out`` and begin anew.
+        overwrite: delete a calibration set that is in ``out`` and start over.
         progress: show a progress bar.
 
     Returns:
@@ -117,7 +117,7 @@ class _Recorder:
                 f"{where} differs from the one recorded in {self.writer.folder}: "
                 f"{self._difference(recorded.inputs, inputs, tensors)}. Resuming needs a sampler that does the same "
                 "every time: seed it inside `sample` (generator=torch.manual_seed(...)), with the same prompts, "
-                f"steps and scheduler; or {BEGIN_ANEW}."
+                f"steps and scheduler; or {START_OVER}."
             )
         return decode(recorded.output, lambda key: self.writer.fetch(key).to(device))
 
@@ -146,7 +146,7 @@ class _Recorder:
             raise CalibrationError(
                 f"the sampler made {self.position} denoiser calls; {self.writer.folder} already holds "
                 f"{len(self.writer.calls)}, recorded by a longer run. Use that calibration set, run the sampler it "
-                f"was recorded with, or {BEGIN_ANEW}."
+                f"was recorded with, or {START_OVER}."
             )
 
 

@@ -22,7 +22,7 @@ from dq_plugins.calibration.schema import FORMAT_VERSION, Manifest, ShardRecord
 from dq_plugins.errors import CalibrationError
 
 MANIFEST_NAME = "manifest.json"
-BEGIN_ANEW = "begin anew with overwrite=True (--overwrite on the command line)"
+START_OVER = "start over with overwrite=True (--overwrite on the command line)"
 
 
 def write_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> ShardRecord:
@@ -88,7 +88,7 @@ def check_shards(folder: Path, manifest: Manifest, *, content: bool = True) -> N
     """
     for shard in manifest.shards:
         path = folder / shard.file
-        way_out = f"Restore the folder from a copy, or {BEGIN_ANEW}."
+        way_out = f"Restore the folder from a copy, or {START_OVER}."
         if not path.is_file():
             raise CalibrationError(f"{path} is missing; the manifest beside it names it. {way_out}")
         if path.stat().st_size != shard.size:

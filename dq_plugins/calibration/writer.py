@@ -12,8 +12,8 @@ from dq_plugins.calibration.codec import tensor_keys
 from dq_plugins.calibration.schedules import visited_schedules
 from dq_plugins.calibration.schema import CallRecord, Manifest, ShardRecord
 from dq_plugins.calibration.storage import (
-    BEGIN_ANEW,
     MANIFEST_NAME,
+    START_OVER,
     ShardReader,
     check_shards,
     read_manifest,
@@ -35,7 +35,7 @@ class CalibrationWriter:
         folder: the calibration set; created, or continued when it holds one of the same model.
         denoiser: the full-precision model; its weights hash ties the set to it.
         timestep_argument: name of the forward argument that carries the timestep.
-        overwrite: begin anew where the folder holds a calibration set.
+        overwrite: start over where the folder holds a calibration set.
         sampler: description of what calls the denoiser; kept in the manifest.
 
     Raises:
@@ -99,7 +99,7 @@ class CalibrationWriter:
             if found != expected:
                 raise CalibrationError(
                     f"{self.folder} was recorded from another denoiser: its {field} is {found[:40]}, this one's is "
-                    f"{expected[:40]}. Record into another folder, or {BEGIN_ANEW}."
+                    f"{expected[:40]}. Record into another folder, or {START_OVER}."
                 )
         self.calls, self._shards = list(manifest.calls), list(manifest.shards)
         self._complete = manifest.complete

@@ -33,7 +33,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance (default: the pipeline's)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: 0)")
     parser.add_argument("--timestep", metavar="NAME", help="the argument that carries the timestep, if not found")
-    parser.add_argument("--overwrite", action="store_true", help="begin anew where a calibration set lies already")
+    parser.add_argument("--overwrite", action="store_true", help="start over where a calibration set lies already")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -42,10 +42,10 @@ def _no_own_weight(module: nn.Module) -> str:
         return ""
     if nn.utils.parametrize.is_parametrized(module, "weight") or hasattr(module, "weight_g"):
         return (
-            "its weight is computed anew at each call (a parametrization such as weight_norm); make it permanent, with "
+            "its weight is computed at each call (a parametrization such as weight_norm); make it permanent, with "
             "torch.nn.utils.parametrize.remove_parametrizations, to have it quantized"
         )
-    return f"{type(module).__name__} multiplies by parameters that are no layer's weight"
+    return f"{type(module).__name__} multiplies by parameters that are not a layer's weight"
 
 
 def _called(denoiser: nn.Module, inputs: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> set[str]:

@@ -103,7 +103,7 @@ class EvolvableBasis(nn.Module):
         autograd   b1 (1 - s2)        straight-through b2, by the chain rule
         printed    b1 (1 - s2 b1)  =  b1 - s2
 
-    The printed form shifts the gradient of a whole channel by ``-s2 sum(dL/dw)``, which is no part of the
+    The printed form shifts the gradient of a whole channel by ``-s2 sum(dL/dw)``, which is not part of the
     derivative: see ``docs/binarydm.md`` for the comparison with finite differences. Hence the default.
 
     Args:

@@ -1,4 +1,4 @@
-"""Rows of a quantized layer's output that are known beforehand, because the input row is always the same.
+"""Rows of a quantized layer's output that are known in advance, because the input row is always the same.
 
 The layer itself runs as it is, simulated or in integers, on all tokens; its activation range is that of the other
 tokens, so the outlier rows come out wrong, and are replaced:

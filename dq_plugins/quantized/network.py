@@ -1,7 +1,7 @@
 """A denoiser that holds the quantizers of every width at once, and computes with those of one assignment.
 
 Every layer has one set of parameters for each width of its weight and of its input, shared by all assignments that use
-the width: nothing is calibrated anew for a candidate (TMPQ-DM's "precision solver"). To switch is to point each layer
+the width: nothing is calibrated again for a candidate (TMPQ-DM's "precision solver"). To switch is to point each layer
 at another weight and another input quantizer: no tensor is computed once a width has been used.
 
 Source: TMPQ-DM (Sun et al. 2024). Memory: one copy of a weight for each width used, shared by all assignments.

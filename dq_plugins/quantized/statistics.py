@@ -150,7 +150,7 @@ class Collector:
             with safe_open(self._file(timestep), framework="pt") as file:
                 return file.metadata() == self.source
         except (OSError, SafetensorError):
-            return False  # absent, or not one of ours: written anew
+            return False  # absent, or not one of ours: written again
 
     def statistics(self, layers: Sequence[str], timesteps: Sequence[float] | None = None) -> Statistics:
         """What was seen of some layers; nothing more is collected.

@@ -34,7 +34,7 @@ class Width(NamedTuple):
         found = re.fullmatch(r"(?:W(\d+))?(?:A(\d+))?", text)
         if text == "full precision" or (found and text):
             return cls(*(int(v) if v else None for v in (found.groups() if found else (None, None))))
-        raise BudgetError(f"{text!r} is no pair of widths; write W4A8, W4, A8 or 'full precision'")
+        raise BudgetError(f"{text!r} is not a pair of widths; write W4A8, W4, A8 or 'full precision'")
 
 
 class Menu(NamedTuple):

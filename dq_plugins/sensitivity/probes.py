@@ -35,7 +35,7 @@ from dq_plugins.sensitivity.store import BACKWARD, FORWARD, Sums
 from dq_plugins.sensitivity.trajectory import Trajectory
 
 CACHE_BYTES = 256 * 2**20
-"""How much memory the weight errors of all widths may take; beyond it they are computed anew at every probe."""
+"""How much memory the weight errors of all widths may take; beyond it they are computed again at every probe."""
 
 
 def signs(shape: torch.Size, generator: torch.Generator) -> Tensor:

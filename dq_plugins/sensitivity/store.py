@@ -64,7 +64,7 @@ class Store:
             except (ValueError, KeyError, TypeError) as error:
                 # empty: the end, or the newline that `add` puts in front; otherwise a process died while it wrote
                 if line and not _cut_off(line):
-                    raise DQError(f"{path}:{number + 1} is damaged; delete {self.folder} to measure anew") from error
+                    raise DQError(f"{path}:{number + 1} is damaged; delete {self.folder} to measure again") from error
         return units
 
     def add(self, unit: str, sums: Sums) -> None:

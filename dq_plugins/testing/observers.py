@@ -108,7 +108,7 @@ class ObserverConformance(Conformance):
             for bits, symmetric in self.variants():
                 low, high = self.observe([values], bits, symmetric).range()
                 floats = isinstance(low, float) and isinstance(high, float)
-                expect(floats, f"range {low!r}, {high!r} of {what} is no pair of floats")
+                expect(floats, f"range {low!r}, {high!r} of {what} is not a pair of floats")
                 finite = abs(low) < float("inf") and abs(high) < float("inf")
                 expect(finite and low <= high, f"range [{low}, {high}] of {what} is not finite and ascending")
 

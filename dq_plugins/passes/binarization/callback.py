@@ -34,7 +34,7 @@ class BinaryDMCallback:
         evolve_at: iteration after which the second bases are dropped; the paper takes half of all iterations.
         fade: over how many iterations before that the second bases count for less and less, linearly. The paper leaves
             their shrinking to the regulariser alone, which takes tens of thousands of iterations; in a shorter run
-            they are dropped at almost full size, and the network starts anew. None: as the paper.
+            they are dropped at almost full size, and the network starts over. None: as the paper.
         tau: weight of the regulariser; 0 leaves it out.
         mimic: lambda, weight of the mimicking loss.
         reduction: K, one over the share of directions that is mimicked.

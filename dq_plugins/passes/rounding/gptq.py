@@ -41,7 +41,7 @@ class GPTQ(Pass):
             rows: rows of a layer's input that count, for each call.
             damping: see `GPTQOptions`.
             act_order: see `GPTQOptions`.
-            scales: choose each output's scale anew, by the error that its inputs make of it.
+            scales: choose each output's scale again, by the error that its inputs make of it.
             most_bits: wider weights keep their rounding.
             memory_mb: of the second moments of the layers that one sweep serves.
         """

@@ -117,7 +117,7 @@ def runs_of(calibration: CalibrationSet, argument: str) -> tuple[Stepper, list[R
 
     Raises:
         CalibrationError: there is no complete run, conditions change from step to step, or the sampler is another one.
-        TimestepError: the sampler takes no timesteps of one's own.
+        TimestepError: the sampler takes no custom timesteps.
     """
     trajectories = trajectories_of(calibration, argument)
     stepper = stepper_of(calibration, trajectories[0])

@@ -237,7 +237,7 @@ class Evolution:
         try:
             data = json.loads(file.read_text())
         except ValueError as error:
-            raise DQError(f"the checkpoint {file} is damaged; delete it to search anew") from error
+            raise DQError(f"the checkpoint {file} is damaged; delete it to search again") from error
         return SearchState.from_data(data["state"]) if data["of"] == self._identity() else None
 
     def _save(self, state: SearchState) -> None:

@@ -190,7 +190,7 @@ class Space:
         return candidate._replace(steps=self.groups[count].nearest([float(t) for t in spread]))
 
     def mutate(self, rng: np.random.Generator, parent: Candidate, rate: float) -> Candidate:
-        """Draw every gene anew with probability ``rate``: widths from their menus, timesteps within their groups.
+        """Draw every gene again with probability ``rate``: widths from their menus, timesteps within their groups.
 
         Half of the new timesteps are neighbours of the old ones. One mutation in five also changes the number of steps,
         where there is a choice. The child is within the budget.

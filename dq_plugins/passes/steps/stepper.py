@@ -34,7 +34,7 @@ class SamplingRun(Protocol):
 
 
 class Stepper(Protocol):
-    """A sampler that can visit timesteps of one's own. Picklable.
+    """A sampler that can visit custom timesteps. Picklable.
 
     Attributes:
         guidance: weight of classifier-free guidance; None where the recording is not guided.
@@ -70,7 +70,7 @@ def stepper_of(calibration: CalibrationSet, trajectory: Trajectory) -> Stepper:
 
     Raises:
         RegistryError: the adapter that the recording names is not installed.
-        TimestepError: the sampler takes no timesteps of one's own.
+        TimestepError: the sampler takes no custom timesteps.
     """
     described = calibration.sampler
     if described is None:

@@ -134,7 +134,7 @@ class TimestepReduction(Pass):
 
         Raises:
             BudgetError: nothing fits the budget, or more steps are asked for than were recorded.
-            TimestepError: the recorded sampler takes no timesteps of one's own.
+            TimestepError: the recorded sampler takes no custom timesteps.
         """
         with installed(context.denoiser, plan):
             setting = yield from self.setting(plan, context)

@@ -74,7 +74,7 @@ class Transitions:
     def change(self) -> list[float]:
         """At every node, the error of stepping over the next one: how much the trajectory bends there."""
         errors = [self.error(i, i - 2 if i > 1 else END) for i in range(len(self.nodes))]
-        # stepping over nothing is no measure of the last node: it shares its neighbour's
+        # stepping over nothing is not a measure of the last node: it shares its neighbour's
         return [errors[min(1, len(errors) - 1)], *errors[1:]]
 
     def _pair(self, start: int, end: int) -> tuple[float, float]:

@@ -33,7 +33,7 @@ class TemporalBlock:
         layers: the layers inside, by node name: fully qualified name.
         block_boundary: nodes through which t reaches the rest of the denoiser.
         layer_inputs: per layer, the nodes that feed it (a layer that runs twice has two).
-        tables: per boundary node its layer, ``""`` where it is no layer's output.
+        tables: per boundary node its layer, ``""`` where it is not a layer's output.
         conditions: dotted names of the arguments that the block reads besides t.
     """
 

@@ -36,7 +36,7 @@ class TokenStatistics:
     Attributes:
         samples: samples seen.
         length: tokens; None before the first sample.
-        usable: False once an input was no sequence, or one of another length.
+        usable: False once an input was not a sequence, or a sequence of another length.
     """
 
     samples: int = 0

@@ -27,7 +27,7 @@ def test_a_model_without_timestep_quantizers_is_refused():
         attach_timesteps(TinyDenoiser(), 4)
 
 
-def test_same_groups_again_keep_the_ranges_and_other_groups_start_anew(quantize, calibrate):
+def test_same_groups_again_keep_the_ranges_and_other_groups_start_again(quantize, calibrate):
     model = calibrate(attach_timesteps(quantize(Int8ActPerTimestepFloat), 4))
     proxy = timestep_proxies(model)["first.input_quant"]
     before = proxy.scale_table().clone()

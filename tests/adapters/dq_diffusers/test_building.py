@@ -47,7 +47,7 @@ def test_a_missing_config_says_what_is_expected(tmp_path):
         ("{", "cannot be read as JSON"),
         ("[]", "holds a list"),
         ('{"hidden": 3}', "_class_name is None"),
-        ('{"_class_name": "DDIMScheduler"}', "'DDIMScheduler', which is no model of diffusers"),
+        ('{"_class_name": "DDIMScheduler"}', "'DDIMScheduler', which is not a model of diffusers"),
         ('{"_class_name": "NoSuchModel"}', "partition"),
         ('{"_class_name": "UNet2DModel", "down_block_types": ["Nonsense"]}', "UNet2DModel cannot be built.*Nonsense"),
     ],

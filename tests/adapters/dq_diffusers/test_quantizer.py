@@ -144,7 +144,7 @@ def test_full_precision_weights_are_quantized_while_loading(saved_unet, tmp_path
 
 
 def test_dtypes_of_full_precision_weights_are_diffusers_concern(saved_unet, tmp_path):
-    # float8 weights are no dtype of a quantized checkpoint of ours, and may well be quantized while loading
+    # float8 is not a dtype of our quantized checkpoints, and may well be quantized while loading
     folder = saved_unet.folder / "float"
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     name = "diffusion_pytorch_model.safetensors"

@@ -57,7 +57,7 @@ def test_a_pickle_under_a_safe_name_is_not_opened(folder):
 def test_an_index_that_names_other_files_is_refused(folder, name):
     index = folder / "diffusion_pytorch_model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": {"conv_in.bias": name}}))
-    refused(folder, r"is no safetensors file|must name files beside it")
+    refused(folder, r"is not a safetensors file|must name files beside it")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"weight_map": {}}', '{"weight_map": 3}'])

@@ -243,7 +243,7 @@ def test_file_of_a_denoiser_is_the_sum_of_its_bits_and_scales(tmp_path):
     plan = mixed_plan(model)
     bits = sum(model.get_submodule(n).weight.numel() * p.weight.bits / 8 for n, p in plan.layers.items() if p.weight)
     quantized = dq.apply(model, plan, backend="torchao")
-    quantized(sample=torch.randn(2, 4, 8, 8), timestep=torch.tensor(100.0))  # what kernels hold is no part of it
+    quantized(sample=torch.randn(2, 4, 8, 8), timestep=torch.tensor(100.0))  # what kernels hold is not part of it
     dq_torchao.save(quantized, tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         sizes = {name: file.get_tensor(name).nbytes for name in file.keys()}  # noqa: SIM118

@@ -130,7 +130,7 @@ def test_resuming_with_another_schedule_is_refused(tmp_path):
         record(Denoiser(), sampler(steps=(800, 1)), tmp_path)
 
 
-def test_overwrite_begins_anew_and_spares_files_of_others(tmp_path):
+def test_overwrite_begins_again_and_spares_files_of_others(tmp_path):
     record(Denoiser(), sampler(batches=2), tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     assert len(record(Denoiser(), sampler(seed=5), tmp_path, overwrite=True)) == 4

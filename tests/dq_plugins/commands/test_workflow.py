@@ -64,7 +64,7 @@ def test_quantize_does_it_all(folder: Path, capsys) -> None:
     assert main(["quantize", MODEL, "--out", str(out), "--recipe", "fast", "--backend", "simulate", *SHORT]) == 0
     assert "SQNR" in capsys.readouterr().out
     assert (out / "plan" / "plan.json").is_file()
-    assert not (out / "pipeline").exists()  # fake quantization is no checkpoint
+    assert not (out / "pipeline").exists()  # fake quantization is not a checkpoint
 
 
 def test_quantize_saves_a_pipeline_that_loads(folder: Path, capsys) -> None:

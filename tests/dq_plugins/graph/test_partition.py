@@ -148,7 +148,7 @@ def test_the_timestep_may_be_a_number_under_an_unusual_name():
 
 
 class Pooling(TwoLayers):
-    """A learned query, projected, attends over the sample: its product with the keys is no layer."""
+    """A learned query, projected, attends over the sample: its product with the keys is not a layer."""
 
     def __init__(self):
         super().__init__()

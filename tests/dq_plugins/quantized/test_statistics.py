@@ -135,7 +135,7 @@ def test_an_interrupted_collection_goes_on_where_it_stopped(denoiser, calib, tmp
     assert torch.equal(resumed.error_table("moves", 4).error, whole.error_table("moves", 4).error)
 
 
-def test_other_layers_in_the_same_folder_are_collected_anew(denoiser, calib, tmp_path):
+def test_other_layers_in_the_same_folder_are_collected_again(denoiser, calib, tmp_path):
     collect(denoiser, calib, ["moves"], folder=tmp_path)
     assert int(collect(denoiser, calib, ["still"], folder=tmp_path).count("still").sum()) == 2 * 2 * 5 * 5
 

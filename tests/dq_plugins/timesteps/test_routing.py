@@ -156,7 +156,7 @@ def test_nobody_sees_another_class() -> None:
     assert (kind.__name__, kind.__qualname__, kind.__module__) == ("Denoiser", "Denoiser", __name__)
     assert inspect.signature(denoiser.forward) == inspect.signature(Denoiser().forward)
     assert repr(denoiser) == repr(Denoiser())
-    assert type(denoiser) is kind, "a class for every instance would compile every denoiser anew"
+    assert type(denoiser) is kind, "a class for every instance would compile every denoiser again"
 
 
 def test_another_instance_of_the_class_is_not_routed() -> None:

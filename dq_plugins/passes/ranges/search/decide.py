@@ -54,7 +54,7 @@ def renumbered(labels: Tensor) -> Tensor:
 def merged(labels: Tensor, tables: Mapping[str, ErrorTable], tolerance: float) -> Tensor:
     """Join groups while the summed relative error of the activations rises by no more than a share of itself.
 
-    Each join is the cheapest at the time; ranges are estimated anew for the joined group. A search that was given more
+    Each join is the cheapest at the time; ranges are estimated again for the joined group. A search that was given more
     groups than there are regimes ends with as many as there are.
 
     Args:
