@@ -19,7 +19,6 @@ COMMANDS = {
     "rounding-digits": ["benchmarks.rounding", "--model", "digits"],
     "rounding-emoji": ["benchmarks.rounding", "--model", "emoji"],
     "solvers": ["benchmarks.solvers"],
-    "solvers-gap": ["benchmarks.solvers", "--tolerance", "1e-4"],
     "mixdq-sensitivity": ["benchmarks.mixdq_sensitivity", "--model", "digits"],
     "mixdq-plans-digits": ["benchmarks.mixdq_plans", "--model", "digits"],
     "mixdq-plans-emoji": ["benchmarks.mixdq_plans", "--model", "emoji"],

@@ -1,8 +1,7 @@
 """Bit allocation as choice programs, and the solvers for them (plugins of kind ``solver``)."""
 
-from dq_plugins.solvers.pareto import pareto
 from dq_plugins.solvers.program import Budget, Choice, ChoiceProgram
 from dq_plugins.solvers.protocol import Solver
 from dq_plugins.solvers.solution import Solution, Use
 
-__all__ = ["Budget", "Choice", "ChoiceProgram", "Solution", "Solver", "Use", "pareto"]
+__all__ = ["Budget", "Choice", "ChoiceProgram", "Solution", "Solver", "Use"]

@@ -1,39 +1,17 @@
-"""Solvers ``greedy``, ``threshold`` and ``exhaustive``: two baselines without proof, and brute force for tests."""
+"""Solvers ``greedy`` and ``threshold``: quick choices without proof, to start from and to compare with.
+
+Shapes: ``N`` menus, ``K`` columns, ``C`` budgets.
+"""
 
 from __future__ import annotations
 
-import itertools
 import time
 
 import numpy as np
 
-from dq_plugins.errors import BudgetError
-from dq_plugins.solvers.heuristics import cheapest_start, improve, threshold_choice
-from dq_plugins.solvers.nearest import nearest_limits
-from dq_plugins.solvers.program import Choice, ChoiceProgram
-from dq_plugins.solvers.solution import NO_CHOICE, Solution, Status, uses_of
-
-EXHAUSTIVE_LIMIT = 2_000_000
-"""Most combinations that ``exhaustive`` tries."""
-
-
-def _solution(
-    program: ChoiceProgram, choice: Choice | None, name: str, began: float, *, proven: bool = False
-) -> Solution:
-    found = choice is not None
-    status: Status = "optimal" if proven and found else "feasible" if found else "infeasible" if proven else "unknown"
-    value = program.value(choice) if choice is not None else np.inf
-    floor = float(program.error[program.cheapest(program.error)].sum())
-    return Solution(
-        status=status,
-        choice=choice if choice is not None else NO_CHOICE,
-        objective=value,
-        bound=value if proven else floor,
-        uses=uses_of(program, choice if choice is not None else NO_CHOICE),
-        solver=name,
-        seconds=time.perf_counter() - began,
-        nearest=nearest_limits(program) if status == "infeasible" else {},
-    )
+from dq_plugins.solvers.answer import answer
+from dq_plugins.solvers.program import Choice, ChoiceProgram, Floats
+from dq_plugins.solvers.solution import Solution
 
 
 def greedy(program: ChoiceProgram, *, hint: Choice | None = None) -> Solution:
@@ -44,44 +22,83 @@ def greedy(program: ChoiceProgram, *, hint: Choice | None = None) -> Solution:
         hint: not used.
 
     Returns:
-        A solution without proof: its bound is that of a program without budgets.
+        A solution without proof: its bound is that of the linear relaxation.
     """
     began = time.perf_counter()
-    start = cheapest_start(program)
-    return _solution(program, improve(program, start) if program.feasible(start) else None, "greedy", began)
+    return answer(program, greedy_choice(program), "greedy", began)
 
 
 def threshold(program: ChoiceProgram, *, hint: Choice | None = None) -> Solution:
-    """One error threshold for all layers, as low as the budgets allow (Apple's mixed-bit rule).
+    """One error threshold for all layers, as low as the budgets allow.
+
+    Source: the recipe of Apple's mixed-bit palettization (ml-stable-diffusion), which compares each layer's own signal
+    to noise ratio with one number.
 
     Args:
         program: the program.
         hint: not used.
 
     Returns:
-        A solution without proof: its bound is that of a program without budgets.
+        A solution without proof: its bound is that of the linear relaxation.
     """
     began = time.perf_counter()
-    return _solution(program, threshold_choice(program), "threshold", began)
+    return answer(program, threshold_choice(program), "threshold", began)
 
 
-def exhaustive(program: ChoiceProgram, *, hint: Choice | None = None) -> Solution:
-    """Every combination, for tests and tiny models.
+def _shares(program: ChoiceProgram) -> Floats:
+    """What every column costs, ``[K]``: the sum over budgets, each in fractions of its room above the least cost."""
+    total = np.zeros(len(program.error))
+    for budget in program.budgets:
+        cheapest = program.cheapest(budget.cost)
+        room = budget.limit - budget.used(cheapest)
+        total += (budget.cost - budget.cost[cheapest][program.menu_of]) / (room if room > 0 else 1.0)
+    return total
 
-    Args:
-        program: the program.
-        hint: not used.
 
-    Raises:
-        BudgetError: there are more than `EXHAUSTIVE_LIMIT` combinations.
+def greedy_choice(program: ChoiceProgram) -> Choice | None:
+    """The choice of `greedy`, ``[N]``, or None when the cheapest widths exceed a budget."""
+    choice = program.cheapest(_shares(program), ties=program.error)
+    costs = np.stack([b.cost for b in program.budgets]) if program.budgets else np.zeros((0, len(program.error)))
+    while program.feasible(choice):
+        room = np.array([b.limit - b.used(choice) for b in program.budgets])  # [C]
+        saved = program.error[choice][program.menu_of] - program.error  # [K]
+        extra = costs - costs[:, choice][:, program.menu_of]  # [C, K]
+        fits = (saved > 0) & (extra <= room[:, None]).all(0)
+        if not fits.any():
+            return choice
+        # what a change uses of what is left; changes that cost nothing come first
+        share = (np.maximum(extra, 0) / np.maximum(room, 1e-300)[:, None]).sum(0)
+        rate = np.where(fits, saved / np.maximum(share, 1e-12), -np.inf)
+        column, before = int(rate.argmax()), choice
+        choice = before.copy()
+        choice[program.menu_of[column]] = column
+        if not program.feasible(choice):  # float64 differences and exact sums disagree in the last digit
+            return before
+    return None
+
+
+def start_of(program: ChoiceProgram, hint: Choice | None) -> Choice | None:
+    """Where an exact search starts: at the hint if that is feasible, else at the greedy choice, if that is."""
+    return hint if hint is not None and program.feasible(hint) else greedy_choice(program)
+
+
+def threshold_choice(program: ChoiceProgram) -> Choice | None:
+    """The choice of `threshold`, ``[N]``, or None when even the loosest threshold exceeds a budget.
+
+    In every menu it is the cheapest column whose error is not above the threshold, else the most accurate; the
+    threshold is found by bisection over all errors.
     """
-    began = time.perf_counter()
-    combinations = float(np.prod(np.diff(program.start).astype(np.float64)))
-    if combinations > EXHAUSTIVE_LIMIT:
-        raise BudgetError(
-            f"solver 'exhaustive' would try {combinations:.2g} combinations of {len(program.names)} menus; it takes "
-            f"{EXHAUSTIVE_LIMIT} at most. Use 'cp-sat'."
-        )
-    candidates = (np.array(columns) for columns in itertools.product(*program.menus()))
-    best = min(filter(program.feasible, candidates), key=program.value, default=None)
-    return _solution(program, best, "exhaustive", began, proven=True)
+    shares, levels = _shares(program), np.unique(program.error)
+
+    def at(level: float) -> Choice:
+        passes = program.error <= level
+        # columns that fail stand behind all that pass, in the order of their errors
+        return program.cheapest(np.where(passes, shares, np.inf), ties=program.error)
+
+    low, high = -1, len(levels) - 1
+    if not program.feasible(at(levels[high])):
+        return None
+    while high - low > 1:  # at(levels[high]) is feasible, at(levels[low]) is not
+        middle = (low + high) // 2
+        low, high = (low, middle) if program.feasible(at(levels[middle])) else (middle, high)
+    return at(levels[high])

@@ -8,21 +8,15 @@ all budgets that must be raised are raised by about the same fraction.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from dq_plugins.solvers.heuristics import cheapest_start
-from dq_plugins.solvers.program import Budget, Choice, ChoiceProgram
+from dq_plugins.solvers.integers import add_menus, chosen_columns, to_integers
+from dq_plugins.solvers.program import Budget, ChoiceProgram
 
 STEPS = 10**6
-"""Resolution of ``t``: a millionth of the overshoot of the cheapest choice."""
-
-
-def _unit(program: ChoiceProgram, budget: Budget) -> float:
-    return max(abs(budget.limit), budget.used(program.cheapest(budget.cost))) or float(np.abs(budget.cost).max()) or 1.0
-
-
-def _overshoot(program: ChoiceProgram, choice: Choice, units: list[float]) -> float:
-    return max(max(b.used(choice) - b.limit, 0.0) / u for b, u in zip(program.budgets, units, strict=True))
+"""Resolution of ``t``: a millionth of a budget's unit."""
 
 
 def nearest_limits(program: ChoiceProgram, *, seconds: float = 5.0) -> dict[str, float]:
@@ -37,26 +31,29 @@ def nearest_limits(program: ChoiceProgram, *, seconds: float = 5.0) -> dict[str,
     """
     from ortools.sat.python import cp_model
 
-    units = [_unit(program, budget) for budget in program.budgets]
-    start = cheapest_start(program)
-    worst = _overshoot(program, start, units)
-    model = cp_model.CpModel()
-    chosen = [model.new_bool_var("") for _ in program.error]
-    for menu in program.menus():
-        model.add_exactly_one(chosen[menu.start : menu.stop])
-    raised = model.new_int_var(0, STEPS, "t")
-    for budget, unit in zip(program.budgets, units, strict=True):
-        scale = STEPS / (unit * max(worst, 1e-9))  # one unit of t is `worst / STEPS` of the budget's unit
-        costs = np.rint(budget.cost * scale * 16).astype(np.int64).tolist()
-        model.add(cp_model.LinearExpr.weighted_sum(chosen, costs) <= 16 * raised + int(budget.limit * scale * 16))
+    rows, model = to_integers(program).rows, cp_model.CpModel()
+    chosen = add_menus(model, program)
+    steps = [math.ceil(_unit(b, program) * row.scale / STEPS) for b, row in zip(program.budgets, rows, strict=True)]
+    most = [int(np.maximum.reduceat(row.costs, program.start[:-1]).sum()) - row.limit for row in rows]
+    enough = max(math.ceil(above / step) for above, step in zip(most, steps, strict=True))
+    raised = model.new_int_var(0, enough, "t")
+    for row, step in zip(rows, steps, strict=True):
+        model.add(cp_model.LinearExpr.weighted_sum(chosen, row.costs.tolist()) <= row.limit + step * raised)
     model.minimize(raised)
-    for column, variable in enumerate(chosen):
-        model.add_hint(variable, int(column in set(start.tolist())))
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
     solver.parameters.max_deterministic_time = seconds
     solver.parameters.relative_gap_limit = 1e-4
-    if solver.solve(model) in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        found = np.array([column for column, variable in enumerate(chosen) if solver.value(variable)])
-        start = found if _overshoot(program, found, units) < worst else start
-    return {b.name: b.used(start) for b in program.budgets if b.used(start) > b.limit}
+    if solver.solve(model) not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+        return {}
+    choice = chosen_columns(solver, chosen)
+    limits = {}
+    for budget, row in zip(program.budgets, rows, strict=True):
+        over = int(row.costs[choice].sum()) - row.limit
+        if over > 0:  # in integer units, so that the limit can be met after it is rounded again
+            limits[budget.name] = (math.floor(budget.limit * row.scale) + over) / row.scale
+    return limits
+
+
+def _unit(budget: Budget, program: ChoiceProgram) -> float:
+    return max(abs(budget.limit), budget.used(program.cheapest(budget.cost))) or float(np.abs(budget.cost).max()) or 1.0

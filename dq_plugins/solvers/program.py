@@ -128,14 +128,18 @@ class ChoiceProgram:
         for low, high in zip(self.start[:-1], self.start[1:], strict=True):
             yield range(int(low), int(high))
 
-    def cheapest(self, value: Floats) -> Choice:
-        """In every menu the column with the least ``value`` (``[K]``); the first one on ties."""
-        order = np.lexsort((value, self.menu_of))
+    def cheapest(self, value: Floats, ties: Floats | None = None) -> Choice:
+        """In every menu the column with the least ``value``, then the least ``ties`` (both ``[K]``), then the first."""
+        order = np.lexsort((value, self.menu_of) if ties is None else (ties, value, self.menu_of))
         return order[self.start[:-1]]
 
     def value(self, choice: Choice) -> float:
         """Objective of a choice."""
         return math.fsum(self.error[choice])
+
+    def taken(self, choice: Choice) -> list[bool]:
+        """Whether a choice takes each of the ``K`` columns."""
+        return np.isin(np.arange(len(self.error)), choice).tolist()
 
     def feasible(self, choice: Choice) -> bool:
         """Whether a choice is within every limit."""
@@ -150,14 +154,3 @@ class ChoiceProgram:
             )
         budgets = tuple(Budget(b.name, b.cost, float(limits.get(b.name, b.limit)), b.unit) for b in self.budgets)
         return ChoiceProgram(self.names, self.start, self.error, budgets)
-
-    def restrict(self, keep: NDArray[np.bool_]) -> tuple[ChoiceProgram, Integers]:
-        """The program with only the columns where ``keep`` (``[K]``) is true.
-
-        Returns:
-            The smaller program and the columns of this one that its columns stand for.
-        """
-        columns = np.flatnonzero(keep)
-        sizes = np.bincount(self.menu_of[columns], minlength=len(self.names))
-        budgets = tuple(Budget(b.name, b.cost[columns], b.limit, b.unit) for b in self.budgets)
-        return ChoiceProgram(self.names, np.cumsum([0, *sizes]), self.error[columns], budgets), columns

@@ -7,6 +7,7 @@ the paper's own (sum of SQNR and SSIM, with the coupling scan) is ``objective="m
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -27,7 +28,7 @@ from dq_plugins.quantized.width import Menu, Width, entries_of
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity import SensitivityTable, trajectories_of
 from dq_plugins.sensitivity.exact import final_samples
-from dq_plugins.solvers.solution import Solution, uses_of
+from dq_plugins.solvers.answer import answer
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -189,8 +190,7 @@ class BitAllocation(Pass):
         widths, couplings = mixdq_widths(problem, table, groups, image_error, solver=o.solver, **exact)
         program, columns = problem.program()
         choice = choice_of(program, columns, widths)
-        value = program.value(choice)
-        solution = Solution("feasible", choice, value, -math.inf, uses_of(program, choice), f"mixdq over {o.solver}")
+        solution = answer(program, choice, f"mixdq over {o.solver}", time.perf_counter())
         content = sorted(name for name, group in groups.items() if group == "content")
         return Allocation(problem, widths, solution), {"couplings": couplings, "content": content}
 
@@ -204,12 +204,11 @@ class BitAllocation(Pass):
 def _record(allocation: Allocation) -> dict[str, Any]:
     """What the solver answered, as JSON data; no times, which differ from run to run."""
     solution, problem = allocation.solution, allocation.problem
-    finite = math.isfinite(solution.bound)
     return {
         "status": solution.status,
         "error": solution.objective,
-        "bound": solution.bound if finite else None,
-        "gap": solution.gap if finite else None,
+        "bound": solution.bound,
+        "gap": solution.gap,
         "tolerance": solution.tolerance,
         "solver": solution.solver,
         "binding": list(solution.binding),

@@ -137,10 +137,10 @@ def explanation(plan: QuantPlan, limit: int | None = None) -> str:
             "this plan has no section 'bit-allocation': its widths were given, not chosen, so none has a reason"
         )
     data = section.data
-    gap = "no bound" if data["gap"] is None else f"gap {data['gap']:.1e}"
     held = ", ".join(data["binding"]) or "no budget"
     head = (
-        f"{data['status']} ({data['solver']}, {gap}), held back by {held}; {data['mean_weight_bits']:.3f} bits a weight"
+        f"{data['status']} ({data['solver']}, gap {data['gap']:.1e}), held back by {held}; "
+        f"{data['mean_weight_bits']:.3f} bits a weight"
     )
     return head + "\n" + table_of_reasons([LayerReason(**reason) for reason in data["reasons"]], limit)
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from dq_plugins import registry
 from dq_plugins.passes.allocation.columns import widths_of
-from dq_plugins.passes.allocation.problem import AllocationProblem, total_bits
+from dq_plugins.passes.allocation.problem import AllocationProblem, error_of, total_bits
 from dq_plugins.plots import lines
 from dq_plugins.quantized.width import Width
-from dq_plugins.solvers.pareto import pareto
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,10 +45,7 @@ def mean_weight_bits(problem: AllocationProblem, widths: Mapping[str, Width]) ->
 
 def predicted_error(problem: AllocationProblem, widths: Mapping[str, Width]) -> float:
     """Sum of the errors of some widths."""
-    return sum(
-        problem.error(name, "weight", width.weight) + problem.error(name, "activation", width.activation)
-        for name, width in widths.items()
-    )
+    return sum(error_of(problem.errors, name, width) for name, width in widths.items())
 
 
 def uniform_points(problem: AllocationProblem) -> Front:
@@ -93,10 +89,14 @@ def fronts(
     swept = replace(problem, budgets=replace(problem.budgets, weight_bits=max(weight_bits)))
     program, columns = swept.program()
     weights = sum(cost.weights for cost in problem.layers.values())
-    limits = [{"weight bits": total_bits(bits, weights) or 0.0} for bits in weight_bits]
-    for solver, rule in rules.items():
-        solved = pareto(program, registry.get("solver", solver), limits)
-        points = [widths_of(columns, solution.choice) for _, solution in solved if solution.choice.size]
+    limits = [total_bits(bits, weights) for bits in weight_bits]
+    for name, rule in rules.items():
+        solver, choice, points = registry.get("solver", name), None, []
+        for limit in limits:
+            solution = solver(program.with_limits({"weight bits": limit}), hint=choice)
+            if solution.choice.size:
+                choice = solution.choice
+                points.append(widths_of(columns, choice))
         yield _front(swept, rule, points)
     yield uniform_points(problem)
 

@@ -26,7 +26,7 @@ import numpy as np
 from dq_plugins.errors import BudgetError, close_matches
 from dq_plugins.passes.allocation.columns import Column
 from dq_plugins.quantized.candidates import Entry, Side
-from dq_plugins.quantized.width import SIDES, Menu, Width
+from dq_plugins.quantized.width import Menu, Width, entries_of
 from dq_plugins.solvers.program import Budget, ChoiceProgram
 
 
@@ -116,15 +116,7 @@ class AllocationProblem:
 
     def error(self, layer: str, side: Side, width: int | None) -> float:
         """Error of one side of a layer at a width."""
-        if width is None:
-            return 0.0
-        entry = Entry(layer, side, width)
-        if entry not in self.errors:
-            raise BudgetError(
-                f"the menu of layer {layer!r} has {width}-bit {side}s, whose sensitivity was not measured; measure it, "
-                "or take the width off the menu"
-            )
-        return self.errors[entry]
+        return error_of(self.errors, layer, Width(**{side: width}))
 
     def program(self) -> tuple[ChoiceProgram, list[Column]]:
         """The choice program, and what each of its columns means."""
@@ -139,20 +131,17 @@ class AllocationProblem:
                 menus[f"{layer}.activation"] = [Column(layer, Width(activation=a), "activation") for a in activation]
         columns = [column for menu in menus.values() for column in menu]
         start = np.cumsum([0, *map(len, menus.values())])
-        error = np.array([self._column_error(column) for column in columns])
-        return ChoiceProgram(tuple(menus), start, error, tuple(self._budgets(columns))), columns
-
-    def _column_error(self, column: Column) -> float:
         # the side that a column does not decide is None there, which adds nothing
-        return sum(self.error(column.layer, side, bits) for side, bits in zip(SIDES, column.width, strict=True))
+        error = np.array([error_of(self.errors, column.layer, column.width) for column in columns])
+        return ChoiceProgram(tuple(menus), start, error, tuple(self._budgets(columns))), columns
 
     def _budgets(self, columns: Sequence[Column]) -> Iterator[Budget]:
         given = self.budgets
         weights = sum(cost.weights for cost in self.layers.values())
         inputs = sum(cost.inputs for cost in self.layers.values())
         limits: list[tuple[str, float | None, str, Callable[[Column], float]]] = [
-            ("weight bits", total_bits(given.weight_bits, weights), "bits", self._weight_bits),
-            ("activation bits", total_bits(given.act_bits, inputs), "bits", self._input_bits),
+            ("weight bits", given.weight_bits and total_bits(given.weight_bits, weights), "bits", self._weight_bits),
+            ("activation bits", given.act_bits and total_bits(given.act_bits, inputs), "bits", self._input_bits),
             ("bytes", given.bytes, "bytes", lambda column: -(-self._weight_bits(column) // 8)),
             ("BitOps", given.bitops, "BitOps", self._bitops),
             ("latency", given.latency, "ms", self._latency),
@@ -185,18 +174,41 @@ class AllocationProblem:
         return float(self.layers[column.layer].macs * weight * activation)
 
     def _latency(self, column: Column) -> float:
-        try:
-            return self.latency[column.layer][column.width]
-        except KeyError:
+        return time_of(self.latency, column.layer, column.width)
+
+
+def error_of(errors: Mapping[Entry, float], layer: str, width: Width) -> float:
+    """Error that a layer adds at a width: the sum of both sides; full precision adds none.
+
+    Raises:
+        BudgetError: an entry was not measured.
+    """
+    total = 0.0
+    for entry in entries_of({layer: width}):
+        if entry not in errors:
             raise BudgetError(
-                f"the latency table has no time of layer {column.layer!r} at {column.width}; measure it, or take it "
-                "off the menu"
-            ) from None
+                f"the menu of layer {layer!r} has {entry.bits}-bit {entry.side}s, whose sensitivity was not measured; "
+                "measure it, or take the width off the menu"
+            )
+        total += errors[entry]
+    return total
 
 
-def total_bits(mean: float | None, size: int) -> float | None:
+def time_of(latency: LatencyTable, layer: str, width: Width) -> float:
+    """Measured time of a layer at a width.
+
+    Raises:
+        BudgetError: the table lacks it.
+    """
+    try:
+        return latency[layer][width]
+    except KeyError:
+        raise BudgetError(
+            f"the latency table has no time of layer {layer!r} at {width}; measure it, or take it off the menu"
+        ) from None
+
+
+def total_bits(mean: float, size: int) -> float:
     """Limit on a total from a limit on its mean; a mean that came from a whole total gives that total again."""
-    if mean is None:
-        return None
     total = mean * size
     return float(round(total)) if abs(total - round(total)) <= 1e-9 * total else total

@@ -25,15 +25,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from dq_plugins.errors import BudgetError
+from dq_plugins.passes.allocation.problem import error_of
 from dq_plugins.passes.steps.groups import StepGroups
 from dq_plugins.passes.steps.space import Candidate, Space
 from dq_plugins.passes.steps.transitions import END, Transitions
 from dq_plugins.quantized.candidates import Entry, Side
 from dq_plugins.quantized.width import Width
 from dq_plugins.solvers.cp_sat import cp_sat
-from dq_plugins.solvers.integers import to_integers
-from dq_plugins.solvers.program import ChoiceProgram
+from dq_plugins.solvers.integers import add_menus, chosen_columns, power_of_two, to_integers
+from dq_plugins.solvers.program import ChoiceProgram, Floats
 
 if TYPE_CHECKING:
     from ortools.sat.python import cp_model
@@ -100,7 +100,7 @@ class JointProgram:
         steps = [*pairwise(nodes), (nodes[-1], END)]
         sizes = [self.transitions.start(nodes[0]), *(self.transitions.error(*s) for s in steps)]
         gain = sum(self.transitions.gain(*s) for s in steps)
-        noise = sum(noise_of(self.noise, name, width) for name, width in self.space.widths(candidate).items())
+        noise = sum(error_of(self.noise, name, width) for name, width in self.space.widths(candidate).items())
         truncation = sum(sizes) ** 2 if self.errors == "size" else sum(s * s for s in sizes)
         return truncation, self.scale * gain * noise
 
@@ -111,21 +111,16 @@ class JointProgram:
             seconds: CP-SAT's deterministic time for each number of steps.
             only: these numbers of steps; all of the space by default.
         """
-        found: dict[int, tuple[Candidate, bool]] = {}
-        bounds: list[float] = []
-        for count in sorted(self.space.groups if only is None else only):
-            solved = _solve(self, count, seconds)
-            if solved is not None:
-                candidate, bound, proven = solved
-                found[count], _ = (candidate, proven), bounds.append(bound)
+        counts = sorted(self.space.groups if only is None else only)
+        found = {count: solved for count in counts if (solved := _solve(self, count, seconds)) is not None}
         if not found:
             return JointSolution(None, "infeasible", math.inf, math.inf, {}, {})
-        predictions = {count: sum(self.predicted(candidate)) for count, (candidate, _) in found.items()}
+        optima = {count: candidate for count, (candidate, _, _) in found.items()}
+        predictions = {count: sum(self.predicted(candidate)) for count, candidate in optima.items()}
         best = min(predictions, key=lambda count: (predictions[count], count))
-        status = "optimal" if all(proven for _, proven in found.values()) else "feasible"
-        bound = min(min(bounds), predictions[best])
-        optima = {count: candidate for count, (candidate, _) in found.items()}
-        return JointSolution(found[best][0], status, predictions[best], bound, predictions, optima)
+        status = "optimal" if all(proven for _, _, proven in found.values()) else "feasible"
+        bound = min(predictions[best], *(bound for _, bound, _ in found.values()))
+        return JointSolution(optima[best], status, predictions[best], bound, predictions, optima)
 
 
 def widths_program(
@@ -139,7 +134,7 @@ def widths_program(
     errors, costs, columns = {}, {}, []
     for layer in space.layers:
         pairs = [(w, a) for w in range(len(layer.weights)) for a in range(len(layer.inputs))]
-        errors[layer.name] = [noise_of(noise, layer.name, Width(layer.weights[w], layer.inputs[a])) for w, a in pairs]
+        errors[layer.name] = [error_of(noise, layer.name, Width(layer.weights[w], layer.inputs[a])) for w, a in pairs]
         costs[layer.name] = [float(layer.cost[pair]) for pair in pairs]
         columns += pairs
     return ChoiceProgram.of(errors, {space.unit: (costs, space.budget / count - space.overhead)}), columns
@@ -152,16 +147,6 @@ def best_widths(space: Space, noise: Mapping[Entry, float], count: int) -> tuple
     program, columns = widths_program(space, noise, count)
     solution = cp_sat(program)
     return tuple(gene for c in solution.choice for gene in columns[int(c)]) if solution.choice.size else None
-
-
-def noise_of(noise: Mapping[Entry, float], layer: str, width: Width) -> float:
-    """Noise power of the output that one layer adds; full precision adds none."""
-    sides: tuple[tuple[Side, int | None], ...] = (("weight", width.weight), ("activation", width.activation))
-    wanted = [Entry(layer, side, bits) for side, bits in sides if bits is not None]
-    missing = [entry for entry in wanted if entry not in noise]
-    if missing:
-        raise BudgetError(f"the noise of {missing[0]} was not measured, so that width cannot be on a menu")
-    return sum(noise[entry] for entry in wanted)
 
 
 def no_noise(space: Space) -> dict[Entry, float]:
@@ -210,8 +195,6 @@ class _Paths:
     """One node in every group, and the sums of what the steps between them cost."""
 
     def __init__(self, model: cp_model.CpModel, program: JointProgram, groups: StepGroups) -> None:
-        from ortools.sat.python import cp_model
-
         t = program.transitions
         self.nodes = [[t.nodes.index(value) for value in groups.members(k)] for k in range(len(groups))]
         self.picked = [[model.new_bool_var("") for _ in members] for members in self.nodes]
@@ -224,10 +207,11 @@ class _Paths:
             steps.append((picked, t.error(node, END), t.gain(node, END)))
         for k in range(1, len(groups)):
             steps += self._between(model, t, k)
+        taken, error, gain = zip(*steps, strict=True)
         power = 2 if program.errors == "power" else 1
-        self.error, unit = _total(model, cp_model, [s[0] for s in steps], [s[1] ** power for s in steps])
+        self.error, unit = _total(model, list(taken), np.array(error) ** power)
         self.error_unit = unit**2 if power == 1 else unit / LEVELS
-        self.gain, self.gain_unit = _total(model, cp_model, [s[0] for s in steps], [s[2] for s in steps])
+        self.gain, self.gain_unit = _total(model, list(taken), np.array(gain))
 
     def _between(self, model: cp_model.CpModel, t: Transitions, k: int) -> list[tuple[Any, float, float]]:
         """Steps from group k to group k - 1: as many units of flow as nodes, so one step leaves and one arrives."""
@@ -258,34 +242,31 @@ class _Widths:
         from ortools.sat.python import cp_model
 
         self.columns: list[tuple[int, int]] = []
-        self.menus: list[range] = []
+        self.picked: list[Any] = []
         self.noise, self.unit = model.new_constant(0), 0.0
         if not program.space.layers:
             return
         choice, self.columns = widths_program(program.space, program.noise, count)
-        self.menus = list(choice.menus())
-        self.picked = [model.new_bool_var("") for _ in self.columns]
-        for menu in self.menus:
-            model.add_exactly_one([self.picked[c] for c in menu])
-        for costs, limit in to_integers(choice).rows:
+        self.picked = add_menus(model, choice)
+        for costs, limit, _ in to_integers(choice).rows:
             model.add(cp_model.LinearExpr.weighted_sum(self.picked, costs.tolist()) <= limit)
-        self.noise, self.unit = _total(model, cp_model, self.picked, choice.error.tolist())
+        self.noise, self.unit = _total(model, self.picked, choice.error)
 
     def chosen(self, solver: cp_model.CpSolver) -> tuple[int, ...]:
-        pairs = (self.columns[next(c for c in menu if solver.value(self.picked[c]))] for menu in self.menus)
-        return tuple(gene for pair in pairs for gene in pair)
+        return tuple(gene for column in chosen_columns(solver, self.picked) for gene in self.columns[column])
 
 
-def _total(model: Any, cp_model: Any, variables: list[Any], values: list[float]) -> tuple[Any, float]:
+def _total(model: cp_model.CpModel, variables: list[Any], values: Floats) -> tuple[Any, float]:
     """An integer variable equal to ``sum values variables`` in steps of a unit, and that unit.
 
-    Rounding is to nearest at a scale on which the largest value is `LEVELS`; the total itself is rounded up to fewer
-    levels, so that products of totals stay small.
+    Each value is rounded to nearest, so it is off by at most 2^-13 of the largest; the total is rounded up to at most
+    `LEVELS` units, so that products of totals stay small, and is off by less than one unit more.
     """
-    largest = max(max(values, default=0.0), 1e-300)
-    fine = [round(v / largest * LEVELS) for v in values]
-    most = int(np.sum(fine))
-    divisor = max(math.ceil(most / LEVELS), 1)
+    from ortools.sat.python import cp_model
+
+    scale = power_of_two(values, LEVELS.bit_length() - 1)
+    fine = np.rint(values * scale).astype(np.int64)
+    divisor = max(math.ceil(int(fine.sum()) / LEVELS), 1)
     total = model.new_int_var(0, LEVELS, "")
-    model.add(divisor * total >= cp_model.LinearExpr.weighted_sum(variables, fine))
-    return total, largest / LEVELS * divisor
+    model.add(divisor * total >= cp_model.LinearExpr.weighted_sum(variables, fine.tolist()))
+    return total, divisor / scale

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from dq_plugins.errors import BudgetError
-from dq_plugins.passes.allocation.problem import LatencyTable, Width
+from dq_plugins.passes.allocation.problem import LatencyTable, time_of
 from dq_plugins.passes.steps.space import LayerMenu
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.candidates import Candidates
+from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import PassContext
 
 
@@ -37,7 +37,7 @@ def layer_menus(candidates: Candidates, context: PassContext, latency: LatencyTa
         cost = np.empty((len(weights), len(inputs)))
         for i, w in enumerate(weights):
             for j, a in enumerate(inputs):
-                cost[i, j] = _time(latency, name, Width(w, a)) if latency else _bitops(context, name, w, a)
+                cost[i, j] = time_of(latency, name, Width(w, a)) if latency else _bitops(context, name, w, a)
         menus.append(LayerMenu(name, weights, inputs, cost))
     return tuple(menus)
 
@@ -45,12 +45,3 @@ def layer_menus(candidates: Candidates, context: PassContext, latency: LatencyTa
 def _bitops(context: PassContext, name: str, weight: int | None, activation: int | None) -> float:
     full = 8 * context.denoiser.get_submodule(name).weight.element_size()  # type: ignore[union-attr, operator]
     return float(context.partition.layers[name].macs * (weight or full) * (activation or full))
-
-
-def _time(latency: LatencyTable, name: str, width: Width) -> float:
-    try:
-        return latency[name][width]
-    except KeyError:
-        raise BudgetError(
-            f"the latency table has no time of layer {name!r} at {width}; measure it, or take it off the menu"
-        ) from None

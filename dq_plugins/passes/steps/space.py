@@ -167,12 +167,12 @@ class Space:
 
     @cached_property
     def cheapest(self) -> tuple[int, ...]:
-        """Widths with the least cost."""
-        pairs = (np.unravel_index(int(layer.cost.argmin()), layer.cost.shape) for layer in self.layers)
+        """Widths with the least cost; among equal costs (measured times tie) the widest, which err least."""
+        pairs = (np.unravel_index(_last(layer.cost, layer.cost.min()), layer.cost.shape) for layer in self.layers)
         return tuple(int(gene) for pair in pairs for gene in pair)
 
     def _cheaper(self, widths: Sequence[int]) -> dict[int, int]:
-        """For every gene that something on its menu is cheaper than, the costliest of that."""
+        """For every gene that something on its menu is cheaper than, the costliest of that (the widest, on ties)."""
         found = {}
         for i, layer in enumerate(self.layers):
             weight, activation = widths[2 * i : 2 * i + 2]
@@ -180,7 +180,7 @@ class Space:
             for gene, costs in ((2 * i, layer.cost[:, activation]), (2 * i + 1, layer.cost[weight])):
                 below = np.where(costs < now, costs, -np.inf)
                 if below.max() > -np.inf:
-                    found[gene] = int(below.argmax())
+                    found[gene] = _last(below, below.max())
         return found
 
     def with_steps(self, candidate: Candidate, count: int) -> Candidate:
@@ -215,6 +215,10 @@ class Space:
         if len(one.steps) == len(other.steps):
             steps = _mixed(rng, one.steps, other.steps)
         return self.fit(rng, Candidate(steps, _mixed(rng, one.widths, other.widths)))
+
+
+def _last(values: NDArray[np.float64], value: float) -> int:
+    return int(np.flatnonzero(values == value)[-1])
 
 
 def _mixed(rng: np.random.Generator, one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:

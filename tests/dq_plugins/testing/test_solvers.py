@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dq_plugins.solvers.program import ChoiceProgram
-from dq_plugins.solvers.solution import NO_CHOICE, Solution, uses_of
+from dq_plugins.solvers.solution import NO_CHOICE, Solution, Use
 from dq_plugins.testing.solvers import SolverConformance, enumerated, random_program
 
 
@@ -16,7 +16,8 @@ def enumerate_all(program):
     choice, best = enumerated(program)
     if best == math.inf:
         dearest = {b.name: b.used(program.cheapest(-b.cost)) for b in program.budgets}
-        return Solution("infeasible", choice, math.inf, math.inf, uses_of(program, choice), nearest=dearest)
+        uses = tuple(Use(b.name, 0.0, b.limit) for b in program.budgets)
+        return Solution("infeasible", choice, math.inf, math.inf, uses, nearest=dearest)
     return Solution("optimal", choice, best, best)
 
 

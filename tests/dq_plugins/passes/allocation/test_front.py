@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from dq_plugins import registry
 from dq_plugins.passes.allocation.front import draw, fronts, mean_weight_bits, predicted_error, uniform_points
 from dq_plugins.passes.allocation.problem import AllocationProblem, LayerCost
 from dq_plugins.passes.allocation.solve import allocate
 from dq_plugins.quantized.candidates import Entry
 from dq_plugins.quantized.width import Menu
+from dq_plugins.solvers.cp_sat import cp_sat
 
 BITS = (2, 3, 4, 6, 8)
 
@@ -29,6 +31,20 @@ def test_the_exact_front_is_below_every_rule_at_every_size():
         for size, error in zip(other.sizes, other.errors, strict=True):
             budgeted = next(iter(fronts(problem(), [size], {"cp-sat": "exact"})))
             assert budgeted.errors[0] <= error * (1 + 1e-9)
+
+
+def test_every_search_starts_from_the_solution_of_the_tighter_budget(monkeypatch):
+    hints = []
+
+    def counting(program, *, hint=None):
+        hints.append(hint if hint is None else program.feasible(hint))
+        return cp_sat(program, hint=hint)
+
+    monkeypatch.setattr(registry, "get", lambda kind, name: counting)
+    exact, _ = fronts(problem(), (1.0, 2.5, 3.0, 4.0), {"cp-sat": "exact"})
+    assert hints == [None, None, True, True]  # the first cannot be met, and does not end the sweep
+    assert len(exact.sizes) == 3
+    assert list(exact.errors) == sorted(exact.errors, reverse=True)
 
 
 def test_uniform_points_have_one_width():

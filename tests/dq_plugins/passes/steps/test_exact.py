@@ -7,7 +7,8 @@ import pytest
 from toy_spaces import toy_space
 
 from dq_plugins.errors import BudgetError
-from dq_plugins.passes.steps.exact import JointProgram, best_widths, noise_of
+from dq_plugins.passes.allocation.problem import error_of
+from dq_plugins.passes.steps.exact import JointProgram, best_widths
 from dq_plugins.passes.steps.space import Candidate, Space
 from dq_plugins.quantized.candidates import Entry
 
@@ -87,14 +88,14 @@ def test_best_widths_use_the_budget_of_their_number_of_steps():
         genes = best_widths(joint.space, joint.noise, count)
         candidate = Candidate((0,) * count, genes)
         assert joint.space.fits(candidate)
-        losses.append(sum(noise_of(joint.noise, n, w) for n, w in joint.space.widths(candidate).items()))
+        losses.append(sum(error_of(joint.noise, n, w) for n, w in joint.space.widths(candidate).items()))
     assert losses[0] < losses[1]
 
 
 def test_a_width_without_measured_noise_is_refused():
     joint = program(0, "power")
     noise = {e: v for e, v in joint.noise.items() if e != Entry("l0", "weight", 8)}
-    with pytest.raises(BudgetError, match="l0.weight@8"):
+    with pytest.raises(BudgetError, match="layer 'l0' has 8-bit weights, whose sensitivity was not measured"):
         best_widths(joint.space, noise, 2)
 
 

@@ -103,3 +103,19 @@ def test_making_a_candidate_fit_takes_no_more_than_it_must():
     space = Space({2: GROUPS[2]}, layers, budget=10.0)
     assert space.fit(np.random.default_rng(0), Candidate((0, 0), (2, 0))).widths == (0, 0)
     assert replace(space, budget=4.0).fit(np.random.default_rng(0), Candidate((0, 0), (2, 0))).widths == (1, 0)
+
+
+def test_of_widths_that_cost_the_same_the_widest_is_the_cheapest():
+    flat = LayerMenu("l0", (4, 8), (4, 8), np.array([[1.0, 1.0], [1.0, 2.0]]))
+    space = Space(GROUPS, (flat,), 1e9)
+    assert space.cheapest == (1, 0)
+    tight = replace(space, budget=2 * 1.0)
+    # W8A8 costs 2: either gene may be narrowed, and there is no reason to narrow both
+    made = {tight.fit(np.random.default_rng(seed), Candidate((0, 0), (1, 1))).widths for seed in range(8)}
+    assert made == {(0, 1), (1, 0)}
+
+
+def test_of_narrower_widths_that_cost_the_same_the_widest_is_taken():
+    menu = LayerMenu("l0", (2, 4, 8), (8,), np.array([[1.0], [1.0], [2.0]]))
+    space = Space(GROUPS, (menu,), 2.0)
+    assert space.fit(np.random.default_rng(0), Candidate((0, 0), (2, 0))).widths == (1, 0)
