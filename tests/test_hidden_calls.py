@@ -11,12 +11,12 @@ import dq_plugins as dq
 from dq_plugins.metrics.output_error import output_sqnr
 
 KEPT = {
-    Attention: {"middle.inner": "no layer's weight", "middle.inner.out_proj": "never calls it"},
+    Attention: {"middle.inner": "not a layer's weight", "middle.inner.out_proj": "never calls it"},
     Functional: {"middle.inner": "never calls it"},
     TwoNames: {},
     weight_norm: {"middle": "remove_parametrizations"},
     encoder: {
-        "middle.layers.0.self_attn": "no layer's weight",
+        "middle.layers.0.self_attn": "not a layer's weight",
         "middle.layers.0.self_attn.out_proj": "never calls it",
     },
 }

@@ -160,5 +160,5 @@ def test_widths_print_and_parse(width: Width):
 
 @pytest.mark.parametrize("text", ["", "4", "A8W4", "W4A", "float"])
 def test_what_is_no_width_is_refused(text: str):
-    with pytest.raises(BudgetError, match="no pair of widths"):
+    with pytest.raises(BudgetError, match="is not a pair of widths"):
         Width.parse(text)
