@@ -98,7 +98,7 @@ class GPTQ(Pass):
         """``X^T X`` of the inputs of some layers: float32 ``[P, K, K]``."""
         modules = {name: context.denoiser.get_submodule(name) for name in names}
         moments: dict[str, Tensor] = {}
-        generator = context.generator(len(names))
+        generator = context.generator(*names)
 
         def observe(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))

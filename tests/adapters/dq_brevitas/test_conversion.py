@@ -47,7 +47,10 @@ def test_without_recalibration_training_goes_on_from_the_ranges_there_are(quanti
 
 def test_an_uncalibrated_model_is_converted_and_then_calibrates(quantize, calibrate):
     model = calibrate(convert_to_timestep(quantize(stock.Int8ActPerTensorFloat), PER_TIMESTEP))
-    assert len(model.first.input_quant.scale_table().unique()) == 5
+    built = calibrate(attach_timesteps(quantize(quantizers.Int8ActPerTimestepFloat), PER_TIMESTEP))
+    found, expected = (m.first.input_quant.scale_table() for m in (model, built))
+    assert len(expected.unique()) == 5
+    assert torch.equal(found, expected)
 
 
 def test_a_range_given_as_a_constant_is_kept_for_every_group(quantize, calls):

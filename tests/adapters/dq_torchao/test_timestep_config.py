@@ -7,7 +7,6 @@ import pytest
 import torch
 from dq_torchao import TimestepInt8Config, linear_and_conv2d
 from torch import nn
-from torchao.core.config import AOBaseConfig
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from torchao_models import Denoiser, build, sqnr
 
@@ -159,7 +158,3 @@ def test_copy_of_a_prepared_denoiser_is_refused():
 def test_wrong_options_are_refused(options):
     with pytest.raises(DQError, match="TimestepInt8Config"):
         TimestepInt8Config(**options)
-
-
-def test_is_a_torchao_config():
-    assert isinstance(TimestepInt8Config(), AOBaseConfig)

@@ -123,7 +123,10 @@ def test_check_model_refuses_other_weights(tmp_path):
 
 
 def test_example_inputs_are_the_first_calls_arguments(tmp_path):
-    assert set(record_at(tmp_path, [9, 5]).example_inputs()) == {"x", "t"}
+    example = record_at(tmp_path, [9, 5]).example_inputs()
+    assert set(example) == {"x", "t"}
+    assert float(example["t"]) == 9
+    assert torch.equal(example["x"], torch.randn(2, 4, generator=torch.Generator().manual_seed(0)))
 
 
 def test_pickle_keeps_it_readable(tmp_path):

@@ -55,10 +55,11 @@ def test_percentile_100_is_minmax_and_nonsense_is_refused():
 @pytest.mark.parametrize("bits", [4, 6])
 def test_mse_beats_the_others_in_squared_error(bits, symmetric):
     x = heavy()
-    found = {c.name: error(x, fed(c(bits, symmetric), x)) for c in (MinMaxObserver, PercentileObserver, MSEObserver)}
-    found["shrink"] = error(x, fed(ShrinkObserver(bits, symmetric, power=2.0), x))
-    assert found["mse"] <= min(found.values()) * 1.002
-    assert found["mse"] < 0.65 * found["minmax"]
+    others = {c.name: error(x, fed(c(bits, symmetric), x)) for c in (MinMaxObserver, PercentileObserver)}
+    others["shrink"] = error(x, fed(ShrinkObserver(bits, symmetric, power=2.0), x))
+    found = error(x, fed(MSEObserver(bits, symmetric), x))
+    assert found <= min(others.values()) * 1.002
+    assert found < 0.65 * others["minmax"]
 
 
 def test_shrink_finds_the_best_of_its_eighty_steps():
@@ -70,8 +71,8 @@ def test_shrink_finds_the_best_of_its_eighty_steps():
         bound = torch.tensor(top * (1 - 0.01 * i))
         scale, zero = affine_parameters(-bound, bound, 4, symmetric=True)
         tried.append(float((fake_quantize(x, scale, zero, -8, 7) - x).abs().double().pow(2.4).mean()))
-    assert error(x, observer, 2.4) <= min(tried) * 1.001
-    assert observer.range()[1] == pytest.approx(top * (1 - 0.01 * tried.index(min(tried))), rel=0.011)
+    assert 0 < tried.index(min(tried)) < 79
+    assert observer.range()[1] == pytest.approx(top * (1 - 0.01 * tried.index(min(tried))), rel=1e-6)
 
 
 def test_a_higher_power_clips_less():

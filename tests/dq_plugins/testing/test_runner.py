@@ -48,9 +48,24 @@ def test_every_outcome_is_reported_in_order_with_its_reason():
     assert results[4] == ("e is skipped", "skipped", "not today")
 
 
-def test_results_come_one_by_one():
-    results = run_suite(Sample)
-    assert next(results).outcome == "passed"
+def test_a_result_comes_before_the_next_test_runs():
+    ran = []
+
+    class Slow(Conformance):
+        kind = "metric"
+
+        def test_a_first(self):
+            ran.append("first")
+
+        def test_b_second(self):
+            ran.append("second")
+
+    results = run_suite(Slow)
+    assert ran == []
+    assert next(results).test == "a first"
+    assert ran == ["first"]
+    list(results)
+    assert ran == ["first", "second"]
 
 
 def test_suite_without_a_name_says_what_to_write():

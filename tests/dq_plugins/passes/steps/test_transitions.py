@@ -83,8 +83,11 @@ def test_gain_predicts_what_noise_on_one_output_becomes(measured):
     assert 1e-4 * t.gain(node, node - 1) == pytest.approx(found, rel=0.4)
 
 
-def test_change_is_positive_and_known_at_every_node(measured):
+def test_change_is_what_leaving_out_the_next_timestep_costs(measured):
     *_, t = measured
     change = t.change()
     assert len(change) == len(t.nodes)
-    assert min(change) >= 0
+    for node in range(2, len(t.nodes)):
+        timesteps = [x for x in TIMESTEPS if x != t.nodes[node - 1]]
+        assert change[node] ** 2 == pytest.approx(true_error(measured, timesteps), rel=0.5)
+    assert change[0] == change[1] == t.error(1, END)  # after the last timestep nothing is left to step over
