@@ -13,7 +13,7 @@ from dq_plugins.affine import integer_range
 from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.plan import LayerPlan, WeightQuant
-from dq_plugins.quantized.simulate import simulate_layer
+from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.conv import IntegerConv2d
 from dq_torchao.kernels import kernel_for

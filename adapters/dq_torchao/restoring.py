@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dq_plugins.affine import integer_range
 from dq_plugins.errors import CheckpointError
 from dq_plugins.plan import ActivationQuant, LayerPlan
-from dq_plugins.quantized.simulate import ActivationQuantizer, simulate_layer
+from dq_plugins.quantized.layer import ActivationQuantizer, simulate_layer
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.kernels import kernel_for
 from dq_torchao.layer import IntegerLayer

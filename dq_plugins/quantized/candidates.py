@@ -5,19 +5,17 @@ Shapes: ``G`` timestep groups, ``B`` samples in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dq_plugins.affine import fake_quantize, integer_range
 from dq_plugins.hashing import hash_json, hash_tensors
 from dq_plugins.plan import ActivationQuant, WeightQuant
-from dq_plugins.timesteps import TimestepGroups, fewest_entries, select_for_input
+from dq_plugins.quantized.layer import quantize_input
+from dq_plugins.timesteps import TimestepGroups, fewest_entries
 
 Side = Literal["weight", "activation"]
 
@@ -87,10 +85,7 @@ class Candidates:
         """
         quant = self.activations[layer][bits]
         index = fewest_entries(self.groups[quant.groups].index(timestep.reshape(-1)))
-        scale, zero_point = (
-            select_for_input(t.to(x.device), index.to(x.device), x) for t in (quant.scale, quant.zero_point)
-        )
-        return fake_quantize(x, scale, zero_point, *integer_range(bits))
+        return quantize_input(x, quant.scale, quant.zero_point, index, bits)
 
     def subset(self, entries: list[Entry]) -> Candidates:
         """Only the candidates of some entries."""
@@ -104,45 +99,3 @@ class Candidates:
             return {layer: widths for layer, widths in kept.items() if widths}
 
         return Candidates(part("weight", self.weights), part("activation", self.activations), self.groups)
-
-
-class _Timestep:
-    """The timestep of the running call, for the hooks of `quantized`."""
-
-    def __init__(self) -> None:
-        self.value = torch.zeros(1)
-
-
-@contextmanager
-def quantized(denoiser: nn.Module, candidates: Candidates, entries: list[Entry]) -> Iterator[_Timestep]:
-    """Quantize some entries (simulated) while the context is open; the denoiser is restored afterwards.
-
-    Yields:
-        An object whose ``value`` is to be set to the timestep before each call of the denoiser.
-    """
-    timestep = _Timestep()
-    restore: list[tuple[nn.Module, nn.Parameter]] = []
-    handles = []
-    try:
-        for layer, side, bits in entries:
-            module = denoiser.get_submodule(layer)
-            if side == "weight":
-                weight: Any = module.weight
-                fake = candidates.weights[layer][bits].fake_quantize(weight.detach())
-                restore.append((module, weight))
-                module.weight = nn.Parameter(fake, requires_grad=False)
-            else:
-                handles.append(module.register_forward_pre_hook(_quantizing(candidates, layer, bits, timestep)))
-        yield timestep
-    finally:
-        for module, weight in reversed(restore):
-            module.weight = weight
-        for handle in handles:
-            handle.remove()
-
-
-def _quantizing(candidates: Candidates, layer: str, bits: int, timestep: _Timestep) -> Any:
-    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (candidates.fake_input(layer, bits, args[0], timestep.value), *args[1:])
-
-    return hook

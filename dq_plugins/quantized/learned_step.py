@@ -19,13 +19,9 @@ from torch import Tensor, nn
 
 from dq_plugins.affine import integer_range
 from dq_plugins.quantized.binarizers import mean_magnitude, per_channel
+from dq_plugins.quantized.straight_through import fake_quantize_ste
 
 SMALLEST_STEP = 1e-8
-
-
-def round_ste(x: Tensor) -> Tensor:
-    """Round to nearest, ties to even; the gradient passes unchanged. The value is exact."""
-    return torch.round(x).detach() + (x - x.detach())
 
 
 def scale_gradient_factor(step: Tensor, numel: int, bits: int) -> Tensor:
@@ -33,7 +29,7 @@ def scale_gradient_factor(step: Tensor, numel: int, bits: int) -> Tensor:
     return step.detach() + (step - step.detach()) / math.sqrt(numel * integer_range(bits)[1])
 
 
-def fake_quantize_ste(x: Tensor, step: Tensor, bits: int, numel: int) -> Tensor:
+def learned_step_quantize(x: Tensor, step: Tensor, bits: int, numel: int) -> Tensor:
     """LSQ: quantize and dequantize with LSQ's gradients for ``x`` and ``step``.
 
     Args:
@@ -42,10 +38,8 @@ def fake_quantize_ste(x: Tensor, step: Tensor, bits: int, numel: int) -> Tensor:
         bits: width of the code.
         numel: elements that one step serves.
     """
-    q_min, q_max = integer_range(bits)
     s = scale_gradient_factor(step.abs().clamp_min(SMALLEST_STEP), numel, bits)
-    q = round_ste((x.float() * (1.0 / s)).clamp(q_min, q_max))
-    return (q * s).to(x.dtype)
+    return fake_quantize_ste(x, s, 0, *integer_range(bits))
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
@@ -92,7 +86,7 @@ class LearnedStepActivation(nn.Module):
         """Quantize and dequantize ``x``."""
         if not self._running:
             self.start(x)
-        return fake_quantize_ste(x, self.step, self.bits, x.numel())
+        return learned_step_quantize(x, self.step, self.bits, x.numel())
 
     def scale(self) -> Tensor:
         """The step as an affine scale: positive float32 scalar."""
@@ -129,7 +123,7 @@ class LearnedStepWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize and dequantize ``weight``."""
-        return fake_quantize_ste(weight, per_channel(self.step, weight), self.bits, weight[0].numel())
+        return learned_step_quantize(weight, per_channel(self.step, weight), self.bits, weight[0].numel())
 
     def scale(self) -> Tensor:
         """The steps as affine scales: positive float32 ``[O]``."""

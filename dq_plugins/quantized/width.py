@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from dq_plugins.errors import BudgetError
@@ -42,6 +42,14 @@ class Menu(NamedTuple):
 
     weight: tuple[int | None, ...] = (2, 3, 4, 6, 8)
     activation: tuple[int | None, ...] = (None,)
+
+
+def widths_of(entries: Iterable[Entry]) -> dict[str, Width]:
+    """The widths that some entries make together; the other side of their layers is in full precision."""
+    widths: dict[str, Width] = {}
+    for layer, side, bits in entries:
+        widths[layer] = widths.get(layer, Width())._replace(**{side: bits})
+    return widths
 
 
 def entries_of(widths: Mapping[str, Width]) -> list[Entry]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +11,9 @@ from torch import nn
 from dq_plugins import registry
 from dq_plugins.calibration import CalibrationSet, first_tensor
 from dq_plugins.errors import DQError
-from dq_plugins.quantized.candidates import Candidates, Entry, quantized
+from dq_plugins.quantized.candidates import Candidates, Entry
+from dq_plugins.quantized.network import SuperNetwork
+from dq_plugins.quantized.width import widths_of
 from dq_plugins.sensitivity.store import FORWARD, Sums
 from dq_plugins.sensitivity.trajectory import Trajectory
 
@@ -30,9 +31,9 @@ def output_noise(
         ``sum (y - y^)^2`` and ``sum y^2``.
     """
     noise = signal = 0.0
-    with quantized(denoiser, candidates, list(entries)) as timestep, torch.no_grad():
+    with SuperNetwork(denoiser, candidates, calibration.timestep_argument) as network, torch.no_grad():
+        network.switch(widths_of(entries))
         for call in calibration.calls():
-            timestep.value = call.timestep
             reference = call.output.double()
             noise += float((call.run(denoiser).double() - reference).square().sum())
             signal += float(reference.square().sum())
@@ -43,13 +44,10 @@ def final_samples(
     denoiser: nn.Module, candidates: Candidates, entries: Sequence[Entry], trajectory: Trajectory
 ) -> torch.Tensor:
     """Final samples ``[B, ...]`` of a recorded run, repeated with some entries quantized together."""
-    with quantized(denoiser, candidates, list(entries)) as timestep, torch.no_grad():
-
-        def denoise(kwargs: dict[str, Any], t: torch.Tensor) -> torch.Tensor:
-            timestep.value = t
-            return first_tensor(denoiser(**kwargs))
-
-        return trajectory.replay(denoise)
+    argument = trajectory.calibration.timestep_argument
+    with SuperNetwork(denoiser, candidates, argument) as network, torch.no_grad():
+        network.switch(widths_of(entries))
+        return trajectory.replay(lambda kwargs: first_tensor(denoiser(**kwargs)))
 
 
 @dataclass

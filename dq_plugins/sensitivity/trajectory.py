@@ -110,11 +110,11 @@ class Trajectory:
         """`fold` for values of rows; a single value stays."""
         return self.fold(values) if values.numel() == self._branches * self.images else values
 
-    def replay(self, denoise: Callable[[dict[str, Any], Tensor], Tensor]) -> Tensor:
+    def replay(self, denoise: Callable[[dict[str, Any]], Tensor]) -> Tensor:
         """Repeat the run with another denoiser.
 
         Args:
-            denoise: from the arguments of a call and its timestep to the first tensor of the output.
+            denoise: from the arguments of a call to the first tensor of the output.
 
         Returns:
             The final samples ``[B, ...]``; in full precision those of `final`.
@@ -123,7 +123,7 @@ class Trajectory:
         for step, update in enumerate(self.updates):
             call = self.call(step)
             rows = sample.repeat(self._branches, *[1] * (sample.dim() - 1))
-            output = denoise({**call.kwargs, self.argument: rows}, call.timestep)
+            output = denoise({**call.kwargs, self.argument: rows})
             following = self.call(step + 1).kwargs[self.argument] if step + 1 < len(self.calls) else call.output
             recorded = call.kwargs[self.argument][: self.images]
             # the recorded step, plus what differs from it: r_k never has to be computed

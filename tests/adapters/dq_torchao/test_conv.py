@@ -9,7 +9,7 @@ from dq_torchao.lowering import lower_layer
 from torch import nn
 from torchao_models import GROUPS, layer_plan
 
-from dq_plugins.quantized.simulate import simulate_layer
+from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.timesteps import TimestepContext
 
 WINDOWS = [

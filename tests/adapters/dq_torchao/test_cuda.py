@@ -10,7 +10,7 @@ from dq_torchao.lowering import lower_layer
 from torch import nn
 from torchao_models import GROUPS, TIMESTEPS, Denoiser, denoiser_plan, layer_plan, sqnr
 
-from dq_plugins.quantized.simulate import simulate_layer
+from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.timesteps import TimestepContext
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

@@ -10,7 +10,7 @@ from torch import nn
 from torchao_models import layer_plan
 
 from dq_plugins.plan import LayerPlan
-from dq_plugins.quantized.simulate import simulate_layer
+from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.timesteps import TimestepContext, TimestepGroups
 
 GROUPS = TimestepGroups((300.0, 700.0))

@@ -15,7 +15,7 @@ from torchao_models import GROUPS, Denoiser, denoiser_plan, layer_plan, sqnr
 
 import dq_plugins as dq
 from dq_plugins.plan import LayerPlan, QuantPlan, Reason, WeightQuant
-from dq_plugins.quantized.simulate import simulate_layer
+from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.timesteps import TimestepContext
 
 SCALAR, PER_SAMPLE = torch.tensor(500.0), torch.tensor([100.0, 800.0])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dq_plugins.affine import fake_quantize, integer_range
-from dq_plugins.quantized.learned_step import LearnedStepActivation, LearnedStepWeight, fake_quantize_ste
+from dq_plugins.quantized.learned_step import LearnedStepActivation, LearnedStepWeight, learned_step_quantize
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -32,7 +32,7 @@ def test_first_batch_sets_the_step_and_later_ones_do_not():
 def test_gradients_are_those_of_the_paper():
     x = torch.tensor([-100.0, -0.6, 0.2, 0.9, 100.0], requires_grad=True)
     step = torch.tensor(0.5, requires_grad=True)
-    fake_quantize_ste(x, step, 4, x.numel()).sum().backward()
+    learned_step_quantize(x, step, 4, x.numel()).sum().backward()
     assert x.grad.tolist() == [0, 1, 1, 1, 0]
     v = x.detach() / 0.5
     per_element = torch.where(v <= -8, -8.0, torch.where(v >= 7, 7.0, v.round() - v))

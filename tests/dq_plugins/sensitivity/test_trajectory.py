@@ -35,7 +35,7 @@ class TwoBranches(nn.Module):
 
 def replayed(denoiser: nn.Module, trajectory):
     with torch.no_grad():
-        return trajectory.replay(lambda kwargs, _: first_tensor(denoiser(**kwargs)))
+        return trajectory.replay(lambda kwargs: first_tensor(denoiser(**kwargs)))
 
 
 def test_updates_of_a_linear_sampler_are_found(tmp_path):

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dq_plugins import registry
-from dq_plugins.quantized.simulate import SimulateAdapter, simulate_layer
+from dq_plugins.quantized.layer import simulate_layer
+from dq_plugins.quantized.simulate import SimulateAdapter
 from dq_plugins.testing import run_suite, suite_for
 from dq_plugins.testing.adapters import AdapterConformance
 from dq_plugins.testing.denoiser import TinyDenoiser

@@ -1,0 +1,154 @@
+"""One layer that computes with a quantized weight and a quantized input: the wrapper that everything uses.
+
+The module keeps its class, its name and its forward. Its weight is replaced by the values that the quantized layer
+computes with, and its input passes through its ``input_quantizer`` first. Both are replaced by assignment: nothing is
+computed when a run switches between widths, codes or ranges.
+
+Shapes: ``G`` timestep groups, ``B`` samples of a call, ``N`` rows of a layer's input.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dq_plugins.affine import fake_quantize, integer_range
+from dq_plugins.errors import PlanError
+from dq_plugins.plan import ActivationQuant, LayerPlan
+from dq_plugins.quantized.straight_through import fake_quantize_ste
+from dq_plugins.timesteps import TimestepContext, select_for_input
+
+
+def quantize_input(x: Tensor, scale: Tensor, zero_point: Tensor, index: Tensor, bits: int) -> Tensor:
+    """Simulated quantization of a layer's input by timestep group; gradients pass straight through.
+
+    Args:
+        x: ``[N, ...]``.
+        scale: ``[G]``; may require gradients.
+        zero_point: ``[G]``.
+        index: group of the call, of every sample or of every token: see `dq_plugins.timesteps.select_for_input`.
+        bits: width of the code.
+    """
+    s, z = (select_for_input(table.to(x.device), index.to(x.device), x) for table in (scale, zero_point))
+    differentiable = torch.is_grad_enabled() and (x.requires_grad or s.requires_grad)
+    return (fake_quantize_ste if differentiable else fake_quantize)(x, s, z, *integer_range(bits))
+
+
+class ActivationQuantizer(nn.Module):
+    """Simulated quantizer of one layer's input, with one (scale, zero point) per timestep group.
+
+    The two buffers may be replaced at any time; a scale that requires gradients gets them.
+
+    Args:
+        quant: width, groups, and the parameters to start from.
+        context: of the denoiser: it knows the group of the running call.
+        device: where the parameters live.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, quant: ActivationQuant, context: TimestepContext, device: torch.device) -> None:
+        super().__init__()
+        self.groups, self.bits, self.context = quant.groups, quant.bits, context
+        self.register_buffer("scale", quant.scale.to(device, copy=True))
+        self.register_buffer("zero_point", quant.zero_point.to(device, copy=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize and dequantize ``x``."""
+        return quantize_input(x, self.scale, self.zero_point, self.context.index(self.groups), self.bits)
+
+    def extra_repr(self) -> str:
+        """Width and groups."""
+        return f"bits={self.bits}, groups={self.groups!r} ({self.scale.numel()}), simulated"
+
+
+class LayerState(NamedTuple):
+    """What a layer computes with; the default is full precision.
+
+    Attributes:
+        weight: the values in place of its weight, on whatever they depend: codes, soft rounding, anything that may
+            require gradients. None: its own.
+        quantizer: what its input passes through: an `ActivationQuantizer`, or any module from tensor to tensor.
+    """
+
+    weight: Tensor | None = None
+    quantizer: nn.Module | None = None
+
+
+class QuantizedLayer:
+    """Puts a module into one state after another.
+
+    Args:
+        module: any module with a ``weight``.
+
+    Raises:
+        PlanError: it has none.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        if not isinstance(getattr(module, "weight", None), Tensor):
+            raise PlanError(f"a {type(module).__name__} has no weight tensor, so it cannot be quantized")
+        self.module = module
+        self.full = module._parameters.get("weight")
+        module.register_module("input_quantizer", None)
+        self._hook = module.register_forward_pre_hook(_quantize_input, with_kwargs=True)
+
+    def use(self, state: LayerState) -> None:
+        """Compute with ``state`` from now on."""
+        if self.full is not None:
+            self.module._parameters["weight"] = self.full if state.weight is None else state.weight  # type: ignore[assignment]
+        self.module._modules["input_quantizer"] = state.quantizer
+
+    def remove(self) -> None:
+        """Leave the module exactly as it was found."""
+        self.use(LayerState())
+        self._hook.remove()
+        del self.module._modules["input_quantizer"]
+
+
+def _quantize_input(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    # Looked up on the module that runs, so that copies of it, and replicas on other devices, use their own.
+    quantizer: Any = module.input_quantizer
+    if quantizer is None:
+        return None
+    if args:
+        return (quantizer(args[0]), *args[1:]), kwargs
+    return args, {name: quantizer(x) if place == 0 else x for place, (name, x) in enumerate(kwargs.items())}
+
+
+@torch.no_grad()
+def planned_state(
+    module: nn.Module, plan: LayerPlan, context: TimestepContext, *, quantize_inputs: bool = True
+) -> LayerState:
+    """The state that a plan describes.
+
+    Args:
+        module: the full-precision layer.
+        plan: what the plan says about it.
+        context: the context attached to the denoiser.
+        quantize_inputs: whether its input is quantized, where the plan says how.
+    """
+    weight: Any = module.weight
+    values = None if plan.weight is None else nn.Parameter(plan.weight.fake_quantize(weight), requires_grad=False)
+    activation = plan.activation if quantize_inputs else None
+    return LayerState(values, activation and ActivationQuantizer(activation, context, weight.device))
+
+
+def simulate_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext) -> nn.Module:
+    """Turn one layer into its simulated quantized self, in place and for good.
+
+    Args:
+        layer: any module with a ``weight`` whose dimension 0 is the output channel.
+        plan: what the plan says about it.
+        context: the context attached to the denoiser.
+
+    Returns:
+        The same layer.
+    """
+    QuantizedLayer(layer).use(planned_state(layer, plan, context))
+    return layer

@@ -1,0 +1,127 @@
+"""A denoiser some of whose layers are quantized for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from dq_plugins.errors import PlanError
+from dq_plugins.plan import QuantPlan
+from dq_plugins.quantized.layer import LayerState, QuantizedLayer, planned_state
+from dq_plugins.timesteps import TimestepContext, TimestepGroups, attach_context, context_of, detach_context
+
+States = Mapping[str, LayerState]
+
+
+class QuantizedRun:
+    """Quantizes layers of a denoiser while it is open; afterwards the denoiser is exactly as it was, come what may.
+
+    Args:
+        denoiser: full precision.
+        layers: fully qualified names of those that are ever quantized.
+        groups: the timestep groups that quantizers name.
+        timestep: name of the denoiser's timestep argument.
+
+    Attributes:
+        context: knows the timestep group of the running call; for `ActivationQuantizer`.
+
+    Example::
+
+        with QuantizedRun(denoiser, plan.layers, plan.groups, "timestep") as run:
+            run.use(planned_states(run, plan))
+            denoiser(**inputs)              # quantized
+            run.use({})
+            denoiser(**inputs)              # full precision
+    """
+
+    def __init__(
+        self, denoiser: nn.Module, layers: Iterable[str], groups: Mapping[str, TimestepGroups], timestep: str
+    ) -> None:
+        self.denoiser, self.timestep = denoiser, timestep
+        self.context = TimestepContext(groups)
+        self.modules = {name: denoiser.get_submodule(name) for name in layers}
+        self._layers: dict[str, QuantizedLayer] = {}
+        self._restore = ExitStack()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the denoiser can be quantized now."""
+        return bool(self._layers) or context_of(self.denoiser) is self.context
+
+    def __enter__(self) -> Self:
+        if self.is_open:
+            raise PlanError("this run is open already; two states cannot run in one denoiser")
+        if context_of(self.denoiser) is not None:
+            raise PlanError("the denoiser is quantized already; a quantized run starts from full precision")
+        with ExitStack() as stack:
+            attach_context(self.denoiser, self.context, self.timestep)
+            stack.callback(detach_context, self.denoiser)
+            stack.callback(self._layers.clear)
+            for name, module in self.modules.items():
+                self._layers[name] = QuantizedLayer(module)
+                stack.callback(self._layers[name].remove)
+            self._restore = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._restore.close()
+
+    def use(self, states: States) -> None:
+        """Compute with these states from now on; layers that they do not name are in full precision.
+
+        Raises:
+            PlanError: the run is closed, or was not made for a layer.
+        """
+        if not self.is_open:
+            raise PlanError("open the run first: with QuantizedRun(...) as run")
+        unknown = sorted(states.keys() - self.modules.keys())
+        if unknown:
+            raise PlanError(f"layer {unknown[0]!r} is none of the {len(self.modules)} layers of this quantized run")
+        for name, layer in self._layers.items():
+            layer.use(states.get(name, LayerState()))
+
+    def at(self, timestep: Tensor | float) -> AbstractContextManager[Any]:
+        """Select the groups of a timestep for a ``with`` block, in which parts of the denoiser run by themselves."""
+        return self.context.select(timestep)
+
+    def full_weight(self, name: str) -> Tensor:
+        """The full-precision weight of a layer, whatever it computes with now."""
+        layer = self._layers.get(name)
+        weight: Any = self.modules[name].weight if layer is None else layer.full
+        return weight.detach()
+
+
+def planned_run(denoiser: nn.Module, plan: QuantPlan) -> QuantizedRun:
+    """A run for the layers that a plan quantizes."""
+    layers = [name for name, layer in plan.layers.items() if layer.quantized]
+    return QuantizedRun(denoiser, layers, plan.groups, plan.timestep_argument)
+
+
+def planned_states(run: QuantizedRun, plan: QuantPlan, *, quantize_inputs: bool = True) -> dict[str, LayerState]:
+    """The states of a plan's layers, made before anything is quantized.
+
+    Args:
+        run: of the denoiser, closed or in full precision.
+        plan: the plan.
+        quantize_inputs: whether inputs are quantized too, where the plan says how.
+    """
+    return {
+        name: planned_state(module, plan.layers[name], run.context, quantize_inputs=quantize_inputs)
+        for name, module in run.modules.items()
+    }
+
+
+def sees_quantized_inputs(plan: QuantPlan, chosen: bool | None = None) -> bool:
+    """Whether what learns against a plan runs with quantized inputs.
+
+    Args:
+        plan: the plan so far.
+        chosen: yes or no; None: where the plan has inputs of fewer than 8 bits, whose errors a weight can mend.
+    """
+    if chosen is not None:
+        return chosen
+    return any(layer.activation is not None and layer.activation.bits < 8 for layer in plan.layers.values())

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from dq_plugins.errors import PlanError
+from dq_plugins.plan import ActivationQuant, LayerPlan, WeightQuant
+from dq_plugins.quantized.layer import ActivationQuantizer, LayerState, QuantizedLayer, planned_state, simulate_layer
+from dq_plugins.quantized.soft_rounding import SoftRounding
+from dq_plugins.quantized.weight_scale import weight_parameters
+from dq_plugins.timesteps import TimestepContext, TimestepGroups
+
+CPU = torch.device("cpu")
+QUANT = ActivationQuant(4, "all", torch.tensor([0.1, 0.4]), torch.tensor([0, 2], dtype=torch.int32))
+X = torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(0))
+
+
+def context() -> TimestepContext:
+    return TimestepContext({"all": TimestepGroups((500.0,))})
+
+
+def layer() -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(8, 5)
+
+
+def plan(module: nn.Module) -> LayerPlan:
+    return LayerPlan(
+        "linear",
+        weight=WeightQuant(4, weight_parameters(module.weight, 4)[0]),
+        activation=QUANT,
+        unquantized_reason=None,
+    )
+
+
+def by_hand(module: nn.Linear, x: torch.Tensor, group: int) -> torch.Tensor:
+    weight = plan(module).weight.fake_quantize(module.weight.detach())
+    return nn.functional.linear(QUANT.fake_quantize(x, group), weight, module.bias)
+
+
+def test_a_planned_state_computes_the_definition_in_every_group_and_is_taken_away_without_a_trace():
+    module, where = layer(), context()
+    before, hooks, own = dict(vars(module)), dict(module._forward_pre_hooks), module.weight
+    quantized = QuantizedLayer(module)
+    quantized.use(planned_state(module, plan(module), where))
+    with torch.no_grad():
+        for t, group in ((100, 0), (900, 1)):
+            with where.select(t):
+                found = module(X), module(input=X)
+            assert all(torch.equal(each, by_hand(layer(), X, group)) for each in found)
+    quantized.use(LayerState())
+    assert torch.equal(module(X), layer()(X))
+    quantized.remove()
+    assert module.weight is own
+    assert module._forward_pre_hooks == hooks
+    assert vars(module).keys() == before.keys()
+    assert not module._modules
+
+
+def test_samples_of_several_timesteps_get_their_own_parameters():
+    module, where = layer(), context()
+    simulate_layer(module, plan(module), where)
+    with torch.no_grad(), where.select(torch.tensor([100, 900, 900, 100])):
+        found = module(X)
+    for row, group in enumerate((0, 1, 1, 0)):
+        torch.testing.assert_close(found[row], by_hand(layer(), X[row : row + 1], group)[0])
+
+
+def test_gradients_reach_input_weight_and_scale_straight_through():
+    module, where = layer(), context()
+    quantizer = ActivationQuantizer(QUANT, where, CPU)
+    step = torch.zeros(2, requires_grad=True)
+    quantizer.scale = QUANT.scale * step.exp()
+    rounding = SoftRounding(module.weight, plan(module).weight)
+    QuantizedLayer(module).use(LayerState(rounding.soft(), quantizer))
+    x = X.clone().requires_grad_()
+    with where.select(900):
+        module(x).square().sum().backward()
+    assert bool(x.grad.any())
+    assert bool(rounding.alpha.grad.any())
+    assert step.grad[0] == 0  # the group that did not run
+    assert step.grad[1] != 0
+
+
+def test_a_state_is_replaced_without_computing_anything():
+    module, where = layer(), context()
+    quantized = QuantizedLayer(module)
+    weight = torch.ones_like(module.weight)
+    quantized.use(LayerState(weight, ActivationQuantizer(QUANT, where, CPU)))
+    assert module.weight is weight
+    assert module.input_quantizer.scale is not QUANT.scale
+
+
+def test_copies_and_pickles_of_a_simulated_layer_use_their_own_parameters():
+    module, where = layer(), context()
+    simulate_layer(module, plan(module), where)
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert other.input_quantizer is not module.input_quantizer
+        other.input_quantizer.scale.mul_(4)
+        with torch.no_grad(), where.select(100), other.input_quantizer.context.select(100):
+            assert not torch.equal(other(X), module(X))
+    assert torch.equal(module.input_quantizer.scale, QUANT.scale)
+
+
+def test_a_module_without_a_weight_is_refused():
+    with pytest.raises(PlanError, match="a ReLU has no weight tensor"):
+        QuantizedLayer(nn.ReLU())

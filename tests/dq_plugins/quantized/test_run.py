@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dq_plugins as dq
+from dq_plugins.errors import PlanError
+from dq_plugins.quantized.layer import LayerState
+from dq_plugins.quantized.run import QuantizedRun, planned_run, planned_states, sees_quantized_inputs
+from dq_plugins.testing.denoiser import TinyDenoiser, example_inputs
+from dq_plugins.testing.plans import handmade_plan
+
+
+@pytest.fixture
+def denoiser() -> TinyDenoiser:
+    return TinyDenoiser()
+
+
+def inputs(t: int = 300) -> dict:
+    return {**example_inputs(), "timestep": torch.tensor(t)}
+
+
+def test_it_computes_what_the_applied_plan_computes(denoiser):
+    plan = handmade_plan(denoiser, bits=5)
+    expected = [dq.apply(denoiser, plan, "simulate")(**inputs(t)) for t in (900, 300)]
+    with torch.no_grad(), planned_run(denoiser, plan) as run:
+        states = planned_states(run, plan)
+        run.use(states)
+        found = [denoiser(**inputs(t)) for t in (900, 300)]
+        run.use({})
+        full = denoiser(**inputs())
+        run.use(states)
+        again = denoiser(**inputs(900))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert torch.equal(again, expected[0])
+    with torch.no_grad():
+        assert torch.equal(full, denoiser(**inputs()))
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_the_denoiser_is_restored_exactly_whatever_happens(denoiser, opens):
+    plan = handmade_plan(denoiser)
+    run = planned_run(denoiser, plan)
+    if not opens:
+        del denoiser.last.weight  # can no longer be wrapped
+    weights, kind = dict(denoiser.named_parameters()), type(denoiser)
+
+    def fail():
+        with run:
+            run.use({"first": LayerState(weight=torch.zeros_like(denoiser.first.weight))})
+            raise KeyError
+
+    with pytest.raises(KeyError if opens else PlanError):
+        fail()
+    assert all(p is weights[n] for n, p in denoiser.named_parameters())
+    assert type(denoiser) is kind
+    assert not any(m._forward_pre_hooks or "input_quantizer" in m._modules for m in denoiser.modules())
+    assert not run.is_open
+
+
+def test_parts_run_by_themselves_at_a_chosen_timestep(denoiser):
+    plan = handmade_plan(denoiser, bits=4)
+    x = torch.randn(2, 4, 8, 8)
+    layer = plan.layers["first"]
+    with torch.no_grad(), planned_run(denoiser, plan) as run:
+        run.use(planned_states(run, plan))
+        with run.at(900):
+            found = denoiser.first(x)
+    fake = layer.activation.fake_quantize(x, plan.groups["all"].of(900))
+    with torch.no_grad():
+        expected = torch.func.functional_call(
+            denoiser.first, {"weight": layer.weight.fake_quantize(denoiser.first.weight)}, fake
+        )
+    assert torch.equal(found, expected)
+
+
+def test_inputs_stay_in_full_precision_where_asked(denoiser):
+    plan = handmade_plan(denoiser, bits=4)
+    states = planned_states(planned_run(denoiser, plan), plan, quantize_inputs=False)
+    assert all(s.quantizer is None and s.weight is not None for s in states.values())
+
+
+def test_inputs_are_quantized_for_what_learns_where_they_are_narrow(denoiser):
+    assert sees_quantized_inputs(handmade_plan(denoiser, bits=4))
+    assert not sees_quantized_inputs(handmade_plan(denoiser, bits=8))
+    assert sees_quantized_inputs(handmade_plan(denoiser, bits=8), True)
+    assert not sees_quantized_inputs(handmade_plan(denoiser, bits=4), False)
+
+
+def test_mistakes_are_named(denoiser):
+    plan = handmade_plan(denoiser)
+    run = QuantizedRun(denoiser, ["first"], plan.groups, "timestep")
+    with pytest.raises(PlanError, match="open the run first"):
+        run.use({})
+    with run:
+        with pytest.raises(PlanError, match="open already"):
+            run.__enter__()
+        with pytest.raises(PlanError, match="'nowhere' is none of the 1 layers"):
+            run.use({"nowhere": LayerState()})
+    with pytest.raises(PlanError, match="quantized already"):
+        QuantizedRun(dq.apply(denoiser, plan, "simulate"), [], plan.groups, "timestep").__enter__()

@@ -1,0 +1,24 @@
+import pytest
+import torch
+
+from dq_plugins.affine import fake_quantize, integer_range
+from dq_plugins.quantized.straight_through import fake_quantize_ste
+
+X = torch.randn(4000, generator=torch.Generator().manual_seed(0)) * 3
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("zero_point", [0, torch.tensor(1, dtype=torch.int32), torch.tensor(-2, dtype=torch.int32)])
+def test_values_are_those_of_the_quantizer_bit_for_bit(bits, zero_point):
+    args = X, torch.tensor(0.37), zero_point, *integer_range(bits)
+    assert torch.equal(fake_quantize_ste(*args), fake_quantize(*args))
+    assert fake_quantize_ste(X.bfloat16(), *args[1:]).dtype == torch.bfloat16
+
+
+def test_gradients_pass_inside_the_range_and_stop_outside():
+    x = torch.tensor([-9.0, -0.4, 0.3, 9.0], requires_grad=True)
+    scale, zero = torch.tensor(0.5, requires_grad=True), torch.tensor(1, dtype=torch.int32)
+    fake_quantize_ste(x, scale, zero, -8, 7).sum().backward()
+    assert x.grad.tolist() == [0, 1, 1, 0]
+    # clipped: lowest and highest code less the zero point; inside: round(x / s) - x / s
+    assert float(scale.grad) == pytest.approx((-8 - 1) + (7 - 1) + (-1 + 0.8) + (1 - 0.6), abs=1e-6)
