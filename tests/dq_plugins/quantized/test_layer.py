@@ -29,12 +29,8 @@ def layer() -> nn.Linear:
 
 
 def plan(module: nn.Module) -> LayerPlan:
-    return LayerPlan(
-        "linear",
-        weight=WeightQuant(4, weight_parameters(module.weight, 4)[0]),
-        activation=QUANT,
-        unquantized_reason=None,
-    )
+    weight = WeightQuant(4, weight_parameters(module.weight, 4)[0])
+    return LayerPlan("linear", weight=weight, activation=QUANT, unquantized_reason=None)
 
 
 def by_hand(module: nn.Linear, x: torch.Tensor, group: int) -> torch.Tensor:
