@@ -14,14 +14,9 @@ is imported; code is loaded when `get` first asks for it. ``DQ_PLUGINS`` allows 
 """
 
 from dq_plugins.registry.plugin import GROUPS, KINDS, Kind, Location, Plugin
-from dq_plugins.registry.store import Registry, State
+from dq_plugins.registry.store import State, find, get, names, plugins, register, status, temporary, unmatched_terms
 
 __all__ = [
-    "GROUPS", "KINDS", "Kind", "Location", "Plugin", "Registry", "State", "find", "get", "names", "plugins", "register",
-    "status", "temporary", "unmatched_terms",
+    "GROUPS", "KINDS", "Kind", "Location", "Plugin", "State", "find", "get", "names", "plugins", "register", "status",
+    "temporary", "unmatched_terms",
 ]  # fmt: skip
-
-_registry = Registry()
-find, get, names, plugins = _registry.find, _registry.get, _registry.names, _registry.plugins
-register, temporary = _registry.register, _registry.temporary
-status, unmatched_terms = _registry.status, _registry.unmatched_terms

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, NamedTuple
 
 from dq_plugins.errors import RegistryError
@@ -45,7 +46,6 @@ class Plugin:
         version: version of that distribution.
         api: version of the plugin API it is written for.
         requires: requirements, as pip writes them, that must be met before it is loaded.
-        registered_at: where code of this process registered it; None for an entry point.
         loaded: the object, `NOT_LOADED` before its first use.
         failure: what its last loading raised, in one line; empty if nothing.
     """
@@ -57,17 +57,15 @@ class Plugin:
     version: str | None = None
     api: str = "v1"
     requires: tuple[str, ...] = ()
-    registered_at: Location | None = None
     loaded: Any = NOT_LOADED
     failure: str = ""
 
     @classmethod
-    def of(cls, kind: str, name: str, obj: Any, caller: FrameType) -> Plugin:
+    def of(cls, kind: str, name: str, obj: Any, module: str) -> Plugin:
         """An object of this process; an instance goes by its type and the module that registers it."""
-        module = obj.__module__ if hasattr(obj, "__qualname__") else caller.f_globals["__name__"]
-        target = f"{module}:{getattr(obj, '__qualname__', type(obj).__qualname__)}"
-        where = Location(caller.f_code.co_filename, caller.f_lineno)
-        return cls(kind, name, target, registered_at=where, loaded=obj)
+        known = hasattr(obj, "__qualname__")
+        target = f"{obj.__module__}:{obj.__qualname__}" if known else f"{module}:{type(obj).__qualname__}"
+        return cls(kind, name, target, loaded=obj)
 
     @property
     def built_in(self) -> bool:
@@ -95,7 +93,7 @@ class Plugin:
     @property
     def location(self) -> Location:
         """File and line of the definition, found without importing anything."""
-        return self.registered_at or locate(self.target)
+        return locate(self.target)
 
     def load(self) -> Any:
         """The object; imported at the first use, and tried again after a failure.
@@ -126,14 +124,8 @@ def _import(target: str) -> Any:
 def locate(target: str) -> Location:
     """Where ``package.module:attribute`` is written, found by looking at files: nothing is imported."""
     module, _, attribute = target.partition(":")
-    top, *rest = module.split(".")
-    try:
-        spec = importlib.util.find_spec(top)  # of a dotted name it would import the packages above
-    except (ImportError, ValueError):  # ValueError: the module is loaded and has no spec, such as __main__
-        spec = None
-    files = [Path(spec.origin)] if spec and spec.origin and not rest else []
-    for folder in spec.submodule_search_locations or () if spec and rest else ():
-        files += Path(folder, *rest).with_suffix(".py"), Path(folder, *rest, "__init__.py")
+    loaded = getattr(sys.modules.get(module), "__file__", None)
+    files = [Path(loaded)] if loaded else list(_files(*module.split(".")))
     file = next((file for file in files if file.is_file()), None)
     if file is None:
         return Location()
@@ -142,3 +134,16 @@ def locate(target: str) -> Location:
     text = file.read_text("utf-8", errors="replace")
     lines = [number for number, line in enumerate(text.splitlines(), 1) if binds.match(line)]
     return Location(str(file), lines[-1] if lines else None)  # the last one to bind the name counts
+
+
+def _files(top: str, *rest: str) -> Iterator[Path]:
+    """Files that Python would read for a module that is not loaded; some may not exist."""
+    try:
+        spec = importlib.util.find_spec(top)  # of "a.b" it would import "a"
+    except (ImportError, ValueError):  # ValueError: a module made by hand, without a spec
+        return
+    if spec is not None and not rest:
+        yield Path(spec.origin or "")
+    for folder in (spec and rest and spec.submodule_search_locations) or ():
+        yield Path(folder, *rest).with_suffix(".py")
+        yield Path(folder, *rest, "__init__.py")

@@ -14,6 +14,7 @@ and those of code of this process, can only be denied. A denial wins. To tell tw
 
 from __future__ import annotations
 
+import os
 import re
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -36,10 +37,10 @@ class Term(NamedTuple):
         return fnmatchcase(plugin.key, self.pattern)
 
 
-def parse(text: str) -> list[Term]:
-    """The terms of a value of ``DQ_PLUGINS``; `RegistryError` if one does not follow the grammar."""
-    terms = []
-    for term in filter(None, map(str.strip, text.split(","))):
+def terms() -> list[Term]:
+    """The terms of ``DQ_PLUGINS`` as it is now; `RegistryError` if one does not follow the grammar."""
+    found = []
+    for term in filter(None, map(str.strip, os.environ.get("DQ_PLUGINS", "").split(","))):
         match = _TERM.fullmatch(term)
         if match is None:
             raise RegistryError(
@@ -48,17 +49,18 @@ def parse(text: str) -> list[Term]:
                 "Examples: 'my-observer', '-my-pass', 'pass:*@acme-dq'. Correct the term or unset DQ_PLUGINS."
             )
         pattern = f"{match['kind'] or '*'}:{match['name']}@{match['distribution'] or '*'}"
-        terms.append(Term(term, bool(match["deny"]), pattern))
-    return terms
+        found.append(Term(term, bool(match["deny"]), pattern))
+    return found
 
 
-def denial(terms: list[Term], plugin: Plugin) -> str:
+def denial(plugin: Plugin) -> str:
     """Why ``plugin`` may not be used; empty when it may."""
-    matching = [term for term in terms if term.matches(plugin)]
+    every = terms()
+    matching = [term for term in every if term.matches(plugin)]
     for term in matching:
         if term.denies:
             return f"the term {term.text!r} of the environment variable DQ_PLUGINS denies it"
-    allowing = ",".join(term.text for term in terms if not term.denies)
+    allowing = ",".join(term.text for term in every if not term.denies)
     if matching or not allowing or plugin.built_in or plugin.distribution is None:
         return ""
     return f"the environment variable DQ_PLUGINS allows {allowing!r} and not this one; add its name"

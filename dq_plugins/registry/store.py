@@ -1,169 +1,167 @@
-"""The registry: plugins by kind and name, where each stands, and loading one at first use."""
+"""The registry: a dict of plugins by kind and name; where each stands, and loading one at first use.
+
+Names come from metadata when this module is imported. Threads may share it: each function changes the dict by one
+assignment, and Python imports a module once. Every function raises `RegistryError` where ``kind`` is not a kind of
+plugin, or the environment variable ``DQ_PLUGINS`` is malformed.
+"""
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar
 
 from dq_plugins.errors import MissingDependencyError, RegistryError, close_matches
 from dq_plugins.registry.installed import API_GROUP, discover, missing_requirements
 from dq_plugins.registry.plugin import KINDS, NOT_LOADED, Kind, Plugin
-from dq_plugins.registry.rules import Term, denial, parse
+from dq_plugins.registry.rules import denial, terms
 
 API = "v1"
 State = Literal["ok", "not loaded", "broken", "conflict", "incompatible", "missing requirement", "denied"]
 T = TypeVar("T")
 
 
-class Registry:
-    """A dict of plugins by kind and name; a name that several distributions declare has several.
+def by_name(plugins: Iterable[Plugin]) -> dict[tuple[str, str], list[Plugin]]:
+    """Plugins by kind and name; a name that several distributions declare has several."""
+    found: dict[tuple[str, str], list[Plugin]] = {}
+    for plugin in plugins:
+        found.setdefault((plugin.kind, plugin.name), []).append(plugin)
+    return found
 
-    Names come from metadata when the registry is made; code is loaded by the first `get`. Threads may share it: each
-    method changes the dict by one assignment, and Python imports a module once. Every method raises `RegistryError`
-    where ``kind`` is not a kind of plugin or ``DQ_PLUGINS``, looked up in ``environ`` at every call, is malformed.
+
+_plugins = by_name(discover())
+
+
+def names(kind: str) -> list[str]:
+    """Names of one kind, sorted; those that ``DQ_PLUGINS`` denies are left out."""
+    return sorted({plugin.name for plugin in plugins(kind) if not denial(plugin)})
+
+
+def plugins(kind: str | None = None) -> list[Plugin]:
+    """Every plugin of one kind or of all, by kind and name; loads nothing."""
+    if kind is not None:
+        _check_kind(kind)
+    keys = sorted(_plugins, key=lambda key: (KINDS.index(key[0]), key[1]))
+    return [plugin for key in keys if kind in (None, key[0]) for plugin in _plugins[key]]
+
+
+def status(plugin: Plugin) -> tuple[State, str]:
+    """Where a plugin stands and, if it cannot be used, why and the way out; loads nothing.
+
+    ``ok`` is loaded, ``not loaded`` awaits its first use, ``broken`` may be tried again, no other can be used.
     """
+    if denied := denial(plugin):
+        return "denied", denied
+    rivals = _allowed(plugin)
+    if len(rivals) > 1:
+        ways = " or ".join(f"'-{rival.key}'" for rival in rivals)
+        way_out = f"uninstall one, or deny one with the environment variable DQ_PLUGINS={ways}"
+        return "conflict", f"{_who(rivals)} provide it; {way_out}"
+    if plugin.api != API:
+        written = f"the entry-point group {API_GROUP!r} says that it is written for version {plugin.api}"
+        way_out = "install a release of one that matches the other"
+        return "incompatible", f"{written} of the plugin API, and this dq-plugins runs {API}; {way_out}"
+    if missing := missing_requirements(plugin.requires):
+        return "missing requirement", missing
+    if plugin.failure:
+        return "broken", plugin.failure
+    return ("not loaded" if plugin.loaded is NOT_LOADED else "ok"), ""
 
-    def __init__(self, installed: Iterable[Plugin] | None = None, environ: Mapping[str, str] = os.environ) -> None:
-        self._environ = environ
-        self._plugins: dict[tuple[str, str], list[Plugin]] = {}
-        for plugin in discover() if installed is None else installed:
-            self._plugins.setdefault((plugin.kind, plugin.name), []).append(plugin)
 
-    def names(self, kind: str) -> list[str]:
-        """Names of one kind, sorted; those that ``DQ_PLUGINS`` denies are left out."""
-        terms = self._terms()
-        return sorted({plugin.name for plugin in self.plugins(kind) if not denial(terms, plugin)})
+def find(kind: str, name: str) -> Plugin:
+    """The plugin that `get` would load; the errors are those of `get`."""
+    _check_kind(kind)
+    standing = [(plugin, *status(plugin)) for plugin in _plugins.get((kind, name), ())]
+    if not standing:
+        raise RegistryError(_unknown(kind, name))
+    plugin, state, reason = next((each for each in standing if each[1] != "denied"), standing[0])
+    if state in ("ok", "not loaded", "broken"):
+        return plugin
+    error = MissingDependencyError if state == "missing requirement" else RegistryError
+    raise error(f"the {kind} {name!r} of {plugin.origin} cannot be used: {reason}.")
 
-    def plugins(self, kind: str | None = None) -> list[Plugin]:
-        """Every plugin of one kind or of all, by kind and name; loads nothing."""
-        if kind is not None:
-            _check_kind(kind)
-        keys = sorted(self._plugins, key=lambda key: (KINDS.index(key[0]), key[1]))
-        return [plugin for key in keys if kind in (None, key[0]) for plugin in self._plugins[key]]
 
-    def status(self, plugin: Plugin) -> tuple[State, str]:
-        """Where a plugin stands and, if it cannot be used, why and the way out; loads nothing.
+def get(kind: str, name: str) -> Any:
+    """The plugin object, loaded if this is its first use.
 
-        ``ok`` is loaded, ``not loaded`` awaits its first use, ``broken`` may be tried again, no other can be used.
-        """
-        if denied := denial(self._terms(), plugin):
-            return "denied", denied
-        rivals = self._allowed(plugin)
-        if len(rivals) > 1:
-            ways = " or ".join(f"'-{rival.key}'" for rival in rivals)
-            way_out = f"uninstall one, or deny one with the environment variable DQ_PLUGINS={ways}"
-            return "conflict", f"{_who(rivals)} provide it; {way_out}"
-        if plugin.api != API:
-            written = f"the entry-point group {API_GROUP!r} says that it is written for version {plugin.api}"
-            way_out = "install a release of one that matches the other"
-            return "incompatible", f"{written} of the plugin API, and this dq-plugins runs {API}; {way_out}"
-        if missing := missing_requirements(plugin.requires):
-            return "missing requirement", missing
-        if plugin.failure:
-            return "broken", plugin.failure
-        return ("not loaded" if plugin.loaded is NOT_LOADED else "ok"), ""
+    Raises:
+        RegistryError: it is unknown, denied, in conflict, of another API version, or broken.
+        MissingDependencyError: a distribution it requires is not installed.
+    """
+    return find(kind, name).load()
 
-    def find(self, kind: str, name: str) -> Plugin:
-        """The plugin that `get` would load; the errors are those of `get`."""
-        _check_kind(kind)
-        standing = [(plugin, *self.status(plugin)) for plugin in self._plugins.get((kind, name), ())]
-        if not standing:
-            raise RegistryError(self._unknown(kind, name))
-        plugin, state, reason = next((each for each in standing if each[1] != "denied"), standing[0])
-        if state in ("ok", "not loaded", "broken"):
-            return plugin
-        error = MissingDependencyError if state == "missing requirement" else RegistryError
-        raise error(f"the {kind} {name!r} of {plugin.origin} cannot be used: {reason}.")
 
-    def get(self, kind: str, name: str) -> Any:
-        """The plugin object, loaded if this is its first use.
+def register(kind: Kind, name: str, *, requires: tuple[str, ...] = (), override: bool = False) -> Callable[[T], T]:
+    """Decorator that adds a class, function or object of this process.
 
-        Raises:
-            RegistryError: it is unknown, denied, in conflict, of another API version, or broken.
-            MissingDependencyError: a distribution it requires is not installed.
-        """
-        return self.find(kind, name).load()
+    The same definition may be registered again (a notebook cell that runs twice, a decorator on what an entry
+    point names); then the newer one counts.
 
-    def register(
-        self, kind: Kind, name: str, *, requires: tuple[str, ...] = (), override: bool = False
-    ) -> Callable[[T], T]:
-        """Decorator that adds a class, function or object of this process.
+    Args:
+        kind: ``"pass"``, ``"observer"``, ``"metric"``, ``"solver"``, ``"adapter"`` or ``"recipe"``.
+        name: the name it is asked for by; lower-case words joined by hyphens, by custom.
+        requires: what must be installed to use it, as pip writes it, for example ``("torchao>=0.18",)``.
+        override: take the place of whatever has this name, in this process.
 
-        The same definition may be registered again (a notebook cell that runs twice, a decorator on what an entry
-        point names); then the newer one counts.
+    Raises:
+        RegistryError: something else has this name and ``override`` is false.
 
-        Args:
-            kind: ``"pass"``, ``"observer"``, ``"metric"``, ``"solver"``, ``"adapter"`` or ``"recipe"``.
-            name: the name it is asked for by; lower-case words joined by hyphens, by custom.
-            requires: what must be installed to use it, as pip writes it, for example ``("torchao>=0.18",)``.
-            override: take the place of whatever has this name, in this process.
+    Example:
+        >>> @register("metric", "largest-error")
+        ... def largest_error(reference, output):
+        ...     return float((reference - output).abs().max())
+        >>> get("metric", "largest-error") is largest_error
+        True
+    """
+    _check_kind(kind)
+    module = sys._getframe(1).f_globals.get("__name__", "?")
 
-        Raises:
-            RegistryError: something else has this name and ``override`` is false.
+    def add(obj: T) -> T:
+        plugin = Plugin.of(kind, name, obj, module)
+        plugin.requires = tuple(requires)
+        holders = _allowed(plugin)
+        rivals = [holder for holder in holders if holder.definition != plugin.definition]
+        if rivals and not override:
+            raise RegistryError(
+                f"the {kind} {name!r} is registered twice: by {_who([plugin])} and by {_who(rivals)}. "
+                "Choose another name, or pass override=True to replace it in this process."
+            )
+        if holders and not rivals:  # keep whose it is
+            plugin.distribution, plugin.version = holders[0].distribution, holders[0].version
+        _plugins[kind, name] = [plugin]
+        return obj
 
-        Example:
-            >>> @register("metric", "largest-error")
-            ... def largest_error(reference, output):
-            ...     return float((reference - output).abs().max())
-            >>> get("metric", "largest-error") is largest_error
-            True
-        """
-        _check_kind(kind)
-        caller = sys._getframe(1)
+    return add
 
-        def add(obj: T) -> T:
-            plugin = Plugin.of(kind, name, obj, caller)
-            plugin.requires = tuple(requires)
-            holders = self._allowed(plugin)
-            rivals = [holder for holder in holders if holder.definition != plugin.definition]
-            if rivals and not override:
-                raise RegistryError(
-                    f"the {kind} {name!r} is registered twice: by {_who([plugin])} and by {_who(rivals)}. "
-                    "Choose another name, or pass override=True to replace it in this process."
-                )
-            if holders and not rivals:  # keep whose it is
-                plugin.distribution, plugin.version = holders[0].distribution, holders[0].version
-            self._plugins[kind, name] = [plugin]
-            return obj
 
-        return add
+@contextmanager
+def temporary(kind: Kind, name: str, obj: T) -> Iterator[T]:
+    """Put ``obj`` in place of whatever has this name until the ``with`` block ends; for tests."""
+    _check_kind(kind)
+    before = _plugins.get((kind, name), [])
+    _plugins[kind, name] = [Plugin.of(kind, name, obj, type(obj).__module__)]
+    try:
+        yield obj
+    finally:
+        _plugins[kind, name] = before
 
-    def temporary(self, kind: Kind, name: str, obj: T) -> AbstractContextManager[T]:
-        """Put ``obj`` in place of whatever has this name until the ``with`` block ends; for tests."""
-        _check_kind(kind)
-        return self._replaced(Plugin.of(kind, name, obj, sys._getframe(1)))
 
-    @contextmanager
-    def _replaced(self, plugin: Plugin) -> Iterator[Any]:
-        key = (plugin.kind, plugin.name)
-        before = self._plugins.get(key, [])
-        self._plugins[key] = [plugin]
-        try:
-            yield plugin.loaded
-        finally:
-            self._plugins[key] = before
+def unmatched_terms() -> list[str]:
+    """Terms of ``DQ_PLUGINS`` that match no plugin: misspelt, or of something not installed."""
+    return [term.text for term in terms() if not any(map(term.matches, plugins()))]
 
-    def unmatched_terms(self) -> list[str]:
-        """Terms of ``DQ_PLUGINS`` that match no plugin: misspelt, or of something not installed."""
-        return [term.text for term in self._terms() if not any(map(term.matches, self.plugins()))]
 
-    def _terms(self) -> list[Term]:
-        return parse(self._environ.get("DQ_PLUGINS", ""))
+def _allowed(plugin: Plugin) -> list[Plugin]:
+    """What has the name of ``plugin`` and is not denied."""
+    return [each for each in _plugins.get((plugin.kind, plugin.name), ()) if not denial(each)]
 
-    def _allowed(self, plugin: Plugin) -> list[Plugin]:
-        """What has the name of ``plugin`` and is not denied."""
-        terms = self._terms()
-        return [each for each in self._plugins.get((plugin.kind, plugin.name), ()) if not denial(terms, each)]
 
-    def _unknown(self, kind: str, name: str) -> str:
-        names = self.names(kind)
-        elsewhere = " and ".join(other for other in KINDS if other != kind and name in self.names(other))
-        hint = (close_matches(name, names) or ".") + (f" There is one of kind {elsewhere}." if elsewhere else "")
-        listed = ", ".join(names) or "none is installed"
-        return f"there is no {kind} named {name!r}{hint} The names of kind {kind}: {listed}."
+def _unknown(kind: str, name: str) -> str:
+    known = names(kind)
+    elsewhere = " and ".join(other for other in KINDS if other != kind and name in names(other))
+    hint = (close_matches(name, known) or ".") + (f" There is one of kind {elsewhere}." if elsewhere else "")
+    return f"there is no {kind} named {name!r}{hint} The names of kind {kind}: {', '.join(known) or 'none'}."
 
 
 def _who(plugins: list[Plugin]) -> str:

@@ -7,6 +7,7 @@ import pytest
 from dq_plugins import registry
 from dq_plugins.cli import main
 from dq_plugins.errors import DQError
+from dq_plugins.registry import store
 
 
 def distance(reference, output):
@@ -65,9 +66,8 @@ def test_name_of_two_kinds_needs_the_kind(capsys):
 
 
 def test_broken_plugin_is_one_error_and_status_2(capsys, monkeypatch):
-    broken = registry.Registry([registry.Plugin("metric", "broken", "no_such_module:x", "acme", "1.0")])
-    for name in ("names", "find"):
-        monkeypatch.setattr(registry, name, getattr(broken, name))
+    broken = registry.Plugin("metric", "broken", "no_such_module:x", "acme", "1.0")
+    monkeypatch.setitem(store._plugins, ("metric", "broken"), [broken])
     assert main(["check", "broken"]) == 2
     captured = capsys.readouterr()
     assert "of distribution 'acme' 1.0 is broken" in captured.err

@@ -4,25 +4,19 @@ import json
 
 import pytest
 
-from dq_plugins import registry
 from dq_plugins.cli import main
-from dq_plugins.registry import Plugin, Registry
+from dq_plugins.registry import Plugin, store
 
 
-@pytest.fixture
-def environ(monkeypatch):
-    """Puts a registry of four plugins behind the command, and gives its environment."""
-    environ: dict[str, str] = {}
+@pytest.fixture(autouse=True)
+def _four_plugins(monkeypatch):
     installed = [
         Plugin("metric", "ours", "json:dumps", "dq-plugins", "1.0"),
         Plugin("metric", "fine", "json:loads", "acme", "2.0"),
         Plugin("observer", "broken", "no_such_module_anywhere:x", "acme", "2.0"),
         Plugin("observer", "future", "json:loads", "acme", "2.0", api="v9"),
     ]
-    made = Registry(installed, environ)
-    for name in ("plugins", "status", "unmatched_terms"):
-        monkeypatch.setattr(registry, name, getattr(made, name))
-    return environ
+    monkeypatch.setattr(store, "_plugins", store.by_name(installed))
 
 
 def listed(capsys, *arguments):
@@ -38,7 +32,6 @@ def listed(capsys, *arguments):
         ("all", "ok", "ok", "broken"),
     ],
 )
-@pytest.mark.usefixtures("environ")
 def test_load_decides_whose_code_runs(capsys, load, ours, fine, broken):
     found = listed(capsys, "--load", load)
     assert {name: record["state"] for name, record in found.items()} == {
@@ -49,7 +42,6 @@ def test_load_decides_whose_code_runs(capsys, load, ours, fine, broken):
     }
 
 
-@pytest.mark.usefixtures("environ")
 def test_json_record_tells_whose_where_and_why(capsys):
     found = listed(capsys)
     fine = found["fine"]
@@ -62,7 +54,6 @@ def test_json_record_tells_whose_where_and_why(capsys):
     assert found["broken"]["file"] is None
 
 
-@pytest.mark.usefixtures("environ")
 def test_table_has_a_line_per_plugin_and_the_reason_below_it(capsys):
     assert main(["list"]) == 0
     header, broken, why, future, _, fine, ours = capsys.readouterr().out.splitlines()
@@ -74,13 +65,12 @@ def test_table_has_a_line_per_plugin_and_the_reason_below_it(capsys):
     assert "incompatible" in future
 
 
-@pytest.mark.usefixtures("environ")
 def test_kind_limits_the_list(capsys):
     assert set(listed(capsys, "--kind", "metric")) == {"ours", "fine"}
 
 
-def test_denied_plugin_is_listed_and_a_misspelt_term_is_noted(capsys, environ):
-    environ["DQ_PLUGINS"] = "-fine,-fnie"
+def test_denied_plugin_is_listed_and_a_misspelt_term_is_noted(capsys, monkeypatch):
+    monkeypatch.setenv("DQ_PLUGINS", "-fine,-fnie")
     assert main(["list", "--json"]) == 0
     captured = capsys.readouterr()
     states = {record["name"]: record["state"] for record in json.loads(captured.out)}
@@ -89,7 +79,7 @@ def test_denied_plugin_is_listed_and_a_misspelt_term_is_noted(capsys, environ):
     assert "'-fine'" not in captured.err
 
 
-def test_malformed_variable_is_one_line_on_stderr_and_exit_status_2(capsys, environ):
-    environ["DQ_PLUGINS"] = "metrics:fine"
+def test_malformed_variable_is_one_line_on_stderr_and_exit_status_2(capsys, monkeypatch):
+    monkeypatch.setenv("DQ_PLUGINS", "metrics:fine")
     assert main(["list"]) == 2
     assert capsys.readouterr().err.startswith("dq-plugins list: the environment variable DQ_PLUGINS")

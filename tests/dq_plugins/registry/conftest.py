@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import distributions
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from dq_plugins.registry import Registry
+from dq_plugins import registry
+from dq_plugins.registry import store
 from dq_plugins.registry.installed import discover
 
 
 class Workshop:
-    """Makes installed distributions, and registries that see them and nothing else."""
+    """Makes installed distributions, and lets the registry see them and nothing else."""
 
     def __init__(self, site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.site, self.environ = site, dict[str, str]()
+        self.site, self.monkeypatch = site, monkeypatch
         monkeypatch.syspath_prepend(site)
 
     def install(
@@ -38,12 +41,15 @@ class Workshop:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(source)
 
-    def registry(self) -> Registry:
-        """A registry of what was installed here."""
-        import importlib.metadata
+    def registry(self) -> ModuleType:
+        """The registry, which knows what was installed here, and nothing of it loaded."""
+        here = discover(distributions(path=[str(self.site)]))
+        self.monkeypatch.setattr(store, "_plugins", store.by_name(here))
+        return registry
 
-        here = importlib.metadata.distributions(path=[str(self.site)])
-        return Registry(discover(here), self.environ)
+    def allow(self, terms: str) -> None:
+        """Set ``DQ_PLUGINS``."""
+        self.monkeypatch.setenv("DQ_PLUGINS", terms)
 
 
 @pytest.fixture
@@ -56,10 +62,10 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worksh
 
 
 @pytest.fixture
-def one_metric(workshop: Workshop) -> Callable[..., Registry]:
+def one_metric(workshop: Workshop) -> Callable[..., ModuleType]:
     """Install ``acme`` with the metric ``flux`` and give the registry."""
 
-    def make(source: str = "flux = object()", **options: str) -> Registry:
+    def make(source: str = "flux = object()", **options: str) -> ModuleType:
         entry_points = "[dq_plugins.metrics]\nflux = acme_flux:flux\n" + options.pop("more", "")
         workshop.install("acme", entry_points, modules={"acme_flux": source}, **options)
         return workshop.registry()

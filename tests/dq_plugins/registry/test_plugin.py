@@ -61,6 +61,13 @@ def test_module_without_source_or_spec_is_not_an_error(monkeypatch):
     assert locate("made_by_hand:x") == Location()
 
 
+def test_loaded_module_is_found_by_its_file_as_a_script_is(package, monkeypatch):
+    script = ModuleType("script")
+    script.__file__ = str(package / "mod.py")
+    monkeypatch.setitem(sys.modules, "script", script)
+    assert locate("script:function") == Location(script.__file__, 6)
+
+
 @pytest.mark.parametrize(
     ("location", "text"),
     [(Location("a.py", 3), "a.py:3"), (Location("a.so", None), "a.so"), (Location(), "-")],

@@ -8,28 +8,32 @@ from pathlib import Path
 
 import pytest
 
-from dq_plugins import registry as public
 from dq_plugins.errors import MissingDependencyError, RegistryError
 
 
 @pytest.fixture
-def registry():
-    """A registry of nothing."""
-    return public.Registry([], {})
+def registry(workshop):
+    """The registry with nothing installed."""
+    return workshop.registry()
 
 
-def test_registered_object_is_found_where_it_was_registered(registry):
-    @registry.register("metric", "flux")
-    def flux(reference, output):
-        return 0.0
+def at_top_level(reference, output):
+    return 0.0
 
-    assert registry.get("metric", "flux") is flux
+
+def test_registered_object_is_found_where_it_is_written(registry):
+    assert registry.register("metric", "flux")(at_top_level) is at_top_level
+    assert registry.get("metric", "flux") is at_top_level
     (plugin,) = registry.plugins()
     assert registry.status(plugin)[0] == "ok"
-    assert Path(plugin.location.file).name == Path(__file__).name
-    assert Path(__file__).read_text().splitlines()[plugin.location.line - 1].strip() == (
-        '@registry.register("metric", "flux")'
-    )
+    assert plugin.location.file == __file__
+    assert Path(__file__).read_text().splitlines()[plugin.location.line - 1].startswith("def at_top_level")
+
+
+def test_instance_belongs_to_the_module_that_registers_it(registry):
+    registry.register("recipe", "mine")(object())
+    (plugin,) = registry.plugins()
+    assert plugin.target == f"{__name__}:object"
 
 
 def test_second_owner_of_a_name_needs_override(registry):
@@ -69,11 +73,10 @@ def test_installed_plugin_is_replaced_only_by_override(workshop):
     assert registry.get("metric", "flux") is len
 
 
-def test_module_may_register_what_its_entry_point_names(workshop, monkeypatch):
+def test_module_may_register_what_its_entry_point_names(workshop):
     source = "from dq_plugins import registry as r\n@r.register('metric', 'flux')\ndef flux(a, b): return 0.0\n"
     workshop.install("acme", "[dq_plugins.metrics]\nflux = acme_flux:flux\n", modules={"acme_flux": source})
     registry = workshop.registry()
-    monkeypatch.setattr(public, "register", registry.register)
     loaded = registry.get("metric", "flux")
     assert loaded is importlib.import_module("acme_flux").flux
     (plugin,) = registry.plugins()
@@ -99,8 +102,9 @@ def test_temporary_name_is_gone_afterwards(registry):
 
 def test_public_functions_share_one_registry_with_the_package():
     import dq_plugins
+    from dq_plugins import registry
 
-    with public.temporary("metric", "flux", len):
+    with registry.temporary("metric", "flux", len):
         assert "flux" in dq_plugins.names("metric")
         assert dq_plugins.get("metric", "flux") is len
     assert "dq_plugins.registry" in sys.modules

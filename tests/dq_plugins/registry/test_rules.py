@@ -4,7 +4,7 @@ import pytest
 
 from dq_plugins.errors import RegistryError
 from dq_plugins.registry import Plugin
-from dq_plugins.registry.rules import denial, parse
+from dq_plugins.registry.rules import denial, terms
 
 THEIRS = Plugin("observer", "wide", "m:o", distribution="acme-dq", version="1")
 OURS = Plugin("observer", "minmax", "m:o", distribution="dq-plugins", version="1")
@@ -30,13 +30,14 @@ HERE = Plugin("observer", "local", "m:o")
         (" wide , other ,", True, True, True),
     ],
 )
-def test_who_may_be_used(text, theirs, ours, here):
-    terms = parse(text)
-    allowed = [not denial(terms, plugin) for plugin in (THEIRS, OURS, HERE)]
+def test_who_may_be_used(monkeypatch, text, theirs, ours, here):
+    monkeypatch.setenv("DQ_PLUGINS", text)
+    allowed = [not denial(plugin) for plugin in (THEIRS, OURS, HERE)]
     assert allowed == [theirs, ours, here]
 
 
 @pytest.mark.parametrize("text", ["metrics:x", "a@", ":x", "a:b:c", "x@y@z", "-"])
-def test_term_outside_the_grammar_is_an_error_that_shows_the_grammar(text):
+def test_term_outside_the_grammar_is_an_error_that_shows_the_grammar(monkeypatch, text):
+    monkeypatch.setenv("DQ_PLUGINS", text)
     with pytest.raises(RegistryError, match=r"\[-\]\[kind:\]name\[@distribution\]"):
-        parse(text)
+        terms()

@@ -61,7 +61,7 @@ def test_conflict_raises_names_both_distributions_and_the_way_out(workshop, one_
 def test_denying_one_of_two_rivals_ends_the_conflict(workshop, one_metric):
     one_metric()
     workshop.install("zenith", "[dq_plugins.metrics]\nflux = z:f\n", modules={"z": "f = 'zenith'"})
-    workshop.environ["DQ_PLUGINS"] = "-metric:flux@acme"
+    workshop.allow("-metric:flux@acme")
     registry = workshop.registry()
     assert registry.get("metric", "flux") == "zenith"
     assert states(registry)[("flux", "acme")] == "denied"
@@ -140,18 +140,18 @@ def test_missing_requirement_raises_the_pip_line_before_loading(workshop):
 
 
 def test_denied_plugin_is_no_name_and_says_which_term_denies_it(workshop, one_metric):
-    workshop.environ["DQ_PLUGINS"] = "-flux"
+    workshop.allow("-flux")
     registry = one_metric()
     assert registry.names("metric") == []
     assert states(registry) == {("flux", "acme"): "denied"}
     with pytest.raises(RegistryError, match="'-flux'"):
         registry.get("metric", "flux")
-    workshop.environ["DQ_PLUGINS"] = ""
+    workshop.allow("")
     assert registry.names("metric") == ["flux"]
 
 
 def test_misspelt_term_is_reported(workshop, one_metric):
-    workshop.environ["DQ_PLUGINS"] = "flux,-flox,*"
+    workshop.allow("flux,-flox,*")
     assert one_metric().unmatched_terms() == ["-flox"]
 
 
