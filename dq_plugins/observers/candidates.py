@@ -30,15 +30,16 @@ def candidate_ranges(low: Tensor, high: Tensor, *, symmetric: bool) -> tuple[Ten
     Returns:
         ``low`` and ``high``: float32 ``[C]``, widest first.
     """
-    below, above = (-low.double()).clamp(min=0), high.double().clamp(min=0)
+    below, above = (-low.double()).clamp(min=0), high.double().clamp(min=0)  # [T] each
     if symmetric:
-        bound = torch.maximum(below, above)
+        bound = torch.maximum(below, above)  # [T]
+        # [C], widest first
         bounds = torch.cat([_spread(bound, SYMMETRIC_LIMIT), _some(bound, 64)]).unique().flip(0).float()
         return -bounds, bounds
-    fractions = _fractions(below, above)
-    widths = _spread(below + above, ASYMMETRIC_LIMIT // fractions.numel())
-    grid = torch.stack([torch.outer(widths, part).reshape(-1) for part in (fractions, 1 - fractions)])
-    all_below, all_above = torch.cat([grid, _runs(below, above)], dim=1)
+    fractions = _fractions(below, above)  # [F]
+    widths = _spread(below + above, ASYMMETRIC_LIMIT // fractions.numel())  # [W]
+    grid = torch.stack([torch.outer(widths, part).reshape(-1) for part in (fractions, 1 - fractions)])  # [2, W F]
+    all_below, all_above = torch.cat([grid, _runs(below, above)], dim=1)  # [C] each
     order = (all_below + all_above).argsort(descending=True, stable=True)
     return -all_below[order].float(), all_above[order].float()
 
@@ -56,15 +57,14 @@ def _spread(widths: Tensor, limit: int) -> Tensor:
 
 def _runs(below: Tensor, above: Tensor, limit: int = 256) -> Tensor:
     """Min-max ranges of runs of neighbouring timesteps ``[2, n]``, n about ``limit`` at most; the widest is first."""
-    ends = torch.stack([below, above])
-    runs = torch.cat([ends[:, i:].cummax(dim=1).values for i in range(ends.shape[1])], dim=1)
+    ends = torch.stack([below, above])  # [2, T]
+    runs = torch.cat([ends[:, i:].cummax(dim=1).values for i in range(ends.shape[1])], dim=1)  # [2, T (T + 1) / 2]
     runs = runs.unique(dim=1)
-    whole = ends.max(dim=1, keepdim=True).values
+    whole = ends.max(dim=1, keepdim=True).values  # [2, 1]
     return torch.cat([whole, _some(runs.T, limit).T], dim=1)
 
 
 def _some(x: Tensor, limit: int) -> Tensor:
-    """At most about ``limit`` entries, evenly by position."""
     return x[:: math.ceil(x.numel() / limit)]
 
 

@@ -57,13 +57,13 @@ def range_errors(
         float64 ``[C]``.
     """
     q_min, q_max = integer_range(bits)
-    scale, zero_point = affine_parameters(low, high, bits, symmetric=symmetric)
-    share = weights.double() / weights.double().sum()
+    scale, zero_point = affine_parameters(low, high, bits, symmetric=symmetric)  # [C] each
+    share = weights.double() / weights.double().sum()  # [N]
     errors = torch.empty(low.numel(), dtype=torch.float64)
     step = max(1, CHUNK // max(values.numel(), 1))
     for c in range(0, low.numel(), step):
-        s, z = scale[c : c + step, None], zero_point[c : c + step, None]
-        error = fake_quantize(values, s, z, q_min, q_max).sub_(values)
+        s, z = scale[c : c + step, None], zero_point[c : c + step, None]  # [step, 1]
+        error = fake_quantize(values, s, z, q_min, q_max).sub_(values)  # [step, N]
         error = error.square_() if power == 2 else error.abs_().pow_(power)
         errors[c : c + step] = error.double() @ share
     return errors

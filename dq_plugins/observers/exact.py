@@ -84,23 +84,24 @@ def best_scale(
         scales: smallest and largest scale to consider.
     """
     present = values != 0  # zero is always exact
-    values, weights = values[present].double(), weights[present].double()
+    values, weights = values[present].double(), weights[present].double()  # [N] each
     if not values.numel():
         return 1.0, 0.0
     size = values.abs()
     largest = min(scales[1], 2 * float(size.max()))  # at twice the size all round to zero
     smallest = min(scales[0], largest)
-    limit = torch.where(values < 0, float(levels[0]), float(levels[1])).double()
-    change, owner, code = _changes(size, limit, smallest, largest)
+    limit = torch.where(values < 0, float(levels[0]), float(levels[1])).double()  # [N]
+    change, owner, code = _changes(size, limit, smallest, largest)  # [K] each
 
-    start = torch.minimum(torch.round(size / largest), limit)
+    start = torch.minimum(torch.round(size / largest), limit)  # [N], k_i at the largest scale
     first_a, first_b = (weights * size * start).sum(), (weights * start.square()).sum()
-    a = first_a + torch.nn.functional.pad(((weights * size)[owner]).cumsum(0), (1, 0))
-    b = first_b + torch.nn.functional.pad((weights[owner] * (2 * code + 1)).cumsum(0), (1, 0))
-    bounds = torch.cat([change.new_tensor([largest]), change, change.new_tensor([smallest])])
+    # between two changes A and B are constant: [K + 1] parabolas
+    a = first_a + torch.nn.functional.pad(((weights * size)[owner]).cumsum(0), (1, 0))  # [K + 1]
+    b = first_b + torch.nn.functional.pad((weights[owner] * (2 * code + 1)).cumsum(0), (1, 0))  # [K + 1]
+    bounds = torch.cat([change.new_tensor([largest]), change, change.new_tensor([smallest])])  # [K + 2]
     scale = torch.where(b > 0, a / b.clamp(min=1e-300), bounds[0])
     scale = torch.minimum(torch.maximum(scale, bounds[1:]), bounds[:-1])
-    error = (weights * size.square()).sum() - 2 * scale * a + scale.square() * b
+    error = (weights * size.square()).sum() - 2 * scale * a + scale.square() * b  # [K + 1]
     best = int(error.argmin())
     return float(scale[best]), max(float(error[best]), 0.0)
 
@@ -111,10 +112,10 @@ def _changes(size: Tensor, limit: Tensor, smallest: float, largest: float) -> tu
     Returns:
         The scales ``[K]``, the index of the value that changes ``[K]``, and its code before the change ``[K]``.
     """
-    start = torch.minimum(torch.round(size / largest), limit)
-    counts = (torch.minimum(torch.round(size / smallest), limit) - start).clamp_(min=0).long()
-    owner = torch.repeat_interleave(torch.arange(size.numel()), counts)
-    within = torch.arange(owner.numel()) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+    start = torch.minimum(torch.round(size / largest), limit)  # [N]
+    counts = (torch.minimum(torch.round(size / smallest), limit) - start).clamp_(min=0).long()  # [N]
+    owner = torch.repeat_interleave(torch.arange(size.numel()), counts)  # [K]
+    within = torch.arange(owner.numel()) - torch.repeat_interleave(counts.cumsum(0) - counts, counts)  # [K]
     code = start[owner] + within
     change, order = (size[owner] / (code + 0.5)).clamp(smallest, largest).sort(descending=True)
     return change, owner[order], code[order]

@@ -60,9 +60,10 @@ def best_candidates(table: ErrorTable, membership: Tensor, count: int) -> Tensor
     Returns:
         Indices of candidates, int64 ``[G]``.
     """
-    sums = torch.zeros((count, table.error.shape[1]), dtype=torch.float64).index_add_(0, membership, table.error)
+    empty = torch.zeros((count, table.error.shape[1]), dtype=torch.float64)
+    sums = empty.index_add_(0, membership, table.error)  # [G, C]
     static = int(table.error.sum(0).argmin())
-    least, choice = sums.min(dim=1)
+    least, choice = sums.min(dim=1)  # [G] each
     return torch.where(least < sums[:, static] * (1 - TIE), choice, static)
 
 
@@ -78,11 +79,11 @@ def best_partitions(cost: Tensor, max_groups: int | None = None) -> tuple[Tensor
     """
     steps = cost.shape[0]
     largest = min(max_groups or steps, steps)
-    least = cost[0].clone()  # D(1, j)
+    least = cost[0].clone()  # D(1, j), [T + 1]
     curve, came_from = [least[steps]], []
     for _ in range(1, largest):
         # D(g, j) = min over i of D(g - 1, i) + cost[i, j]; the group that ends at j starts at i.
-        least, start = (least[:steps, None] + cost).min(dim=0)
+        least, start = (least[:steps, None] + cost).min(dim=0)  # [T, T + 1] -> [T + 1] each
         curve.append(least[steps])
         came_from.append(start)
     return torch.stack(curve), [_trace_back(came_from[:g], steps) for g in range(largest)]
@@ -131,7 +132,7 @@ class Grouping:
         membership, groups = self._membership(count)
         found = {}
         for layer, table in self.tables.items():
-            chosen = best_candidates(table, membership, groups)[membership]
+            chosen = best_candidates(table, membership, groups)[membership]  # [T]
             found[layer] = float(table.error.gather(1, chosen[:, None]).mean()) / _power(table)
         return found
 

@@ -39,11 +39,11 @@ class Histogram:
         self.sums = torch.zeros(0, dtype=torch.float64)
 
     def update(self, values: Tensor, low: float, high: float) -> None:
-        """Add float32 values ``[n]`` that lie in ``[low, high]``."""
+        """Add float32 values, in one dimension, that lie in ``[low, high]``."""
         exponent = self._exponent_for(low, high)
         first, size = self._extent(exponent, low, high)
-        index = (values * 2.0**-exponent).floor_().sub_(first).to(torch.int64)
-        counts = torch.bincount(index, minlength=size).cpu()
+        index = (values * 2.0**-exponent).floor_().sub_(first).to(torch.int64)  # the bin of each value
+        counts = torch.bincount(index, minlength=size).cpu()  # [size], as sums below
         sums = torch.bincount(index, weights=values.double(), minlength=size).cpu()
         self._coarsen(exponent)
         self._add(first, counts, sums)
@@ -108,8 +108,7 @@ class Histogram:
 
 
 def _halve(first: int, counts: Tensor, sums: Tensor) -> tuple[int, Tensor, Tensor]:
-    """Merge pairs of neighbouring bins: bin i becomes part of bin floor(i / 2)."""
-    start = first // 2
+    start = first // 2  # bin i becomes part of bin floor(i / 2)
     lead = first - 2 * start
     tail = (lead + counts.numel()) % 2
 

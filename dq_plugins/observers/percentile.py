@@ -42,8 +42,7 @@ class PercentileObserver(DistributionObserver):
 
 
 def _lower_quantile(values: Tensor, weights: Tensor, share: float) -> float:
-    """Smallest value such that at most ``share`` of the weight lies below it."""
     values, order = values.sort()
-    below = weights[order].cumsum(0) / weights.sum()
+    below = weights[order].cumsum(0) / weights.sum()  # [N], share of the weight up to each value
     index = int(torch.searchsorted(below, torch.tensor(share, dtype=below.dtype), right=True))
     return float(values[min(index, values.numel() - 1)])

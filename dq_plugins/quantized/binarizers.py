@@ -57,12 +57,12 @@ def fitted_scales(weight: Tensor, rounds: int = 30) -> tuple[Tensor, Tensor]:
         weight: ``[O, ...]``.
         rounds: alternations of "choose the signs" and "solve for both scales".
     """
-    magnitude = weight.detach().abs().flatten(1)
-    first, second = residual_scales(weight)
+    magnitude = weight.detach().abs().flatten(1)  # [O, n]
+    first, second = residual_scales(weight)  # [O] each
     for _ in range(rounds):
-        b2 = sign(magnitude - first[:, None])
+        b2 = sign(magnitude - first[:, None])  # [O, n]
         # normal equations of |w| ~ s1 + s2 b2, per channel: two unknowns
-        m, v, mean_b2 = magnitude.mean(1), (magnitude * b2).mean(1), b2.mean(1)
+        m, v, mean_b2 = magnitude.mean(1), (magnitude * b2).mean(1), b2.mean(1)  # [O] each
         determinant = (1 - mean_b2 * mean_b2).clamp_min(1e-6)
         first, second = (m - mean_b2 * v) / determinant, (v - mean_b2 * m) / determinant
     return first, second
@@ -92,10 +92,9 @@ class EvolvableBasis(nn.Module):
     """Evolvable-basis binarizer: two bases while it learns, one after `evolve`.
 
     The stage is a buffer that multiplies the second scale: 1, then 0, or what `fade` puts between the two. Nothing
-    branches on it, so a compiled graph
-    stays valid over the transition, a checkpoint carries the stage, and the second scale keeps a (zero) gradient,
-    which distributed training expects of every parameter. After the transition the forward is
-    ``s1 sign(w)`` bit for bit.
+    branches on it, so a compiled graph stays valid over the transition, a checkpoint carries the stage, and the second
+    scale keeps a (zero) gradient, which distributed training expects of every parameter. After the transition the
+    forward is ``s1 sign(w)`` bit for bit.
 
     Two gradients for ``s1`` are offered, because the printed one and the one that follows from the printed forward
     differ (b1 and b2 are the two signs; both hold where ``|w - s1 b1| < 1``, elsewhere both are ``b1``):
@@ -134,9 +133,9 @@ class EvolvableBasis(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Binarized weight, the shape of ``weight``."""
-        first = per_channel(self.scale, weight)
+        first = per_channel(self.scale, weight)  # [O, 1, ...], as second
         second = per_channel(self.second_scale * self.stage_one, weight)
-        basis = sign_ste(weight, self.clip)
+        basis = sign_ste(weight, self.clip)  # b1, [O, ...]
         if self.scale_gradient == "autograd":
             return first * basis + second * sign_ste(weight - first * basis, self.clip)
         residual = weight - first.detach() * basis

@@ -118,7 +118,7 @@ class LearnedStepWeight(nn.Module):
         super().__init__()
         self.bits = bits
         mean_magnitude(weight)  # checks the shape
-        largest = weight.detach().abs().flatten(1).amax(1)
+        largest = weight.detach().abs().flatten(1).amax(1)  # [O]
         self.step = nn.Parameter((largest / integer_range(bits)[1]).clamp_min(SMALLEST_STEP))
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -74,8 +74,9 @@ class JacobianProbe:
             self._inputs.clear()
 
     def _watch(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        # every layer gets its own tensor: q, k and v may share theirs
         own = args[0].view_as(args[0]) if args[0].requires_grad else args[0].detach().requires_grad_()
-        self._inputs.append((name, own))  # a tensor of its own: q, k and v may share theirs
+        self._inputs.append((name, own))
         return (own, *args[1:]), kwargs
 
     def run(self, kwargs: dict[str, Any]) -> Tensor:
@@ -124,7 +125,8 @@ class JacobianProbe:
         if grad is None:
             return torch.zeros(1, dtype=torch.float64)
         moved = self.candidates.fake_input(name, bits, x.detach(), timestep) - x.detach()
-        return (grad.double() * moved).flatten(1).sum(1) if x.dim() > 1 else (grad.double() * moved).sum()[None]
+        change = grad.double() * moved
+        return change.flatten(1).sum(1) if x.dim() > 1 else change.sum()[None]  # one value a row of x
 
 
 @dataclass
@@ -147,7 +149,7 @@ class _Response:
 
 
 def _fold(values: Tensor, batch: int) -> Tensor:
-    """Sums over the rows of each sample; one sum in all where rows do not divide by samples."""
+    # [rows] -> [B]; one sum in all where rows do not divide by samples
     return values.reshape(batch, -1).sum(1) if values.numel() % batch == 0 else values.sum()[None]
 
 

@@ -9,7 +9,7 @@ window,
 the second is what changes within a window, its texture. ``var_w(d)`` is taken as the window's mean of ``(d - B d)^2``,
 so that both terms are squares of linear functions of ``d``, which random probes can estimate.
 
-Shapes: ``B`` images, ``C`` channels, ``H x W`` pixels; everything in float64 but the probes.
+Shapes: ``B`` images, ``C`` channels, ``H x W`` pixels, ``H' x W'`` full windows; everything in float64 but the probes.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class SsimForm:
         x = reference.detach().double()
         span = value_range_of(x, value_range)
         self._window = _gaussian_window(window_size(*x.shape[2:]), x.device)
-        mean = self._mean(x)
+        mean = self._mean(x)  # [B, C, H', W'], as variance and weight below
         variance = (self._mean(x * x) - mean**2).clamp(min=0)
         windows = mean[0].numel()  # of one image, all channels
         self._structure = (1 / (2 * mean**2 + (K1 * span) ** 2) / windows).sqrt()
         weight = 1 / (2 * variance + (K2 * span) ** 2) / windows
-        self._texture = self._mean_transposed(weight, x.shape).clamp(min=0).sqrt()
+        self._texture = self._mean_transposed(weight, x.shape).clamp(min=0).sqrt()  # [B, C, H, W]
         self._shape = x.shape
 
     def value(self, error: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class SsimForm:
         """
         with torch.enable_grad():
             error = torch.zeros(self._shape, dtype=torch.float64, device=self._structure.device, requires_grad=True)
-            coordinates = self.coordinates(part, error)
+            coordinates = self.coordinates(part, error)  # [B, C, H', W'], or [B, C, H, W] of the texture
             height, width = coordinates.shape[2:]
             (pulled,) = torch.autograd.grad(coordinates, error, signs[..., :height, :width].to(coordinates))
         return pulled.float()
@@ -86,9 +86,8 @@ class SsimForm:
         return self._texture * (error - self._mean_same(error))
 
     def _mean(self, x: Tensor) -> Tensor:
-        """Gaussian mean over every full window, ``[B, C, H, W] -> [B, C, H - n + 1, W - n + 1]``."""
         images = x.reshape(-1, 1, *x.shape[2:])  # [B C, 1, H, W]
-        rows = F.conv2d(images, self._window[None, None, :, None])
+        rows = F.conv2d(images, self._window[None, None, :, None])  # [B C, 1, H', W]
         return F.conv2d(rows, self._window[None, None, None, :]).reshape(*x.shape[:2], *self._valid(x))
 
     def _valid(self, x: Tensor) -> tuple[int, int]:
@@ -96,8 +95,7 @@ class SsimForm:
         return x.shape[2] - size, x.shape[3] - size
 
     def _mean_same(self, x: Tensor) -> Tensor:
-        """Local mean at every pixel; borders see the image mirrored."""
-        margin = len(self._window) // 2
+        margin = len(self._window) // 2  # borders see the image mirrored
         return self._mean(F.pad(x, (margin,) * 4, mode="reflect")) if margin else x
 
     def _mean_transposed(self, weight: Tensor, shape: torch.Size) -> Tensor:

@@ -122,15 +122,15 @@ class Trajectory:
         sample = self.call(0).kwargs[self.argument][: self.images]
         for step, update in enumerate(self.updates):
             call = self.call(step)
-            rows = sample.repeat(self._branches, *[1] * (sample.dim() - 1))
+            rows = sample.repeat(self._branches, *[1] * (sample.dim() - 1))  # [N, C, ...]
             output = denoise({**call.kwargs, self.argument: rows})
             following = self.call(step + 1).kwargs[self.argument] if step + 1 < len(self.calls) else call.output
             recorded = call.kwargs[self.argument][: self.images]
             # the recorded step, plus what differs from it: r_k never has to be computed
-            moved = update.sample * (sample - recorded)
+            moved = update.sample * (sample - recorded)  # [B, C, ...]
             for branch, factor in enumerate(update.outputs):
                 part = slice(branch * self.images, (branch + 1) * self.images)
-                difference = output[part] - call.output.to(output)[part]
+                difference = output[part] - call.output.to(output)[part]  # [B, outputs, ...], C of them the mean
                 moved = moved + factor * difference[:, : sample.shape[1]].to(sample)
             sample = following[: self.images] + moved
         return sample
@@ -196,8 +196,8 @@ def _fit(
     if len(runs[0]) == 1:
         return (Update(0.0, (1.0, 0.0) if guided else (1.0,)),), 0.0
     terms = 3 if guided else 2
-    gram = torch.zeros(len(runs[0]) - 1, terms, terms, dtype=torch.float64)
-    target = torch.zeros(len(runs[0]) - 1, terms, dtype=torch.float64)
+    gram = torch.zeros(len(runs[0]) - 1, terms, terms, dtype=torch.float64)  # [steps, terms, terms]
+    target = torch.zeros(len(runs[0]) - 1, terms, dtype=torch.float64)  # [steps, terms]
     power = moved = 0.0
     for run in runs:
         for step, (columns, following) in enumerate(_pairs(calibration, run, argument, guided)):
@@ -205,7 +205,7 @@ def _fit(
             target[step] += columns @ following
             power += float(following.square().sum())
             moved += float((following - columns[0]).square().sum())
-    found = torch.linalg.pinv(gram, hermitian=True) @ target[..., None]
+    found = torch.linalg.pinv(gram, hermitian=True) @ target[..., None]  # [steps, terms, 1]: a, b (and c)
     explained = float((found.mT @ target[..., None]).sum())
     updates = tuple(Update(float(f[0]), tuple(float(v) for v in f[1:])) for f in found.squeeze(-1))
     return updates, max(power - explained, 0.0) / max(moved, 1e-300)
@@ -218,7 +218,7 @@ def _pairs(calibration: CalibrationSet, run: list[int], argument: str, guided: b
         (call,) = calibration.subset(calls=[index]).calls()
         if before is not None:
             sample = before.kwargs[argument].double()
-            output = before.output.double()[:, : sample.shape[1]]
+            output = before.output.double()[:, : sample.shape[1]]  # without channels of a learned variance
             images = len(sample) // (2 if guided else 1)
             columns = [sample[:images], *output.split(images)]
             yield torch.stack([c.reshape(-1) for c in columns]), call.kwargs[argument].double()[:images].reshape(-1)
