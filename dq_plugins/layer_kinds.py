@@ -71,6 +71,15 @@ class LayerKind:
         """``[O]``, as a view that broadcasts against the output: ``[O, 1, 1]`` for a 2-d convolution."""
         return parameter.reshape(-1, *[1] * self.spatial)
 
+    def per_input(self, parameter: Tensor, weight: Tensor) -> Tensor:
+        """``[I]``, as a view that broadcasts against the weight; with groups, each output sees those of its group."""
+        inputs, outputs = weight.shape[1], weight.shape[0]
+        if self.output_axis != 0 or len(parameter) % inputs:
+            raise ValueError(f"{len(parameter)} input channels do not fit a {self.name} weight {tuple(weight.shape)}")
+        groups = len(parameter) // inputs
+        rows = parameter.reshape(groups, inputs).repeat_interleave(outputs // groups if groups > 1 else 1, 0)
+        return rows.reshape(*rows.shape, *[1] * self.spatial)
+
     def kernel(self, weight: Shape) -> tuple[int, ...]:
         """Extents of the kernel, from the shape of the weight; empty for linear layers."""
         return tuple(weight[len(weight) - self.spatial :])

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from dq_plugins.affine import fake_quantize, integer_range
 from dq_plugins.errors import PlanError
+from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import ActivationQuant, LayerPlan
+from dq_plugins.quantized.balance import fake_weight
+from dq_plugins.quantized.output_correction import OutputCorrection
 from dq_plugins.quantized.straight_through import fake_quantize_ste
 from dq_plugins.timesteps import TimestepContext, select_for_input
 
@@ -45,20 +48,30 @@ class ActivationQuantizer(nn.Module):
         quant: width, groups, and the parameters to start from.
         context: of the denoiser: it knows the group of the running call.
         device: where the parameters live.
+        balance: what the channels of the input are divided by before and multiplied by after, as it broadcasts
+            against the input.
     """
 
     scale: Tensor
     zero_point: Tensor
+    balance: Tensor | None
 
-    def __init__(self, quant: ActivationQuant, context: TimestepContext, device: torch.device) -> None:
+    def __init__(
+        self, quant: ActivationQuant, context: TimestepContext, device: torch.device, balance: Tensor | None = None
+    ) -> None:
         super().__init__()
+        self.register_buffer("balance", None if balance is None else balance.to(device, copy=True))
         self.groups, self.bits, self.context = quant.groups, quant.bits, context
         self.register_buffer("scale", quant.scale.to(device, copy=True))
         self.register_buffer("zero_point", quant.zero_point.to(device, copy=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize ``x``."""
-        return quantize_input(x, self.scale, self.zero_point, self.context.index(self.groups), self.bits)
+        index = self.context.index(self.groups)
+        if self.balance is None:
+            return quantize_input(x, self.scale, self.zero_point, index, self.bits)
+        balance = self.balance.to(x.dtype)
+        return quantize_input(x / balance, self.scale, self.zero_point, index, self.bits) * balance
 
     def extra_repr(self) -> str:
         """Width and groups."""
@@ -72,10 +85,12 @@ class LayerState(NamedTuple):
         weight: the values in place of its weight, on whatever they depend: codes, soft rounding, anything that may
             require gradients. None: its own.
         quantizer: what its input passes through: an `ActivationQuantizer`, or any module from tensor to tensor.
+        correction: what its output passes through: an `OutputCorrection`, or any module from tensor to tensor.
     """
 
     weight: Tensor | None = None
     quantizer: nn.Module | None = None
+    correction: nn.Module | None = None
 
 
 class QuantizedLayer:
@@ -94,19 +109,26 @@ class QuantizedLayer:
         self.module = module
         self.full = module._parameters.get("weight")
         module.register_module("input_quantizer", None)
-        self._hook = module.register_forward_pre_hook(_quantize_input, with_kwargs=True)
+        module.register_module("output_correction", None)
+        self._hooks = (
+            module.register_forward_pre_hook(_quantize_input, with_kwargs=True),
+            module.register_forward_hook(_correct_output),
+        )
 
     def use(self, state: LayerState) -> None:
         """Compute with ``state`` from now on."""
         if self.full is not None:
             self.module._parameters["weight"] = self.full if state.weight is None else state.weight  # type: ignore[assignment]
         self.module._modules["input_quantizer"] = state.quantizer
+        self.module._modules["output_correction"] = state.correction
 
     def remove(self) -> None:
         """Leave the module exactly as it was found."""
         self.use(LayerState())
-        self._hook.remove()
-        del self.module._modules["input_quantizer"]
+        for hook in self._hooks:
+            hook.remove()
+        for name in ("input_quantizer", "output_correction"):
+            del self.module._modules[name]
 
 
 def _quantize_input(
@@ -119,6 +141,11 @@ def _quantize_input(
     if args:
         return (quantizer(args[0]), *args[1:]), kwargs
     return args, {name: quantizer(x) if place == 0 else x for place, (name, x) in enumerate(kwargs.items())}
+
+
+def _correct_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    correction: Any = module.output_correction
+    return output if correction is None else correction(output)
 
 
 @torch.no_grad()
@@ -134,9 +161,16 @@ def planned_state(
         quantize_inputs: whether its input is quantized, where the plan says how.
     """
     weight: Any = module.weight
-    values = None if plan.weight is None else nn.Parameter(plan.weight.fake_quantize(weight), requires_grad=False)
-    activation = plan.activation if quantize_inputs else None
-    return LayerState(values, activation and ActivationQuantizer(activation, context, weight.device))
+    values = quantizer = correction = None
+    if plan.weight is not None:
+        values = nn.Parameter(fake_weight(module, plan.weight, plan.balance), requires_grad=False)
+    if plan.activation is not None and quantize_inputs:
+        kind = kind_of(module)
+        balance = None if plan.balance is None or kind is None else kind.per_output(plan.balance)
+        quantizer = ActivationQuantizer(plan.activation, context, weight.device, balance)
+    if plan.bias_correction is not None:
+        correction = OutputCorrection(plan.bias_correction, context, module)
+    return LayerState(values, quantizer, correction)
 
 
 def simulate_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext) -> nn.Module:

@@ -1,0 +1,76 @@
+"""Pass ``bias-correction``: take away the mean error of each layer's output, by timestep group and output channel.
+
+An error that is the same at every step adds up over a sampling run, where random ones average out; and a correction
+costs nothing at run time, for it is added to the bias with which the layer ends anyway.
+
+Source: see `dq_plugins.passes.correction.mean_error`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from dq_plugins.passes.correction.mean_error import MeanErrors
+from dq_plugins.plan import BiasCorrection, QuantPlan
+from dq_plugins.quantized.simulate import SimulateAdapter
+from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
+from dq_plugins.timesteps import TimestepGroups
+
+
+class BiasCorrecting(Pass):
+    """Write ``layer.bias_correction`` for every layer that multiplies and is quantized."""
+
+    name = "bias-correction"
+    requires = ("weight-ranges",)
+    after = (
+        "activation-ranges",
+        "block-reconstruction",
+        "finite-set-ranges",
+        "gptq",
+        "temporal-reconstruction",
+        "temporal-table",
+    )
+
+    class Options(PassOptions):
+        """Options of ``bias-correction``.
+
+        Attributes:
+            calls: recorded calls to measure on, spread evenly over the recording.
+            mode: ``"sequential"``: each layer sees what the quantized and corrected layers before it give;
+                ``"local"``: what full precision gives it.
+            groups: a correction for each timestep group; off: one for all, which is part of the bias.
+        """
+
+        calls: int = Field(100, ge=1)
+        mode: Literal["sequential", "local"] = "sequential"
+        groups: bool = True
+
+    options: Options
+    Options: ClassVar[type[PassOptions]] = Options
+
+    def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
+        """Measure in one sweep, then write the tables."""
+        names = self._groups(plan, context)
+        for layer in names:
+            plan.layers[layer].bias_correction = None  # an earlier correction is measured anew
+        groups = {n: plan.groups[g] if g else TimestepGroups(()) for n, g in names.items()}
+        quantized = SimulateAdapter().apply(copy.deepcopy(context.denoiser), plan, out_of_range="nearest")
+        calls = context.calibration.spread(self.options.calls)
+        errors = MeanErrors(context.denoiser, quantized, groups, self.options.mode)
+        for done, call in enumerate(calls.calls(), 1):
+            errors.see(call)
+            yield Progress(done, len(calls), "mean errors")
+        for layer, name in names.items():
+            plan.layers[layer].bias_correction = BiasCorrection(errors.table(layer), name)
+
+    def _groups(self, plan: QuantPlan, context: PassContext) -> dict[str, str | None]:
+        """Name of the timestep groups of each layer to correct; None: one row for all timesteps."""
+        return {
+            name: layer.activation.groups if self.options.groups and layer.activation is not None else None
+            for name, layer in plan.layers.items()
+            if layer.quantized and name in context.partition.layers and layer.kind != "embedding"
+        }

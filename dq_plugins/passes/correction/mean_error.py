@@ -1,0 +1,131 @@
+"""The mean error of every quantized layer's output, by timestep group and output channel, in one sweep.
+
+For each recorded call the full-precision denoiser runs first and leaves the mean of each layer's output. Then the
+quantized one runs on the same inputs, and each layer's mean is put right as soon as it is there, before the next layer
+sees it: what later layers are found to be wrong by does not count the means that earlier ones will have corrected.
+The correction of a group is the mean over its calls.
+
+A mean over few calls is partly chance. It is shrunk towards zero by the share of its square that chance explains,
+``m^2 / (m^2 + v / n)`` with ``v`` the variance between samples, pooled over the channels of a layer and group.
+
+Source: Nagel et al. 2019 (DFQ), section 4.2, which corrects the bias of one network; here one for each timestep group,
+measured on calls, sequentially as in Banner et al. 2019.
+
+Shapes: ``G`` timestep groups, ``O`` output channels, ``N`` samples of a layer's output, ``B`` of the call. Sums are
+float64.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dq_plugins.calibration.call import Call
+from dq_plugins.hooks import hooked
+from dq_plugins.layer_kinds import LayerKind, kind_of
+from dq_plugins.quantized.output_correction import spread_channels
+from dq_plugins.timesteps import TimestepGroups, context_of, fit_to_input
+
+Mode = Literal["sequential", "local"]
+
+
+class MeanErrors:
+    """Mean errors of some layers, summed over calls.
+
+    Args:
+        full: the full-precision denoiser.
+        quantized: the same with quantized layers of the same names.
+        groups: timestep groups of each layer to correct.
+        mode: ``"sequential"`` as described above, or ``"local"``: each layer is measured on the inputs that full
+            precision gives it.
+    """
+
+    def __init__(
+        self, full: nn.Module, quantized: nn.Module, groups: Mapping[str, TimestepGroups], mode: Mode = "sequential"
+    ) -> None:
+        self.full, self.quantized, self.groups, self.mode = full, quantized, groups, mode
+        self._exact, self._rounded = ({n: m.get_submodule(n) for n in groups} for m in (full, quantized))
+        self._sums: dict[str, Tensor] = {}  # [3, G, O]: numbers, sums and sums of squares of samples' errors
+
+    def see(self, call: Call) -> None:
+        """Run a call through both denoisers."""
+        (self._local if self.mode == "local" else self._sequential)(call)
+
+    def table(self, layer: str) -> Tensor:
+        """Correction of each group, float32 ``[G, O]``; a group that no call visited gets that of its neighbour."""
+        count, total, squares = self._sums[layer]
+        number = count[:, :1].clamp(min=1)  # [G, 1]
+        mean = total / number
+        chance = (squares / number - mean.square()).clamp(min=0) / number  # [G, O]
+        signal = mean.square().mean(1, keepdim=True)
+        share = signal / (signal + chance.mean(1, keepdim=True)).clamp(min=1e-300)
+        table = mean * torch.where(number > 1, share, torch.ones_like(share))
+        visited = (count[:, 0] > 0).nonzero().flatten()
+        nearest = (torch.arange(len(table))[:, None] - visited).abs().argmin(1)
+        return table[visited[nearest]].float()
+
+    def _sequential(self, call: Call) -> None:
+        means: dict[str, list[Tensor]] = defaultdict(list)  # of every use of the layer in this call
+
+        def keep(name: str, args: Any, kwargs: Any, output: Tensor) -> None:
+            means[name].append(channel_means(self._exact[name], output))
+
+        def correct(name: str, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+            layer, exact = self._rounded[name], means[name].pop(0)
+            correction = self._add(name, call.timestep, exact - channel_means(layer, output))  # [N, O]
+            return output + _spread(layer, correction, output)
+
+        with hooked(self._exact, after=keep):
+            call.run(self.full)
+        with hooked(self._rounded, after=correct):
+            call.run(self.quantized)
+
+    def _local(self, call: Call) -> None:
+        context = context_of(self.quantized)
+        assert context is not None
+
+        def compare(name: str, args: Any, kwargs: Any, output: Tensor) -> None:
+            layer = self._rounded[name]
+            self._add(name, call.timestep, channel_means(layer, output) - channel_means(layer, layer(*args, **kwargs)))
+
+        with context.select(call.timestep), hooked(self._exact, after=compare):
+            call.run(self.full)
+
+    def _add(self, layer: str, timesteps: Tensor, errors: Tensor) -> Tensor:
+        """See the mean error of every sample of a call, ``[N, O]``; gives the mean of each sample's group, ``[N, O]``.
+
+        ``timesteps`` is ``[1]`` or ``[B]``; N is a multiple of B.
+        """
+        groups = self.groups[layer]
+        index = groups.index(timesteps.reshape(-1)).cpu()
+        if len(index) > 1:
+            index = fit_to_input(index, tuple(index.shape), errors)
+        index = index.expand(len(errors))
+        seen = torch.stack([torch.ones_like(errors), errors, errors.square()]).double()  # [3, N, O]
+        of_call = seen.new_zeros(3, len(groups), errors.shape[1]).index_add_(1, index, seen)
+        self._sums[layer] = self._sums.get(layer, 0) + of_call
+        return (of_call[1] / of_call[0].clamp(min=1))[index].to(errors.dtype)
+
+
+def channel_means(layer: nn.Module, output: Tensor) -> Tensor:
+    """Mean over the positions of each sample, float32 ``[N, O]``; N is 1 for an output without samples."""
+    kind = kind_of(layer)
+    assert kind is not None
+    moved = output.detach().float().movedim(kind.channel_axis, -1)  # [N, ..., O]
+    moved = moved if _batched(kind, output) else moved[None]
+    return moved.reshape(len(moved), -1, moved.shape[-1]).mean(1)
+
+
+def _spread(layer: nn.Module, values: Tensor, output: Tensor) -> Tensor:
+    """``[N, O]``, shaped to be added to the layer's output."""
+    kind = kind_of(layer)
+    assert kind is not None
+    return spread_channels(kind, values, output) if _batched(kind, output) else kind.per_output(values[0])
+
+
+def _batched(kind: LayerKind, output: Tensor) -> bool:
+    return output.dim() > 1 + kind.spatial

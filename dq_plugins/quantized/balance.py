@@ -1,0 +1,36 @@
+"""Input channels of a layer that are divided by factors, and weights that are multiplied by them: exact together.
+
+Shapes: ``C`` input channels; a balance is float32 ``[C]``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from dq_plugins.layer_kinds import kind_of
+from dq_plugins.plan import WeightQuant
+
+
+def per_input(layer: nn.Module, balance: Tensor) -> Tensor:
+    """A balance as it broadcasts against the layer's weight."""
+    kind, weight = kind_of(layer), _weight(layer)
+    assert kind is not None
+    return kind.per_input(balance.to(weight.device), weight)
+
+
+def balanced_weight(layer: nn.Module, balance: Tensor | None) -> Tensor:
+    """The weight that multiplies the divided input; the layer's own without a balance."""
+    return _weight(layer) if balance is None else _weight(layer) * per_input(layer, balance)
+
+
+def fake_weight(layer: nn.Module, quant: WeightQuant, balance: Tensor | None) -> Tensor:
+    """The weight that a quantized layer computes with, for the input as it comes: the balance is undone."""
+    fake = quant.fake_quantize(balanced_weight(layer, balance))
+    return fake if balance is None else (fake / per_input(layer, balance)).to(fake.dtype)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight: Any = layer.weight
+    return weight

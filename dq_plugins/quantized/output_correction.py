@@ -1,0 +1,50 @@
+"""What is added to the output of a simulated layer, by timestep group and output channel.
+
+Shapes: ``G`` timestep groups, ``O`` output channels, ``B`` samples and ``T`` tokens of a call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from dq_plugins.layer_kinds import LayerKind, kind_of
+from dq_plugins.plan import BiasCorrection
+from dq_plugins.timesteps import TimestepContext, fit_to_input
+
+
+class OutputCorrection(nn.Module):
+    """Adds the row of the running call's timestep group.
+
+    Args:
+        correction: the table ``[G, O]``.
+        context: of the denoiser.
+        layer: whose output it is.
+    """
+
+    values: Tensor
+
+    def __init__(self, correction: BiasCorrection, context: TimestepContext, layer: nn.Module) -> None:
+        super().__init__()
+        weight: Any = layer.weight
+        kind = kind_of(layer)
+        assert kind is not None
+        self.groups, self.context, self.kind = correction.groups, context, kind
+        self.register_buffer("values", correction.values.to(weight.device, copy=True))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """``y`` with its correction."""
+        if self.groups is None:
+            return y + self.kind.per_output(self.values[0]).to(y.dtype)
+        index = self.context.index(self.groups).to(self.values.device)
+        rows = self.values.index_select(0, index.reshape(-1)).reshape(*index.shape, -1)  # [1, O], [B, O] or [B, T, O]
+        if index.numel() == 1:
+            return y + self.kind.per_output(rows.reshape(-1)).to(y.dtype)
+        return y + spread_channels(self.kind, fit_to_input(rows, tuple(index.shape), y), y).to(y.dtype)
+
+
+def spread_channels(kind: LayerKind, rows: Tensor, y: Tensor) -> Tensor:
+    """``[N, O]`` or ``[B, T, O]``, as a view that broadcasts against a layer's output ``[N, ..., O, ...]``."""
+    lead = rows.shape[:-1]
+    return rows.reshape(*lead, *[1] * (y.dim() - len(lead) - 1 - kind.spatial), -1, *[1] * kind.spatial)
