@@ -1,11 +1,23 @@
-"""dq-plugins for diffusers: pipelines to record and quantize. diffusers itself is imported at first use."""
+"""dq-plugins for diffusers: pipelines to record and quantize, and diffusers' quantization method ``dq``.
+
+Importing this package is what lets ``from_pretrained`` read quantized denoisers.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
 
+from dq_plugins.errors import require
+
+require("diffusers", "diffusers", "use dq_diffusers")
+
+from dq_diffusers.registration import register  # noqa: E402
+
+register()
+
 _HOME = {
+    "DQConfig": "config",
     "PixelClassConditionalPipeline": "pipelines",
     "PixelTextToImagePipeline": "pipelines",
     "install_schedule": "schedules",

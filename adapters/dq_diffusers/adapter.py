@@ -51,6 +51,12 @@ class DiffusersAdapter:
         pipe.save_pretrained(folder)
         return Path(folder)
 
+    def make_savable(self, denoiser: nn.Module, config: Any) -> None:
+        """Let ``save_pretrained`` write a quantized denoiser; see `dq_diffusers.quantizer.make_savable`."""
+        from dq_diffusers.quantizer import make_savable
+
+        make_savable(denoiser, config)
+
     def denoiser_of(self, pipe: Any) -> tuple[str, nn.Module]:
         """Attribute name and module of a pipeline's denoiser; see `dq_diffusers.recording.denoiser_of`."""
         from dq_diffusers.recording import denoiser_of

@@ -11,12 +11,12 @@ from typing import Any
 
 from dq_plugins.quiet import loggers_at
 
-_NOISY = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
+NOISY = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
 
 
 def diffusers_attribute(name: str) -> Any:
     """An attribute of the package diffusers, which it imports at first use; None where it has none of that name."""
-    with loggers_at(logging.ERROR, _NOISY):
+    with loggers_at(logging.ERROR, NOISY):
         import diffusers
 
         return getattr(diffusers, name, None)

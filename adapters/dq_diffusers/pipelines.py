@@ -245,8 +245,5 @@ def load_pipeline(folder: str | Path) -> DiffusionPipeline:
             "wrote with save_pretrained."
         )
     name = json.loads(index.read_text())["_class_name"]
-    if any('"CheckpointConfig"' in config.read_text() for config in Path(folder).glob("*/config.json")):
-        require("torchao", "torchao", "load a quantized pipeline")
-        import dq_torchao  # noqa: F401  (diffusers then knows the checkpoints)
     own = {cls.__name__: cls for cls in (PixelTextToImagePipeline, PixelClassConditionalPipeline)}
     return own.get(name, DiffusionPipeline).from_pretrained(folder)

@@ -1,25 +1,24 @@
 """diffusers' ``save_pretrained`` and ``from_pretrained`` for denoisers that dq_torchao quantizes.
 
-diffusers looks for a quantizer by the method name of the config, and for ``TorchAoConfig`` finds its own, which knows
-linear weights only. `dq_diffusers.registration` puts a choice in front of it: our configs get `PlanQuantizer`, all
-others the quantizer that was there before.
+diffusers finds a quantizer by the method name of the config; ours is ``dq``, registered by `dq_diffusers.registration`.
 
 On disk a quantized denoiser is what diffusers writes: ``config.json`` with a ``quantization_config``, and safetensors,
 sharded or not. Loading:
 
 - ``from_pretrained(folder)`` of a quantized denoiser restores it bit for bit;
-- ``from_pretrained(folder, quantization_config=TorchAoConfig(PlanConfig("plan/")))`` of a full-precision denoiser
-  quantizes it when its weights are there, and checks that they are the plan's;
-- ``TorchAoConfig(TimestepInt8Config())`` prepares the denoiser for calibration by sampling.
+- ``from_pretrained(folder, quantization_config=DQConfig("plan/"))`` of a full-precision denoiser quantizes it when its
+  weights are there, and checks that they are the plan's;
+- ``DQConfig(config=TimestepInt8Config())`` prepares the denoiser for calibration by sampling.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from diffusers.quantizers.base import DiffusersQuantizer
-from diffusers.quantizers.quantization_config import QuantizationConfigMixin, TorchAoConfig
 from dq_torchao import linear_and_conv2d
 from dq_torchao.adapter import apply
 from dq_torchao.checkpoint import finish, rebuild
@@ -30,55 +29,62 @@ from torch import Tensor, nn
 from torchao.core.config import config_to_dict
 from torchao.quantization import quantize_
 
-from dq_diffusers.checkpoint_source import checkpoint_files
-from dq_plugins.errors import DQError
+from dq_diffusers.config import DQConfig
+from dq_diffusers.dtypes import cast_unsaved, main_dtype, noted_dtypes
+from dq_plugins.errors import CheckpointError, DQError
 
 
-class PlanQuantizer(DiffusersQuantizer):
-    """Loads and saves denoisers whose ``TorchAoConfig`` holds one of our configs."""
+class DQQuantizer(DiffusersQuantizer):
+    """Loads and saves denoisers whose quantization config is a `DQConfig`."""
 
     requires_calibration = False
     required_packages = ("torchao",)
     use_keep_in_fp32_modules = True
 
-    def __init__(self, quantization_config: QuantizationConfigMixin, **kwargs: Any) -> None:
+    quantization_config: DQConfig
+
+    def __init__(self, quantization_config: DQConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)
-        self.config: Any = quantization_config.quant_type  # type: ignore[attr-defined]
-        if self.pre_quantized != isinstance(self.config, CheckpointConfig):
-            raise DQError(_MISPLACED[self.pre_quantized].format(type(self.config).__name__))
-        self.opened, self.files = False, cast("CheckpointFiles | None", None)
+        saved = isinstance(quantization_config.config, CheckpointConfig)
+        if saved and not self.pre_quantized:
+            raise DQError(
+                "the record of a denoiser that is quantized already cannot quantize full-precision weights: pass "
+                "quantization_config=dq_diffusers.DQConfig(plan)"
+            )
+        self.pre_quantized = saved  # loading of single files says so of everything
+        self.files: CheckpointFiles | None = None
         self.exact: frozenset[str] = frozenset()
         self.dtype_given = False
+
+    @property
+    def config(self) -> Any:
+        """The config of dq_torchao."""
+        return self.quantization_config.config
 
     # Loading, in the order in which from_pretrained calls
 
     def validate_environment(self, *args: Any, **kwargs: Any) -> None:
-        """First of all: no file is read unless it is safetensors, and a quantized checkpoint is verified."""
+        """Refuse what cannot work before anything is read."""
         if kwargs.get("device_map") == "disk" or "disk" in _devices(kwargs.get("device_map")):
             raise DQError("quantized denoisers cannot be offloaded to disk while loading; leave device_map out")
-        if not self.opened and (files := checkpoint_files()) is not None:
-            self._open(files)
 
     def update_torch_dtype(self, torch_dtype: torch.dtype | None) -> torch.dtype | None:
-        """The dtype asked for; without one a quantized denoiser is loaded in the dtypes it was saved in."""
+        """The dtype asked for; without one a quantized denoiser is built in the dtype it was quantized in."""
         self.dtype_given = torch_dtype is not None
-        if torch_dtype is None and self.pre_quantized and self.files is not None:
-            return _floating_dtype(self.files)
-        return torch_dtype
+        noted = self.quantization_config.dtypes.get("") if self.pre_quantized else None
+        return getattr(torch, noted) if torch_dtype is None and noted is not None else torch_dtype
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
-        """The files are known for certain here, where they could not be found earlier (a model on the hub)."""
-        if not self.opened:
-            self._open(checkpoint_files)
-        return loaded_keys
-
-    def _open(self, files: list[Any]) -> None:
-        self.opened = True
+        """The files are known here: nothing but safetensors, and a quantized checkpoint is verified."""
+        folders = sorted({str(Path(file).parent) for file in checkpoint_files})
+        if len(folders) > 1:
+            raise CheckpointError(f"the files of one checkpoint lie beside each other, and these are in {folders}")
         if self.pre_quantized:
-            self.files = CheckpointFiles(files)
+            self.files = CheckpointFiles(checkpoint_files)
             self.files.verify(config_to_dict(self.config))
         else:
-            check_readable(files)
+            check_readable(checkpoint_files)
+        return loaded_keys
 
     def preprocess_model(self, model: Any, **kwargs: Any) -> Any:
         """As in the base class, but a denoiser of ours may be cast, so it is not marked as one that may not."""
@@ -88,9 +94,12 @@ class PlanQuantizer(DiffusersQuantizer):
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         if not self.pre_quantized:
             return model
-        plain = set(model.state_dict())
-        rebuild(model, self.config)
         assert self.files is not None
+        plain = set(model.state_dict())
+        if not self.dtype_given:
+            main = main_dtype({name: entry.dtype for name, entry in self.files.entries.items()})
+            cast_unsaved(model, self.quantization_config.dtypes, main)
+        rebuild(model, self.config)
         expected = model.state_dict()
         self.files.check(expected)
         self.exact = frozenset(set(expected) - plain)
@@ -116,10 +125,8 @@ class PlanQuantizer(DiffusersQuantizer):
         owner, _, name = param_name.rpartition(".")
         module = model.get_submodule(owner)
         value = state_dict[param_name].to(target_device)
-        if name in module._parameters:
-            module._parameters[name] = nn.Parameter(value, requires_grad=False)
-        else:
-            module._buffers[name] = value
+        is_parameter = isinstance(getattr(module, name), nn.Parameter)
+        setattr(module, name, nn.Parameter(value, requires_grad=False) if is_parameter else value)
 
     def _process_model_after_weight_loading(self, model: Any) -> Any:
         if isinstance(self.config, CheckpointConfig):
@@ -128,9 +135,11 @@ class PlanQuantizer(DiffusersQuantizer):
             apply(model, self.config.resolve(), **self.config.options())
         else:
             quantize_(model, self.config, filter_fn=linear_and_conv2d)
-        config = checkpoint_config_of(model)
-        if config is not None:
-            self.config, self.quantization_config = config, TorchAoConfig(config)
+        if checkpoint_config_of(model) is not None:  # it is quantized now, and `make_savable` has said how
+            noted = self.quantization_config.dtypes
+            self.quantization_config = model.config["quantization_config"]
+            if self.pre_quantized and not self.dtype_given:
+                self.quantization_config.dtypes = noted  # those of the denoiser that was saved
         return model
 
     # Saving
@@ -166,30 +175,14 @@ class PlanQuantizer(DiffusersQuantizer):
         return True
 
 
-_MISPLACED = {
-    True: "config.json says that the denoiser was quantized by a {}, which does not describe one: pass "
-    "it as quantization_config when loading full-precision weights",
-    False: "a {} describes a denoiser that is quantized already; to quantize full-precision weights while loading, "
-    "pass TorchAoConfig(dq_torchao.PlanConfig(plan))",
-}
-
-
 def make_savable(model: Any, config: CheckpointConfig) -> None:
     """Let ``save_pretrained`` of a denoiser that was quantized in place write it, and ``from_pretrained`` read it."""
-    wrapped = TorchAoConfig(config)
-    model.hf_quantizer = PlanQuantizer(wrapped, pre_quantized=True)
+    if not isinstance(model, ModelMixin):
+        return
+    wrapped = DQConfig(config=config, dtypes=noted_dtypes(model))
+    model.hf_quantizer = DQQuantizer(wrapped, pre_quantized=True)
     model.quantization_method = wrapped.quant_method
     model.register_to_config(quantization_config=wrapped)
-
-
-def _floating_dtype(files: CheckpointFiles) -> torch.dtype:
-    """Dtype of most floating-point tensors that are not the quantizer's own."""
-    own = ("weight_scale", "weight_sum", "act_scale", "_edges", "_bounds")
-    counts: dict[torch.dtype, int] = {}
-    for name, entry in files.entries.items():
-        if entry.dtype.is_floating_point and not name.endswith(own):
-            counts[entry.dtype] = counts.get(entry.dtype, 0) + 1
-    return max(counts, key=lambda dtype: counts[dtype], default=torch.float32)
 
 
 def _devices(device_map: Any) -> tuple[Any, ...]:

@@ -1,33 +1,28 @@
-"""Entry of our quantizer in diffusers' table, beside diffusers' own for torchao.
-
-Kept apart from the quantizer: the entry is made while diffusers is still being imported.
-"""
+"""Our method in diffusers' tables, under a name of its own, from the moment this package is imported."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
-METHOD = "torchao"
+from dq_diffusers.host import NOISY
+from dq_plugins.quiet import loggers_at
 
 
-def register_quantizer(table: dict[str, Any]) -> None:
-    """Put the choice of `dq_diffusers.quantizer.PlanQuantizer` in front of the quantizer for torchao.
+def register() -> None:
+    """Make the entries; a second call changes nothing."""
+    with loggers_at(logging.ERROR, NOISY):
+        from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 
-    Args:
-        table: ``AUTO_QUANTIZER_MAPPING`` of ``diffusers.quantizers.auto``. A second call changes nothing.
-    """
-    before = table[METHOD]
-    if getattr(before, "chooses_plan_quantizer", False):
-        return
+        from dq_diffusers.config import ON_DISK, DQConfig, Method
 
-    def quantizer_for(quantization_config: Any, **kwargs: Any) -> Any:
-        from dq_torchao.serializable import CheckpointConfig, PlanConfig, TimestepInt8Config
+    AUTO_QUANTIZER_MAPPING[Method.DQ.value] = _quantizer
+    for name in (Method.DQ.value, ON_DISK):
+        AUTO_QUANTIZATION_CONFIG_MAPPING[name] = DQConfig
 
-        if not isinstance(quantization_config.quant_type, CheckpointConfig | PlanConfig | TimestepInt8Config):
-            return before(quantization_config, **kwargs)
-        from dq_diffusers.quantizer import PlanQuantizer
 
-        return PlanQuantizer(quantization_config, **kwargs)
+def _quantizer(quantization_config: Any, **kwargs: Any) -> Any:
+    """The quantizer, imported at first use: it needs torchao, and pipelines are recorded without."""
+    from dq_diffusers.quantizer import DQQuantizer
 
-    quantizer_for.chooses_plan_quantizer = True  # type: ignore[attr-defined]
-    table[METHOD] = quantizer_for
+    return DQQuantizer(quantization_config, **kwargs)

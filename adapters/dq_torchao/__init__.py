@@ -9,18 +9,16 @@ from dq_torchao.adapter import TorchAOAdapter, apply  # noqa: E402
 from dq_torchao.calibration import convert, prepare  # noqa: E402
 from dq_torchao.checkpoint import load, save  # noqa: E402
 from dq_torchao.checkpoint_config import CheckpointConfig  # noqa: E402
-from dq_torchao.diffusers_hook import register_when_imported  # noqa: E402
 from dq_torchao.fqn import FqnLowering, to_fqn_config  # noqa: E402
 from dq_torchao.intx import intx_tensor  # noqa: E402
 from dq_torchao.latency import LatencyTable, latency_table  # noqa: E402
+from dq_torchao.layer_filter import LayerFilter, linear_and_conv2d  # noqa: E402
 from dq_torchao.plan_config import PlanConfig  # noqa: E402
 from dq_torchao.regions import compile_regions, repeated_blocks  # noqa: E402
 from dq_torchao.releasing import release_weights, restore_weights  # noqa: E402
 from dq_torchao.report import Execution, Timing, execution_report  # noqa: E402
-from dq_torchao.timestep_config import TimestepInt8Config, linear_and_conv2d  # noqa: E402
+from dq_torchao.timestep_config import TimestepInt8Config  # noqa: E402
 from dq_torchao.tuning import tune  # noqa: E402
-
-register_when_imported()
 
 __all__ = [
     "CheckpointConfig",
@@ -28,6 +26,7 @@ __all__ = [
     "Execution",
     "FqnLowering",
     "LatencyTable",
+    "LayerFilter",
     "PlanConfig",
     "TimestepInt8Config",
     "Timing",

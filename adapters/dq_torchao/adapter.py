@@ -1,25 +1,35 @@
-"""Plan -> torchao: every layer of a denoiser lowered in place, and its forward routed by the timestep."""
+"""Plan -> torchao: layers of a denoiser lowered in place, and its forward routed by the timestep.
+
+`begin` gives the denoiser what concerns all of it, and `lower_planned` lowers one layer, for torchao's ``quantize_``
+hands out layers one at a time. `apply` is both, for every layer of the plan.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from dq_plugins.errors import PlanError
-from dq_plugins.plan import QuantPlan
+from dq_plugins.hashing import hash_json
+from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.quantized import exact_tokens as tokens
 from dq_plugins.quantized import temporal_table
-from dq_plugins.timesteps import OutOfRange, TimestepContext, attach_context
+from dq_plugins.timesteps import OutOfRange, TimestepContext, attach_context, context_of
 from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of, remember
-from dq_torchao.lowering import lower_layer
+from dq_torchao.lowering import lower_layer, mark_full_precision
 from dq_torchao.report import Execution, Timing
 from dq_torchao.timestep_state import install_timestep_state
 from dq_torchao.tuning import tune
 
 IMPLEMENTED = frozenset({temporal_table.SECTION, tokens.SECTION})
 """What this adapter can do of `QuantPlan.features`."""
+
+NOT_SELECTED = "the filter of quantize_ did not select it"
+PENDING = "dq_pending"
+"""Attribute of a denoiser that a plan is being applied to."""
 
 
 def apply(
@@ -54,11 +64,7 @@ def apply(
     Raises:
         PlanError: the plan is of another model, or needs what this adapter does not implement.
     """
-    if checkpoint_config_of(model) is not None:
-        raise PlanError(
-            f"this {type(model).__name__} is quantized already; apply a plan to the full-precision denoiser"
-        )
-    plan.check_model(model)
+    _check(model, plan)
     if choices is None:
         choices = tune(model, plan, example_inputs) if example_inputs is not None else {}
     options: dict[str, Any] = {
@@ -66,13 +72,87 @@ def apply(
         "temporal_fallback": temporal_fallback,
         "uniform_timesteps": uniform_timesteps,
     }
-
-    def lower(name: str, layer: nn.Module, context: TimestepContext) -> None:
-        lower_layer(layer, plan.layers[name], context, choices.get(name))
-
-    install(model, plan, lower, **options)
-    remember(model, CheckpointConfig.of(model, plan, options))
+    _begin(model, plan, options)
+    for name in plan.layers:
+        lower_planned(model, name, choices.get(name))
     return model
+
+
+@dataclass
+class Pending:
+    """What of a plan has not been lowered yet; an attribute of the denoiser.
+
+    Attributes:
+        plan_hash: hash of the plan.
+        layers: its decisions for layers that still run in full precision, by name.
+    """
+
+    plan_hash: str
+    layers: dict[str, LayerPlan]
+
+
+def begin(model: nn.Module, plan: QuantPlan, **options: Any) -> None:
+    """Do all that a plan asks of a denoiser but for its quantized layers, which `lower_planned` lowers one by one.
+
+    The denoiser runs, and can be saved, at any point between.
+
+    Args:
+        model: the full-precision denoiser the plan was made for.
+        plan: the plan.
+        options: ``out_of_range``, ``temporal_fallback``, ``uniform_timesteps``; see `apply`.
+
+    Raises:
+        PlanError: the plan is of another model, or needs what this adapter does not implement.
+    """
+    _check(model, plan)
+    _begin(model, plan, options)
+
+
+def _begin(model: nn.Module, plan: QuantPlan, options: dict[str, Any]) -> None:
+    pending: dict[str, LayerPlan] = {}
+
+    def note(name: str, layer: nn.Module, context: TimestepContext) -> None:
+        if plan.layers[name].quantized:
+            pending[name] = plan.layers[name]
+        mark_full_precision(layer, plan.layers[name], NOT_SELECTED)
+
+    install(model, plan, note, **options)
+    config = CheckpointConfig.of(model, plan, options)
+    object.__setattr__(model, PENDING, Pending(hash_json(config.plan), pending))
+    remember(model, config)
+
+
+def begun_with(model: nn.Module, plan_hash: str) -> bool:
+    """Whether `begin` was called for ``model`` with the plan of this hash."""
+    pending = model.__dict__.get(PENDING)
+    return isinstance(pending, Pending) and pending.plan_hash == plan_hash
+
+
+def lower_planned(model: nn.Module, name: str, timing: Timing | None = None) -> None:
+    """Lower one layer of a denoiser that `begin` was called for, in place.
+
+    Args:
+        model: the denoiser.
+        name: of the layer; nothing happens where the plan leaves it as it is, or it is lowered already.
+        timing: see `lower_layer`.
+    """
+    pending, context = model.__dict__[PENDING].layers, context_of(model)
+    if name not in pending:
+        return
+    assert context is not None
+    lower_layer(model.get_submodule(name), pending[name], context, timing)
+    del pending[name]
+    config = checkpoint_config_of(model)
+    assert config is not None
+    config.note_layer(model, name)
+
+
+def _check(model: nn.Module, plan: QuantPlan) -> None:
+    if checkpoint_config_of(model) is not None:
+        raise PlanError(
+            f"this {type(model).__name__} is quantized already; apply a plan to the full-precision denoiser"
+        )
+    plan.check_model(model)
 
 
 def install(

@@ -34,7 +34,7 @@ from dq_plugins.timesteps import (
     detach_context,
     fit_to_input,
 )
-from dq_torchao.adapter import apply
+from dq_torchao.adapter import apply, begin, lower_planned
 from dq_torchao.collecting import StatisticsStore
 from dq_torchao.timestep_config import TimestepInt8Config
 
@@ -129,11 +129,36 @@ def convert(denoiser: nn.Module) -> QuantPlan:
         CalibrationError: it was not prepared, or did not run since.
         PlanError: something else has quantized it since.
     """
+    plan, options = _end_calibration(denoiser)
+    apply(denoiser, plan, **options)
+    return plan
+
+
+def convert_layer(denoiser: nn.Module, name: str) -> None:
+    """Quantize one layer of a calibrated ``denoiser`` in place; groups are shared, so the first call makes the plan.
+
+    Args:
+        denoiser: the calibrated denoiser.
+        name: of the layer; nothing happens to one that was not prepared.
+
+    Raises:
+        CalibrationError: as `convert`.
+        PlanError: as `convert`.
+    """
+    context = context_of(denoiser)
+    if context is None or isinstance(context, CalibrationContext):
+        plan, options = _end_calibration(denoiser)
+        begin(denoiser, plan, **options)
+    lower_planned(denoiser, name)
+
+
+def _end_calibration(denoiser: nn.Module) -> tuple[QuantPlan, dict[str, Any]]:
+    """Take the observers away; the plan, and the options to apply it with."""
     context = context_of(denoiser)
     if not isinstance(context, CalibrationContext):
         raise CalibrationError(
             f"this {type(denoiser).__name__} was not prepared: first quantize_(denoiser, TimestepInt8Config"
-            '(step="prepare")), then sample with it, then step="convert"'
+            '(step="prepare"), dq_torchao.linear_and_conv2d), then sample with it, then step="convert"'
         )
     if not context.store.timesteps:
         raise CalibrationError(
@@ -144,9 +169,7 @@ def convert(denoiser: nn.Module) -> QuantPlan:
     for hook in context.hooks.values():
         hook.remove()
     require_full_precision(denoiser)
-    plan = make_plan(denoiser, context)
-    apply(denoiser, plan, out_of_range=context.config.out_of_range)
-    return plan
+    return make_plan(denoiser, context), {"out_of_range": context.config.out_of_range}
 
 
 def make_plan(denoiser: nn.Module, context: CalibrationContext) -> QuantPlan:

@@ -2,8 +2,8 @@
 
 Loading takes the denoiser's own class for everything that is not quantized: build it as you built it before, with any
 weights or none, and `load` gives it the quantized layers and all values. Nothing is measured or decided again, so the
-loaded denoiser computes the same bits. Denoisers of diffusers are saved by their own ``save_pretrained`` in the same
-form; see `dq_diffusers.quantizer`.
+loaded denoiser computes the same bits. A library that saves models in a form of its own is served by its adapter
+(`dq_torchao.checkpoint_config.remember`), from the same parts.
 """
 
 from __future__ import annotations

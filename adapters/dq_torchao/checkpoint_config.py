@@ -6,7 +6,6 @@ with placeholders, and how every layer runs, so that loading decides nothing aga
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 
 from dq_plugins.errors import PlanError
+from dq_plugins.libraries import library_adapter
 from dq_plugins.plan import QuantPlan, decode_plan, encode_plan
 from dq_torchao.report import Execution, execution_report
 from dq_torchao.versions import Versioned
@@ -27,8 +27,7 @@ ATTRIBUTE = "dq_checkpoint"
 class CheckpointConfig(Versioned, AOBaseConfig):
     """The structure of a denoiser that `dq_torchao.apply` has quantized.
 
-    It is written into ``config.json`` by diffusers' ``save_pretrained`` and by `dq_torchao.save`; nobody needs to make
-    one by hand.
+    It is written into ``config.json`` when the denoiser is saved; nobody needs to make one by hand.
 
     Attributes:
         plan: the JSON record of the plan.
@@ -48,11 +47,15 @@ class CheckpointConfig(Versioned, AOBaseConfig):
         """The config of a denoiser that has just been quantized."""
         record, tensors = encode_plan(plan)
         shapes = {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in tensors.items()}
-        executions = {
-            name: {**asdict(execution), "form": type(model.get_submodule(name)).__name__}
-            for name, execution in execution_report(model).items()
-        }
-        return cls(record, shapes, executions, dict(options))
+        config = cls(record, shapes, {}, dict(options))
+        for name in execution_report(model):
+            config.note_layer(model, name)
+        return config
+
+    def note_layer(self, model: nn.Module, name: str) -> None:
+        """Note how layer ``name`` runs now."""
+        layer: Any = model.get_submodule(name)
+        self.executions[name] = {**asdict(layer.execution), "form": type(layer).__name__}
 
     def skeleton(self) -> QuantPlan:
         """The plan with placeholders for its tensors, which take no memory.
@@ -93,12 +96,10 @@ def checkpoint_config_of(model: nn.Module) -> CheckpointConfig | None:
 
 
 def remember(model: nn.Module, config: CheckpointConfig) -> None:
-    """Keep ``config`` on a quantized denoiser; one of diffusers can then be saved by its ``save_pretrained``."""
+    """Keep ``config`` on a quantized denoiser, and tell the library that it comes from, which may save it later."""
     setattr(model, ATTRIBUTE, config)
-    modeling = sys.modules.get("diffusers.models.modeling_utils")
-    if modeling is not None and isinstance(model, modeling.ModelMixin):
-        from dq_diffusers.quantizer import make_savable
-
+    make_savable = getattr(library_adapter(model), "make_savable", None)
+    if make_savable is not None:
         make_savable(model, config)
 
 

@@ -61,12 +61,12 @@ def lower_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, tim
     Returns:
         How the layer runs from now on.
     """
-    weight = _weight(layer) if plan.quantized else next(layer.parameters())  # a kept layer may have none of this name
+    if not plan.quantized:
+        return mark_full_precision(layer, plan, "")
+    weight = _weight(layer)
     dtype = str(weight.dtype).removeprefix("torch.")
     reason = unsupported_reason(layer, plan)
-    if not plan.quantized:
-        execution = Execution("full precision", plan.width, "", dtype, reason)
-    elif reason:
+    if reason:
         state = "weight-only" if plan.activation is None else "simulated"
         lower_to_float(layer, plan, context)
         execution = Execution(state, plan.width, "", dtype, reason)
@@ -77,6 +77,16 @@ def lower_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, tim
         kernel = kernel_for(integer.operator, weight.device)
         execution = Execution("integer", plan.width, kernel.name, kernel.compute, str(timing or ""))
     execution = execution.stored_by(layer)
+    layer.execution = execution  # type: ignore[assignment]
+    return execution
+
+
+def mark_full_precision(layer: nn.Module, plan: LayerPlan, reason: str) -> Execution:
+    """Note on ``layer.execution`` that it runs as it did: for ``reason``, unless the plan has one."""
+    weight = _weight(layer) if plan.quantized else next(layer.parameters())  # a kept layer may have none of this name
+    dtype = str(weight.dtype).removeprefix("torch.")
+    why = reason if plan.quantized else plan.why or reason
+    execution = Execution("full precision", plan.width, "", dtype, why).stored_by(layer)
     layer.execution = execution  # type: ignore[assignment]
     return execution
 

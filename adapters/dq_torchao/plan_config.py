@@ -1,4 +1,4 @@
-"""A calibrated plan as a torchao config: ``quantize_(denoiser, PlanConfig("plan/"))``, and on load through diffusers.
+"""A calibrated plan as a torchao config: ``quantize_(denoiser, PlanConfig("plan/"), linear_and_conv2d)``.
 
 The config is data. It holds either the folder of a plan and the plan's hash, or the plan itself, tensors and all
 (base64 of safetensors), and survives ``config_to_dict``, JSON and ``config_from_dict`` in another process.
@@ -18,8 +18,8 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan, decode_plan, encode_plan, load_plan
-from dq_torchao.checkpoint_config import checkpoint_config_of
-from dq_torchao.running_quantize import module_being_quantized
+from dq_torchao.adapter import begin, begun_with, lower_planned
+from dq_torchao.layer_filter import LayerFilter, denoiser_of_layer
 from dq_torchao.versions import Versioned
 
 EMBEDDED_LIMIT = 64 << 20
@@ -39,8 +39,10 @@ class PlanConfig(Versioned, AOBaseConfig):
 
     Example::
 
-        quantize_(pipe.unet, PlanConfig("plan/"))  # every layer of the plan, convolutions too
-        unet = UNet2DConditionModel.from_pretrained(folder, quantization_config=TorchAoConfig(PlanConfig("plan/")))
+        quantize_(denoiser, PlanConfig("plan/"), linear_and_conv2d)
+
+    What the filter does not select stays in full precision, and `dq_torchao.execution_report` says so. `filter` selects
+    all that the plan quantizes; so does `dq_torchao.apply`, which needs no filter.
     """
 
     plan: str | dict[str, Any]
@@ -79,6 +81,11 @@ class PlanConfig(Versioned, AOBaseConfig):
             )
         return plan
 
+    def filter(self) -> LayerFilter:
+        """A ``filter_fn`` that selects every layer that the plan quantizes, of whatever kind."""
+        names = {name for name, layer in self.resolve().layers.items() if layer.quantized}
+        return LayerFilter(lambda _, name: name in names)
+
     def options(self) -> dict[str, Any]:
         """Keyword arguments of `dq_torchao.apply`."""
         return {name: getattr(self, name) for name in ("out_of_range", "temporal_fallback", "uniform_timesteps")}
@@ -112,10 +119,9 @@ def _extract(embedded: dict[str, Any]) -> QuantPlan:
 
 @register_quantize_module_handler(PlanConfig)
 def handle_layer(layer: nn.Module, config: PlanConfig) -> nn.Module:
-    """torchao's handler. The plan is about the whole denoiser, so the first call applies all of it."""
-    from dq_torchao.adapter import apply
-
-    denoiser = module_being_quantized("PlanConfig", "dq_torchao.apply(denoiser, plan)")
-    if checkpoint_config_of(denoiser) is None:
-        apply(denoiser, config.resolve(), **config.options())
+    """torchao's handler: called once for every layer that the filter selects."""
+    denoiser, name = denoiser_of_layer(layer, "PlanConfig", "dq_torchao.apply(denoiser, plan)")
+    if not begun_with(denoiser, config.plan_hash):
+        begin(denoiser, config.resolve(), **config.options())
+    lower_planned(denoiser, name)
     return layer

@@ -11,8 +11,7 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 
 from dq_plugins.affine import integer_range
 from dq_plugins.errors import DQError
-from dq_plugins.timesteps import context_of
-from dq_torchao.running_quantize import module_being_quantized
+from dq_torchao.layer_filter import denoiser_of_layer
 from dq_torchao.versions import Versioned
 
 STEPS = ("prepare", "convert")
@@ -36,12 +35,13 @@ class TimestepInt8Config(Versioned, AOBaseConfig):
 
     Example::
 
-        quantize_(pipe.unet, TimestepInt8Config(step="prepare", groups=8))
+        quantize_(pipe.unet, TimestepInt8Config(step="prepare", groups=8), linear_and_conv2d)
         for prompt in prompts:
             pipe(prompt)
-        quantize_(pipe.unet, TimestepInt8Config(step="convert"))
+        quantize_(pipe.unet, TimestepInt8Config(step="convert"), linear_and_conv2d)
 
-    Linear layers only, as is torchao's default; with convolutions: ``filter_fn=dq_torchao.linear_and_conv2d``.
+    The filter is needed: torchao's own does not say which denoiser a layer belongs to. `dq_torchao.LayerFilter` makes
+    one of any function. Conversion quantizes the layers that are prepared and selected; the others stay as they are.
     """
 
     step: Literal["prepare", "convert"] = "prepare"
@@ -71,21 +71,16 @@ class TimestepInt8Config(Versioned, AOBaseConfig):
                 raise DQError(f"TimestepInt8Config: {name} must be 2 to 8 to run in int8, got {bits}")
 
 
-def linear_and_conv2d(module: nn.Module, name: str = "") -> bool:
-    """A ``filter_fn`` for ``quantize_`` that selects linear layers and 2-d convolutions."""
-    return type(module) in (nn.Linear, nn.Conv2d)
-
-
 @register_quantize_module_handler(TimestepInt8Config)
 def handle_layer(layer: nn.Module, config: TimestepInt8Config) -> nn.Module:
     """torchao's handler: called once for every layer that the filter selects."""
-    from dq_torchao.calibration import CalibrationContext, convert, prepare
+    from dq_torchao.calibration import convert_layer, prepare
 
-    denoiser = module_being_quantized(
-        "TimestepInt8Config", "dq_torchao.prepare(denoiser, layers, config) and dq_torchao.convert(denoiser)"
+    denoiser, name = denoiser_of_layer(
+        layer, "TimestepInt8Config", "dq_torchao.prepare(denoiser, layers, config) and dq_torchao.convert(denoiser)"
     )
     if config.step == "prepare":
         prepare(denoiser, [layer], config)
-    elif isinstance(context := context_of(denoiser), CalibrationContext) or context is None:
-        convert(denoiser)  # all layers at once: groups are shared. The remaining calls find it done.
+    else:
+        convert_layer(denoiser, name)
     return layer

@@ -6,13 +6,14 @@ import json
 import dq_torchao
 import pytest
 import torch
-from dq_torchao import PlanConfig, plan_config
+from dq_torchao import LayerFilter, PlanConfig, linear_and_conv2d, plan_config
 from torch import nn
 from torchao.core.config import config_from_dict, config_to_dict
 from torchao.quantization import quantize_
 from torchao_models import TIMESTEPS, Denoiser, build, denoiser_plan
 
-from dq_plugins.errors import DQError, PlanError
+from dq_plugins.errors import PlanError
+from dq_plugins.plan import QuantPlan
 
 
 def through_json(config: PlanConfig) -> PlanConfig:
@@ -36,15 +37,54 @@ def test_a_folder_stays_a_folder(tmp_path):
     assert read.resolve() == plan
 
 
-def test_quantize_applies_the_whole_plan():
-    model, reference = build(), build()
-    plan = denoiser_plan(model)
-    dq_torchao.apply(reference, plan)
-    quantize_(model, PlanConfig(plan))  # torchao's own filter selects linear layers only; the plan has convolutions
+def by_filter(plan: QuantPlan) -> Denoiser:
+    model = build()
+    config = PlanConfig(plan)
+    quantize_(model, config, config.filter())
+    return model
+
+
+def by_hand(plan: QuantPlan) -> Denoiser:
+    model = build()
+    quantize_(model, PlanConfig(plan), linear_and_conv2d)
+    return model
+
+
+@pytest.mark.parametrize("quantize", [by_filter, by_hand])
+def test_quantize_with_a_filter_that_selects_all_is_apply(quantize):
+    plan = denoiser_plan(build())
+    model, reference = quantize(plan), dq_torchao.apply(build(), plan)
     x = torch.randn(2, 4, 8, 8)
     for t in TIMESTEPS:
         assert torch.equal(model(x, torch.tensor(t)), reference(x, torch.tensor(t)))
     assert dq_torchao.execution_report(model) == dq_torchao.execution_report(reference)
+    assert model.dq_checkpoint == reference.dq_checkpoint
+
+
+def test_what_the_filter_leaves_out_stays_and_is_reported_and_can_follow_later(tmp_path):
+    plan = denoiser_plan(build())
+    model, reference = build(), dq_torchao.apply(build(), plan)
+    quantize_(model, PlanConfig(plan), LayerFilter(lambda module, _: isinstance(module, nn.Linear)))
+    report = dq_torchao.execution_report(model)
+    assert (report["conv_in"].state, report["conv_in"].width) == ("full precision", "W8A8")
+    assert report["conv_in"].reason == "the filter of quantize_ did not select it"
+    assert report["up"].state == "integer"
+    assert report["time"].reason == "the temporal block stays as it is"
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor(500.0)
+    dq_torchao.save(model, tmp_path)
+    assert torch.equal(dq_torchao.load(build(1), tmp_path)(x, t), model(x, t))
+    quantize_(model, PlanConfig(plan), linear_and_conv2d)
+    assert dq_torchao.execution_report(model) == dq_torchao.execution_report(reference)
+    assert torch.equal(model(x, t), reference(x, t))
+
+
+def test_another_plan_for_a_quantized_denoiser_is_refused():
+    plan = denoiser_plan(build())
+    model = by_hand(plan)
+    other = copy.deepcopy(plan)
+    other.seed = 1
+    with pytest.raises(PlanError, match="quantized already"):
+        quantize_(model, PlanConfig(other), linear_and_conv2d)
 
 
 def test_another_plan_in_the_folder_is_refused(tmp_path):
@@ -91,12 +131,7 @@ def test_a_plan_too_large_to_carry_names_the_way_out(monkeypatch):
 def test_a_plan_of_other_weights_is_refused():
     model = Denoiser()
     with pytest.raises(PlanError, match="other weights"):
-        quantize_(model, PlanConfig(denoiser_plan(build())))
-
-
-def test_outside_quantize_the_error_says_what_to_call():
-    with pytest.raises(DQError, match=r"dq_torchao\.apply"):
-        plan_config.handle_layer(nn.Linear(2, 2), PlanConfig(denoiser_plan(build())))
+        quantize_(model, PlanConfig(denoiser_plan(build())), linear_and_conv2d)
 
 
 def test_its_name_is_short_enough_to_read():

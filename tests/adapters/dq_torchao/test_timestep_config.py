@@ -5,7 +5,7 @@ import copy
 import dq_torchao
 import pytest
 import torch
-from dq_torchao import TimestepInt8Config, linear_and_conv2d
+from dq_torchao import LayerFilter, TimestepInt8Config, linear_and_conv2d
 from torch import nn
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from torchao_models import Denoiser, build, sqnr
@@ -31,12 +31,16 @@ def calibrated(**options: object) -> Denoiser:
     return model
 
 
-def test_prepare_sample_convert_with_torchaos_default_filter():
+def only_linear(module: nn.Module, name: str) -> bool:
+    return isinstance(module, nn.Linear)
+
+
+def test_prepare_sample_convert_of_some_layers():
     model, reference = build(), build()
-    quantize_(model, TimestepInt8Config(step="prepare", groups=3))
+    quantize_(model, TimestepInt8Config(step="prepare", groups=3), LayerFilter(only_linear))
     for t in TIMESTEPS:
         assert torch.equal(model(**inputs(t)), reference(**inputs(t)))  # still full precision
-    quantize_(model, TimestepInt8Config(step="convert"))
+    quantize_(model, TimestepInt8Config(step="convert"), linear_and_conv2d)
     report = dq_torchao.execution_report(model)
     assert {name: e.state for name, e in report.items()} == dict.fromkeys(("time", "up", "down"), "integer")
     assert len(context_of(model).groups["all"]) == 3
@@ -48,7 +52,7 @@ def test_more_groups_make_less_error_at_four_bits():
     reference, models = build(), {}
     for groups in (1, 5):
         models[groups] = calibrated(groups=groups, act_bits=4)
-        quantize_(models[groups], TimestepInt8Config(step="convert"))
+        quantize_(models[groups], TimestepInt8Config(step="convert"), linear_and_conv2d)
     error = {
         groups: sum(float((reference(**inputs(t)) - model(**inputs(t))).pow(2).sum()) for t in TIMESTEPS[2:])
         for groups, model in models.items()
@@ -61,18 +65,26 @@ def test_a_denoiser_that_torchao_has_quantized_is_told():
     model = build()
     quantize_(model, Int8WeightOnlyConfig(), filter_fn=lambda _, name: name == "up")
     with pytest.raises(PlanError, match=told):
-        quantize_(model, TimestepInt8Config(step="prepare"))
+        quantize_(model, TimestepInt8Config(step="prepare"), linear_and_conv2d)
     model = calibrated()
     quantize_(model, Int8WeightOnlyConfig(), filter_fn=lambda _, name: name == "up")
     with pytest.raises(PlanError, match=told):
-        quantize_(model, TimestepInt8Config(step="convert"))
+        quantize_(model, TimestepInt8Config(step="convert"), linear_and_conv2d)
 
 
-def test_convert_takes_all_prepared_layers_whatever_its_filter():
+def test_convert_takes_the_layers_that_are_prepared_and_selected():
     model = calibrated()
-    quantize_(model, TimestepInt8Config(step="convert"))
-    assert all(e.state == "integer" for e in dq_torchao.execution_report(model).values())
-    assert len(dq_torchao.execution_report(model)) == 5
+    quantize_(model, TimestepInt8Config(step="convert"), LayerFilter(only_linear))
+    report = dq_torchao.execution_report(model)
+    states = {"conv_in": "full precision", "conv_out": "full precision", "time": "integer", "up": "integer"}
+    assert {name: report[name].state for name in states} == states
+    assert report["conv_in"].reason == "the filter of quantize_ did not select it"
+    model(**inputs(500.0))
+    quantize_(model, TimestepInt8Config(step="convert"), linear_and_conv2d)  # the rest, from the same calibration
+    whole = calibrated()
+    quantize_(whole, TimestepInt8Config(step="convert"), linear_and_conv2d)
+    assert dq_torchao.execution_report(model) == dq_torchao.execution_report(whole)
+    assert torch.equal(model(**inputs(500.0)), whole(**inputs(500.0)))
 
 
 def test_statistics_do_not_depend_on_the_order_of_calls():
@@ -104,7 +116,7 @@ def test_samples_with_their_own_timesteps_count_for_those():
 
 def test_other_schedules_of_the_same_range_work_and_far_timesteps_are_refused():
     model = calibrated()
-    quantize_(model, TimestepInt8Config(step="convert"))
+    quantize_(model, TimestepInt8Config(step="convert"), linear_and_conv2d)
     model(**inputs(950.0))
     model(**inputs(420.0))
     with pytest.raises(TimestepError, match="1500"):
@@ -114,36 +126,36 @@ def test_other_schedules_of_the_same_range_work_and_far_timesteps_are_refused():
 def test_a_layer_that_never_ran_is_kept_with_the_reason():
     model = build()
     model.unused = nn.Linear(3, 3)
-    quantize_(model, TimestepInt8Config(step="prepare"))
+    quantize_(model, TimestepInt8Config(step="prepare"), linear_and_conv2d)
     model(**inputs(500.0))
-    quantize_(model, TimestepInt8Config(step="convert"))
+    quantize_(model, TimestepInt8Config(step="convert"), linear_and_conv2d)
     execution = dq_torchao.execution_report(model)["unused"]
     assert (execution.state, execution.reason) == ("full precision", "it did not run during calibration")
 
 
 def test_convert_without_prepare_says_so():
     with pytest.raises(CalibrationError, match="was not prepared"):
-        quantize_(build(), TimestepInt8Config(step="convert"))
+        quantize_(build(), TimestepInt8Config(step="convert"), linear_and_conv2d)
 
 
 def test_convert_without_sampling_says_so():
     model = build()
-    quantize_(model, TimestepInt8Config(step="prepare"))
+    quantize_(model, TimestepInt8Config(step="prepare"), linear_and_conv2d)
     with pytest.raises(CalibrationError, match="has not run since"):
-        quantize_(model, TimestepInt8Config(step="convert"))
+        quantize_(model, TimestepInt8Config(step="convert"), linear_and_conv2d)
 
 
 def test_model_without_a_timestep_says_so():
     with pytest.raises(TimestepError):
-        quantize_(nn.Sequential(nn.Linear(2, 2)), TimestepInt8Config(step="prepare"))
+        quantize_(nn.Sequential(nn.Linear(2, 2)), TimestepInt8Config(step="prepare"), linear_and_conv2d)
 
 
 def test_nan_names_layer_and_timestep():
     model = build()
-    quantize_(model, TimestepInt8Config(step="prepare"))
+    quantize_(model, TimestepInt8Config(step="prepare"), linear_and_conv2d)
     bad = inputs(700.0)
     bad["sample"][0, 0, 0, 0] = torch.nan
-    with pytest.raises(CalibrationError, match=r"layer 'up' at timestep 700: \d+ of"):
+    with pytest.raises(CalibrationError, match=r"layer 'conv_in' at timestep 700: \d+ of"):
         model(**bad)
 
 
