@@ -78,7 +78,7 @@ def compare(denoiser: nn.Module, calibration: dq.CalibrationSet, bits: int) -> d
         section = plan.sections.get("bos-tokens")
         if section is not None:
             best = max(section.data["seen"].values(), key=lambda seen: seen["ratio"])
-            state = section.data.get("skipped", f"{len(section.data['layers'])} layers with exact tokens")
+            state = section.data.get("skipped", f"{len(plan.outlier_rows)} layers with exact tokens")
             figures["probe"] = {k: best[k] for k in ("position", "ratio", "share")} | {"state": state}
             print(f"  probe: {figures['probe']}")
         found = outputs(dq.apply(denoiser, plan, "simulate"), layers, calls)

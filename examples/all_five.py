@@ -83,8 +83,8 @@ def summary(plan: dq.QuantPlan, quantized: torch.nn.Module, psnr: float) -> str:
     better = sum(not block["kept_nearest"] for block in blocks)
     lines = {
         "ADP-DM": f"{len(plan.groups['default'])} timestep groups; best of three: {groups['kept']}",
-        "MixDQ": f"{len(SensitivityTable.from_data(plan.sections['sensitivity'].data).noise)} sensitivities; "
-        f"{len(plan.sections['bos-tokens'].data.get('layers', {}))} layers with exact tokens",
+        "MixDQ": f"{len(SensitivityTable.of(plan.sensitivity).noise)} sensitivities; "
+        f"{len(plan.outlier_rows)} layers with exact tokens",
         "BinaryDM": f"{len(one_bit)} layers of one bit",
         "TMPQ-DM": f"{len(plan.schedule)} -> {len(plan.sampling or ())} steps, mean of {np.mean(bits):.1f} bits; "
         f"{searched['cost'] / searched['budget']:.0%} of the budget; found by {searched['chosen_by']}",

@@ -18,7 +18,7 @@ from dq_plugins.quantized import exact_tokens as tokens
 from dq_plugins.quantized import temporal_table
 from dq_plugins.timesteps import OutOfRange, TimestepContext, attach_context
 
-IMPLEMENTED = frozenset({temporal_table.SECTION, tokens.SECTION})
+IMPLEMENTED = frozenset({"temporal_table", "outlier_rows"})
 """What this adapter can do of `QuantPlan.features`."""
 
 

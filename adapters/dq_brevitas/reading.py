@@ -6,6 +6,8 @@ does not matter afterwards. Activation tables are read as scales and zero points
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dq_brevitas import host  # noqa: F401  isort: skip
 import torch
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
@@ -41,7 +43,7 @@ def plan_from_model(
     Args:
         model: a denoiser quantized with Brevitas: calibrated, trained, or made from a plan.
         schedule: timesteps of the sampling the plan is for.
-        base: the plan the model came from; layer kinds and roles, sections, recipe and seed are kept from it.
+        base: the plan the model came from; what is not about quantizers of layers is kept from it.
         original: the denoiser the model was made from; needed where a temporal table has replaced layers.
         argument: name of the timestep argument, for a model without a timestep context.
 
@@ -59,19 +61,12 @@ def plan_from_model(
     argument = argument or argument_of(model) or (base.timestep_argument if base else None)
     if argument is None:
         raise PlanError("the model has no timestep context; name its timestep argument with argument='...'")
-    plain = float_model(model, original)
-    return QuantPlan(
-        model=type(model).__name__,
-        model_hash=weights_hash(plain),
-        timestep_argument=argument,
-        schedule=schedule,
-        groups=groups,
-        layers=layers,
-        sections=dict(base.sections) if base else {},
-        passes=[*(base.passes if base else []), PassRecord("read-brevitas")],
-        recipe=base.recipe if base else "",
-        seed=base.seed if base else 0,
-    ).validate()
+    name, model_hash = type(model).__name__, weights_hash(float_model(model, original))
+    plan = QuantPlan(name, model_hash, argument, schedule)
+    if base is not None:
+        plan = replace(base, model=name, model_hash=model_hash, timestep_argument=argument, schedule=schedule)
+    passes = [*plan.passes, PassRecord("read-brevitas")]
+    return replace(plan, groups={**plan.groups, **groups}, layers=layers, passes=passes).validate()
 
 
 def _read_layers(model: nn.Module, base: QuantPlan | None) -> list[tuple[str, LayerPlan]]:

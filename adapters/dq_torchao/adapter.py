@@ -24,7 +24,7 @@ from dq_torchao.report import Execution, Timing
 from dq_torchao.timestep_state import install_timestep_state
 from dq_torchao.tuning import tune
 
-IMPLEMENTED = frozenset({temporal_table.SECTION, tokens.SECTION})
+IMPLEMENTED = frozenset({"temporal_table", "outlier_rows"})
 """What this adapter can do of `QuantPlan.features`."""
 
 NOT_SELECTED = "the filter of quantize_ did not select it"

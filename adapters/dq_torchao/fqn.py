@@ -67,7 +67,7 @@ def to_fqn_config(plan: QuantPlan, model: nn.Module, example_inputs: Mapping[str
     plan.check_model(model)
     ranks = {} if example_inputs is None else _input_ranks(model, plan, example_inputs)
     configs: OrderedDict[str, AOBaseConfig | None] = OrderedDict()
-    unexpressed = _sections(plan)
+    unexpressed = _beyond(plan)
     for name, layer in plan.layers.items():
         if (layer.weight is None and layer.activation is None) or name in unexpressed:
             continue
@@ -88,16 +88,20 @@ def _input_ranks(model: nn.Module, plan: QuantPlan, example_inputs: Mapping[str,
     return {name: found.pop() for name, found in ranks.items() if len(found) == 1}
 
 
-def _sections(plan: QuantPlan) -> dict[str, str]:
-    """Layers that a critical section decides about."""
-    sections = sorted(name for name, section in plan.sections.items() if section.critical)
-    names = {
-        layer
-        for section in sections
-        for layer in plan.layers
-        if any(key.startswith(f"{layer}.") or key.endswith(f"/{layer}") for key in plan.sections[section].tensors)
+def _beyond(plan: QuantPlan) -> dict[str, str]:
+    """Layers about which the plan decides what torchao has no config for, beyond quantizers, and what that is."""
+    named = {feature: frozenset(layers) for feature, layers in plan.features.items()}
+    named |= {"outlier_rows": frozenset(plan.outlier_rows)}
+    named |= {"temporal_table": plan.temporal_table.layers if plan.temporal_table else frozenset()}
+    everywhere = [
+        name for name, section in plan.sections.items() if section.critical
+    ]  # who knows which layers it means
+    found = {name: [f for f, layers in named.items() if name in layers] + everywhere for name in plan.layers}
+    return {
+        name: f"the plan has {' and '.join(what)} for it, which torchao has no config for"
+        for name, what in sorted(found.items())
+        if what
     }
-    return {name: f"it is part of {' and '.join(sections)}, which torchao has no config for" for name in sorted(names)}
 
 
 def _layer_config(plan: LayerPlan, layer: nn.Module, rank: int | None) -> AOBaseConfig | str:

@@ -13,8 +13,6 @@ from dq_plugins.quantized.statistics import Statistics, collect
 from dq_plugins.recipe import PassContext
 
 DEFAULT_GROUPS = "default"
-GROUPING_SECTION = "timestep-groups"
-SHARED_ROWS = "shared_rows"  # in that section: by name of the groups, the range that each of them uses
 EDGE_ROLES = frozenset({"first", "last"})
 
 
@@ -71,6 +69,5 @@ def group_names(plan: QuantPlan, layers: Iterable[str]) -> dict[str, str]:
 
 def shared_rows(plan: QuantPlan, name: str) -> Tensor:
     """Which range each of the named groups uses, int64 ``[G]``: two groups of one number share theirs."""
-    section = plan.sections.get(GROUPING_SECTION)
-    rows = section.data.get(SHARED_ROWS, {}).get(name) if section is not None else None
+    rows = plan.shared_rows.get(name)
     return torch.arange(len(plan.groups[name])) if rows is None else torch.tensor(rows)

@@ -20,7 +20,6 @@ from dq_plugins.passes.ranges.activation_ranges import ActivationRanges
 from dq_plugins.passes.ranges.weight_ranges import WeightRanges
 from dq_plugins.plan import ActivationQuant, QuantPlan, Reason, WeightQuant
 from dq_plugins.plan.layers import NO_RANGES
-from dq_plugins.quantized import exact_tokens as tokens
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
 from dq_plugins.quantized.width import Width
@@ -79,7 +78,7 @@ def activation_candidates(
 ) -> dict[str, dict[int, ActivationQuant]]:
     """Quantizers of layers' inputs at several widths, with the observer and the groups of the plan's own.
 
-    Layers with exact tokens (section ``bos-tokens``) get the range of their other tokens.
+    Layers with exact tokens (``plan.outlier_rows``) get the range of their other tokens.
 
     Args:
         plan: with an activation quantizer for every layer that is to have candidates.
@@ -89,7 +88,7 @@ def activation_candidates(
     """
     ranges = ActivationRanges(**_options(plan, "activation-ranges"))
     options: Any = ranges.options
-    exact = _exact_positions(plan)
+    exact = {name: rows.positions for name, rows in plan.outlier_rows.items()}
     by_groups: dict[str, list[str]] = {}
     for name in layers:
         activation = plan.layers[name].activation
@@ -108,11 +107,6 @@ def activation_candidates(
                 scale, zero_point = affine_parameters(*bounds[name], bits, symmetric=options.symmetric)
                 found.setdefault(name, {})[bits] = ActivationQuant(bits, groups, scale.cpu(), zero_point.cpu())
     return found
-
-
-def _exact_positions(plan: QuantPlan) -> dict[str, list[int]]:
-    section = plan.sections.get(tokens.SECTION)
-    return {} if section is None else {n: e["positions"] for n, e in section.data.get("layers", {}).items()}
 
 
 def _other_tokens(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from torch import nn
 
 from dq_plugins.errors import PlanError, close_matches
 from dq_plugins.hashing import weights_hash
-from dq_plugins.plan.codec import STRICT, StoredTensor
-from dq_plugins.plan.layers import LayerPlan
+from dq_plugins.plan.codec import STRICT
+from dq_plugins.plan.decisions import BinaryTraining, CalibrationCalls, MeasuredSensitivity, OutlierRows, TabulatedBlock
+from dq_plugins.plan.layers import FEATURE, LayerPlan
+from dq_plugins.plan.section import Section
 from dq_plugins.timesteps import Schedule, TimestepGroups
 
 
@@ -28,24 +30,6 @@ class PassRecord:
 
 
 @dataclass
-class Section:
-    """What a pass adds beyond the per-layer fields, under its own name.
-
-    Attributes:
-        data: JSON-serialisable values.
-        tensors: named tensors.
-        critical: an adapter that does not know this section must refuse the plan, because ignoring it would
-            change the result. Findings (curves, scores, explanations) are not critical.
-    """
-
-    __pydantic_config__ = STRICT
-
-    data: dict[str, Any] = field(default_factory=dict)
-    tensors: dict[str, StoredTensor] = field(default_factory=dict)
-    critical: bool = False
-
-
-@dataclass
 class QuantPlan:
     """Every decision about one denoiser.
 
@@ -57,7 +41,15 @@ class QuantPlan:
         sampling: timesteps that sampling with this plan visits, descending; None: the sampler's own.
         groups: named sets of timestep groups.
         layers: one entry for every quantizable layer, by fully qualified name.
-        sections: what passes added, by pass name.
+        shared_rows: by name of the groups, the range that each of them uses: groups of one number share theirs. Groups
+            that are not named have a range each.
+        calibration_calls: the recorded calls that passes calibrate on from now on; None: all.
+        sensitivity: what widths cost.
+        learned_layers: layers whose rounding is settled: later passes that learn rounding leave them as they are.
+        temporal_table: what the temporal block gives at every timestep, to be looked up.
+        outlier_rows: exact output rows for outlier tokens, by layer.
+        binary_training: how binary weights train.
+        sections: what passes added beyond that, by pass name.
         passes: the passes that wrote the plan, in order.
         recipe: name of the recipe.
         seed: seed of every random choice.
@@ -76,6 +68,13 @@ class QuantPlan:
     recipe: str = ""
     seed: int = 0
     sampling: Schedule | None = None
+    shared_rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    calibration_calls: CalibrationCalls | None = None
+    sensitivity: MeasuredSensitivity | None = None
+    learned_layers: frozenset[str] = frozenset()
+    temporal_table: TabulatedBlock | None = field(default=None, metadata=FEATURE)
+    outlier_rows: dict[str, OutlierRows] = field(default_factory=dict, metadata=FEATURE)
+    binary_training: BinaryTraining | None = None
 
     def layer(self, name: str) -> LayerPlan:
         """Entry of one layer; an unknown name raises `PlanError` with close matches."""
@@ -91,23 +90,41 @@ class QuantPlan:
                 in full precision without a reason, or the sampling timesteps do not descend inside the groups.
         """
         for name, layer in self.layers.items():
+            whose = f"layer {name!r}"
             if (layer.weight is None or layer.activation is None) and layer.unquantized_reason is None:
-                raise PlanError(f"layer {name!r} is (partly) in full precision and the plan does not say why")
+                raise PlanError(f"{whose} is (partly) in full precision and the plan does not say why")
             if layer.activation is not None:
-                self._check_table(name, layer.activation.groups, len(layer.activation.scale), "activation scales")
+                self._check_table(whose, layer.activation.groups, len(layer.activation.scale), "activation scales")
             if layer.bias_correction is not None and layer.bias_correction.groups is not None:
                 table = layer.bias_correction
-                self._check_table(name, table.groups, len(table.values), "rows of bias correction")
+                self._check_table(whose, table.groups, len(table.values), "rows of bias correction")
+        self._check_names()
         self._check_sampling()
         return self
 
-    def _check_table(self, layer: str, groups: str, found: int, what: str) -> None:
+    def _check_names(self) -> None:
+        """Everything that names layers or groups names those that the plan has."""
+        named = {
+            "learned_layers": self.learned_layers,
+            "outlier_rows": self.outlier_rows,
+            "temporal_table": self.temporal_table.layers if self.temporal_table else (),
+        }
+        for what, names in named.items():
+            for name in names:
+                if name not in self.layers:
+                    raise PlanError(f"{what} names layer {name!r}, which the plan does not have")
+        for name, rows in self.shared_rows.items():
+            self._check_table("shared_rows", name, len(rows), "rows")
+            if min(rows) < 0 or sorted(set(rows)) != list(range(max(rows) + 1)):
+                raise PlanError(f"shared_rows of {name!r} are numbered from 0 without gaps, got {rows}")
+
+    def _check_table(self, whose: str, groups: str, found: int, what: str) -> None:
         if groups not in self.groups:
             known = ", ".join(self.groups) or "none"
-            raise PlanError(f"layer {layer!r} uses timestep groups {groups!r}; the plan has: {known}")
+            raise PlanError(f"{whose} uses timestep groups {groups!r}; the plan has: {known}")
         expected = len(self.groups[groups])
         if found != expected:
-            raise PlanError(f"layer {layer!r} has {found} {what}, but timestep groups {groups!r} are {expected}")
+            raise PlanError(f"{whose} has {found} {what}, but timestep groups {groups!r} are {expected}")
 
     @property
     def visited(self) -> Schedule:
@@ -147,9 +164,11 @@ class QuantPlan:
     def features(self) -> dict[str, tuple[str, ...]]:
         """What an adapter has to implement beyond the quantizers of layers, and for which layers, if for single ones.
 
-        These are the fields of `LayerPlan` that are set anywhere, and the critical sections.
+        These are the fields with ``metadata=FEATURE`` of the plan and of its layers that are set, and the critical
+        sections.
         """
         found: dict[str, list[str]] = {name: [] for name, section in self.sections.items() if section.critical}
+        found |= {f.name: [] for f in fields(self) if f.metadata == FEATURE and getattr(self, f.name)}
         for name, layer in self.layers.items():
             for feature in layer.features:
                 found.setdefault(feature, []).append(name)

@@ -16,7 +16,7 @@ Shapes: ``N`` samples, ``L`` tokens, ``P`` outlier tokens, ``D`` input and ``O``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,9 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dq_plugins.plan import QuantPlan, Section
-
-SECTION = "bos-tokens"
+from dq_plugins.plan import QuantPlan
 
 WeightOf = Callable[[nn.Module], Tensor]
 
@@ -111,26 +109,8 @@ def exact_tokens(layer: nn.Module, tokens: ExactTokens) -> Callable[[], None]:
     return remove
 
 
-def tokens_section(found: Mapping[str, ExactTokens], data: dict[str, Any]) -> Section:
-    """A plan's section that holds the exact rows; equal input rows are stored once.
-
-    Args:
-        found: by layer.
-        data: findings to keep beside them.
-    """
-    tensors: dict[str, Tensor] = {}
-    layers: dict[str, dict[str, Any]] = {}
-    for name, tokens in found.items():
-        known = next((k for k, t in tensors.items() if k.startswith("rows/") and torch.equal(t, tokens.rows)), None)
-        key = known or f"rows/{sum(k.startswith('rows/') for k in tensors)}"
-        tensors[key] = tokens.rows
-        tensors[f"values/{name}"] = tokens.values
-        layers[name] = {"positions": tokens.positions.tolist(), "rows": key}
-    return Section({**data, "layers": layers}, tensors, critical=bool(found))
-
-
 def install_tokens(model: nn.Module, plan: QuantPlan, weight_of: WeightOf = _own_weight) -> list[Callable[[], None]]:
-    """Give every layer that the plan's section names its exact rows; nothing happens without the section.
+    """Give every layer of ``plan.outlier_rows`` its exact rows.
 
     Args:
         model: the denoiser, quantized or not.
@@ -140,15 +120,12 @@ def install_tokens(model: nn.Module, plan: QuantPlan, weight_of: WeightOf = _own
     Returns:
         Functions that take the rows away again.
     """
-    section = plan.sections.get(SECTION)
-    if section is None:
-        return []
     removers = []
-    for name, entry in section.data.get("layers", {}).items():
+    for name, known in plan.outlier_rows.items():
         layer = model.get_submodule(name)
         device = next((t.device for t in (*layer.parameters(), *layer.buffers())), torch.device("cpu"))
-        rows, values = (section.tensors[k].to(device, copy=True) for k in (entry["rows"], f"values/{name}"))
-        removers.append(exact_tokens(layer, ExactTokens(tuple(entry["positions"]), rows, values, weight_of)))
+        inputs, outputs = (rows.to(device, copy=True) for rows in (known.inputs, known.outputs))
+        removers.append(exact_tokens(layer, ExactTokens(known.positions, inputs, outputs, weight_of)))
     return removers
 
 

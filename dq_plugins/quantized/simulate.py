@@ -13,7 +13,7 @@ from dq_plugins.quantized import temporal_table
 from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.timesteps import OutOfRange, TimestepContext, attach_context
 
-IMPLEMENTED = frozenset({temporal_table.SECTION, tokens.SECTION, "balance", "bias_correction"})
+IMPLEMENTED = frozenset({"temporal_table", "outlier_rows", "balance", "bias_correction"})
 
 
 class SimulateAdapter:

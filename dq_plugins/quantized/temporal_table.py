@@ -11,18 +11,17 @@ the form of the table and of its quantization are our own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import TimestepError
-from dq_plugins.plan import QuantPlan, Section
+from dq_plugins.plan import QuantPlan, TabulatedBlock, TabulatedOutput
 from dq_plugins.quantized.stand_in import keep_sizes
 from dq_plugins.timesteps import TimestepContext, fit_to_input
 
-SECTION = "temporal-table"
 Outside = Literal["error", "live"]
 
 
@@ -140,7 +139,7 @@ def install_tables(
 
     Args:
         model: the denoiser.
-        plan: a plan; without the section ``temporal-table`` nothing happens.
+        plan: a plan; without a temporal table nothing happens.
         context: the context that will be attached to the denoiser.
         fallback: ``"live"`` keeps the temporal block in full precision for timesteps outside the table (its weights
             then stay in the model); ``"error"`` refuses them.
@@ -148,38 +147,37 @@ def install_tables(
     Returns:
         The layers that the table replaced; they need no quantizer.
     """
-    section = plan.sections.get(SECTION)
-    if section is None or not section.critical:
+    table = plan.temporal_table
+    if table is None:
         return set()
-    timesteps = torch.tensor(section.data["timesteps"], dtype=torch.float32)
-    for name in section.data["tables"]:
+    timesteps = torch.tensor(table.timesteps, dtype=torch.float32)
+    for name, output in table.outputs.items():
         layer = model.get_submodule(name)
         weight = layer.weight
         assert isinstance(weight, Tensor)
-        rows, scale = section.tensors[f"{name}.rows"], section.tensors.get(f"{name}.scale")
         lookup = TableLookup(
             timesteps.to(weight.device),
-            rows.to(weight.device),
+            output.rows.to(weight.device),
             context,
-            scale=None if scale is None else scale.to(weight.device),
+            scale=None if output.scale is None else output.scale.to(weight.device),
             dtype=weight.dtype,
             live=layer if fallback == "live" else None,
         )
         model.set_submodule(name, keep_sizes(lookup, layer))
     if fallback == "error":
-        for name in section.data["not_computed"]:
+        for name in table.not_computed:
             layer = model.get_submodule(name)
             model.set_submodule(name, keep_sizes(NotComputed(layer.weight.shape[0]), layer))  # type: ignore[union-attr,operator]
-    return set(section.data["tables"]) | set(section.data["not_computed"])
+    return set(table.layers)
 
 
-def table_section(
+def tabulated(
     timesteps: tuple[float, ...],
     features: Mapping[str, Tensor],
-    not_computed: list[str],
+    not_computed: Iterable[str] = (),
     int8: frozenset[str] = frozenset(),
-) -> Section:
-    """The plan section that describes a table.
+) -> TabulatedBlock:
+    """The table as a plan holds it.
 
     Args:
         timesteps: T timesteps, ascending.
@@ -187,16 +185,7 @@ def table_section(
         not_computed: layers that only feed these.
         int8: layers whose rows are stored as int8.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, rows in features.items():
-        if name in int8:
-            tensors[f"{name}.rows"], tensors[f"{name}.scale"] = quantize_rows(rows)
-        else:
-            tensors[f"{name}.rows"] = rows
-    data = {
-        "timesteps": list(timesteps),
-        "tables": sorted(features),
-        "not_computed": sorted(not_computed),
-        "int8": sorted(int8),
+    outputs = {
+        name: TabulatedOutput(*(quantize_rows(rows) if name in int8 else (rows,))) for name, rows in features.items()
     }
-    return Section(data, {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, critical=True)
+    return TabulatedBlock(timesteps, outputs, tuple(sorted(not_computed)))

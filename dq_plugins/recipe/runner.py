@@ -13,7 +13,6 @@ from tqdm.auto import tqdm
 
 from dq_plugins import registry
 from dq_plugins.calibration import CalibrationSet
-from dq_plugins.calibration.selection import SECTION, narrowed
 from dq_plugins.denoiser import require_full_precision
 from dq_plugins.errors import RecipeError
 from dq_plugins.graph.arguments import unwrap
@@ -65,6 +64,14 @@ def _frozen(denoiser: nn.Module) -> Iterator[None]:
         denoiser.train(training)
         for parameter in required:
             parameter.requires_grad_(True)
+
+
+def _chosen_calls(calibration: CalibrationSet, plan: QuantPlan) -> CalibrationSet:
+    """The calls that the plan says to calibrate on, so that a run that resumes sees the same ones."""
+    chosen = plan.calibration_calls
+    if chosen is None:
+        return calibration
+    return calibration.subset(per_timestep=dict(zip(chosen.timesteps, chosen.visits, strict=True)))
 
 
 def _run_pass(instance: Pass, plan: QuantPlan, context: PassContext, progress: bool) -> None:
@@ -131,8 +138,7 @@ def make_plan(
         plan = plan or empty_plan(context, recipe.name)
         for step, each in enumerate(passes[done:], done):
             context.running, context.workdir = recipe.steps[step].name, results.folder(step)
-            drawn = plan.sections.get(SECTION)
-            context.calibration = narrowed(calibration, drawn.data if drawn else None)
+            context.calibration = _chosen_calls(calibration, plan)
             _run_pass(each, plan, context, progress)
             plan.passes.append(PassRecord(recipe.steps[step].name, each.options.model_dump(mode="json")))
             results.keep(step, plan)

@@ -4,12 +4,11 @@ from dq_plugins.quantized.candidates import Candidates, Entry, Side
 from dq_plugins.sensitivity.exact import ExactContent, ExactQuality
 from dq_plugins.sensitivity.measure import measure
 from dq_plugins.sensitivity.probes import ContentProbes, QualityProbes
-from dq_plugins.sensitivity.table import Check, SensitivityTable
+from dq_plugins.sensitivity.table import SensitivityTable
 from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
 
 __all__ = [
     "Candidates",
-    "Check",
     "ContentProbes",
     "Entry",
     "ExactContent",

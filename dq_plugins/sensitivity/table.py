@@ -5,33 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from dq_plugins.errors import DQError
-from dq_plugins.quantized.candidates import Candidates, Entry
+from dq_plugins.plan import EstimateCheck, MeasuredSensitivity
+from dq_plugins.plan.decisions import ByWidth
+from dq_plugins.quantized.candidates import Candidates, Entry, Side
 from dq_plugins.sensitivity.store import FORWARD, Sums
 
 Group = Literal["content", "quality"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """An estimate against exact measurements of some entries.
-
-    Attributes:
-        entries: how many were measured exactly.
-        rank_correlation: Spearman's, over them; NaN for fewer than two.
-        typical_ratio: geometric mean of exact / estimate, by ``side@bits``; what estimates were multiplied by.
-        spread: geometric standard deviation of exact / corrected estimate.
-    """
-
-    entries: int
-    rank_correlation: float
-    typical_ratio: Mapping[str, float]
-    spread: float
 
 
 @dataclass(frozen=True)
@@ -50,7 +35,7 @@ class SensitivityTable:
     noise: Mapping[Entry, float]
     structure: Mapping[Entry, float] = field(default_factory=dict)
     texture: Mapping[Entry, float] = field(default_factory=dict)
-    check: Check | None = None
+    check: EstimateCheck | None = None
     calls: float = 0.0
     naive_calls: float = 0.0
 
@@ -115,54 +100,50 @@ class SensitivityTable:
         everywhere = math.exp(sum(map(sum, logs.values())) / len(usable)) if usable else 1.0
         noise = {e: v * ratio.get(_stratum(e), everywhere) for e, v in self.noise.items()}
         left = [math.log(exact[e] / noise[e]) for e in usable]
-        check = Check(
+        check = EstimateCheck(
             entries=len(exact),
-            rank_correlation=float(spearmanr([self.noise[e] for e in exact], list(exact.values())).statistic),
+            rank_correlation=_rank_correlation([self.noise[e] for e in exact], list(exact.values())),
             typical_ratio=ratio,
             spread=math.exp(math.sqrt(sum(v * v for v in left) / len(left))) if left else 1.0,
         )
         return replace(self, noise={**noise, **exact}, check=check, calls=self.calls + calls)
 
-    def as_data(self) -> dict[str, Any]:
-        """JSON data for a plan's section."""
-        return {
-            "noise_power": _nested(self.noise),
-            "structure": _nested(self.structure),
-            "texture": _nested(self.texture),
-            "check": None
-            if self.check is None
-            else {**vars(self.check), "typical_ratio": dict(self.check.typical_ratio)},
-            "calls": self.calls,
-            "naive_calls": self.naive_calls,
-        }
+    def measured(self, weight_choices: tuple[int, ...], act_choices: tuple[int, ...]) -> MeasuredSensitivity:
+        """The table as a plan holds it.
+
+        Args:
+            weight_choices: widths of weights that were measured.
+            act_choices: widths of inputs.
+        """
+        parts = (_nested(self.noise), _nested(self.structure), _nested(self.texture))
+        return MeasuredSensitivity(weight_choices, act_choices, *parts, self.check, self.calls, self.naive_calls)
 
     @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> SensitivityTable:
-        """The table that `as_data` gave."""
-        return cls(
-            noise=_flat(data["noise_power"]),
-            structure=_flat(data["structure"]),
-            texture=_flat(data["texture"]),
-            check=None if data["check"] is None else Check(**data["check"]),
-            calls=data["calls"],
-            naive_calls=data["naive_calls"],
-        )
+    def of(cls, measured: MeasuredSensitivity) -> SensitivityTable:
+        """The table that `measured` gave."""
+        parts = (_flat(measured.noise), _flat(measured.structure), _flat(measured.texture))
+        return cls(*parts, measured.check, measured.calls, measured.naive_calls)
+
+
+def _rank_correlation(estimates: list[float], exact: list[float]) -> float | None:
+    found = float(spearmanr(estimates, exact).statistic)
+    return found if math.isfinite(found) else None
 
 
 def _stratum(entry: Entry) -> str:
     return f"{entry.side}@{entry.bits}"
 
 
-def _nested(values: Mapping[Entry, float]) -> dict[str, dict[str, dict[str, float]]]:
-    nested: dict[str, dict[str, dict[str, float]]] = {}
+def _nested(values: Mapping[Entry, float]) -> ByWidth:
+    nested: dict[str, dict[Side, dict[int, float]]] = {}
     for (layer, side, bits), value in values.items():
-        nested.setdefault(layer, {}).setdefault(side, {})[str(bits)] = value
+        nested.setdefault(layer, {}).setdefault(side, {})[bits] = value
     return nested
 
 
-def _flat(nested: Mapping[str, Mapping[Any, Mapping[str, float]]]) -> dict[Entry, float]:
+def _flat(nested: ByWidth) -> dict[Entry, float]:
     return {
-        Entry(layer, side, int(bits)): value
+        Entry(layer, side, bits): value
         for layer, sides in nested.items()
         for side, widths in sides.items()
         for bits, value in widths.items()

@@ -7,11 +7,18 @@ import torch
 from dq_plugins.plan import (
     ActivationQuant,
     BiasCorrection,
+    BinaryTraining,
+    CalibrationCalls,
+    EstimateCheck,
     LayerPlan,
+    MeasuredSensitivity,
+    OutlierRows,
     PassRecord,
     QuantPlan,
     Reason,
     Section,
+    TabulatedBlock,
+    TabulatedOutput,
     WeightQuant,
 )
 from dq_plugins.timesteps import Schedule, TimestepGroups
@@ -41,6 +48,21 @@ def example_plan(seed: int = 0) -> QuantPlan:
             ),
             "b": LayerPlan("conv2d", unquantized_reason=Reason("it is tiny")),
         },
+        shared_rows={"all": (0, 1)},
+        calibration_calls=CalibrationCalls((100.0, 900.0), (2, 3)),
+        sensitivity=MeasuredSensitivity(
+            (3, 4),
+            (8,),
+            noise={"a": {"weight": {3: 0.2, 4: 0.1}, "activation": {8: 0.01}}},
+            check=EstimateCheck(2, None, {"weight@4": 1.1}, 1.2),
+            calls=8.0,
+        ),
+        learned_layers=frozenset({"a"}),
+        temporal_table=TabulatedBlock(
+            (100.0, 900.0), {"b": TabulatedOutput(torch.ones(2, 4, dtype=torch.int8), torch.ones(2))}
+        ),
+        outlier_rows={"a": OutlierRows((0,), torch.randn(1, 5, generator=g), torch.randn(1, 3, generator=g))},
+        binary_training=BinaryTraining(("a",), (), ("block",)),
         sections={"curve": Section({"error": [3.0, 1.0]}, {"x": torch.arange(3)})},
         passes=[PassRecord("weight-ranges", {"bits": 4})],
         recipe="default",

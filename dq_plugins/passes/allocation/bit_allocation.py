@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from dq_plugins.errors import BudgetError
+from dq_plugins.errors import BudgetError, PlanError
 from dq_plugins.passes.allocation.columns import choice_of
 from dq_plugins.passes.allocation.explain import explain
 from dq_plugins.passes.allocation.front import Front, draw, fronts, mean_weight_bits, predicted_error
@@ -94,9 +94,13 @@ class BitAllocation(Pass):
         Raises:
             BudgetError: the budgets cannot be met; the message holds the nearest that can.
         """
-        measured = plan.sections["sensitivity"].data
-        table = SensitivityTable.from_data(measured)
-        candidates = candidates_of(plan, context, measured["weight_menu"], measured["act_menu"])
+        measured = plan.sensitivity
+        if measured is None:
+            raise PlanError(
+                f"pass {self.name!r} needs sensitivities, and the plan has none: run the pass 'sensitivity'"
+            )
+        table = SensitivityTable.of(measured)
+        candidates = candidates_of(plan, context, measured.weight_choices, measured.act_choices)
         problem = self.problem(plan, context, table, candidates)
         yield Progress(0, 2, "solving")
         allocation, found = self._solve(plan, context, problem, table, candidates)

@@ -17,7 +17,7 @@ from pydantic import Field
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.errors import RecipeError
 from dq_plugins.passes.candidates import candidates_of
-from dq_plugins.plan import QuantPlan, Section
+from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.exact_tokens import installed
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
@@ -36,7 +36,7 @@ from dq_plugins.sensitivity.table import cost, entries_to_check, naive_cost, rel
 
 
 class Sensitivity(Pass):
-    """Measure, and write the table to the plan's section ``sensitivity``."""
+    """Measure, and write the table to ``plan.sensitivity``."""
 
     name = "sensitivity"
     requires = ("weight-ranges",)
@@ -89,9 +89,7 @@ class Sensitivity(Pass):
             table = yield from self._quality(candidates, context, calls)
             if o.content:
                 table = yield from self._content(candidates, context, table)
-        plan.sections[self.name] = Section(
-            {"weight_menu": list(o.weight_menu), "act_menu": list(o.act_menu), **table.as_data()}
-        )
+        plan.sensitivity = table.measured(o.weight_menu, o.act_menu)
 
     def _quality(
         self, candidates: Candidates, context: PassContext, calls: CalibrationSet

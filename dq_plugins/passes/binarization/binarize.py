@@ -19,8 +19,8 @@ from pydantic import Field
 from torch import Tensor
 
 from dq_plugins.errors import PlanError
-from dq_plugins.passes.binarization.choices import SECTION, BinaryDMChoices, binarydm_choices
-from dq_plugins.plan import QuantPlan, Reason, Section, WeightQuant
+from dq_plugins.passes.binarization.choices import BinaryDMChoices, binarydm_choices
+from dq_plugins.plan import BinaryTraining, QuantPlan, Reason, WeightQuant
 from dq_plugins.plan.layers import NO_RANGES
 from dq_plugins.quantized.binarizers import mean_magnitude
 from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
@@ -62,7 +62,7 @@ class Binarize(Pass):
     Options: ClassVar[type[PassOptions]] = Options
 
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
-        """Write ``layer.weight`` of every layer that trains quantized, and the section ``binarize``.
+        """Write ``layer.weight`` of every layer that trains quantized, and ``plan.binary_training``.
 
         Raises:
             PlanError: a weight is not finite, or no layer of the plan has the one bit that ``keep_widths`` keeps.
@@ -80,12 +80,10 @@ class Binarize(Pass):
             yield from self._write(plan, choices, context)
         evolvable = [n for n, c in choices.layers.items() if c.weight == "evolvable" and n in binary]
         blocks = {context.partition.layers[n].block for n in evolvable}
-        plan.sections[SECTION] = Section(
-            {
-                "evolvable": evolvable,
-                "evolvable_blocks": [b for b in choices.evolvable_blocks if b in blocks],
-                "mimicked_blocks": list(choices.blocks),
-            }
+        plan.binary_training = BinaryTraining(
+            evolvable_layers=tuple(evolvable),
+            evolvable_blocks=tuple(b for b in choices.evolvable_blocks if b in blocks),
+            mimicked_blocks=choices.blocks,
         )
         yield Progress(len(choices.layers), len(choices.layers))
 

@@ -23,9 +23,6 @@ from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.quantized.trained_layers import TRAINED, LayerChoice
 
-SECTION = "binarize"
-"""Section of a plan that says which layers and blocks train with two bases, and which blocks are mimicked."""
-
 
 @dataclass(frozen=True)
 class BinaryDMChoices:
@@ -147,18 +144,18 @@ def choices_of(plan: QuantPlan) -> BinaryDMChoices:
     """How to train what a plan of the recipe ``binarydm`` says.
 
     Args:
-        plan: with the section that pass ``binarize`` writes.
+        plan: with ``binary_training``, as the pass ``binarize`` writes it.
 
     Raises:
-        PlanError: the plan has no such section, or gives a layer a width that cannot be trained.
+        PlanError: the plan has none, or gives a layer a width that cannot be trained.
     """
-    if SECTION not in plan.sections:
+    training = plan.binary_training
+    if training is None:
         raise PlanError(
             f"the plan (recipe {plan.recipe!r}) does not say how to train binary weights: make it with recipe "
             "'binarydm', or with a recipe that has the pass 'binarize'"
         )
-    data = plan.sections[SECTION].data
-    evolvable = frozenset(data["evolvable"])
+    evolvable = frozenset(training.evolvable_layers)
     layers = {n: _choice_of(n, layer, evolvable) for n, layer in plan.layers.items() if layer.weight is not None}
     unquantized = {n: layer.why for n, layer in plan.layers.items() if layer.weight is None}
-    return BinaryDMChoices(layers, tuple(data["mimicked_blocks"]), tuple(data["evolvable_blocks"]), unquantized)
+    return BinaryDMChoices(layers, training.mimicked_blocks, training.evolvable_blocks, unquantized)

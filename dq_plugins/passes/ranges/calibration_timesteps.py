@@ -13,18 +13,17 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from dq_plugins.calibration.selection import SECTION, describe
 from dq_plugins.errors import RecipeError
 from dq_plugins.passes.activations import activation_bits
 from dq_plugins.passes.ranges.search.active import ActiveCalibration, ActiveSettings
-from dq_plugins.plan import QuantPlan, Section
+from dq_plugins.plan import CalibrationCalls, QuantPlan, Section
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 
 class CalibrationTimesteps(Pass):
     """Choose what later passes calibrate on."""
 
-    name = SECTION
+    name = "calibration-timesteps"
 
     class Options(PassOptions):
         """Options of ``calibration-timesteps``.
@@ -82,9 +81,9 @@ class CalibrationTimesteps(Pass):
             t = calibration.timesteps[visit.timestep]
             yield Progress(len(drawn), limit, f"timestep {t:g}, expected gain {visit.gain:.2f}")
         stopped = "no call left" if len(drawn) == recorded else "limit" if len(drawn) == limit else "expected gain"
+        plan.calibration_calls = CalibrationCalls(calibration.timesteps, tuple(active.visits.tolist()))
         plan.sections[self.name] = Section(
             {
-                **describe(calibration.timesteps, active.visits.tolist()),
                 "entropy": active.entropy.tolist(),
                 "gain": [visit.gain for visit in drawn],
                 "stopped": stopped,

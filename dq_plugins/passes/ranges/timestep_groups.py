@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from dq_plugins.observers.grouping import Grouping, optimal_groups, optimal_groups_per_layer, uniform_groups
-from dq_plugins.passes.activations import DEFAULT_GROUPS, SHARED_ROWS, activation_bits, error_tables
+from dq_plugins.passes.activations import DEFAULT_GROUPS, activation_bits, error_tables
 from dq_plugins.passes.ranges.search.decide import as_runs
 from dq_plugins.passes.ranges.searched_groups import GroupSearch, SearchOptions, Tables
 from dq_plugins.plan import QuantPlan, Section
@@ -101,7 +101,7 @@ class TimestepGrouping(Pass):
         for name, labels in found.labels.items():
             plan.groups[name], rows = as_runs(labels, calibration.timesteps, calibration.timestep_range)
             if len(set(rows)) < len(rows):
-                data.setdefault(SHARED_ROWS, {})[name] = list(rows)
+                plan.shared_rows[name] = rows
 
 
 def _curve(grouping: Grouping, groups: int) -> dict[str, Any]:

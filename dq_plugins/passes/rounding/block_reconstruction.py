@@ -89,11 +89,10 @@ class BlockReconstruction(Pass):
         plan.sections[self.name] = Section({"blocks": found, "frozen": sorted(frozen & set(plan.layers))})
 
     def _frozen(self, plan: QuantPlan, context: PassContext) -> frozenset[str]:
-        """The temporal block, and whatever ``temporal-reconstruction`` has decided beyond it."""
+        """The temporal block, and layers whose rounding is settled beyond it."""
         if not self.options.freeze_temporal:
             return frozenset()
-        decided = plan.sections.get("temporal-reconstruction")
-        return context.partition.temporal | frozenset(decided.data.get("layers", ()) if decided else ())
+        return context.partition.temporal | plan.learned_layers
 
     def _unit(
         self, unit: Unit, done: int, total: int, student: nn.Module, plan: QuantPlan, context: PassContext

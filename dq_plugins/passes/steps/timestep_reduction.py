@@ -189,17 +189,16 @@ class TimestepReduction(Pass):
                 probes=o.probes,
                 generator=context.generator("transitions"),
             )
-        section = plan.sections.get("sensitivity")
-        if section is None:
+        measured = plan.sensitivity
+        if measured is None:
             return Setting(stepper, runs, grid, kept_widths(plan), {}, transitions)
-        data = section.data
-        candidates = candidates_of(plan, context, data["weight_menu"], data["act_menu"])
+        candidates = candidates_of(plan, context, measured.weight_choices, measured.act_choices)
         if o.calibration != "ranges":
             settings = CalibrationOptions(o.calibration, o.iterations, seed=context.stream("calibration"))
             candidates = yield from calibrate(
                 context.denoiser, candidates, context.calibration, context.partition, settings
             )
-        noise = SensitivityTable.from_data(data).noise
+        noise = SensitivityTable.of(measured).noise
         return Setting(stepper, runs, grid, candidates, noise, transitions)
 
     def space(self, plan: QuantPlan, context: PassContext, setting: Setting) -> Space:

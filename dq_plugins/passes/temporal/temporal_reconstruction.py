@@ -107,6 +107,7 @@ class TemporalReconstruction(Pass):
             assert quant is not None
             quant.codes = codes.cpu()
         after = feature_error(reference, block.features_at(points.inputs, planned_weights(block, plan)))
+        plan.learned_layers |= frozenset(layers)
         plan.sections[self.name] = Section(
             {
                 "layers": layers,

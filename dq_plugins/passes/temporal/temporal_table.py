@@ -17,7 +17,7 @@ from dq_plugins.passes.temporal.block import TemporalBlock
 from dq_plugins.passes.temporal.features import feature_error
 from dq_plugins.passes.temporal.shared import planned_weights, shared_block
 from dq_plugins.plan import QuantPlan, Reason, Section
-from dq_plugins.quantized.temporal_table import SECTION, quantize_rows, table_section
+from dq_plugins.quantized.temporal_table import quantize_rows, tabulated
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 
@@ -40,12 +40,12 @@ class TemporalTable(Pass):
     Options: ClassVar[type[PassOptions]] = Options
 
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
-        """Write the section ``temporal-table``; the tabulated layers lose their quantizers."""
+        """Write ``plan.temporal_table``; the tabulated layers lose their quantizers."""
         block = shared_block(context, whole_batch=True)
         nodes = {} if block is None else {node: layer for node, layer in block.tables.items() if layer}
         if block is None or len(nodes) < len(block.block_boundary) or len(set(nodes.values())) < len(nodes):
             reason = "no layer depends on the timestep alone" if block is None else "t leaves the block between layers"
-            plan.sections[SECTION] = Section({"skipped": reason})
+            plan.sections[self.name] = Section({"skipped": reason})
             return
         timesteps = plan.visited.sorted
         computed = [block.at(t) for t in timesteps]
@@ -53,7 +53,7 @@ class TemporalTable(Pass):
         yield Progress(len(timesteps), len(timesteps))
         int8 = self._int8(block, plan, features, nodes)
         rest = sorted(set(block.layers.values()) - set(features))
-        plan.sections[SECTION] = table_section(timesteps, features, rest, int8)
+        plan.temporal_table = tabulated(timesteps, features, rest, int8)
         for name in [*features, *rest]:
             layer = plan.layers[name]
             layer.weight = layer.activation = None

@@ -16,8 +16,7 @@ from torch.nn import functional as F
 from dq_plugins.observers.streaming import stream_inputs
 from dq_plugins.passes.candidates import activation_candidates
 from dq_plugins.passes.tokens.outliers import RATIO, SHARE, TokenStatistics, find_outliers
-from dq_plugins.plan import QuantPlan, Section
-from dq_plugins.quantized.exact_tokens import SECTION, ExactTokens, tokens_section
+from dq_plugins.plan import OutlierRows, QuantPlan, Section
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 ROLES = frozenset({"cross_attention_key", "cross_attention_value"})
@@ -26,7 +25,7 @@ ROLES = frozenset({"cross_attention_key", "cross_attention_value"})
 class BosTokens(Pass):
     """Find outlier tokens, store their rows, and narrow the ranges of the layers they no longer reach."""
 
-    name = SECTION
+    name = "bos-tokens"
     after = ("weight-ranges", "timestep-groups", "activation-ranges")
 
     class Options(PassOptions):
@@ -44,7 +43,7 @@ class BosTokens(Pass):
     Options: ClassVar[type[PassOptions]] = Options
 
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
-        """Write the section ``bos-tokens`` and the ranges of its layers."""
+        """Write ``plan.outlier_rows`` and the ranges of its layers."""
         layers = [n for n in context.partition.layers if context.partition.layers[n].roles & ROLES and n in plan.layers]
         if not layers:
             plan.sections[self.name] = Section({"skipped": "no layer makes keys or values of cross-attention"})
@@ -57,14 +56,15 @@ class BosTokens(Pass):
         for done, t in enumerate(watching):
             yield Progress(done + 1, len(timesteps) + 1, f"t = {t:g}")
         found = {n: tokens for n in layers if (tokens := self._tokens(context, n, statistics[n])) is not None}
-        plan.sections[self.name] = tokens_section(found, _findings(statistics, found))
+        plan.outlier_rows = found
+        plan.sections[self.name] = Section(_findings(statistics, found))
         narrowed = [(n, a.bits) for n in found if (a := plan.layers[n].activation) is not None]
         ranges = activation_candidates(plan, context, [n for n, _ in narrowed], sorted({b for _, b in narrowed}))
         for name, bits in narrowed:
             plan.layers[name].activation = ranges[name][bits]
         yield Progress(len(timesteps) + 1, len(timesteps) + 1)
 
-    def _tokens(self, context: PassContext, name: str, statistics: TokenStatistics) -> ExactTokens | None:
+    def _tokens(self, context: PassContext, name: str, statistics: TokenStatistics) -> OutlierRows | None:
         outliers = find_outliers(statistics, self.options.ratio, self.options.share)
         if outliers is None:
             return None
@@ -73,10 +73,10 @@ class BosTokens(Pass):
         bias: Tensor | None = layer.bias
         # float64: the exact row, whatever order a kernel sums in
         values = F.linear(rows.double(), layer.weight.double(), None if bias is None else bias.double())
-        return ExactTokens(outliers.positions, rows.cpu(), values.to(layer.weight.dtype).cpu())
+        return OutlierRows(outliers.positions, rows.cpu(), values.to(layer.weight.dtype).cpu())
 
 
-def _findings(statistics: dict[str, TokenStatistics], found: dict[str, ExactTokens]) -> dict[str, Any]:
+def _findings(statistics: dict[str, TokenStatistics], found: dict[str, OutlierRows]) -> dict[str, Any]:
     """What was seen: by layer, the position with the largest ratio, found or not."""
     seen = {}
     for name, each in statistics.items():

@@ -11,10 +11,9 @@ from torch import nn
 import dq_plugins as dq
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
-from dq_plugins.plan import LayerPlan, Reason
-from dq_plugins.quantized import exact_tokens as tokens
+from dq_plugins.plan import LayerPlan, OutlierRows, Reason
 from dq_plugins.quantized.simulate import SimulateAdapter
-from dq_plugins.quantized.temporal_table import SECTION, table_section
+from dq_plugins.quantized.temporal_table import tabulated
 from dq_plugins.testing.adapters import AdapterConformance
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
 from dq_plugins.testing.plans import handmade_plan
@@ -57,7 +56,7 @@ def test_a_subclass_that_brevitas_would_skip_is_refused_before_anything_changes(
 def with_table(model: TinyDenoiser):
     plan = handmade_plan(model)
     rows = {"modulation": torch.randn(5, 16)}
-    plan.sections[SECTION] = table_section(tuple(map(float, sorted(TIMESTEPS))), rows, ["time_out"])
+    plan.temporal_table = tabulated(tuple(map(float, sorted(TIMESTEPS))), rows, ["time_out"])
     return plan
 
 
@@ -76,7 +75,7 @@ def test_known_rows_of_outlier_tokens_are_kept_exact(kept, calls):
         activation = plan.layers["up"].activation if kept == "weight" else None
         plan.layers["up"] = LayerPlan("linear", activation=activation, unquantized_reason=Reason("this test keeps it"))
     row, value = torch.full((1, 16), 7.0), torch.randn(1, 32)
-    plan.sections[tokens.SECTION] = tokens.tokens_section({"up": tokens.ExactTokens((2,), row, value)}, {})
+    plan.outlier_rows = {"up": OutlierRows((2,), row, value)}
     model, simulated = BrevitasAdapter().apply(TinyDenoiser(), plan), SimulateAdapter().apply(TinyDenoiser(), plan)
     expected = [simulated(**call) for call in calls]  # no row is the known one: all are computed live
     assert all(torch.equal(model(**call), e) for call, e in zip(calls, expected, strict=True))

@@ -9,7 +9,7 @@ from torch import nn
 
 from dq_plugins.errors import DQError
 from dq_plugins.hashing import weights_hash
-from dq_plugins.quantized.temporal_table import SECTION, table_section
+from dq_plugins.quantized.temporal_table import tabulated
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
 from dq_plugins.testing.plans import handmade_plan
 from dq_plugins.timesteps import context_of
@@ -63,7 +63,7 @@ def test_a_quantizer_between_layers_is_refused():
 def test_layers_that_a_temporal_table_replaced_come_from_the_original():
     plan = handmade_plan(TinyDenoiser())
     rows = {"modulation": torch.randn(5, 16)}
-    plan.sections[SECTION] = table_section(tuple(map(float, sorted(TIMESTEPS))), rows, ["time_out"])
+    plan.temporal_table = tabulated(tuple(map(float, sorted(TIMESTEPS))), rows, ["time_out"])
     model = BrevitasAdapter().apply(TinyDenoiser(), plan)
     with pytest.raises(DQError, match="original="):
         float_model(model)

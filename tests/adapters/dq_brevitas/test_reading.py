@@ -13,7 +13,7 @@ from torch import nn
 import dq_plugins as dq
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan
-from dq_plugins.quantized.temporal_table import SECTION, table_section
+from dq_plugins.quantized.temporal_table import tabulated
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
 from dq_plugins.testing.plans import handmade_plan
 from dq_plugins.timesteps import Schedule, TimestepGroups
@@ -99,12 +99,13 @@ def test_layers_without_quantizers_say_why(quantize):
     assert {layer.why for layer in plan.layers.values()} == {"not quantized in the Brevitas model"}
 
 
-def test_sections_of_the_base_plan_and_tabulated_layers_are_kept(calls):
+def test_what_the_base_plan_tabulates_is_kept(calls):
     plan = handmade_plan(TinyDenoiser())
     rows = {"modulation": torch.randn(5, 16)}
-    plan.sections[SECTION] = table_section(tuple(map(float, sorted(TIMESTEPS))), rows, ["time_out"])
+    plan.temporal_table = tabulated(tuple(map(float, sorted(TIMESTEPS))), rows, ["time_out"])
     model = BrevitasAdapter().apply(TinyDenoiser(), plan)
     read = plan_from_model(model, plan.schedule, base=plan, original=TinyDenoiser())
+    assert read.temporal_table is plan.temporal_table
     again = BrevitasAdapter().apply(float_model(model, TinyDenoiser()), read)
     assert all(torch.equal(model(**call), again(**call)) for call in calls)
 

@@ -22,7 +22,7 @@ from torchao_models import denoiser_plan
 from dq_plugins.bundled import bundled
 from dq_plugins.errors import DQError, PlanError
 from dq_plugins.plan import LayerPlan, Reason
-from dq_plugins.quantized.temporal_table import table_section
+from dq_plugins.quantized.temporal_table import tabulated
 
 IN_A_NEW_PROCESS = """
 import sys, numpy as np, torch
@@ -135,7 +135,7 @@ def test_temporal_tables_are_loaded(tmp_path):
     model, names = unet(), ("time_embedding.linear_1", "time_embedding.linear_2")
     plan = denoiser_plan(model)
     rows = {names[1]: torch.randn(3, 32, generator=torch.Generator().manual_seed(0))}
-    plan.sections["temporal-table"] = table_section(models.TIMESTEPS, rows, [names[0]])
+    plan.temporal_table = tabulated(models.TIMESTEPS, rows, [names[0]])
     for name in names:
         plan.layers[name] = LayerPlan("linear", unquantized_reason=Reason("in the temporal table"))
     dq_torchao.apply(model, plan)

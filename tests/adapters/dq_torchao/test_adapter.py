@@ -15,7 +15,7 @@ from torchao_models import TIMESTEPS, build, denoiser_plan, sqnr
 import dq_plugins.quantized.simulate
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import LayerPlan, Reason
-from dq_plugins.quantized.temporal_table import table_section
+from dq_plugins.quantized.temporal_table import tabulated
 from dq_plugins.testing.adapters import AdapterConformance
 from dq_plugins.timesteps import TimestepGroups
 
@@ -174,7 +174,7 @@ def test_temporal_table_replaces_its_layers():
     plan = denoiser_plan(model)
     t = torch.tensor(TIMESTEPS)
     rows = {"time": reference.time(t[:, None] / 1000)}
-    plan.sections["temporal-table"] = table_section(TIMESTEPS, rows, [])
+    plan.temporal_table = tabulated(TIMESTEPS, rows, [])
     plan.layers["time"] = LayerPlan("linear", unquantized_reason=Reason("looked up in the temporal table"))
     dq_torchao.apply(model, plan)
     dq_plugins.quantized.simulate.SimulateAdapter().apply(reference, denoiser_plan(reference))

@@ -11,9 +11,8 @@ from torch import nn
 from torchao_models import TIMESTEPS, Denoiser, build, denoiser_plan, sqnr
 
 from dq_plugins.errors import DQError
-from dq_plugins.plan import LayerPlan, QuantPlan, Reason
-from dq_plugins.quantized.exact_tokens import SECTION, ExactTokens, tokens_section
-from dq_plugins.quantized.temporal_table import table_section
+from dq_plugins.plan import LayerPlan, OutlierRows, QuantPlan, Reason
+from dq_plugins.quantized.temporal_table import tabulated
 
 
 def outputs(model: nn.Module) -> list[torch.Tensor]:
@@ -33,7 +32,7 @@ def quantized(plan: QuantPlan | None = None, **options) -> Denoiser:
 def tabled(model: Denoiser) -> QuantPlan:
     plan = denoiser_plan(model)
     rows = {"time": model.time(torch.tensor(TIMESTEPS)[:, None] / 1000)}
-    plan.sections["temporal-table"] = table_section(TIMESTEPS, rows, [])
+    plan.temporal_table = tabulated(TIMESTEPS, rows, [])
     plan.layers["time"] = LayerPlan("linear", unquantized_reason=Reason("looked up in the temporal table"))
     return plan
 
@@ -49,8 +48,8 @@ def mixed(model: Denoiser) -> QuantPlan:
 def with_tokens(model: Denoiser) -> QuantPlan:
     plan = denoiser_plan(model)
     rows = model.conv_in(torch.zeros(1, 4, 8, 8)).flatten(2).transpose(1, 2)[0, :1]
-    known = ExactTokens((0,), rows, torch.full((1, 32), 3.0))
-    plan.sections[SECTION] = tokens_section({"up": known}, {})
+    known = OutlierRows((0,), rows, torch.full((1, 32), 3.0))
+    plan.outlier_rows = {"up": known}
     return plan
 
 

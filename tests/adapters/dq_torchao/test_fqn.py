@@ -19,7 +19,7 @@ from torchao_models import build, denoiser_plan, sqnr
 
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import LayerPlan, Reason, WeightQuant
-from dq_plugins.quantized.temporal_table import table_section
+from dq_plugins.quantized.temporal_table import tabulated
 from dq_plugins.timesteps import TimestepGroups
 
 T = torch.tensor(500.0)
@@ -137,9 +137,9 @@ def test_layers_of_a_temporal_table_are_named():
     model = build()
     plan = weight_only(denoiser_plan(model))
     plan.layers["time"] = LayerPlan("linear", weight=WeightQuant(8, torch.ones(8)), unquantized_reason=Reason("x"))
-    plan.sections["temporal-table"] = table_section((1.0,), {"time": torch.ones(1, 8)}, [])
+    plan.temporal_table = tabulated((1.0,), {"time": torch.ones(1, 8)}, [])
     lowering = to_fqn_config(plan, model)
-    assert "temporal-table" in lowering.unexpressed["time"]
+    assert "temporal_table" in lowering.unexpressed["time"]
     assert "time" not in lowering.config.fqn_to_config
 
 

@@ -25,6 +25,11 @@ def test_reloads_equal_hash_and_all(tmp_path: Path) -> None:
     assert torch.equal(loaded.layers["a"].balance, plan.layers["a"].balance)
     assert torch.equal(loaded.layers["a"].bias_correction.values, plan.layers["a"].bias_correction.values)
     assert loaded.layers["a"].bias_correction.groups == "all"
+    assert (loaded.shared_rows, loaded.learned_layers) == (plan.shared_rows, plan.learned_layers)
+    assert (loaded.calibration_calls, loaded.sensitivity) == (plan.calibration_calls, plan.sensitivity)
+    assert loaded.binary_training == plan.binary_training
+    assert torch.equal(loaded.outlier_rows["a"].inputs, plan.outlier_rows["a"].inputs)
+    assert torch.equal(loaded.temporal_table.outputs["b"].rows, plan.temporal_table.outputs["b"].rows)
 
 
 def test_same_plan_same_bytes(tmp_path: Path) -> None:
@@ -43,6 +48,11 @@ def test_same_plan_same_bytes(tmp_path: Path) -> None:
         lambda p: p.groups.update(all=TimestepGroups((501.0,))),
         lambda p: p.layers["b"].__setattr__("unquantized_reason", Reason("other")),
         lambda p: p.layers["a"].balance.mul_(2),
+        lambda p: p.shared_rows.update(all=(0, 0)),
+        lambda p: p.outlier_rows["a"].outputs.add_(1),
+        lambda p: p.temporal_table.outputs["b"].scale.add_(1),
+        lambda p: p.sensitivity.noise["a"]["weight"].update({3: 0.3}),
+        lambda p: p.__setattr__("learned_layers", frozenset()),
         lambda p: p.layers["a"].bias_correction.values.add_(1),
         lambda p: p.layers["a"].__setattr__("bias_correction", None),
     ],
@@ -138,6 +148,7 @@ def test_unknown_layer_answers_with_close_names() -> None:
 def test_critical_sections_must_be_implemented() -> None:
     plan = example_plan()
     plan.layers["a"] = LayerPlan("linear")
+    plan.outlier_rows, plan.temporal_table = {}, None
     plan.refuse_unimplemented(set(), "x")
     plan.sections["curve"].critical = True
     with pytest.raises(PlanError, match="curve"):
@@ -147,7 +158,8 @@ def test_critical_sections_must_be_implemented() -> None:
 
 def test_what_a_layer_needs_beyond_its_quantizers_must_be_implemented() -> None:
     plan = example_plan()
-    assert plan.features == {"balance": ("a",), "bias_correction": ("a",)}
+    assert plan.features == {"balance": ("a",), "bias_correction": ("a",), "outlier_rows": (), "temporal_table": ()}
+    plan.outlier_rows, plan.temporal_table = {}, None
     with pytest.raises(PlanError, match=r"adapter 'x' does not implement bias_correction \(layer 'a'\), which"):
         plan.refuse_unimplemented({"balance"}, "x")
     plan.refuse_unimplemented({"balance", "bias_correction"}, "x")
@@ -172,6 +184,15 @@ def set_in(record: dict, path: str, value) -> None:
         ("groups/all", {"edges": [], "bottom": 0}, r"groups\.all"),
         ("groups/all/edges", [3.0, 1.0], r"groups\.all: .*ascend"),
         ("schedule/timesteps", [], "schedule"),
+        ("calibration_calls/visits", [1], r"calibration_calls: .*as many visits"),
+        ("sensitivity/noise/a", {"bias": {}}, r"sensitivity\.noise\.a\.bias"),
+        ("sensitivity/noise/a/weight", {"four": 1.0}, r"sensitivity\.noise\.a\.weight\.four"),
+        ("temporal_table/timesteps", [9.0, 1.0], r"temporal_table: .*ascend"),
+        ("outlier_rows/a/positions", [0, 1], r"outlier_rows\.a: .*\(0, 1\)"),
+        ("learned_layers", ["nowhere"], r"learned_layers names layer 'nowhere'"),
+        ("shared_rows/all", [0, 2], r"shared_rows of 'all' are numbered"),
+        ("binary_training/surprise", [], r"binary_training\.surprise"),
+        ("layers/b/unquantized_reason/code", "mood", r"layers\.b\.unquantized_reason\.code"),
         ("sections/curve/critical", "yes", r"sections\.curve\.critical"),
     ],
 )

@@ -88,7 +88,7 @@ def test_compiled_lookup_follows_t_and_is_loud_outside_the_table(tabulated) -> N
 def test_int8_rows_are_close_and_small(tabulated) -> None:
     denoiser, make = tabulated
     plan = make(storage="int8")
-    assert all(t.dtype == torch.int8 for n, t in plan.sections["temporal-table"].tensors.items() if n.endswith("rows"))
+    assert all(each.rows.dtype == torch.int8 for each in plan.temporal_table.outputs.values())
     model, t = dq.apply(denoiser, plan, backend="simulate"), torch.tensor([501.0])
     assert (model(X[:1], t) - denoiser(X[:1], t)).abs().max() < 0.02 * denoiser(X[:1], t).abs().max()
 

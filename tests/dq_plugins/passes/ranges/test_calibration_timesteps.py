@@ -31,26 +31,29 @@ def section(plan: dq.QuantPlan) -> dict:
 
 
 def test_every_timestep_is_seen_once_before_any_is_seen_again(case) -> None:
-    assert section(plan_with(case, calls=4))["visits"] == [1] * 4
+    assert plan_with(case, calls=4).calibration_calls.visits == (1,) * 4
     assert section(plan_with(case, calls=4))["stopped"] == "limit"
 
 
 def test_drawing_stops_when_the_expected_gain_is_small(case) -> None:
-    found = section(plan_with(case, threshold=1.9, groups=3))
+    plan = plan_with(case, threshold=1.9, groups=3)
+    found = section(plan)
     assert found["stopped"] == "expected gain"
-    assert sum(found["visits"]) == len(found["gain"]) < IMAGES * len(SCHEDULE)
+    assert sum(plan.calibration_calls.visits) == len(found["gain"]) < IMAGES * len(SCHEDULE)
     assert all(gain >= 1.9 for gain in found["gain"])
 
 
 def test_a_threshold_of_nothing_draws_everything(case) -> None:
-    found = section(plan_with(case, threshold=0.0))
-    assert (found["visits"], found["stopped"]) == ([IMAGES] * 4, "no call left")
+    plan = plan_with(case, threshold=0.0)
+    assert plan.calibration_calls.visits == (IMAGES,) * 4
+    assert section(plan)["stopped"] == "no call left"
 
 
 def test_later_passes_see_what_was_drawn_and_nothing_else(case, tmp_path) -> None:
     then = (Step("timestep-groups", {"groups": 2}), Step("activation-ranges"))
     plan = plan_with(case, then, calls=6)
-    drawn = case[1].subset(per_timestep=dict(zip(section(plan)["timesteps"], section(plan)["visits"], strict=True)))
+    calls = plan.calibration_calls
+    drawn = case[1].subset(per_timestep=dict(zip(calls.timesteps, calls.visits, strict=True)))
     assert len(drawn) == 6
     recipe = Recipe("r", "", (Step("weight-ranges"), *then))
     alone = dq.make_plan(case[0], drawn, recipe, act_bits=4, progress=False)
@@ -78,3 +81,4 @@ def test_without_activation_bits_nothing_is_drawn(case) -> None:
     recipe = Recipe("r", "", (Step("weight-ranges"), Step("calibration-timesteps")))
     plan = dq.make_plan(*case, recipe, act_bits=None, progress=False)
     assert "skipped" in section(plan)
+    assert plan.calibration_calls is None

@@ -38,11 +38,8 @@ def projected(model: nn.Module, text: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def test_keys_and_values_are_found_by_role_and_their_outlier_by_probing(setting):
     *_, exact = setting
-    section = exact.sections["bos-tokens"]
-    assert section.critical
-    assert {name: entry["positions"] for name, entry in section.data["layers"].items()} == {"v": [0], "w": [0]}
-    assert section.data["seen"]["v"]["ratio"] > 50
-    assert len([key for key in section.tensors if key.startswith("rows/")]) == 1
+    assert {name: rows.positions for name, rows in exact.outlier_rows.items()} == {"v": (0,), "w": (0,)}
+    assert exact.sections["bos-tokens"].data["seen"]["v"]["ratio"] > 50
 
 
 @pytest.mark.parametrize("batch", [1, 3, 4])
@@ -80,9 +77,9 @@ def test_backends_give_the_rows_of_the_simulation(setting, backend: str):
         assert torch.allclose(integer[side], simulated[side], rtol=1e-4, atol=1e-4)
 
 
-def test_an_adapter_that_does_not_know_the_section_refuses_the_plan(setting):
+def test_an_adapter_that_does_not_implement_outlier_rows_refuses_the_plan(setting):
     *_, exact = setting
-    with pytest.raises(dq.DQError, match="bos-tokens"):
+    with pytest.raises(dq.DQError, match="outlier_rows"):
         exact.refuse_unimplemented(set(), "some-adapter")
 
 
@@ -97,7 +94,8 @@ def test_without_an_outlier_nothing_changes_and_the_plan_says_what_was_seen(tmp_
     calibration = recorded_texts(denoiser, tmp_path, factor=0.4)
     plan = dq.make_plan(denoiser, calibration, EXACT, progress=False)
     section = plan.sections["bos-tokens"]
-    assert not section.critical
+    assert not plan.outlier_rows
+    assert "outlier_rows" not in plan.features
     assert "no token is the same" in section.data["skipped"]
     assert section.data["seen"]["v"]["ratio"] < 4
 
@@ -109,5 +107,5 @@ def test_sensitivity_does_not_blame_widths_for_the_exact_row(setting):
     for name, recipe in (("plain", PLAIN), ("exact", EXACT)):
         measured = Recipe(name, "", (*recipe.steps, Step("sensitivity", menus)))
         plan = dq.make_plan(denoiser, calibration, measured, progress=False)
-        found[name] = plan.sections["sensitivity"].data["noise_power"]["w"]["activation"]["8"]
+        found[name] = plan.sensitivity.noise["w"]["activation"][8]
     assert found["exact"] < found["plain"] / 20

@@ -1,0 +1,184 @@
+"""What passes decide about a denoiser as a whole, and other passes and adapters read.
+
+Shapes: ``T`` timesteps, ``F`` shape of a layer's output for one sample, ``P`` tokens, ``D`` input and ``O`` output
+features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+from dq_plugins.errors import PlanError
+from dq_plugins.plan.codec import STRICT, StoredTensor
+
+ByWidth = Mapping[str, Mapping[Literal["weight", "activation"], Mapping[int, float]]]
+"""A number for every layer, operand and width in bits."""
+
+
+@dataclass(frozen=True)
+class CalibrationCalls:
+    """The recorded calls that later passes calibrate on: of each timestep the first so many.
+
+    Attributes:
+        timesteps: recorded timesteps, ascending.
+        visits: number of calls of each.
+    """
+
+    __pydantic_config__ = STRICT
+
+    timesteps: tuple[float, ...]
+    visits: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _ascending(self.timesteps, "calibration timesteps")
+        if len(self.visits) != len(self.timesteps) or min(self.visits) < 1:
+            raise PlanError(
+                f"calibration calls: {len(self.timesteps)} timesteps need as many visits, each at least 1; got "
+                f"{self.visits}"
+            )
+
+
+@dataclass
+class TabulatedOutput:
+    """Output of a layer at every timestep of a table.
+
+    Attributes:
+        rows: ``[T, *F]``: float, or int8 codes together with ``scale``.
+        scale: float32 ``[T]``, of int8 rows.
+    """
+
+    __pydantic_config__ = STRICT
+
+    rows: StoredTensor
+    scale: StoredTensor | None = None
+
+
+@dataclass
+class TabulatedBlock:
+    """The temporal block as a table: what its layers give at every timestep of the schedule.
+
+    Attributes:
+        timesteps: ascending.
+        outputs: the layers through which t leaves the block.
+        not_computed: layers that only feed these.
+    """
+
+    __pydantic_config__ = STRICT
+
+    timesteps: tuple[float, ...]
+    outputs: dict[str, TabulatedOutput]
+    not_computed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _ascending(self.timesteps, "timesteps of the temporal table")
+        for name, output in self.outputs.items():
+            if len(output.rows) != len(self.timesteps):
+                raise PlanError(
+                    f"the temporal table has {len(output.rows)} rows for layer {name!r} and {len(self.timesteps)} "
+                    "timesteps"
+                )
+            if (output.scale is None) == (not output.rows.is_floating_point()) or (
+                output.scale is not None and output.scale.shape != output.rows.shape[:1]
+            ):
+                raise PlanError(f"int8 rows of the temporal table have one scale a row, others none; not so {name!r}")
+
+    @property
+    def layers(self) -> frozenset[str]:
+        """Layers that the table replaces; they need no quantizer."""
+        return frozenset(self.outputs) | frozenset(self.not_computed)
+
+
+@dataclass
+class OutlierRows:
+    """Rows of a layer's output that are known, because the input row is always the same.
+
+    Attributes:
+        positions: of the outlier tokens.
+        inputs: their input rows ``[P, D]``.
+        outputs: what the full-precision layer makes of them, bias included, ``[P, O]``.
+    """
+
+    __pydantic_config__ = STRICT
+
+    positions: tuple[int, ...]
+    inputs: StoredTensor
+    outputs: StoredTensor
+
+    def __post_init__(self) -> None:
+        rows = [t.shape[0] if t.dim() == 2 else -1 for t in (self.inputs, self.outputs)]
+        if not self.positions or rows != [len(self.positions)] * 2 or min(self.positions) < 0:
+            raise PlanError(
+                f"outlier tokens at positions {self.positions} need a row of inputs and of outputs each, got shapes "
+                f"{tuple(self.inputs.shape)} and {tuple(self.outputs.shape)}"
+            )
+
+
+@dataclass(frozen=True)
+class EstimateCheck:
+    """An estimate against exact measurements of some entries.
+
+    Attributes:
+        entries: how many were measured exactly.
+        rank_correlation: Spearman's, over them; None where there is none.
+        typical_ratio: geometric mean of exact / estimate, by ``operand@bits``; what estimates were multiplied by.
+        spread: geometric standard deviation of exact / corrected estimate.
+    """
+
+    __pydantic_config__ = STRICT
+
+    entries: int
+    rank_correlation: float | None
+    typical_ratio: Mapping[str, float]
+    spread: float
+
+
+@dataclass(frozen=True)
+class MeasuredSensitivity:
+    """What each width of each layer's weight and input costs.
+
+    Attributes:
+        weight_choices: widths of weights that were measured.
+        act_choices: widths of inputs.
+        noise: noise power of the denoiser's output relative to its signal.
+        structure: loss of similarity of the final samples by moved local means; empty when it was not measured.
+        texture: loss of similarity within windows.
+        check: how the noise compares with exact measurements; None when it is exact.
+        calls: what the measurement cost, in denoiser calls (a backward pass counts two).
+        naive_calls: what repeating every call and every run for each entry would have cost.
+    """
+
+    __pydantic_config__ = STRICT
+
+    weight_choices: tuple[int, ...]
+    act_choices: tuple[int, ...]
+    noise: ByWidth
+    structure: ByWidth = field(default_factory=dict)
+    texture: ByWidth = field(default_factory=dict)
+    check: EstimateCheck | None = None
+    calls: float = 0.0
+    naive_calls: float = 0.0
+
+
+@dataclass(frozen=True)
+class BinaryTraining:
+    """Where binary weights train how.
+
+    Attributes:
+        evolvable_layers: layers with two bases that become one.
+        evolvable_blocks: the blocks they are in.
+        mimicked_blocks: blocks whose features are mimicked, in execution order.
+    """
+
+    __pydantic_config__ = STRICT
+
+    evolvable_layers: tuple[str, ...]
+    evolvable_blocks: tuple[str, ...]
+    mimicked_blocks: tuple[str, ...]
+
+
+def _ascending(timesteps: tuple[float, ...], what: str) -> None:
+    if not timesteps or any(a >= b for a, b in pairwise(timesteps)):
+        raise PlanError(f"{what} ascend strictly, got {timesteps}")
