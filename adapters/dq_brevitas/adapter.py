@@ -67,7 +67,7 @@ class BrevitasAdapter:
 
 
 def _quantized_weight(layer: nn.Module) -> Tensor:
-    """The weight that a Brevitas layer computes with; the full-precision one of a layer that was left as it is."""
+    # a layer that was left as it is has a plain weight
     quant_weight: Any = getattr(layer, "quant_weight", None)
     weight: Any = layer.weight if quant_weight is None else _unpack_quant_tensor(quant_weight())
     return weight

@@ -111,7 +111,6 @@ def _converted(name: str, old: nn.Module, groups: str) -> TimestepActQuantProxyF
 
 
 def _keep_ranges(old: nn.Module, new: TimestepActQuantProxyFromInjector) -> None:
-    """Copy the parameters of a calibrated quantizer into every group."""
     before, after = old.fused_activation_quant_proxy.tensor_quant, new.tensor_quantizer
     _fill(after.scaling_impl, before.scaling_impl)
     if isinstance(after.zero_point_impl, TimestepZeroPoint):

@@ -173,6 +173,6 @@ def read_activation(name: str, proxy: nn.Module) -> ActivationQuant:
 
 
 def _never_calibrated(proxy: nn.Module) -> bool:
-    """Whether a range still has its starting value; such a range is what leaves no value in the state."""
+    # a range that still has its starting value is what leaves no value in the state
     learned = [m for m in proxy.modules() if hasattr(m, "collect_stats_steps")]
     return any("value" not in module.state_dict() for module in learned)

@@ -169,7 +169,7 @@ def _tensor_difference(was: Tensor, now: Tensor) -> str:
 
 
 def _device(named: dict[str, Any]) -> torch.device:
-    """Device of the largest tensor argument: the timestep alone may live on the host."""
+    # of the largest tensor: the timestep alone may live on the host
     found = [value for _, value in named_leaves(named) if isinstance(value, Tensor)]
     return max(found, key=Tensor.numel).device if found else torch.device("cpu")
 

@@ -55,7 +55,7 @@ def _nearest_product(flow: Flow, start: str, step: Callable[[str], Iterable[str]
 
 
 def _factors(flow: Flow, product: str) -> list[str]:
-    """The two nodes multiplied; the addend of ``baddbmm`` left out."""
+    # the last two: the first operand of baddbmm is an addend
     return [node for _, node in sorted(flow.operands(product).items())][-2:]
 
 

@@ -100,7 +100,7 @@ def _fill(copied: nn.Module, original: nn.Module, memo: dict[int, Any], allocate
 
 
 def _weight_hooks(hooks: Mapping[int, Any]) -> OrderedDict[int, Any]:
-    """The hooks that compute a weight from its parameters (``torch.nn.utils.weight_norm``): part of the model."""
+    # those that compute a weight from its parameters (torch.nn.utils.weight_norm) are part of the model
     return OrderedDict((k, h) for k, h in hooks.items() if type(h).__module__.startswith("torch.nn.utils."))
 
 

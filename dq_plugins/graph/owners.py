@@ -68,13 +68,13 @@ class Owners:
 
 
 def _first_names(denoiser: nn.Module) -> dict[str, str]:
-    """For every name of every module the one that ``named_modules`` gives: a module that is held twice has two."""
+    # a module that is held twice has two names; named_modules gives the first
     first: dict[int, str] = {}
     named = [(n.replace("_orig_mod.", ""), m) for n, m in denoiser.named_modules(remove_duplicate=False)]
     return {name: first.setdefault(id(module), name) for name, module in named}
 
 
 def _module_of(parameter: str) -> str:
-    """Name of the module that a parameter belongs to; parametrizations are part of the module that they change."""
+    # parametrizations are part of the module that they change
     module, parametrization, _ = parameter.partition(".parametrizations.")
     return module if parametrization else parameter.rpartition(".")[0]

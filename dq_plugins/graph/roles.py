@@ -102,8 +102,7 @@ def _resampling(flow: Flow) -> Iterator[tuple[str, Role]]:
 
 
 def _through_views(flow: Flow, node: str) -> str:
-    """The op that computes a node's first operand, rearrangements and casts passed over."""
-    source = flow.layer_input(node) or node
+    source = flow.layer_input(node) or node  # then back over rearrangements and casts
     while flow.graph.nodes[source]["kind"] == "view" and 0 in flow.operands(source):
         source = flow.operands(source)[0]
     return source

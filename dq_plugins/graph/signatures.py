@@ -91,7 +91,6 @@ def find_sample_argument(graph: nx.DiGraph, timestep: str, sample: str | None = 
 
 
 def _output_shape(graph: nx.DiGraph) -> list[int]:
-    """Shape of the first tensor of the output."""
     for source, _, data in graph.in_edges("output", data=True):
         if 0 in data["positions"]:
             return graph.nodes[source]["shape"]

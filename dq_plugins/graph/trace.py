@@ -69,6 +69,6 @@ def _usual_timestep(denoiser: nn.Module) -> str | None:
 
 
 def _in_signature_order(denoiser: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs in the order of the forward's arguments, so that the same call always gives the same graph."""
+    # so that the same call always gives the same graph
     order = {name: position for position, name in enumerate(argument_names(denoiser))}
     return dict(sorted(inputs.items(), key=lambda item: order.get(item[0], len(order))))

@@ -73,9 +73,8 @@ def export_onnx_qcdq(
     """Export a quantized denoiser to ONNX; one graph serves every timestep group.
 
     Weights keep their QuantizeLinear node, so runtimes see integers after folding. Run the graph in onnxruntime with
-    `onnxruntime_options`. ONNX divides by the scale where a
-    plan multiplies by its reciprocal; weights are put on their grid first, so only activations within a rounding error
-    of a tie can differ, by one code.
+    `onnxruntime_options`. ONNX divides by the scale where a plan multiplies by its reciprocal; weights are put on their
+    grid first, so only activations within a rounding error of a tie can differ, by one code.
 
     Args:
         model: a quantized denoiser; not changed.
@@ -155,8 +154,7 @@ def _positional(
 
 
 def _on_grid(model: nn.Module) -> nn.Module:
-    """Bake the weights whose arithmetic is not ONNX's."""
     for layer in quantized_layers(model).values():
         if isinstance(getattr(layer.weight_quant.tensor_quant, "int_quant", None), ReciprocalIntQuant):
-            bake_weights(layer)
+            bake_weights(layer)  # its arithmetic is not ONNX's
     return model
