@@ -80,6 +80,10 @@ class LayerKind:
         rows = parameter.reshape(groups, inputs).repeat_interleave(outputs // groups if groups > 1 else 1, 0)
         return rows.reshape(*rows.shape, *[1] * self.spatial)
 
+    def outputs(self, weight: Shape, groups: int = 1) -> int:
+        """Number of output channels, from the shape of the weight and the groups of a convolution."""
+        return weight[self.output_axis] * (groups if self.spatial and self.output_axis else 1)
+
     def kernel(self, weight: Shape) -> tuple[int, ...]:
         """Extents of the kernel, from the shape of the weight; empty for linear layers."""
         return tuple(weight[len(weight) - self.spatial :])

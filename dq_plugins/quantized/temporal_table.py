@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import TimestepError
+from dq_plugins.layer_kinds import LAYER_KINDS, kind_of
 from dq_plugins.plan import QuantPlan, TabulatedBlock, TabulatedOutput
 from dq_plugins.quantized.stand_in import keep_sizes
 from dq_plugins.timesteps import TimestepContext, fit_to_input
@@ -115,13 +116,17 @@ class TableLookup(nn.Module):
 class NotComputed(nn.Module):
     """Stands in for a layer whose output only tables would read: right shape, no weights, no work."""
 
-    def __init__(self, out_features: int) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.out_features = out_features
+        weight: Any = layer.weight
+        self.kind, self.dtype = kind_of(layer) or LAYER_KINDS["linear"], weight.dtype
+        self.outputs = self.kind.outputs(weight.shape, getattr(layer, "groups", 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Zeros ``[*, out_features]`` that take no memory."""
-        return x.new_zeros(()).expand(*x.shape[:-1], self.out_features)
+        """Zeros that take no memory: ``x`` with the layer's number of channels, as many positions as it has."""
+        shape = [*x.shape, 1] if self.kind.lookup else list(x.shape)
+        shape[self.kind.channel_axis] = self.outputs
+        return x.new_zeros((), dtype=self.dtype if self.kind.lookup else x.dtype).expand(shape)
 
 
 def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,7 +172,7 @@ def install_tables(
     if fallback == "error":
         for name in table.not_computed:
             layer = model.get_submodule(name)
-            model.set_submodule(name, keep_sizes(NotComputed(layer.weight.shape[0]), layer))  # type: ignore[union-attr,operator]
+            model.set_submodule(name, keep_sizes(NotComputed(layer), layer))
     return set(table.layers)
 
 

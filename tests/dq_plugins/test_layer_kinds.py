@@ -14,7 +14,7 @@ LAYERS = {
     "conv2d": (nn.Conv2d(4, 6, 3, groups=2), (2, 4, 9, 7)),
     "conv3d": (nn.Conv3d(4, 6, 3), (2, 4, 3, 5, 4)),
     "conv_transpose1d": (nn.ConvTranspose1d(4, 6, 3), (2, 4, 9)),
-    "conv_transpose2d": (nn.ConvTranspose2d(4, 6, 3), (2, 4, 9, 7)),
+    "conv_transpose2d": (nn.ConvTranspose2d(4, 6, 3, groups=2), (2, 4, 9, 7)),
     "conv_transpose3d": (nn.ConvTranspose3d(4, 6, 3), (2, 4, 3, 5, 4)),
 }
 
@@ -25,6 +25,7 @@ def test_every_kind_is_known_by_its_name_its_module_and_its_operator():
         assert kind_of(layer) is exact_kind(layer) is BY_OPERATOR[name] is LAYER_KINDS[name]
     assert kind_of(nn.Embedding(3, 4)) is BY_OPERATOR["embedding_bag"] is LAYER_KINDS["embedding"]
     assert BY_OPERATOR["addmm"].name == "linear"
+    assert LAYER_KINDS["embedding"].outputs((3, 4)) == 4
     assert kind_of(nn.LayerNorm(4)) is None
 
 
@@ -45,7 +46,7 @@ def test_axes_are_those_that_pytorch_uses(name):
     groups = getattr(layer, "groups", 1)
     weight = layer.weight.shape
     transposed = kind.output_axis == 1
-    assert weight[kind.output_axis] * (groups if transposed else 1) == y.shape[kind.channel_axis] == 6
+    assert kind.outputs(weight, groups) == y.shape[kind.channel_axis] == 6
     assert weight[kind.input_axis] * (1 if transposed else groups) == x.shape[kind.channel_axis] == 4
     assert kind.kernel(weight) == (3,) * kind.spatial
     assert kind.positions(y.shape) == y[0].numel() // 6

@@ -117,3 +117,32 @@ def test_a_copy_of_the_model_looks_up_on_its_own(tabulated) -> None:
     assert not torch.equal(copied(X[:1], a), model(X[:1], b))
     assert isinstance(copied.p, nn.Module)
     assert example()
+
+
+class LooksTimeUp(nn.Module):
+    """The timestep is an index of a table, and its block goes on in 1x1 convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(1001, 6)
+        self.mix, self.film = nn.Conv2d(6, 5, 1), nn.ConvTranspose2d(5, 4, 1)
+        self.enter, self.leave = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1)
+
+    def forward(self, sample, timestep):
+        e = nn.functional.silu(self.table(timestep.long()))[..., None, None]
+        e = nn.functional.silu(self.mix(e)) + 1
+        return self.leave(nn.functional.silu(self.enter(sample) + self.film(e)))
+
+
+def test_layers_of_every_kind_can_be_left_out(tmp_path) -> None:
+    torch.manual_seed(0)
+    denoiser = LooksTimeUp().eval().requires_grad_(False)
+    recipe = Recipe("table", "only the table", (Step("temporal-table"),))
+    plan = dq.make_plan(denoiser, recorded(denoiser, tmp_path), recipe, progress=False)
+    model = dq.apply(denoiser, plan, backend="simulate")
+    assert isinstance(model.table, NotComputed)
+    assert isinstance(model.mix, NotComputed)
+    t = torch.full((2,), SCHEDULE[1])
+    assert torch.equal(model(X, t), denoiser(X, t))
+    assert model.table(t.long()).shape == (2, 6)
+    assert model.mix(torch.zeros(2, 6, 1, 1)).shape == (2, 5, 1, 1)
