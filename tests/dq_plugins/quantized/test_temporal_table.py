@@ -146,3 +146,14 @@ def test_layers_of_every_kind_can_be_left_out(tmp_path) -> None:
     assert torch.equal(model(X, t), denoiser(X, t))
     assert model.table(t.long()).shape == (2, 6)
     assert model.mix(torch.zeros(2, 6, 1, 1)).shape == (2, 5, 1, 1)
+
+
+@pytest.mark.parametrize(("weight_bits", "dtype"), [(2, torch.int8), (None, torch.float32)])
+def test_auto_takes_int8_rows_only_where_the_quantized_block_disturbs_more(tabulated, tmp_path, weight_bits, dtype):
+    denoiser, _ = tabulated
+    before = () if weight_bits is None else (Step("weight-ranges", {"bits": weight_bits}),)
+    recipe = Recipe("auto", "", (*before, Step("temporal-table", {"storage": "auto"})))
+    plan = dq.make_plan(denoiser, recorded(denoiser, tmp_path), recipe, progress=False)
+    rows = {n: t.dtype for n, t in plan.sections["temporal-table"].tensors.items() if n.endswith("rows")}
+    assert set(rows) == {"body.0.beta.rows", "body.1.beta.rows"}
+    assert set(rows.values()) == {dtype}

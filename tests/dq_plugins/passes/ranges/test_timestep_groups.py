@@ -4,7 +4,10 @@ from denoisers import recorded, tiny_denoiser
 
 import dq_plugins as dq
 from dq_plugins.errors import RecipeError
+from dq_plugins.passes.ranges import searched_groups
 from dq_plugins.passes.ranges.search import learn
+from dq_plugins.passes.ranges.search.learn import learn_groups
+from dq_plugins.passes.ranges.search.relaxation import start_logits
 from dq_plugins.passes.ranges.timestep_groups import TimestepGrouping
 from dq_plugins.recipe import Recipe, Step
 
@@ -59,6 +62,32 @@ def test_the_figure_shows_the_error_for_every_number_of_groups(case, searched) -
 def test_other_losses_and_starts_give_a_valid_plan(case, loss: str, start: str) -> None:
     plan = plan_with(case, method="search", loss=loss, start=start, rounds=3, keep_better=False)
     assert plan.sections["timestep-groups"].data["search"]["kept"] == "search"
+
+
+def test_a_start_from_the_dynamic_program_begins_with_its_groups(case, monkeypatch) -> None:
+    started = []
+    monkeypatch.setattr(
+        searched_groups,
+        "start_logits",
+        lambda shape, labels, **o: started.append(labels) or start_logits(shape, labels, **o),
+    )
+    plan_with(case, method="search", loss="input", start="dp", rounds=1)
+    groups = plan_with(case, method="dp").groups["default"]
+    optimal, uniform = [groups.of(t) for t in sorted(SCHEDULE)], [i * 3 // len(SCHEDULE) for i in range(len(SCHEDULE))]
+    assert started[0].tolist() == [optimal]
+    assert optimal != uniform
+
+
+def test_the_loss_counts_against_what_the_option_names(case, monkeypatch) -> None:
+    scales = []
+    monkeypatch.setattr(
+        searched_groups, "learn_groups", lambda *a, scale, **o: scales.append(scale) or learn_groups(*a, **o)
+    )
+    options = {"method": "search", "loss": "input", "rounds": 1}
+    plan_with(case, **options)
+    plan_with(case, **options, entropy_scale="signal")
+    one = plan_with(case, **{**options, "groups": 1}).sections["timestep-groups"].data["search"]
+    assert scales[:2] == [pytest.approx(one["error"]["dp"]), 1.0]  # one static range; the signal's power
 
 
 @pytest.mark.parametrize("method", ["dp", "search"])

@@ -11,6 +11,7 @@ from dq_plugins.passes.candidates import candidates_of
 from dq_plugins.passes.steps.supernet import CalibrationOptions, calibrate
 from dq_plugins.progress import finish
 from dq_plugins.quantized.network import SuperNetwork
+from dq_plugins.quantized.soft_rounding import SoftRounding
 from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import PassContext, Recipe, Step
 from dq_plugins.testing.denoiser import calibrated
@@ -83,6 +84,26 @@ def test_every_width_is_learned_and_nothing_else_moves(setting, shared):
     assert all(moved)
     assert any(q.codes is not None for table in shared.weights.values() for q in table.values())
     assert {n: set(t) for n, t in shared.weights.items()} == {n: set(t) for n, t in candidates.weights.items()}
+
+
+def test_the_regulariser_makes_roundings_decide(setting, monkeypatch):
+    *_, candidates = setting
+    options = {"draw": "fixed", "fixed": dict.fromkeys(candidates.layers, Width(3, 8)), "iterations": 40, "calls": 2}
+    codes = SoftRounding.codes
+    undecided: list[float] = []
+
+    def remembered(self):
+        undecided.append(float(self.undecided(2.0).detach()) / self.alpha.numel())
+        return codes(self)
+
+    monkeypatch.setattr(SoftRounding, "codes", remembered)
+
+    def left_open(weight: float) -> float:
+        undecided.clear()
+        learn(setting, **options, learning_rate=0.05, weight=weight)
+        return float(np.mean(undecided))
+
+    assert left_open(1.0) < 0.7 * left_open(0.0)
 
 
 def test_independent_sets_differ_from_shared_ones(setting, shared):

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from denoisers import SCHEDULE, recorded, tiny_denoiser
@@ -82,3 +84,21 @@ def test_exceptions_of_the_paper_stay_in_full_precision_and_say_so(case) -> None
     assert kept == {"enter", "leave", "p"}
     assert all("role" in plan.layers[name].why for name in kept)
     assert plan.layers["q"].activation.groups == GROUPS
+
+
+def test_ranges_are_those_behind_the_planned_weights_unless_told_otherwise(tmp_path) -> None:
+    denoiser = tiny_denoiser()
+    calibration = recorded(denoiser, tmp_path)
+    spans = {}
+    for quantized in (True, False):
+        steps = Step("weight-ranges"), Step("finite-set-ranges", {"quantized_weights": quantized})
+        options = {"weight_bits": 3, "act_bits": 8, "progress": False}
+        plan = dq.make_plan(denoiser, calibration, Recipe("r", "", steps), **options)
+        spans[quantized] = 255 * plan.layers["q"].activation.scale
+    coarse = copy.deepcopy(denoiser)
+    coarse.p.weight.copy_(plan.layers["p"].weight.fake_quantize(denoiser.p.weight))
+    for quantized, model in ((True, coarse), (False, denoiser)):
+        for row, t in enumerate(sorted(SCHEDULE)):
+            x = layer_inputs(model, "q", t)
+            torch.testing.assert_close(spans[quantized][row], x.max() - x.min())
+    assert not torch.allclose(spans[True], spans[False], rtol=0.01)

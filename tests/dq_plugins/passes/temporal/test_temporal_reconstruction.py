@@ -3,7 +3,10 @@ import torch
 from denoisers import recorded, tiny_denoiser
 
 import dq_plugins as dq
-from dq_plugins.recipe import Recipe, Step
+from dq_plugins import registry
+from dq_plugins.passes.temporal.block import TemporalBlock
+from dq_plugins.plan import WeightQuant
+from dq_plugins.recipe import Pass, Recipe, Step
 
 SCHEDULE = tuple(float(t) for t in range(951, 0, -100))
 
@@ -34,6 +37,32 @@ def test_only_the_temporal_block_gets_codes(tmp_path) -> None:
         "body.0.beta",
         "body.1.beta",
     }
+
+
+def test_quantized_layers_that_do_not_learn_stay_quantized_while_others_do(tmp_path, monkeypatch) -> None:
+    class SignsInTheMiddle(Pass):
+        name = "signs-in-the-middle"
+
+        def run(self, plan, context) -> None:
+            weight = context.denoiser.q.weight
+            plan.layers["q"].weight = WeightQuant(1, weight.abs().mean(1), scheme="binary")
+
+    seen: list[torch.Tensor] = []
+    features_at = TemporalBlock.features_at
+
+    def remembered(self, inputs, weights=None):
+        if weights is not None and weights["p.weight"].requires_grad:
+            seen.append(weights["q.weight"])
+        return features_at(self, inputs, weights)
+
+    monkeypatch.setattr(TemporalBlock, "features_at", remembered)
+    steps = Step("signs-in-the-middle"), Step("temporal-reconstruction", {"iterations": 3})
+    with registry.temporary("pass", SignsInTheMiddle.name, SignsInTheMiddle):
+        denoiser, plan = plan_with(tmp_path, 0, *steps, weight_bits=4)
+    assert plan.sections["temporal-reconstruction"].data["layers"] == ["body.0.beta", "body.1.beta", "p"]
+    assert len(seen) == 3
+    signs = plan.layers["q"].weight.fake_quantize(denoiser.q.weight)
+    assert all(torch.equal(weight, signs) for weight in seen)
 
 
 def test_same_seed_same_plan(tmp_path) -> None:

@@ -55,6 +55,22 @@ def start_of(values):
     return Relaxation(torch.randn(1, 24, 3, generator=torch.Generator().manual_seed(0)), low, high)
 
 
+def test_what_the_loss_is_divided_by_is_the_scale_alone() -> None:
+    values, settings = planted(0)[0], SearchSettings(rounds=10)
+    whole = points_loss(values)
+
+    class Halved:
+        per_round, timesteps = whole.per_round, staticmethod(whole.timesteps)
+
+        def loss(self, *given) -> torch.Tensor:
+            return whole.loss(*given) / 2
+
+    one = finished(learn_groups(start_of(values), whole, settings, scale=2.0))
+    other = finished(learn_groups(start_of(values), Halved(), settings))
+    assert torch.equal(one.weights, other.weights)
+    assert not torch.equal(one.weights, finished(learn_groups(start_of(values), whole, settings)).weights)
+
+
 def test_an_interrupted_search_goes_on_where_it_was_and_ends_the_same(tmp_path) -> None:
     values, settings, file = planted(0)[0], SearchSettings(rounds=60), tmp_path / "search.safetensors"
     whole = finished(learn_groups(start_of(values), points_loss(values), settings))

@@ -54,3 +54,16 @@ def test_a_version_with_negligible_weight_is_left_out() -> None:
     weights = torch.tensor([1.0, 5e-4, 0.0])
     alone = mixture(x_of(), torch.tensor([1.0, 0.0, 0.0]), LOW, HIGH, 4, symmetric=False)
     assert torch.equal(mixture(x_of(), weights, LOW, HIGH, 4, symmetric=False), alone)
+
+
+def test_rounding_moves_both_bounds_as_a_learned_step_size_does() -> None:
+    x, upstream = torch.tensor([0.1, 0.37, -0.52, 0.65]), torch.tensor([1.0, 2.0, 1.0, 3.0])
+    low, high = torch.tensor([-1.0], requires_grad=True), torch.tensor([1.0], requires_grad=True)
+    (upstream * mixture(x, torch.ones(1), low, high, 3, symmetric=False)).sum().backward()
+    # straight through the rounding, Q(x) = x + s r with a constant r = round(x / s) - x / s, and s = (high - low) / 7
+    scale, zero_point = affine_parameters(low.detach(), high.detach(), 3, symmetric=False)
+    rest = (fake_quantize(x, scale, zero_point, *integer_range(3)) - x) / scale
+    expected = float((upstream * rest).sum()) / 7
+    assert expected < -0.2  # all four are rounded down
+    assert high.grad.item() == pytest.approx(expected, rel=1e-4)
+    assert low.grad.item() == pytest.approx(-expected, rel=1e-4)
