@@ -57,7 +57,7 @@ def _shares(program: ChoiceProgram) -> Floats:
 
 def greedy_choice(program: ChoiceProgram) -> Choice | None:
     """The choice of `greedy`, ``[N]``, or None when the cheapest widths exceed a budget."""
-    choice = program.cheapest(_shares(program), ties=program.error)
+    choice = program.cheapest(_shares(program))
     costs = np.stack([b.cost for b in program.budgets]) if program.budgets else np.zeros((0, len(program.error)))
     while program.feasible(choice):
         room = np.array([b.limit - b.used(choice) for b in program.budgets])  # [C]

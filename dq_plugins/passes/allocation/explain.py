@@ -5,16 +5,16 @@ This answers "which layers must stay in high precision" by measurement, where ot
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dq_plugins.errors import PlanError
+from dq_plugins.passes.allocation.problem import AllocationProblem
 from dq_plugins.passes.allocation.solve import Allocation
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.candidates import Side
-from dq_plugins.quantized.width import Width
+from dq_plugins.quantized.width import SIDES
 
 
 @dataclass(frozen=True)
@@ -67,58 +67,33 @@ def explain(allocation: Allocation) -> list[LayerReason]:
     Args:
         allocation: one with a solution.
     """
-    sides = [(layer, side) for layer in allocation.widths for side in _sides(allocation, layer)]
-    chosen = {(layer, side): _of(allocation.widths[layer], side) for layer, side in sides}
-    total = sum(_error(allocation, *key, bits) for key, bits in chosen.items()) or 1.0
-    decided = [key for key in sides if len(_menu(allocation, *key)) > 1 or chosen[key] is not None]
-    reasons = [_reason(allocation, *key, chosen[key], total) for key in decided]
+    problem, widths = allocation.problem, allocation.widths
+    total = allocation.error or 1.0
+    reasons = [
+        _reason(problem, layer, side, getattr(width, side), total)
+        for layer, width in widths.items()
+        for side in (SIDES if problem.layers[layer].inputs else SIDES[:1])
+        if getattr(width, side) is not None or len(getattr(problem.menu(layer), side)) > 1
+    ]
     return sorted(reasons, key=lambda r: (-r.floor, r.layer, r.side))
 
 
-def _sides(allocation: Allocation, layer: str) -> tuple[Side, ...]:
-    return ("weight", "activation") if allocation.problem.layers[layer].inputs else ("weight",)
-
-
-def _of(width: Width, side: Side) -> int | None:
-    return width.weight if side == "weight" else width.activation
-
-
-def _menu(allocation: Allocation, layer: str, side: Side) -> list[int | None]:
-    """Widths of the menu, narrowest first, full precision last."""
-    menu = allocation.problem.menu(layer)
-    widths = menu.weight if side == "weight" else menu.activation
-    return sorted(widths, key=lambda w: math.inf if w is None else w)
-
-
-def _error(allocation: Allocation, layer: str, side: Side, bits: int | None) -> float:
-    return allocation.problem.error(layer, side, bits)
-
-
-def _bytes(allocation: Allocation, layer: str, side: Side, bits: int | None) -> int:
-    cost = allocation.problem.layers[layer]
+def _reason(problem: AllocationProblem, layer: str, side: Side, bits: int | None, total: float) -> LayerReason:
+    menu = sorted(getattr(problem.menu(layer), side), key=problem.bits)  # narrowest first, full precision last
+    cost = problem.layers[layer]
     count = cost.weights if side == "weight" else cost.inputs
-    return -(-count * allocation.problem.bits(bits) // 8)
 
+    def size(width: int | None) -> int:
+        return -(-count * problem.bits(width) // 8)
 
-def _reason(allocation: Allocation, layer: str, side: Side, bits: int | None, total: float) -> LayerReason:
-    menu = _menu(allocation, layer, side)
-    error = _error(allocation, layer, side, bits)
-    wider = menu[menu.index(bits) + 1 :][:1]
-    size = _bytes(allocation, layer, side, bits)
-    floor = _error(allocation, layer, side, menu[0]) / total
+    error = problem.error(layer, side, bits)
+    floor = problem.error(layer, side, menu[0]) / total
+    reason = LayerReason(layer, side, bits, error / total, size(bits), floor)
+    wider = menu[menu.index(bits) + 1 :]
     if not wider:
-        return LayerReason(layer, side, bits, error / total, size, floor)
-    return LayerReason(
-        layer,
-        side,
-        bits,
-        error / total,
-        size,
-        floor,
-        more_bits=wider[0],
-        saved=(error - _error(allocation, layer, side, wider[0])) / total,
-        extra=_bytes(allocation, layer, side, wider[0]) - size,
-    )
+        return reason
+    saved = (error - problem.error(layer, side, wider[0])) / total
+    return replace(reason, more_bits=wider[0], saved=saved, extra=size(wider[0]) - size(bits))
 
 
 def explanation(plan: QuantPlan, limit: int | None = None) -> str:

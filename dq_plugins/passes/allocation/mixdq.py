@@ -19,9 +19,8 @@ Its weakness: decibels do not add up, so the sum predicts the error of a plan ba
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,19 +39,6 @@ BEST_SQNR = 120.0
 """SQNR in dB that full precision and exact entries count as: more than any width of 16 bits reaches."""
 
 
-@dataclass(frozen=True)
-class Coupled:
-    """A plan of the scan.
-
-    Attributes:
-        coupling: k.
-        widths: widths of every layer, of the side that was scanned.
-    """
-
-    coupling: float
-    widths: Mapping[str, int | None]
-
-
 def score(table: SensitivityTable, entry: Entry, group: Group) -> float:
     """What the paper's programs add up: SSIM of content layers, SQNR in dB of quality layers."""
     return table.similarity(entry) if group == "content" else min(table.sqnr(entry), BEST_SQNR)
@@ -66,7 +52,7 @@ def scan(
     mean_bits: float,
     couplings: Sequence[float],
     **options: Any,
-) -> Iterator[Coupled]:
+) -> Iterator[tuple[float, dict[str, int | None]]]:
     """Solve the two programs of one side for every coupling.
 
     Args:
@@ -79,7 +65,7 @@ def scan(
         options: options of the solver.
 
     Yields:
-        Plans; couplings whose budgets cannot be met are passed over.
+        Coupling and widths of the side, by layer; couplings whose budgets cannot be met are passed over.
     """
     layers = {n: c for n, c in problem.layers.items() if _elements(problem, n, side)}
     sizes = {g: sum(_elements(problem, n, side) for n in layers if groups[n] == g) for g in ("content", "quality")}
@@ -98,7 +84,7 @@ def scan(
                 break
             widths |= solved
         else:
-            yield Coupled(coupling, widths)
+            yield coupling, widths
 
 
 def _elements(problem: AllocationProblem, layer: str, side: Side) -> int:
@@ -164,7 +150,7 @@ def mixdq_widths(
             f"the paper's objective has budgets of mean bits only; {', '.join(others) or 'block_bits'} needs "
             "objective='noise-power'"
         )
-    widths = {name: Width(None, _widest(problem.menu(name).activation)) for name in problem.layers}
+    widths = {n: Width(None, max(problem.menu(n).activation, key=problem.bits)) for n in problem.layers}
     sides: tuple[tuple[Side, float | None, Sequence[float]], ...] = (
         ("weight", problem.budgets.weight_bits, weight_couplings),
         ("activation", problem.budgets.act_bits, act_couplings),
@@ -172,34 +158,30 @@ def mixdq_widths(
     kept: dict[str, float] = {}
     for side, mean, couplings in sides:
         bits = float(problem.float_bits) if mean is None else mean
-        plans: dict[float, dict[str, Width]] = {}
-        for tried in (couplings, (1.0,)):  # a mean at an end of the menu leaves only equal means, which no grid holds
-            found = scan(problem, table, groups, side, bits, tried, **options) if not plans else ()
-            plans |= {plan.coupling: _merged(widths, plan, side) for plan in found}
-        if not plans:
+        solve = partial(scan, problem, table, groups, side, bits, **options)
+        # a mean at an end of the menu leaves only equal means, which no grid holds
+        found = dict(solve(couplings)) or dict(solve((1.0,)))
+        if not found:
             raise BudgetError(f"no coupling of content and quality layers meets a mean of {bits:g} {side} bits")
+        plans = {
+            coupling: {n: w._replace(**{side: chosen.get(n, getattr(w, side))}) for n, w in widths.items()}
+            for coupling, chosen in found.items()
+        }
         kept[side], widths = _least(plans, true_error)
     return widths, kept
-
-
-def _widest(widths: Sequence[int | None]) -> int | None:
-    return None if None in widths else max((w for w in widths if w is not None), default=None)
-
-
-def _merged(widths: Mapping[str, Width], plan: Coupled, side: str) -> dict[str, Width]:
-    return {n: w._replace(**{side: plan.widths[n]}) if n in plan.widths else w for n, w in widths.items()}
 
 
 def _least(
     plans: Mapping[float, dict[str, Width]], true_error: Callable[[Mapping[str, Width]], float]
 ) -> tuple[float, dict[str, Width]]:
-    """The plan with the least true error; equal plans are measured once."""
+    """The plan with the least true error, the first of equals; equal plans are measured once."""
     known: dict[tuple, float] = {}
-    best, least = next(iter(plans)), math.inf
-    for coupling, widths in plans.items():
-        key = tuple(sorted(widths.items()))
+
+    def measured(coupling: float) -> float:
+        key = tuple(sorted(plans[coupling].items()))
         if key not in known:
-            known[key] = true_error(widths)
-        if known[key] < least:
-            best, least = coupling, known[key]
+            known[key] = true_error(plans[coupling])
+        return known[key]
+
+    best = min(plans, key=measured)
     return best, plans[best]

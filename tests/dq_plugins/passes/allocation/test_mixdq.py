@@ -43,12 +43,12 @@ def test_planted_groups_are_found_and_each_keeps_its_own_budget_at_every_couplin
     assert groups == {f"l{i}": "content" if i % 2 else "quality" for i in range(16)}
     sizes = {g: sum(c.weights for n, c in problem.layers.items() if groups[n] == g) for g in ("content", "quality")}
     ratio, seen = sizes["content"] / sizes["quality"], 0
-    for plan in scan(problem, table, groups, "weight", 4.0, WEIGHT_COUPLINGS):
-        quality = 4.0 * (1 + ratio) / (1 + plan.coupling * ratio)
-        for group, limit in (("quality", quality), ("content", plan.coupling * quality)):
-            bits = sum(problem.layers[n].weights * plan.widths[n] for n in problem.layers if groups[n] == group)
+    for coupling, widths in scan(problem, table, groups, "weight", 4.0, WEIGHT_COUPLINGS):
+        quality = 4.0 * (1 + ratio) / (1 + coupling * ratio)
+        for group, limit in (("quality", quality), ("content", coupling * quality)):
+            bits = sum(problem.layers[n].weights * widths[n] for n in problem.layers if groups[n] == group)
             assert bits <= limit * sizes[group] + 1e-6
-        mean = sum(c.weights * plan.widths[n] for n, c in problem.layers.items()) / sum(sizes.values())
+        mean = sum(c.weights * widths[n] for n, c in problem.layers.items()) / sum(sizes.values())
         assert 4.0 - 0.8 < mean <= 4.0 + 1e-9  # within a layer's step, of each group
         seen += 1
     assert seen == len(WEIGHT_COUPLINGS)
