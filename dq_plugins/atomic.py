@@ -1,4 +1,4 @@
-"""Files that are never seen half written, whoever else writes them."""
+"""Files that are never seen half written, even when several processes write them."""
 
 from __future__ import annotations
 

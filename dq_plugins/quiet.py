@@ -1,4 +1,4 @@
-"""Messages of other libraries, silenced for a moment: where they speak of code that the user did not write."""
+"""Messages of other libraries, silenced for a moment: where they are about code that the user did not write."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Saved tensors have theirs. What is not saved is made when the denoiser is built (tables of positions, mostly), and its
 dtype depends on the default dtype then, and on whether the denoiser was cast later. So both are noted: the dtype of
-most weights, under the empty name, for it is the default dtype while the denoiser is built again, and those of buffers.
+most weights, under the empty name, as the default dtype while the denoiser is built again, and those of buffers.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Pending:
 
 
 def begin(model: nn.Module, plan: QuantPlan, **options: Any) -> None:
-    """Do all that a plan asks of a denoiser but for its quantized layers, which `lower_planned` lowers one by one.
+    """Do all that a plan asks of a denoiser except for its quantized layers, which `lower_planned` lowers one by one.
 
     The denoiser runs, and can be saved, at any point between.
 

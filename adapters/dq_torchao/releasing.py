@@ -1,4 +1,4 @@
-"""Memory: let go of packed weights that the integer kernels hold in a layout of their own.
+"""Memory: free the packed weights that the integer kernels hold in a layout of their own.
 
 After its first call an integer layer on a CPU holds its weight twice: packed, and as int8 codes in the layout of
 oneDNN's kernels, which cannot be saved. The packed form can be made again from that layout, so it need not stay. A

@@ -28,7 +28,7 @@ class TimestepInt8Config(Versioned, AOBaseConfig):
         groups: largest number of timestep groups; the groups are chosen to make the least error.
         weight_bits: width of weight codes, 2 to 8; products are computed in int8 all the same.
         act_bits: width of activation codes, 2 to 8.
-        timestep: name of the forward argument that carries the timestep; found by itself where it is usual.
+        timestep: name of the forward argument that carries the timestep; found by itself where it has a usual name.
         observer: error that ranges minimise: ``"mse"``, or ``"shrink"`` (p = 2.4, as in Q-Diffusion).
         symmetric: whether activation zero points are fixed at 0.
         out_of_range: what a timestep outside the calibrated range does: ``"error"``, or ``"nearest"`` group.

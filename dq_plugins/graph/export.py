@@ -129,7 +129,7 @@ _CHATTY = ("torch.export", "torch._dynamo", "torch.fx", "torch._subclasses.fake_
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the warnings and log lines of one export: they speak of code that the user did not write.
+    """Silence the warnings and log lines of one export: they are about code that the user did not write.
 
     A failing export also prints the graph that it has so far, past all loggers.
     """

@@ -13,7 +13,7 @@ from dq_plugins.graph import ops
 from dq_plugins.graph.export import PREFIX
 from dq_plugins.layer_kinds import BY_OPERATOR
 
-_LARGEST_SIZE = 2**48  # beyond it a bound is none: it is the largest integer that torch can express
+_LARGEST_SIZE = 2**48  # a larger bound is not a bound: it is the largest integer that torch can express
 
 # Higher-order ops that run one region of code once, with the operands that stand last among their arguments.
 _RUN_ONCE = frozenset(

@@ -78,7 +78,7 @@ class Observer(ABC):
             DQError: ``other`` is another kind of observer, or for another quantizer.
         """
         if type(other) is not type(self) or (other.bits, other.symmetric) != (self.bits, self.symmetric):
-            raise DQError(f"only observers alike can be merged: {self!r} cannot take in {other!r}")
+            raise DQError(f"only observers of one kind can be merged: {self!r} cannot absorb {other!r}")
         self.count += other.count
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
         self.absorb(other)

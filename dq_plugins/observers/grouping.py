@@ -9,7 +9,7 @@ and the least cost of the first j timesteps in g groups is
     D(g, j) = min_i D(g - 1, i) + cost(i, j - 1),
 
 an exact dynamic program. Edges are shared by all layers (costs summed), or chosen for each layer. Every candidate is
-open to every run, so no layer's error ever exceeds that of one range for all timesteps, whoever chose the edges.
+open to every run, so no layer's error ever exceeds that of one range for all timesteps, however the edges were chosen.
 ADP-DM (arXiv 2305.18723) learns such groups by gradient descent; for neighbouring timesteps this is the optimum.
 
 Shapes: ``T`` timesteps, ``G`` groups, ``C`` candidates.
@@ -47,7 +47,7 @@ def run_costs(table: ErrorTable) -> Tensor:
 
 
 def best_candidates(table: ErrorTable, membership: Tensor, count: int) -> Tensor:
-    """Best candidate range of each group, whoever chose the groups.
+    """Best candidate range of each group, however the groups were chosen.
 
     The candidate that is best for all timesteps stays unless another is really better (by more than rounding), so a
     layer that does not change with the timestep gets the same range everywhere. A group without timesteps has it too.

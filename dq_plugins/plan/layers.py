@@ -206,7 +206,7 @@ class LayerPlan:
     """Decisions for one layer.
 
     Attributes:
-        kind: ``"linear"``, ``"conv2d"``, ...
+        kind: a name of `dq_plugins.layer_kinds.LAYER_KINDS`: ``"linear"``, ``"conv2d"``, ...
         roles: what the layer is in this denoiser (``"temporal"``, ``"first"``, ``"shortcut"``, ...).
         weight: weight quantizer, or None for a full-precision weight.
         activation: quantizer of the layer's input, or None for a full-precision input.

@@ -1,4 +1,4 @@
-"""What is known about the inputs of every layer at every timestep, whoever runs the denoiser.
+"""What is known about the inputs of every layer at every timestep, whatever runs the denoiser.
 
 For each (layer, timestep) the exact count, minimum, maximum and mean square are kept, and a histogram of at most a few
 thousand bins, from which the error of any candidate range at any width follows with the quantizer that executes.

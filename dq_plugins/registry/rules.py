@@ -33,7 +33,7 @@ class Term(NamedTuple):
     pattern: str
 
     def matches(self, plugin: Plugin) -> bool:
-        """Whether this term speaks of ``plugin``."""
+        """Whether this term is about ``plugin``."""
         return fnmatchcase(plugin.key, self.pattern)
 
 

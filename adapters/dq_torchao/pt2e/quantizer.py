@@ -33,7 +33,7 @@ class TimestepX86Quantizer(Quantizer):
 
     Args:
         groups: largest number of timestep groups; they are chosen at conversion, with the least error.
-        timestep: name of the forward argument that carries the timestep; found by itself where it is usual.
+        timestep: name of the forward argument that carries the timestep; found by itself where it has a usual name.
         observer: the error that ranges minimise: ``"mse"``, or ``"shrink"`` (p = 2.4).
         symmetric: whether the zero points of convolutions are fixed at 0. Otherwise ranges use their codes better (the
             output of SiLU is hardly ever negative), and convolutions cost a separate padding of their input. Linear

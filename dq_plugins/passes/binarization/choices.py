@@ -1,7 +1,7 @@
 """Which layer trains how: BinaryDM's choice, read off the denoiser's graph.
 
 Source: BinaryDM, sections 3.2 and 4.1. The paper names the first and last six timestep-embedding blocks of one U-Net,
-which are those whose features are at least half as wide and high as the input. Here the same is said of any denoiser:
+which are those whose features are at least half as wide and high as the input. The same rule for any denoiser:
 
 - first and last layers, and the embedding of the timestep: 8 bits;
 - layers of the blocks at both ends whose features are at least half the input's side: two bases that become one;

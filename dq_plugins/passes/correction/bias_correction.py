@@ -1,7 +1,7 @@
 """Pass ``bias-correction``: take away the mean error of each layer's output, by timestep group and output channel.
 
 An error that is the same at every step adds up over a sampling run, where random ones average out; and a correction
-costs nothing at run time, for it is added to the bias with which the layer ends anyway.
+costs nothing at run time, because it is added to the bias with which the layer ends anyway.
 
 Source: see `dq_plugins.passes.correction.mean_error`.
 """
@@ -72,5 +72,5 @@ class BiasCorrecting(Pass):
         return {
             name: layer.activation.groups if self.options.groups and layer.activation is not None else None
             for name, layer in plan.layers.items()
-            if layer.quantized and name in context.partition.layers and layer.kind != "embedding"
+            if layer.quantized and name in context.partition.layers and not context.partition.layers[name].lookup
         }

@@ -53,7 +53,7 @@ class Fitness(Protocol):
 
 @dataclass(frozen=True)
 class EvolutionOptions:
-    """Settings; the defaults are the paper's, but for ``spread`` and ``keep``.
+    """Settings; the defaults are the paper's, except for ``spread`` and ``keep``.
 
     Attributes:
         population: candidates that live on, and candidates of the first generation.

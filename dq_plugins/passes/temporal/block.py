@@ -118,9 +118,9 @@ def temporal_block(
     Args:
         denoiser: any denoiser that ``torch.export`` can follow.
         example_inputs: keyword arguments of one call.
-        timestep: name of the timestep argument, found by itself where it is usual.
+        timestep: name of the timestep argument, found by itself where it has a usual name.
         found: the denoiser's partition, if it is known already.
-        with_conditions: take in the layers that mix t with conditions; the boundary is then where t meets the sample.
+        with_conditions: include the layers that mix t with conditions; the boundary is then where t meets the sample.
 
     Returns:
         The block; None when no layer depends on the timestep alone (every embedding mixes t with a condition), or,

@@ -20,7 +20,7 @@ def shared_block(
         context: the run.
         whole_batch: cut it out of a call with as many samples as were recorded, instead of one sample: bit for bit
             what such calls compute, but slower.
-        with_conditions: take in the layers that mix t with conditions.
+        with_conditions: include the layers that mix t with conditions.
     """
 
     def find() -> TemporalBlock | None:

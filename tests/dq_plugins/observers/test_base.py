@@ -50,7 +50,7 @@ def test_counts_and_extremes_are_kept_through_update_and_merge():
 
 def test_only_alike_observers_merge():
     for other in (Fixed(bits=4), Fixed(symmetric=False), MinMaxObserver()):
-        with pytest.raises(DQError, match="only observers alike"):
+        with pytest.raises(DQError, match="only observers of one kind"):
             Fixed().merge(other)
 
 

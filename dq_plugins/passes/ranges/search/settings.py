@@ -18,7 +18,7 @@ class SearchSettings:
 
     with weights w = softmax(logits / temperature). An entropy weight says nothing without the scale of the loss
     beside it: ADP-DM's 0.8 belongs to the squared error of the noise summed over an image (``"absolute"``). Against an
-    error normalised to around 0.01 the same 0.8 commits before the loss has spoken.
+    error normalised to around 0.01 the same 0.8 commits before the loss has had an effect.
 
     Attributes:
         rounds: how often each timestep is visited.
