@@ -8,7 +8,6 @@ many steps there are, not how few bits they have.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from dq_plugins.quantized.width import Width
 from dq_plugins.timesteps import TimestepContext, TimestepGroups
 from dq_torchao.lowering import lower_layer
 from dq_torchao.tuning import InputLayout, layer_key, record_layouts, time_forms
+from dq_torchao.wrapped_forward import unwrapped_copy
 
 GROUPS = "latency"
 
@@ -94,9 +94,9 @@ def _times(
 ) -> dict[Width, float]:
     """Time of all calls of one layer by width; `Width()` is full precision."""
     context = TimestepContext({GROUPS: TimestepGroups()}, "nearest")
-    forms = {Width(): layer}
+    forms = {Width(): unwrapped_copy(layer)}
     for width in widths:
-        forms[width] = copy.deepcopy(layer)
+        forms[width] = unwrapped_copy(layer)
         lower_layer(forms[width], _plan(layer, width), context)
     device = next(layer.parameters()).device
     with context.select(0.0):

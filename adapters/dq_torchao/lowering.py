@@ -21,6 +21,7 @@ from dq_torchao.layer import IntegerLayer
 from dq_torchao.linear import IntegerLinear
 from dq_torchao.packed_weight import can_pack, pack_layer
 from dq_torchao.report import Execution, Timing
+from dq_torchao.wrapped_forward import unreachable
 
 INTEGER_LAYERS: dict[type[nn.Module], type[IntegerLayer]] = {
     LAYER_KINDS[integer.operator].module: integer for integer in (IntegerLinear, IntegerConv2d)
@@ -38,7 +39,8 @@ def unsupported_reason(layer: nn.Module, plan: LayerPlan) -> str:
         return f"{plan.weight.bits}-bit weight codes less the zero points of the plan do not fit int8"
     if type(layer) not in INTEGER_LAYERS:
         return f"there is no integer kernel for {type(layer).__name__}"
-    return kernel_for(INTEGER_LAYERS[type(layer)].operator, _weight(layer).device).unsupported_reason
+    kernel = kernel_for(INTEGER_LAYERS[type(layer)].operator, _weight(layer).device)
+    return kernel.unsupported_reason or unreachable(layer, after_exchange=True)
 
 
 def _fits_int8(quant: WeightQuant) -> bool:

@@ -23,6 +23,7 @@ from dq_plugins.plan import WeightQuant
 from dq_plugins.quantized.packing import pack_bits
 from dq_torchao.derived import derived
 from dq_torchao.kernels import unpack_codes
+from dq_torchao.wrapped_forward import exchange
 
 MAX_BITS = 8
 
@@ -67,13 +68,15 @@ class PackedWeight(nn.Module):
         """Turn a floating-point layer into one of this class, its weight packed as ``quant`` says.
 
         Returns:
-            The same object: references to the layer, its position in the denoiser and its hooks stay as they are.
+            The same object: references to the layer, its position in the denoiser, its hooks and what wraps its forward
+            stay as they are.
         """
         weight = layer.weight
         assert isinstance(weight, Tensor)
         del layer.weight
-        layer.__class__ = cls
+        former, layer.__class__ = type(layer), cls
         assert isinstance(layer, cls)
+        exchange(layer, former)
         layer.store_weight(quant, weight.detach())
         return layer
 

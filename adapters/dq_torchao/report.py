@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from dq_torchao.packed_weight import PackedWeight
+from dq_torchao.wrapped_forward import unreachable
 
 State = Literal["integer", "weight-only", "simulated", "full precision"]
 
@@ -79,5 +80,13 @@ def execution_report(model: nn.Module) -> dict[str, Execution]:
     Returns:
         One entry for each layer of the plan, in the order of the modules; empty for another model.
     """
-    found = ((name, getattr(module, "execution", None)) for name, module in model.named_modules())
-    return {name: execution for name, execution in found if isinstance(execution, Execution)}
+    found = ((name, module, getattr(module, "execution", None)) for name, module in model.named_modules())
+    return {name: _as_it_runs(module, how) for name, module, how in found if isinstance(how, Execution)}
+
+
+def _as_it_runs(layer: nn.Module, execution: Execution) -> Execution:
+    """A tool may have replaced the forward of an integer layer since; its weight is then used in floating point."""
+    if execution.state != "integer" or not (reason := unreachable(layer)):
+        return execution
+    dtype = str(getattr(layer, "weight_dtype", "")).removeprefix("torch.")
+    return replace(execution, state="weight-only", kernel="", compute=dtype, reason=reason)

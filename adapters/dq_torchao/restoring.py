@@ -17,6 +17,7 @@ from dq_torchao.layer import IntegerLayer
 from dq_torchao.lowering import INTEGER_LAYERS
 from dq_torchao.packed_weight import PACKED_LAYERS, PackedWeight, pack_layer
 from dq_torchao.report import Execution
+from dq_torchao.wrapped_forward import exchange
 
 
 def restore_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, execution: Execution, form: str) -> None:
@@ -112,7 +113,8 @@ def _simulate_instead(layer: IntegerLayer, reason: str) -> None:
     activation = ActivationQuant(layer.act_bits, layer.group_name, layer.act_scale, layer.act_zero_point)
     kind = next(plain for plain, integer in INTEGER_LAYERS.items() if integer is type(layer))
     del layer.act_scale, layer.act_zero_point
-    layer.__class__ = PACKED_LAYERS[kind]  # type: ignore[assignment]
+    former, layer.__class__ = type(layer), PACKED_LAYERS[kind]  # type: ignore[assignment]
+    exchange(layer, former)
     simulate_layer(layer, LayerPlan("", activation=activation), layer.context)
     dtype = str(layer.weight_dtype).removeprefix("torch.")
     layer.execution = Execution("simulated", layer.execution.width, "", dtype, reason).stored_by(layer)

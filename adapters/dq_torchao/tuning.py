@@ -7,7 +7,6 @@ A choice depends on the machine and its load, so it is data: keep it, and apply 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.lowering import lower_layer, unsupported_reason
 from dq_torchao.report import Timing
+from dq_torchao.wrapped_forward import unwrapped_copy
 
 ROUNDS = 7
 WINDOW = ("stride", "padding", "dilation", "groups", "padding_mode")
@@ -96,11 +96,11 @@ def record_layouts(
 def time_layer(layer: nn.Module, layer_plan: LayerPlan, plan: QuantPlan, layouts: list[InputLayout]) -> Timing:
     """Time both forms of one layer at the given inputs."""
     context = TimestepContext(plan.groups, "nearest")
-    integer = copy.deepcopy(layer)
+    integer, floating = (unwrapped_copy(layer) for _ in range(2))
     lower_layer(integer, layer_plan, context)
     device = next(layer.parameters()).device
     with context.select(plan.schedule.timesteps[0]):
-        calls = time_forms({"integer": integer, "floating": layer}, layouts, device, rounds=ROUNDS)
+        calls = time_forms({"integer": integer, "floating": floating}, layouts, device, rounds=ROUNDS)
     return Timing(**{form: sum(latency.low for latency in latencies) for form, latencies in calls.items()})
 
 
