@@ -33,6 +33,14 @@ def hash_json(data: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def raw_bytes(tensor: Tensor) -> bytes | memoryview:
+    """The values of a tensor in memory order, without a copy where it is on the host and contiguous."""
+    plain = tensor.detach().cpu().contiguous()
+    # One dimension of stride 1: a tensor of one element, expanded, has another stride and counts as contiguous.
+    flat = plain.as_strided((plain.numel(),), (1,))
+    return flat.view(torch.uint8).numpy().data if flat.numel() else b""
+
+
 def hash_tensor(tensor: Tensor) -> str:
     """Hash of one tensor: dtype, shape and values."""
     return hash_tensors({"": tensor})
@@ -83,6 +91,4 @@ def _feed(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
     # The header's length is part of what is hashed, so no two sequences of tensors give the same bytes.
     header = json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode()
     digest.update(len(header).to_bytes(8, "little") + header)
-    plain = tensor.detach().cpu().contiguous().reshape(-1)
-    if plain.numel():
-        digest.update(plain.view(torch.uint8).numpy())
+    digest.update(raw_bytes(tensor))

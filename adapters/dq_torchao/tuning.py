@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dq_plugins.calibration.modes import uncompiled
 from dq_plugins.errors import PlanError
 from dq_plugins.hooks import hooked
 from dq_plugins.metrics.latency import Latency, compare_latency
@@ -86,7 +87,7 @@ def record_layouts(
         layouts[name].append(InputLayout(tuple(args[0].shape), args[0].stride(), args[0].dtype))
 
     try:
-        with hooked(layers, before=record):
+        with hooked(layers, before=record), uncompiled(model):
             model(**example_inputs)
     except TypeError as error:
         raise PlanError(f"the example inputs do not fit {type(model).__name__}.forward: {error}") from error

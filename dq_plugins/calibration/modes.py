@@ -11,12 +11,28 @@ from torch import nn
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; every submodule's own mode comes back, whatever happens inside."""
+    """Eval mode without gradients, uncompiled; every submodule's own mode comes back, whatever happens inside."""
     modes = {each: each.training for each in module.modules()}
     module.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), uncompiled(module):
             yield
     finally:
         for each, training in modes.items():
             each.training = training
+
+
+@contextmanager
+def uncompiled(module: nn.Module) -> Iterator[None]:
+    """Modules that were compiled in place (``module.compile()``) run as they are written.
+
+    A compiler would trace hooks that come and go, and compile the module anew for every one of them.
+    """
+    compiled = {each: call for each in module.modules() if (call := each._compiled_call_impl) is not None}
+    for each in compiled:
+        each._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for each, call in compiled.items():
+            each._compiled_call_impl = call

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from dq_plugins.calibration.writer import CalibrationWriter
 from dq_plugins.denoiser import require_module
 from dq_plugins.errors import CalibrationError
 from dq_plugins.graph.arguments import find_timestep_argument, named_leaves, unwrap
+from dq_plugins.lookalike import Lookalike, change_class, lookalike
 
 
 def record(
@@ -73,7 +73,7 @@ def record(
     done = len(writer.calls)
     with tqdm(desc="recording", unit="call", total=total, initial=done, disable=not progress) as bar:
         try:
-            with evaluating(denoiser), _forward_replaced(denoiser, recorder, bar):
+            with evaluating(denoiser), _calls_answered(denoiser, recorder, bar):
                 sample(denoiser)
             recorder.check_finished()
         except BaseException:
@@ -92,7 +92,7 @@ class _Recorder:
         self.position = 0
 
     def __call__(self, compute: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Answer one call; ``compute`` is the denoiser's own forward."""
+        """Answer one call; ``compute`` is the denoiser itself."""
         argument = self.writer.timestep_argument
         named = bind(self.signature, args, kwargs)
         timestep = timestep_values(timestep_tensor(named.get(argument), argument))
@@ -175,23 +175,19 @@ def _device(named: dict[str, Any]) -> torch.device:
 
 
 @contextmanager
-def _forward_replaced(denoiser: nn.Module, recorder: _Recorder, bar: tqdm[Any]) -> Iterator[None]:
-    # The instance's forward, not a hook: a hook cannot answer a call without running the denoiser.
-    own = vars(denoiser).get("forward")
-    original = denoiser.forward
+def _calls_answered(denoiser: nn.Module, recorder: _Recorder, bar: tqdm[Any]) -> Iterator[None]:
+    # The class's __call__: a hook cannot answer a call without running the denoiser, and a forward of the instance is
+    # lost where a pipeline takes its offloading off and puts it on again, and traced where the denoiser is compiled.
+    class Answering(Lookalike):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            before = len(recorder.writer.calls)
+            output = recorder(super().__call__, args, kwargs)  # type: ignore[misc]
+            bar.update(len(recorder.writer.calls) - before)
+            return output
 
-    @functools.wraps(original)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        before = len(recorder.writer.calls)
-        output = recorder(original, args, kwargs)
-        bar.update(len(recorder.writer.calls) - before)
-        return output
-
-    object.__setattr__(denoiser, "forward", forward)
+    own = type(denoiser)
+    change_class(denoiser, lookalike(own, Answering))
     try:
         yield
     finally:
-        if own is None:
-            object.__delattr__(denoiser, "forward")
-        else:
-            object.__setattr__(denoiser, "forward", own)
+        change_class(denoiser, own)

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from dq_plugins import registry
 from dq_plugins.calibration import CalibrationSet
+from dq_plugins.calibration.modes import uncompiled
 from dq_plugins.denoiser import require_full_precision
 from dq_plugins.errors import RecipeError
 from dq_plugins.graph.arguments import unwrap
@@ -134,7 +135,7 @@ def make_plan(
     context = PassContext(denoiser, calibration, weight_bits, act_bits, seed)
     results = StepResults(workdir, recipe.steps, context, model_hash)
     done, plan = results.last()
-    with _frozen(denoiser), torch.no_grad():
+    with _frozen(denoiser), torch.no_grad(), uncompiled(denoiser):
         plan = plan or empty_plan(context, recipe.name)
         for step, each in enumerate(passes[done:], done):
             context.running, context.workdir = recipe.steps[step].name, results.folder(step)

@@ -19,12 +19,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import new_class
 from typing import Any
 
 from torch import Tensor, nn
 
 from dq_plugins.errors import TimestepError
+from dq_plugins.lookalike import Lookalike, change_class, lookalike
 from dq_plugins.timesteps.context import TimestepContext
 from dq_plugins.timesteps.fused import call_every_layer
 
@@ -89,13 +89,10 @@ class Route:
     outside: TimestepArgument | None
 
 
-class Routed:
+class Routed(Lookalike):
     """First base of the classes made on the fly."""
 
     _dq_original: type[nn.Module]
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Nothing: an original class may keep a list of its subclasses, and this is not a kind of its own."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the original; routed here where a wrapper hides the class's forward."""
@@ -114,7 +111,7 @@ class Routed:
 
 def _made_again(original: type[nn.Module], make: Callable[..., nn.Module], args: tuple[Any, ...]) -> nn.Module:
     module = make(*args)
-    module.__class__ = routed_class(original)
+    change_class(module, routed_class(original))
     return module
 
 
@@ -137,9 +134,7 @@ def routed_class(original: type[nn.Module]) -> type[nn.Module]:
     # Not functools.wraps: tools that take wrappers off follow __wrapped__, and would take this one off, too.
     forward.__signature__ = inspect.signature(original.forward)  # type: ignore[attr-defined]
     forward.__doc__ = original.forward.__doc__
-    like = ("__module__", "__qualname__", "__doc__")
-    body = {name: getattr(original, name) for name in like} | {"_dq_original": original, "forward": forward}
-    return new_class(original.__name__, (Routed, original), {}, lambda namespace: namespace.update(body))
+    return lookalike(original, Routed, _dq_original=original, forward=forward)
 
 
 def attach_context(denoiser: nn.Module, context: TimestepContext, argument: str) -> None:
@@ -170,7 +165,8 @@ def attach_context(denoiser: nn.Module, context: TimestepContext, argument: str)
     if "forward" in vars(denoiser):
         outside = outside or of_class
     try:
-        denoiser.__class__ = routed_class(original) if not issubclass(original, Routed) else original
+        if not issubclass(original, Routed):
+            change_class(denoiser, routed_class(original))
     except TypeError as error:
         raise TimestepError(
             f"a {original.__name__} cannot be routed by its timestep: its class allows no subclass in its place "
@@ -206,7 +202,7 @@ def detach_context(denoiser: nn.Module) -> None:
         return
     original = type(denoiser).__dict__.get("_dq_original")
     if original is not None:  # else some tool made a subclass of ours, which without a route is as good
-        denoiser.__class__ = original
+        change_class(denoiser, original)
 
 
 def _inside(denoiser: nn.Module) -> nn.Module:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dq_plugins.calibration import CalibrationSet
+from dq_plugins.hashing import raw_bytes
 from dq_plugins.passes.temporal.block import TemporalBlock
 
 Condition = Mapping[str, Tensor]
@@ -79,11 +80,7 @@ def recorded_conditions(calibration: CalibrationSet, names: Sequence[str], most:
         for row in range(batch):
             inputs = call.rows(torch.tensor([row]), batch).inputs
             condition = {name: inputs[name] for name in names}
-            found.setdefault(tuple(_bytes(value) for value in condition.values()), condition)
+            found.setdefault(tuple(bytes(raw_bytes(value)) for value in condition.values()), condition)
             if len(found) == most:
                 return list(found.values())
     return list(found.values())
-
-
-def _bytes(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

@@ -265,3 +265,36 @@ def test_two_processes_may_record_into_one_folder(tmp_path, monkeypatch):
     calib = record(Denoiser(), with_another, tmp_path, progress=False)
     assert CalibrationSet.open(tmp_path).hash == calib.hash
     assert len(list(tmp_path.glob("shard-00000-*"))) == 2
+
+
+def test_a_pipeline_that_takes_its_hooks_off_and_on_between_calls_is_recorded_whole(tmp_path):
+    """Offloading sets the forward of the instance to the one it found, and wraps it again for the next image."""
+    denoiser = Denoiser()
+    found = denoiser.forward
+
+    def sample(d):
+        for t in (900, 500, 100):
+            d(torch.zeros(1, 3, 2, 2), timestep=t)
+            d.forward = found
+
+    denoiser.forward = lambda *args, **kwargs: found(*args, **kwargs)
+    assert len(record(denoiser, sample, tmp_path)) == 3
+    assert type(denoiser) is Denoiser
+    assert denoiser.forward is found
+
+
+def test_a_denoiser_compiled_in_place_is_recorded_as_it_is_written(tmp_path):
+    torch._dynamo.reset()
+    denoiser = Denoiser()
+    denoiser.compile(backend="eager")
+    compiled = denoiser._compiled_call_impl
+    calib = record(denoiser, sampler(), tmp_path / "a")
+    assert denoiser._compiled_call_impl is compiled is not None
+    assert len(calib) == len(record(Denoiser(), sampler(), tmp_path / "b"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_a_timestep_expanded_to_a_batch_of_one_is_recorded(tmp_path, dtype):
+    t = torch.tensor(500, dtype=dtype).expand(1)
+    calib = record(Denoiser(), lambda d: d(torch.zeros(1, 3, 2, 2), timestep=t), tmp_path)
+    assert calib.timesteps == (500,)

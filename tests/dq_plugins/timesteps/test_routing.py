@@ -181,14 +181,17 @@ def test_a_class_that_keeps_a_list_of_its_subclasses_does_not_see_ours() -> None
 
 
 def test_a_class_that_cannot_be_replaced_is_named() -> None:
-    class Slotted(Denoiser):
-        def __setattr__(self, name: str, value: object) -> None:
-            if name == "__class__":
-                raise TypeError("object layout differs")
-            super().__setattr__(name, value)
+    class Final(type):
+        def __new__(cls, name, bases, body):
+            if any(isinstance(base, Final) for base in bases):
+                raise TypeError("it is final")
+            return super().__new__(cls, name, bases, body)
 
-    with pytest.raises(TimestepError, match="Slotted cannot be routed.*layout differs"):
-        attach_context(Slotted(), TimestepContext({}), "timestep")
+    class Sealed(Denoiser, metaclass=Final):
+        pass
+
+    with pytest.raises(TimestepError, match="Sealed cannot be routed.*final"):
+        attach_context(Sealed(), TimestepContext({}), "timestep")
 
 
 def test_a_copy_that_the_class_makes_itself_is_routed() -> None:
