@@ -154,6 +154,5 @@ def test_auto_takes_int8_rows_only_where_the_quantized_block_disturbs_more(tabul
     before = () if weight_bits is None else (Step("weight-ranges", {"bits": weight_bits}),)
     recipe = Recipe("auto", "", (*before, Step("temporal-table", {"storage": "auto"})))
     plan = dq.make_plan(denoiser, recorded(denoiser, tmp_path), recipe, progress=False)
-    rows = {n: t.dtype for n, t in plan.sections["temporal-table"].tensors.items() if n.endswith("rows")}
-    assert set(rows) == {"body.0.beta.rows", "body.1.beta.rows"}
-    assert set(rows.values()) == {dtype}
+    assert set(plan.temporal_table.outputs) == {"body.0.beta", "body.1.beta"}
+    assert {each.rows.dtype for each in plan.temporal_table.outputs.values()} == {dtype}
