@@ -46,3 +46,8 @@ def test_long_tables_are_cut_and_say_so():
 def test_reasons_survive_json():
     for reason in explain(solved()):
         assert LayerReason(**json.loads(json.dumps(reason.as_data()))) == reason
+
+
+def test_a_layer_gives_back_its_own_share_when_it_is_narrowed():
+    # 0.9 of the error is its own already and would become 1.5: 1.6 in all
+    assert "multiply the plan's error by 1.6" in LayerReason("a", "weight", 8, share=0.9, bytes=1, floor=1.5).why

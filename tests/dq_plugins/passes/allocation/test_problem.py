@@ -14,7 +14,7 @@ from dq_plugins.quantized.candidates import Entry
 from dq_plugins.quantized.width import Menu, Width
 
 LAYERS = {
-    "first": LayerCost(weights=100, inputs=1000, macs=50_000, block="one"),
+    "first": LayerCost(weights=101, inputs=1000, macs=50_000, block="one"),
     "middle": LayerCost(weights=4000, inputs=300, macs=90_000, block="one"),
     "last": LayerCost(weights=700, inputs=0, macs=10_000, block="two"),
 }
