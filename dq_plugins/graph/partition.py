@@ -43,6 +43,7 @@ class LayerInfo:
         signature: see `dq_plugins.graph.signatures.Signature`; of all uses of the layer together.
         depends: names of the input tensors that reach it.
         block: the residual block that it belongs to, ``""`` outside of all.
+        source: the node of the graph that gives its input at the first use; layers of one source share their input.
     """
 
     name: str
@@ -57,6 +58,7 @@ class LayerInfo:
     signature: Signature
     depends: frozenset[str]
     block: str
+    source: str = ""
 
     @property
     def lookup(self) -> bool:
@@ -193,7 +195,9 @@ def partition(
 
 def _describe_layers(flow: Flow, owners: Owners, timestep: str, sample: str) -> dict[str, LayerInfo]:
     uses: dict[str, list[dict[str, Any]]] = {}
+    first_nodes: dict[str, str] = {}
     for node in flow.layer_nodes():
+        first_nodes.setdefault(flow.layer(node), node)
         uses.setdefault(flow.layer(node), []).append(flow.graph.nodes[node])
     depends = {layer: frozenset().union(*(d["depends"] for d in nodes)) for layer, nodes in uses.items()}
     signatures = {layer: classify(names, timestep, sample) for layer, names in depends.items()}
@@ -213,6 +217,7 @@ def _describe_layers(flow: Flow, owners: Owners, timestep: str, sample: str) -> 
             signature=signatures[layer],
             depends=depends[layer],
             block=blocks[layer],
+            source=flow.layer_input(first_nodes[layer]) or "",
         )
         for layer, nodes in uses.items()
     }

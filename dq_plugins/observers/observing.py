@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.observers.base import Observer
-from dq_plugins.observers.streaming import stream_inputs
+from dq_plugins.observers.streaming import Balance, stream_inputs
 from dq_plugins.timesteps import TimestepGroups
 
 
@@ -21,6 +22,7 @@ def observe_groups(
     groups: TimestepGroups | None = None,
     rows: Tensor | None = None,
     *,
+    balance: Balance = MappingProxyType({}),
     progress: bool = False,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Run the recorded calls once, with one observer for each layer and group.
@@ -32,6 +34,7 @@ def observe_groups(
         make_observer: a fresh observer for a layer, for example ``lambda layer: MinMaxObserver(bits=8)``.
         groups: timestep groups; one for each recorded timestep by default.
         rows: which range each group uses, ``[G]``; groups of one number share theirs. None: each has its own.
+        balance: factors ``[C]`` by which the input channels of some layers are divided first.
         progress: show a progress bar.
 
     Returns:
@@ -47,7 +50,9 @@ def observe_groups(
         timesteps = [t for t in calibration.timesteps if rows[groups.of(t)] == row]
         current = {layer: make_observer(layer) for layer in layers}
         receive = _updater(current)
-        for _ in stream_inputs(denoiser, calibration, layers, receive, timesteps=timesteps, progress=progress):
+        for _ in stream_inputs(
+            denoiser, calibration, layers, receive, timesteps=timesteps, balance=balance, progress=progress
+        ):
             pass
         if timesteps:
             for layer in layers:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,8 +15,10 @@ from dq_plugins.calibration.modes import evaluating
 from dq_plugins.errors import CalibrationError, close_matches
 from dq_plugins.graph.arguments import unwrap
 from dq_plugins.hooks import hooked
+from dq_plugins.layer_kinds import kind_of
 
 Receive = Callable[[str, Tensor, float], None]
+Balance = Mapping[str, Tensor]
 
 
 def stream_inputs(
@@ -25,6 +28,7 @@ def stream_inputs(
     receive: Receive,
     *,
     timesteps: Sequence[float] | None = None,
+    balance: Balance = MappingProxyType({}),
     progress: bool = False,
 ) -> Iterator[float]:
     """Repeat the recorded calls of each timestep, and hand every input of every layer to ``receive``.
@@ -38,6 +42,7 @@ def stream_inputs(
         layers: fully qualified names.
         receive: called with a layer's name, its first tensor argument, and the timestep.
         timesteps: which timesteps, in which order; all, ascending, by default.
+        balance: factors ``[C]`` by which the input channels of some layers are divided first.
         progress: show a progress bar.
 
     Yields:
@@ -48,11 +53,12 @@ def stream_inputs(
     """
     denoiser = unwrap(denoiser)
     modules = _find(denoiser, layers)
+    divisors = {n: kind.per_output(balance[n]) for n, m in modules.items() if n in balance and (kind := kind_of(m))}
     selected = calibration.timesteps if timesteps is None else timesteps
     for t in tqdm(selected, desc="observing", unit="timestep", disable=not progress, leave=False):
         reached: set[str] = set()
         # before any other hook: one that quantizes the input must not change what is observed
-        with hooked(modules, before=_receiver(receive, reached, t), first=True), evaluating(denoiser):
+        with hooked(modules, before=_receiver(receive, reached, t, divisors), first=True), evaluating(denoiser):
             for call in calibration.calls(t):
                 call.run(denoiser)
         missing = [name for name in modules if name not in reached]
@@ -72,11 +78,14 @@ def _find(denoiser: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
     return {name: modules[name] for name in layers}
 
 
-def _receiver(receive: Receive, reached: set[str], timestep: float) -> Callable[..., None]:
+def _receiver(
+    receive: Receive, reached: set[str], timestep: float, divisors: Mapping[str, Tensor]
+) -> Callable[..., None]:
     def before(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         reached.add(name)
         with located(name, timestep):
-            receive(name, first_argument(name, args, kwargs), timestep)
+            x = first_argument(name, args, kwargs)
+            receive(name, x / divisors[name].to(x.device) if name in divisors else x, timestep)
 
     return before
 

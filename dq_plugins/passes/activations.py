@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from dq_plugins.hashing import hash_tensors
 from dq_plugins.observers.error import ErrorTable
 from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.quantized.statistics import Statistics, collect
@@ -41,13 +42,18 @@ def _left_alone(layer: LayerPlan) -> bool:
 def statistics(context: PassContext, layers: tuple[str, ...]) -> Statistics:
     """Statistics of the inputs of layers by timestep; one pass over the calibration set, shared by later passes."""
     # by calibration set: a pass may have narrowed it
-    known: list[Statistics] = context.shared(("statistics", context.calibration.hash), list)
+    known: list[Statistics] = context.shared(("statistics", _data(context)), list)
     for found in known:
         if set(layers) <= set(found.layers):
             return found
     folder = context.workdir / "statistics" if context.workdir else None
-    known.append(collect(context.denoiser, context.calibration, layers, folder=folder))
+    known.append(collect(context.denoiser, context.calibration, layers, folder=folder, balance=context.balance))
     return known[-1]
+
+
+def _data(context: PassContext) -> tuple[str, str]:
+    """What statistics are of: the calls and the balance of the inputs."""
+    return context.calibration.hash, hash_tensors(dict(context.balance))
 
 
 def error_tables(context: PassContext, bits: dict[str, int], *, symmetric: bool, power: float) -> dict[str, ErrorTable]:
@@ -58,7 +64,7 @@ def error_tables(context: PassContext, bits: dict[str, int], *, symmetric: bool,
     def table(layer: str) -> ErrorTable:
         return found.error_table(layer, bits[layer], symmetric=symmetric, power=power)
 
-    key = ("error-table", context.calibration.hash, symmetric, power)
+    key = ("error-table", _data(context), symmetric, power)
     return {layer: context.shared((*key, layer, bits[layer]), lambda n=layer: table(n)) for layer in layers}
 
 

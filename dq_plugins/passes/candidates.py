@@ -39,6 +39,7 @@ def candidates_of(
         weight_menu: widths of weights; one bit is BinaryDM's: signs, scaled by the mean magnitude.
         act_menu: widths of inputs.
     """
+    context.require_unbalanced()
     key = ("candidates", tuple(weight_menu), tuple(act_menu))
     return context.shared(key, lambda: _make(plan, context, weight_menu, act_menu))
 
@@ -62,7 +63,7 @@ def _options(plan: QuantPlan, name: str) -> dict[str, Any]:
 
 def _weights(plan: QuantPlan, context: PassContext, name: str, menu: Sequence[int]) -> dict[int, WeightQuant]:
     options: Any = WeightRanges(**_options(plan, "weight-ranges")).options
-    weight = weight_rows(context.denoiser.get_submodule(name))
+    weight = weight_rows(context.denoiser.get_submodule(name), context.balance.get(name))
     found = {}
     for bits in menu:
         if bits == 1:  # codes -1 and 0 would lose half of a symmetric weight

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 
 import safetensors.torch
 import torch
@@ -25,12 +26,13 @@ from torch import Tensor, nn
 from dq_plugins.atomic import write_atomically
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.errors import CalibrationError
+from dq_plugins.hashing import hash_tensors
 from dq_plugins.observers.base import Observer
 from dq_plugins.observers.candidates import candidate_ranges
 from dq_plugins.observers.distribution import BINS
 from dq_plugins.observers.error import ErrorTable, range_errors
 from dq_plugins.observers.histogram import Histogram
-from dq_plugins.observers.streaming import stream_inputs
+from dq_plugins.observers.streaming import Balance, stream_inputs
 
 PARTS = ("lattice", "summary", "counts", "sums")
 
@@ -280,6 +282,7 @@ def collect(
     *,
     folder: str | Path | None = None,
     bins: int = BINS,
+    balance: Balance = MappingProxyType({}),
     progress: bool = False,
 ) -> Statistics:
     """Run the recorded calls once and collect the statistics of the inputs of layers.
@@ -291,14 +294,18 @@ def collect(
         folder: where to keep the histograms. The same call with the same folder goes on where it was interrupted.
             A temporary folder, deleted with the result, by default.
         bins: resolution of the histograms, see `Histogram`.
+        balance: factors ``[C]`` by which the input channels of some layers are divided first.
         progress: show a progress bar.
 
     Raises:
         CalibrationError: a layer does not exist, did not run at some timestep, or its input is not finite.
     """
-    source = {"calibration": calibration.hash, "layers": json.dumps(list(layers))}
+    divided = hash_tensors({layer: balance[layer] for layer in layers if layer in balance})
+    source = {"calibration": calibration.hash, "layers": json.dumps(list(layers)), "balance": divided}
     collector = Collector(folder, source=source, bins=bins)
     todo = [t for t in calibration.timesteps if not collector.holds(t)]
-    for _ in stream_inputs(denoiser, calibration, layers, collector.see, timesteps=todo, progress=progress):
+    for _ in stream_inputs(
+        denoiser, calibration, layers, collector.see, timesteps=todo, balance=balance, progress=progress
+    ):
         collector.visit(())  # finished: to disk
     return collector.statistics(layers, calibration.timesteps)

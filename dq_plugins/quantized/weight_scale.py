@@ -17,15 +17,17 @@ from torch import Tensor, nn
 from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
 from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import kind_of
+from dq_plugins.quantized.balance import balanced_weight
 
 SHRINK_STEPS, SHRINK, ERROR_POWER = 80, 0.01, 2.4
 
 
-def weight_rows(layer: nn.Module) -> Tensor:
+def weight_rows(layer: nn.Module, balance: Tensor | None = None) -> Tensor:
     """The weight of a layer as rows that get one scale each; what `weight_parameters` takes.
 
     Args:
         layer: any layer with a weight.
+        balance: ``[C]``, by which the layer's input is divided; the rows are those of the weight times it.
 
     Returns:
         The weight itself, ``[O, ...]``; as a single row, ``[1, in, out/groups, ...]``, where its kind is not
@@ -38,6 +40,7 @@ def weight_rows(layer: nn.Module) -> Tensor:
     if not isinstance(weight, Tensor):
         raise PlanError(f"a {type(layer).__name__} has no weight tensor, so it cannot be quantized")
     kind = kind_of(layer)
+    weight = balanced_weight(layer, balance)
     return weight if kind is None or kind.scale_per_row else weight[None]
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dq_plugins.calibration import CalibrationSet
+from dq_plugins.errors import RecipeError
 from dq_plugins.graph import Partition, partition
 from dq_plugins.graph.unsupported_layers import find_unsupported_layers
 from dq_plugins.hashing import hash_json
@@ -30,6 +31,8 @@ class PassContext:
         act_bits: target width of activations; None leaves activations in floating point.
         seed: seed of every random choice.
         running: name of the running pass, which every random stream belongs to.
+        balance: factors by which the plan divides the input channels of layers, ``[C]`` by layer; passes that look at
+            inputs or weights look at balanced ones.
         workdir: folder of the running pass for intermediate results, so that it can resume; None: no resume.
         measurements: seconds, memory and the like by pass name. They differ from run to run, so they stay out of the
             plan.
@@ -41,6 +44,7 @@ class PassContext:
     act_bits: int | None = 8
     seed: int = 0
     running: str = ""
+    balance: Mapping[str, Tensor] = field(default_factory=dict)
     workdir: Path | None = None
     measurements: dict[str, dict[str, float]] = field(default_factory=dict)
     _shared: dict[Any, Any] = field(default_factory=dict, repr=False)
@@ -73,6 +77,14 @@ class PassContext:
     def generator(self, *names: str) -> torch.Generator:
         """A CPU random generator of the running pass, seeded with `stream`."""
         return torch.Generator().manual_seed(self.stream(*names))
+
+    def require_unbalanced(self) -> None:
+        """Raise `RecipeError` where input channels are balanced: the running pass looks at plain layers only."""
+        if self.balance:
+            raise RecipeError(
+                f"pass {self.running!r} does not know layers whose input channels are balanced: leave "
+                "'channel-balance' out of this recipe"
+            )
 
     def shared(self, key: Any, compute: Callable[[], T]) -> T:
         """Result of ``compute``, kept for later passes of the same run under a hashable ``key``."""

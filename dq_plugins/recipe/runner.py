@@ -139,6 +139,7 @@ def make_plan(
         plan = plan or empty_plan(context, recipe.name)
         for step, each in enumerate(passes[done:], done):
             context.running, context.workdir = recipe.steps[step].name, results.folder(step)
+            context.balance = {n: layer.balance for n, layer in plan.layers.items() if layer.balance is not None}
             context.calibration = _chosen_calls(calibration, plan)
             _run_pass(each, plan, context, progress)
             plan.passes.append(PassRecord(recipe.steps[step].name, each.options.model_dump(mode="json")))

@@ -105,6 +105,7 @@ class ActivationRanges(Pass):
                 lambda name: observer(bits=bits[name], symmetric=self.options.symmetric),
                 groups,
                 rows,
+                balance=context.balance,
             )
         membership = rows[_membership(context, groups)]
         choose = self._least_error if self.options.observer == "mse" else self._extremes

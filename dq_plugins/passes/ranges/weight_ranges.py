@@ -61,7 +61,7 @@ class WeightRanges(Pass):
                 bits = max(bits, self.options.edge_bits)
             if LAYER_KINDS[layer.kind].lookup:
                 bits = max(bits, self.options.embedding_bits)
-            weight = weight_rows(context.denoiser.get_submodule(name))
+            weight = weight_rows(context.denoiser.get_submodule(name), layer.balance)
             if not bool(torch.isfinite(weight).all()):
                 raise PlanError(f"the weight of layer {name!r} holds NaN or infinity: it cannot be quantized")
             scale, zero_point = weight_parameters(

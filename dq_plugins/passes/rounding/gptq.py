@@ -18,8 +18,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dq_plugins.hooks import hooked
+from dq_plugins.observers.streaming import first_argument
 from dq_plugins.passes.rounding.compensation import GPTQOptions, compensated_codes, weighted_scale
-from dq_plugins.plan import QuantPlan, WeightQuant
+from dq_plugins.plan import LayerPlan, QuantPlan, WeightQuant
+from dq_plugins.quantized.balance import balanced_weight, per_input
 from dq_plugins.quantized.input_rows import has_rows, input_rows, weight_matrix
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
@@ -65,8 +67,8 @@ class GPTQ(Pass):
             yield Progress(done, len(layers), f"inputs of {len(chunk)} layers")
             moments = self._moments(chunk, context)
             for name in chunk:
-                quant = plan.layers[name].weight
-                plan.layers[name].weight = self._rounded(context.denoiser.get_submodule(name), quant, moments.pop(name))
+                layer = plan.layers[name]
+                layer.weight = self._rounded(context.denoiser.get_submodule(name), layer, moments.pop(name))
                 done += 1
                 yield Progress(done, len(layers), name)
 
@@ -101,7 +103,7 @@ class GPTQ(Pass):
         generator = context.generator(*names)
 
         def observe(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+            x = first_argument(name, args, kwargs)
             rows = input_rows(modules[name], x, self.options.rows, generator)  # [P, R, K]
             found = rows.transpose(1, 2) @ rows
             moments[name] = moments[name].add_(found) if name in moments else found
@@ -111,8 +113,12 @@ class GPTQ(Pass):
                 call.run(context.denoiser)
         return moments
 
-    def _rounded(self, layer: nn.Module, quant: WeightQuant, moments: Tensor) -> WeightQuant:
-        matrix = weight_matrix(layer, layer.weight.float())  # [P, O/P, K]
+    def _rounded(self, layer: nn.Module, plan: LayerPlan, moments: Tensor) -> WeightQuant:
+        quant: Any = plan.weight
+        matrix = weight_matrix(layer, balanced_weight(layer, plan.balance).float())  # [P, O/P, K]
+        if plan.balance is not None:  # the inputs were recorded as they came
+            factors = weight_matrix(layer, per_input(layer, plan.balance).expand_as(layer.weight))[:, 0]  # [P, K]
+            moments = moments / (factors[:, :, None] * factors[:, None])
         if self.options.scales:
             importance = moments.diagonal(dim1=1, dim2=2)  # [P, K]
             found = [
