@@ -21,6 +21,11 @@ MIN_BITS, MAX_BITS = 1, 16
 SMALLEST_SCALE = 1e-35
 
 
+def per_row(parameters: Tensor, rows: Tensor) -> Tensor:
+    """``[O]`` (or ``[1]``) as a view that broadcasts against ``rows`` ``[O, ...]``, on its device."""
+    return parameters.reshape(-1, *[1] * (rows.dim() - 1)).to(rows.device)
+
+
 def integer_range(bits: int, *, narrow: bool = False) -> tuple[int, int]:
     """Smallest and largest integer of a signed ``bits``-bit code.
 

@@ -30,8 +30,9 @@ from brevitas.quant.solver import WeightQuantSolver
 from torch import Tensor, nn
 
 from dq_brevitas.integer import ReciprocalIntQuant
+from dq_plugins.affine import per_row
 from dq_plugins.errors import DQError
-from dq_plugins.quantized.binarizers import BinaryBasis, EvolvableBasis, ScaleGradient, per_channel
+from dq_plugins.quantized.binarizers import BinaryBasis, EvolvableBasis, ScaleGradient
 from dq_plugins.quantized.learned_step import SMALLEST_STEP, LearnedStepActivation, scale_gradient_factor
 from dq_plugins.quantized.trained_layers import LayerChoice
 
@@ -60,7 +61,7 @@ class _BrevitasBinarizer(_StartsWithoutKeys):
         self.observer_only = False
 
     def _described(self, value: Tensor, weight: Tensor) -> Quantized:
-        return value, per_channel(self.scale.abs(), weight), self.zero_point(), self.bit_width()
+        return value, per_row(self.scale.abs(), weight), self.zero_point(), self.bit_width()
 
 
 def _only(tracked_parameter_list: list[nn.Parameter]) -> Tensor:

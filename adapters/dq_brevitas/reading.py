@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dq_brevitas.plain import float_model, plain_kind
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
 from dq_brevitas.weights import quantized_layers
+from dq_plugins.affine import per_row
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
 from dq_plugins.plan import ActivationQuant, LayerPlan, PassRecord, QuantPlan, Reason, WeightQuant
@@ -108,8 +109,8 @@ def read_weight(name: str, layer: nn.Module) -> WeightQuant:
     bits = int(quantized.bit_width)
     scale = _per_channel(quantized.scale, layer.weight, f"weight scale of {name!r}")
     zero_point = _per_channel(quantized.zero_point.expand_as(quantized.scale), layer.weight, f"zero point of {name!r}")
-    view = (-1, *[1] * (layer.weight.dim() - 1))
-    exact = quantized.value.float() / scale.view(view) + zero_point.view(view)
+    value = quantized.value.float()
+    exact = value / per_row(scale, value) + per_row(zero_point, value)
     if not torch.allclose(exact, exact.round(), atol=0.01) or bool((zero_point != zero_point.round()).any()):
         raise PlanError(
             f"the weights of layer {name!r} are not integers times a scale (several bases, or a zero point that is not "

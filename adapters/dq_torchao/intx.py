@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torchao.quantization import IntxUnpackedToInt8Tensor
 
+from dq_plugins.affine import per_row
 from dq_plugins.errors import DQError
 from dq_torchao.packed_weight import PackedWeight
 
@@ -25,7 +26,7 @@ def intx_tensor(layer: PackedWeight) -> IntxUnpackedToInt8Tensor:
     Raises:
         DQError: a zero point does not fit int8, which is what the class holds.
     """
-    column = (-1, *[1] * (len(layer.weight_shape) - 1))
+    codes = layer.weight_codes
     zero_point = layer.weight_zero_point
     if zero_point is None:
         zero_point = torch.zeros_like(layer.weight_scale, dtype=torch.int32)
@@ -33,9 +34,9 @@ def intx_tensor(layer: PackedWeight) -> IntxUnpackedToInt8Tensor:
         raise DQError(f"torchao holds zero points in int8, and this {type(layer).__name__} has one beyond 127")
     bits = 2 if layer.weight_signs else layer.weight_bits  # -1 and +1 are codes of two bits
     return IntxUnpackedToInt8Tensor(
-        layer.weight_codes,
-        layer.weight_scale.reshape(column),
-        zero_point.to(torch.int8).reshape(column),
+        codes,
+        per_row(layer.weight_scale, codes),
+        per_row(zero_point.to(torch.int8), codes),
         getattr(torch, f"int{bits}"),
         (1, *layer.weight_shape[1:]),
         layer.weight_dtype,

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from dq_plugins.affine import per_row
 from dq_plugins.errors import DQError, TimestepError
 from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.plan import ActivationQuant, LayerPlan
@@ -125,7 +126,7 @@ class IntegerLayer(PackedWeight):
             return self.weight_packed
         codes = plain_codes(*self.stored_weight)
         if self.weight_zero_point is not None:
-            codes = codes + self.weight_zero_point.reshape(-1, *[1] * (codes.dim() - 1))
+            codes = codes + per_row(self.weight_zero_point, codes)
         return self._pack(codes)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:

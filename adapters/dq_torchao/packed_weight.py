@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from dq_plugins.affine import per_row
 from dq_plugins.layer_kinds import LAYER_KINDS, mixed_in
 from dq_plugins.plan import WeightQuant
 from dq_plugins.quantized.packing import pack_bits
@@ -108,11 +109,10 @@ class PackedWeight(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The weight this layer computes with, as a new floating-point tensor."""
-        column = (-1, *[1] * (len(self.weight_shape) - 1))
         weight = self.weight_codes.float()
         if self.weight_zero_point is not None:
-            weight -= self.weight_zero_point.reshape(column)
-        return derived(weight.mul_(self.weight_scale.reshape(column)).to(self.weight_dtype))
+            weight -= per_row(self.weight_zero_point, weight)
+        return derived(weight.mul_(per_row(self.weight_scale, weight)).to(self.weight_dtype))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
         """As in ``nn.Module``, but scales stay float32 when the denoiser is cast to half precision."""

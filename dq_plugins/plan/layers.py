@@ -21,17 +21,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from dq_plugins.affine import MAX_BITS, MIN_BITS, dequantize, fake_quantize, integer_range, quantize
+from dq_plugins.affine import MAX_BITS, MIN_BITS, dequantize, fake_quantize, integer_range, per_row, quantize
 from dq_plugins.errors import PlanError
 from dq_plugins.plan.codec import STRICT, StoredTensor
 
 FEATURE = {"feature": True}
 """Metadata of a field that changes what is computed: an adapter that does not implement it must refuse the plan."""
-
-
-def _per_channel(parameters: Tensor, weight: Tensor) -> Tensor:
-    """View ``[O]`` (or ``[1]``) parameters so that they broadcast against a weight ``[O, ...]``."""
-    return parameters.reshape(-1, *[1] * (weight.dim() - 1)).to(weight.device)
 
 
 def _finite_positive(scale: Tensor, what: str) -> None:
@@ -96,14 +91,14 @@ class WeightQuant:
             return torch.where(weight >= 0, 1, -1).to(storage)
         if self.codes is not None:
             return self.codes.to(device=weight.device, dtype=storage)
-        zero_point = 0 if self.zero_point is None else _per_channel(self.zero_point, weight)
-        codes = quantize(weight.float(), _per_channel(self.scale, weight), zero_point, *integer_range(self.bits))
+        zero_point = 0 if self.zero_point is None else per_row(self.zero_point, weight)
+        codes = quantize(weight.float(), per_row(self.scale, weight), zero_point, *integer_range(self.bits))
         return codes.to(storage)
 
     def fake_quantize(self, weight: Tensor) -> Tensor:
         """The weight the quantized layer computes with, in ``weight.dtype``."""
-        zero_point = 0 if self.zero_point is None else _per_channel(self.zero_point, weight)
-        return dequantize(self.quantize(weight).float(), _per_channel(self.scale, weight), zero_point).to(weight.dtype)
+        zero_point = 0 if self.zero_point is None else per_row(self.zero_point, weight)
+        return dequantize(self.quantize(weight).float(), per_row(self.scale, weight), zero_point).to(weight.dtype)
 
 
 @dataclass

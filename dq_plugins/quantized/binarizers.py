@@ -21,15 +21,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dq_plugins.affine import per_row
 from dq_plugins.errors import DQError
 from dq_plugins.quantized.signs import sign, sign_ste
 
 ScaleGradient = Literal["autograd", "printed"]
-
-
-def per_channel(parameters: Tensor, weight: Tensor) -> Tensor:
-    """View ``[O]`` so that it broadcasts against ``[O, ...]``."""
-    return parameters.reshape(-1, *[1] * (weight.dim() - 1))
 
 
 def mean_magnitude(weight: Tensor) -> Tensor:
@@ -45,7 +41,7 @@ def residual_scales(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Initial scales of the paper: mean magnitude of the weight, then of what the first basis leaves."""
     weight = weight.detach()
     first = mean_magnitude(weight)
-    return first, mean_magnitude(weight - per_channel(first, weight) * sign(weight))
+    return first, mean_magnitude(weight - per_row(first, weight) * sign(weight))
 
 
 def fitted_scales(weight: Tensor, rounds: int = 30) -> tuple[Tensor, Tensor]:
@@ -85,7 +81,7 @@ class BinaryBasis(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Binarized weight, the shape of ``weight``."""
-        return per_channel(self.scale, weight) * sign_ste(weight, self.clip)
+        return per_row(self.scale, weight) * sign_ste(weight, self.clip)
 
 
 class EvolvableBasis(nn.Module):
@@ -133,8 +129,8 @@ class EvolvableBasis(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Binarized weight, the shape of ``weight``."""
-        first = per_channel(self.scale, weight)  # [O, 1, ...], as second
-        second = per_channel(self.second_scale * self.stage_one, weight)
+        first = per_row(self.scale, weight)  # [O, 1, ...], as second
+        second = per_row(self.second_scale * self.stage_one, weight)
         basis = sign_ste(weight, self.clip)  # b1, [O, ...]
         if self.scale_gradient == "autograd":
             return first * basis + second * sign_ste(weight - first * basis, self.clip)

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dq_plugins.affine import integer_range
-from dq_plugins.quantized.binarizers import mean_magnitude, per_channel
+from dq_plugins.affine import integer_range, per_row
+from dq_plugins.quantized.binarizers import mean_magnitude
 from dq_plugins.quantized.straight_through import fake_quantize_ste
 
 SMALLEST_STEP = 1e-8
@@ -123,7 +123,7 @@ class LearnedStepWeight(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize and dequantize ``weight``."""
-        return learned_step_quantize(weight, per_channel(self.step, weight), self.bits, weight[0].numel())
+        return learned_step_quantize(weight, per_row(self.step, weight), self.bits, weight[0].numel())
 
     def scale(self) -> Tensor:
         """The steps as affine scales: positive float32 ``[O]``."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dq_plugins.affine import integer_range
+from dq_plugins.affine import integer_range, per_row
 from dq_plugins.plan import WeightQuant
 
 STRETCH, OFFSET = 1.2, 0.1
@@ -35,12 +35,11 @@ class SoftRounding:
     """
 
     def __init__(self, weight: Tensor, quant: WeightQuant) -> None:
-        shape = (-1, *[1] * (weight.dim() - 1))
         self.quant = quant
         self.q_min, self.q_max = integer_range(quant.bits)
-        self.scale = quant.scale.to(weight.device).reshape(shape)
+        self.scale = per_row(quant.scale, weight)
         zero_point = torch.zeros_like(quant.scale) if quant.zero_point is None else quant.zero_point.float()
-        self.zero_point = zero_point.to(weight.device).reshape(shape)
+        self.zero_point = per_row(zero_point, weight)
         self.ratio = weight.detach().float() * (1.0 / self.scale)
         self.floor = torch.floor(self.ratio)
         self.alpha = self._initial(self.ratio - self.floor).requires_grad_(True)

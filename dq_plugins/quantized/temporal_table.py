@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dq_plugins.affine import per_row
 from dq_plugins.errors import TimestepError
 from dq_plugins.layer_kinds import LAYER_KINDS, kind_of
 from dq_plugins.plan import QuantPlan, TabulatedBlock, TabulatedOutput
@@ -66,7 +67,7 @@ class TableLookup(nn.Module):
             # Nothing can be raised here without stalling the device: be loud in the values.
             index, known = self._locate(t)
             out = self._rows(index)
-            out = out.masked_fill(~known.reshape(-1, *[1] * (out.dim() - 1)), math.nan)
+            out = out.masked_fill(~per_row(known, out), math.nan)
         else:
             index = self._index_on_host(t)
             if index is None:
@@ -98,7 +99,7 @@ class TableLookup(nn.Module):
         out = self.rows.index_select(0, index).to(self.dtype)
         if self.scale is None:
             return out
-        return out * self.scale.index_select(0, index).to(self.dtype).reshape(-1, *[1] * (out.dim() - 1))
+        return out * per_row(self.scale.index_select(0, index).to(self.dtype), out)
 
     def _message(self, t: float) -> str:
         nearest = float(self.timesteps[(self.timesteps - t).abs().argmin()])

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dq_plugins.affine import affine_parameters, dequantize, fake_quantize, integer_range, quantize
+from dq_plugins.affine import affine_parameters, dequantize, fake_quantize, integer_range, per_row, quantize
 from dq_plugins.errors import DQError
 
 BITS = st.integers(2, 8)
@@ -47,3 +47,9 @@ def test_empty_range_gets_scale_one() -> None:
 def test_width_is_checked(bits: object) -> None:
     with pytest.raises(DQError, match="1 to 16 bits"):
         integer_range(bits)
+
+
+def test_parameters_of_rows_broadcast_over_what_is_left():
+    rows = torch.arange(24.0).reshape(2, 3, 4)
+    assert torch.equal(rows * per_row(torch.tensor([1.0, 10.0]), rows), torch.stack([rows[0], 10 * rows[1]]))
+    assert torch.equal(rows * per_row(torch.tensor([2.0]), rows), 2 * rows)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from dq_plugins.affine import per_row
 from dq_plugins.quantized.packing import unpack_bits
 
 StoredWeight = tuple[Tensor, Sequence[int], int, bool, Tensor | None]
@@ -35,7 +36,7 @@ def unpack_codes(
     """
     codes = unpack_bits(weight, bits, shape, "signs" if signs else "signed")
     if zero_point is not None:
-        codes -= zero_point.to(torch.int8).reshape(-1, *[1] * (len(shape) - 1))
+        codes -= per_row(zero_point.to(torch.int8), codes)
     return codes
 
 

@@ -7,10 +7,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from dq_plugins.affine import per_row
 from dq_plugins.errors import DQError
 from dq_plugins.hashing import weights_hash
 from dq_plugins.plan import ActivationQuant, QuantPlan, Reason, WeightQuant
-from dq_plugins.quantized.binarizers import BinaryBasis, EvolvableBasis, per_channel
+from dq_plugins.quantized.binarizers import BinaryBasis, EvolvableBasis
 from dq_plugins.quantized.learned_step import LearnedStepActivation
 from dq_plugins.quantized.signs import sign
 from dq_plugins.quantized.trained_layers import QuantizedTraining, make_plain, trained_layers
@@ -39,7 +40,7 @@ def binary_parameters(weight: Tensor, quantizer: BinaryBasis | EvolvableBasis) -
             "(dq_plugins.passes.binarization.evolve(model), or a callback with evolve_at), and train on after it"
         )
     scale = quantizer.scale.detach().float()
-    signs = sign(weight.detach()) * per_channel(sign(scale), weight)
+    signs = sign(weight.detach()) * per_row(sign(scale), weight)
     return signs.to(torch.int8), scale.abs().clamp_min(TINY)
 
 

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from dq_plugins.affine import per_row
 from dq_plugins.passes.temporal.block import TemporalBlock
 from dq_plugins.passes.temporal.features import feature_error
 from dq_plugins.passes.temporal.shared import planned_weights, shared_block
@@ -69,7 +70,7 @@ class TemporalTable(Pass):
         chosen = set()
         for node, layer in nodes.items():
             codes, scale = quantize_rows(features[layer])
-            restored = codes * scale.reshape(-1, *[1] * (codes.dim() - 1))
+            restored = codes * per_row(scale, codes)
             table = feature_error({layer: features[layer]}, {layer: restored}).relative
             if table < feature_error({layer: features[layer]}, {layer: quantized[node][:, 0]}).relative:
                 chosen.add(layer)
