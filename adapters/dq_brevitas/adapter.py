@@ -7,11 +7,11 @@ from typing import Any
 from dq_brevitas import host  # noqa: F401  isort: skip
 from brevitas.graph.quantize import layerwise_quantize
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
-from brevitas.quant_tensor.base_quant_tensor import _unpack_quant_tensor
 from torch import Tensor, nn
 
 from dq_brevitas.lowering import layer_map
 from dq_brevitas.plain import QUANT_CLASSES
+from dq_brevitas.weights import weight_values
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized import exact_tokens as tokens
@@ -68,8 +68,7 @@ class BrevitasAdapter:
 
 def _quantized_weight(layer: nn.Module) -> Tensor:
     # a layer that was left as it is has a plain weight
-    quant_weight: Any = getattr(layer, "quant_weight", None)
-    weight: Any = layer.weight if quant_weight is None else _unpack_quant_tensor(quant_weight())
+    weight: Any = weight_values(layer) if hasattr(layer, "quant_weight") else layer.weight
     return weight
 
 

@@ -18,6 +18,7 @@ from dq_brevitas.coverage import restart_calibration
 from dq_brevitas.integer import ReciprocalIntQuant, TimestepIntQuant
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
 from dq_brevitas.quantizers import DEFAULT_GROUPS
+from dq_brevitas.replacing import replace_modules
 from dq_brevitas.routing import attach_timesteps
 from dq_brevitas.scaling import TimestepScaling, TimestepZeroPoint
 from dq_plugins.errors import DQError
@@ -59,10 +60,7 @@ def convert_to_timestep(
         named[old] = _converted(name, old, use)
     if not named:
         raise DQError(f"{type(model).__name__} has no activation quantizer to convert; quantize it with Brevitas first")
-    for module in list(model.modules()):
-        for child_name, child in list(module._modules.items()):
-            if child in named:  # a quantizer shared by layers stays shared
-                module._modules[child_name] = named[child]
+    replace_modules(model, named)
     attach_timesteps(model, known, **routing)
     for old, new in named.items():
         _keep_ranges(old, new)

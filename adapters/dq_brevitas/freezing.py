@@ -12,6 +12,7 @@ from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
 from torch import nn
 
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector, timestep_proxies
+from dq_brevitas.replacing import replace_modules
 from dq_brevitas.scaling import TimestepZeroPoint
 from dq_plugins.errors import TimestepError
 from dq_plugins.timesteps import context_of, detach_context
@@ -48,10 +49,7 @@ def freeze_timestep_group(model: nn.Module, group: int | Mapping[str, int]) -> n
             raise TimestepError(f"groups {name!r} are 0 to {len(context.groups[name]) - 1}, asked to freeze {index}")
     frozen = copy.deepcopy(model)
     replacement = {p: _frozen(p, chosen[p.groups]) for p in timestep_proxies(frozen).values() if p.is_quant_enabled}
-    for module in list(frozen.modules()):
-        for name, child in list(module._modules.items()):
-            if child in replacement:
-                module._modules[name] = replacement[child]
+    replace_modules(frozen, replacement)
     detach_context(frozen)
     return frozen
 

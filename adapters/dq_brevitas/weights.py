@@ -1,4 +1,4 @@
-"""Weights that already lie on their quantization grid."""
+"""The weights that Brevitas layers compute with."""
 
 from __future__ import annotations
 
@@ -6,13 +6,19 @@ from dq_brevitas import host  # noqa: F401  isort: skip
 import torch
 from brevitas.inject.enum import FloatToIntImplType
 from brevitas.nn.quant_layer import QuantWeightBiasInputOutputLayer
-from brevitas.quant_tensor.base_quant_tensor import _unpack_quant_tensor
-from torch import nn
+from brevitas.quant_tensor import QuantTensor
+from torch import Tensor, nn
 
 
 def quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Brevitas layers with a weight, by name, whether their quantizers are enabled or not."""
     return {n: m for n, m in model.named_modules() if isinstance(m, QuantWeightBiasInputOutputLayer)}
+
+
+def weight_values(layer: nn.Module) -> Tensor:
+    """The weight that a Brevitas layer computes with, as a plain tensor."""
+    weight = layer.quant_weight()  # type: ignore[operator]
+    return weight.value if isinstance(weight, QuantTensor) else weight
 
 
 @torch.no_grad()
@@ -31,7 +37,7 @@ def bake_weights(model: nn.Module) -> nn.Module:
             continue
         training = proxy.training
         proxy.eval()  # learned rounding is a hard decision in evaluation only
-        layer.weight.data = _unpack_quant_tensor(layer.quant_weight()).detach().to(layer.weight.dtype).clone()
+        layer.weight.data = weight_values(layer).detach().to(layer.weight.dtype).clone()
         if proxy.rounding_mode and "LEARNED" in proxy.rounding_mode.upper():
             kept = {k: v for k, v in proxy.state_dict().items() if "float_to_int_impl" not in k}
             proxy.quant_injector = proxy.quant_injector.let(float_to_int_impl_type=FloatToIntImplType.ROUND)
