@@ -182,7 +182,11 @@ def make_savable(model: Any, config: CheckpointConfig) -> None:
     wrapped = DQConfig(config=config, dtypes=noted_dtypes(model))
     model.hf_quantizer = DQQuantizer(wrapped, pre_quantized=True)
     model.quantization_method = wrapped.quant_method
+    # a new config forgets attributes that were set on the old one, as loading an IP-Adapter does
+    set_later = {name: value for name, value in vars(model.config).items() if model.config.get(name) is not value}
     model.register_to_config(quantization_config=wrapped)
+    for name in set_later.keys() & model.config.keys():
+        setattr(model.config, name, set_later[name])
 
 
 def _devices(device_map: Any) -> tuple[Any, ...]:

@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from diffusers import DiffusionPipeline, PipelineQuantizationConfig, TorchAoConfig, UNet2DModel
+from diffusers import (
+    DiffusionPipeline,
+    FluxTransformer2DModel,
+    PipelineQuantizationConfig,
+    TorchAoConfig,
+    UNet2DModel,
+)
 from diffusers_models import class_pipeline, same, unet
 from dq_diffusers import DQConfig
 from dq_diffusers.pipelines import PixelClassConditionalPipeline, load_pipeline
@@ -194,6 +200,32 @@ def test_a_whole_pipeline_is_quantized_while_loading(tmp_path):
     config = PipelineQuantizationConfig(quant_mapping={"transformer": DQConfig(plan)})
     loaded = PixelClassConditionalPipeline.from_pretrained(tmp_path, quantization_config=config)
     assert same(loaded.transformer, dq_torchao.apply(pipe.transformer, plan))
+
+
+def test_a_single_file_is_quantized_while_loading(tmp_path):
+    torch.manual_seed(0)
+    model = FluxTransformer2DModel(
+        patch_size=1, in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, pooled_projection_dim=16, axes_dims_rope=(4, 6, 6), guidance_embeds=False,
+    ).eval()  # fmt: skip
+    plan = denoiser_plan(model)
+    model.save_config(tmp_path)
+    safetensors.torch.save_file(model.state_dict(), tmp_path / "one.safetensors")
+    loaded = FluxTransformer2DModel.from_single_file(
+        str(tmp_path / "one.safetensors"), config=str(tmp_path), local_files_only=True, torch_dtype=torch.float32,
+        quantization_config=DQConfig(plan),
+    )  # fmt: skip
+    expected = dq_torchao.apply(model, plan)
+    assert dq_torchao.execution_report(loaded) == dq_torchao.execution_report(expected)
+    assert all(torch.equal(a, expected.state_dict()[name]) for name, a in loaded.state_dict().items())
+
+
+def test_what_was_set_on_the_config_after_it_was_made_is_kept():
+    model = unet()
+    model.config.class_embed_type = "set by a loader of adapters"
+    dq_torchao.apply(model, denoiser_plan(model))
+    assert model.config.class_embed_type == "set by a loader of adapters"
+    assert model.config.quantization_config.config is model.dq_checkpoint
 
 
 def test_calibration_can_begin_while_loading(saved_unet):
