@@ -37,7 +37,7 @@ from dq_plugins.metrics.latency import compare_latency
 from dq_plugins.passes.ranges.activation_ranges import ActivationRanges
 from dq_plugins.passes.ranges.search.output import student_of
 from dq_plugins.passes.ranges.timestep_groups import TimestepGrouping
-from dq_plugins.plan import QuantPlan
+from dq_plugins.plan import QuantPlan, Targets
 from dq_plugins.recipe import PassContext, Recipe, Step
 
 WIDTHS = (8, 6, 4)
@@ -104,11 +104,11 @@ def measure(
 ) -> Iterator[dict[str, Any]]:
     """One row for each width and method, but for those that the folder holds."""
     base = dq.make_plan(denoiser, calib, Recipe("weights", "", (Step("weight-ranges"),)), progress=False)
-    context = PassContext(denoiser, calib, 8, 8, seed, workdir=folder)
+    context = PassContext(denoiser, calib, seed=seed, workdir=folder)
     for bits, method in ((b, m) for b in args.widths for m in args.methods):
         file = folder / f"A{bits}-{method}.json"
         if not file.is_file():
-            context.act_bits = bits
+            context.targets = Targets(act_bits=bits)
             with torch.no_grad():
                 row = {"bits": bits, "method": method, **one_row(method, base, context, held, args)}
             file.write_text(json.dumps(row))

@@ -22,6 +22,7 @@ from benchmarks.records import Records
 from benchmarks.tfmq import WEIGHTS, Case
 from dq_plugins.bundled import NAMES
 from dq_plugins.calibration.call import first_tensor
+from dq_plugins.plan import Targets
 from dq_plugins.quantized.block_cache import BlockCache, record_block
 from dq_plugins.quantized.learner import Learner, RoundingOptions
 from dq_plugins.quantized.soft_rounding import SoftRounding
@@ -89,7 +90,7 @@ def main() -> None:
         case = Case(args.model, args.steps, Path(folder))
         calibration = case.calibration(0)
         plan = case.plan((WEIGHTS,), 0, weight_bits=4, act_bits=None)
-        context = PassContext(case.denoiser, calibration, 4, None)
+        context = PassContext(case.denoiser, calibration, Targets(4, None))
         layers = [n for n, p in plan.layers.items() if p.weight and context.partition.layers[n].kind != "embedding"]
         units = find_units(context.partition, layers)
         student = planned_student(case.denoiser, plan)

@@ -17,6 +17,7 @@ from torchao.quantization.quantize_.workflows import IntxChooseQParamsAlgorithm
 
 from benchmarks.stock_brevitas import BrevitasPTQ
 from benchmarks.stock_torchao import TorchaoPTQ
+from dq_plugins.plan import Targets
 from dq_plugins.quantized.units import find_units
 from dq_plugins.recipe import PassContext, Step
 
@@ -59,7 +60,7 @@ def stock_methods(case: Case, iterations: int, calls: int) -> dict[str, Callable
     plan = case.plan((Step("weight-ranges", {"method": "minmax"}),), 0, weight_bits=4, act_bits=None)
     widths = {name: layer.weight.bits for name, layer in plan.layers.items() if layer.weight is not None}
     layers = [name for name in widths if plan.layers[name].kind != "embedding"]
-    partition = PassContext(case.denoiser, case.calibration(0), 4, 8).partition
+    partition = PassContext(case.denoiser, case.calibration(0), Targets(4, 8)).partition
     blocks = [unit.module for unit in find_units(partition, layers)]
     methods = BREVITAS | {LEARNED: better(learned=iterations, learned_calls=calls)}
     found: dict[str, Callable[[int], nn.Module]] = {

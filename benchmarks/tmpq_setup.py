@@ -19,6 +19,7 @@ from dq_plugins.passes.steps.fitness import SamplingFitness
 from dq_plugins.passes.steps.joint import JointSearch
 from dq_plugins.passes.steps.runs import runs_of
 from dq_plugins.passes.steps.timestep_reduction import Setting, TimestepReduction
+from dq_plugins.plan import Targets
 from dq_plugins.progress import finish
 from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import PassContext, Recipe, Step
@@ -86,7 +87,9 @@ class Benchmark:
         held = record(args, folder, OTHERS + seed)[2]
         short = record(args, folder, seed, steps=20)[2]
         self.plan = sensitivity(args, self.denoiser, short)
-        self.context = PassContext(self.denoiser, self.calibration, TARGET.weight or 8, TARGET.activation, seed)
+        self.context = PassContext(
+            self.denoiser, self.calibration, Targets(TARGET.weight or 8, TARGET.activation), seed
+        )
         quantizers = candidates_of(self.plan, PassContext(self.denoiser, short), *MENUS.values())
         self.context.shared(("candidates", *MENUS.values()), lambda: quantizers)  # what the pass will ask for
         self.said("recorded, ranges and sensitivities measured")

@@ -25,6 +25,15 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weight-bits", type=int, default=8, help="target width of weights")
     parser.add_argument("--act-bits", type=int, default=8, help="target width of activations; 32 leaves them alone")
     parser.add_argument(
+        "--edge-bits", type=int, help="least width of the first and last layers (default: the recipe's)"
+    )
+    for name, what in (("weights", "weights"), ("acts", "activations")):
+        parser.add_argument(
+            f"--symmetric-{name}",
+            action=argparse.BooleanOptionalAction,
+            help=f"whether {what} have zero point 0 (default: the recipe's)",
+        )
+    parser.add_argument(
         "--option",
         action="append",
         default=[],
@@ -77,6 +86,9 @@ def run_recipe(args: argparse.Namespace, denoiser: nn.Module, calibration: Calib
         args.recipe,
         weight_bits=args.weight_bits,
         act_bits=None if args.act_bits >= 32 else args.act_bits,
+        edge_bits=args.edge_bits,
+        symmetric_weights=args.symmetric_weights,
+        symmetric_acts=args.symmetric_acts,
         seed=args.seed,
         options=parse_options(args.option),
         workdir=out / "work",

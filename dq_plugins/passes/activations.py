@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from dq_plugins import registry
 from dq_plugins.hashing import hash_tensors
 from dq_plugins.observers.error import ErrorTable
-from dq_plugins.plan import LayerPlan, QuantPlan
+from dq_plugins.observers.grouping import best_candidates
+from dq_plugins.observers.observing import observe_groups
+from dq_plugins.plan import LayerPlan, QuantPlan, RangeMethods
+from dq_plugins.plan.layers import EDGE_ROLES
 from dq_plugins.quantized.statistics import Statistics, collect
 from dq_plugins.recipe import PassContext
+from dq_plugins.timesteps import TimestepGroups
 
 DEFAULT_GROUPS = "default"
-EDGE_ROLES = frozenset({"first", "last"})
+FROM_STATISTICS = ("mse", "minmax")  # observers that the collected statistics answer, without another run
+
+Ranges = dict[str, tuple[Tensor, Tensor]]
+"""Clip bounds ``low [G]`` and ``high [G]`` by layer."""
 
 
-def activation_bits(plan: QuantPlan, context: PassContext, bits: int | None, edge_bits: int) -> dict[str, int]:
-    """Width of every layer's input, by layer; empty when activations stay in floating point.
-
-    Args:
-        plan: the plan.
-        context: the run.
-        bits: width; None takes the recipe's target.
-        edge_bits: least width of the first and last layers.
-    """
-    width = bits if bits is not None else context.act_bits
+def activation_bits(plan: QuantPlan, context: PassContext) -> dict[str, int]:
+    """Width of every layer's input, by layer; empty when activations stay in floating point."""
+    width, edges = context.targets.act_bits, context.targets.edge_bits
     if width is None:
         return {}
-    # an embedding reads indices: there is no activation to quantize
     infos = context.partition.layers.items()
+    # what looks a table up reads indices: there is no activation to quantize
     layers = [n for n, info in infos if n in plan.layers and not info.lookup and not _left_alone(plan.layers[n])]
-    return {n: max(width, edge_bits) if plan.layers[n].roles & EDGE_ROLES else width for n in layers}
+    return {n: max(width, edges) if plan.layers[n].roles & EDGE_ROLES else width for n in layers}
 
 
 def _left_alone(layer: LayerPlan) -> bool:
@@ -56,7 +57,9 @@ def _data(context: PassContext) -> tuple[str, str]:
     return context.calibration.hash, hash_tensors(dict(context.balance))
 
 
-def error_tables(context: PassContext, bits: dict[str, int], *, symmetric: bool, power: float) -> dict[str, ErrorTable]:
+def error_tables(
+    context: PassContext, bits: Mapping[str, int], *, symmetric: bool, power: float
+) -> dict[str, ErrorTable]:
     """Error tables of layers at their widths; shared by later passes."""
     layers = tuple(sorted(bits))
     found = statistics(context, layers)
@@ -77,3 +80,58 @@ def shared_rows(plan: QuantPlan, name: str) -> Tensor:
     """Which range each of the named groups uses, int64 ``[G]``: two groups of one number share theirs."""
     rows = plan.shared_rows.get(name)
     return torch.arange(len(plan.groups[name])) if rows is None else torch.tensor(rows)
+
+
+def input_ranges(
+    context: PassContext,
+    bits: Mapping[str, int],
+    groups: TimestepGroups,
+    methods: RangeMethods,
+    rows: Tensor | None = None,
+) -> Ranges:
+    """Clip bounds of the input of every layer that ``bits`` names, at its width.
+
+    Args:
+        context: the run.
+        bits: width by layer.
+        groups: timestep groups.
+        methods: observer of inputs: ``"mse"`` (least error among candidate ranges), ``"minmax"``, or a registered one.
+        rows: which range each group uses, ``[G]``; groups of one number share theirs. None: each has its own.
+    """
+    rows = torch.arange(len(groups)) if rows is None else rows
+    symmetric = context.targets.symmetric_acts
+    if methods.inputs not in FROM_STATISTICS:
+        observer = registry.get("observer", methods.inputs)
+        return observe_groups(
+            context.denoiser,
+            context.calibration,
+            tuple(sorted(bits)),
+            lambda name: observer(bits=bits[name], symmetric=symmetric),
+            groups,
+            rows,
+            balance=context.balance,
+        )
+    # group of every recorded timestep, int64 [T]
+    membership = rows[torch.tensor([groups.of(t) for t in context.calibration.timesteps])]
+    count = int(rows.max()) + 1
+    if methods.inputs == "minmax":
+        found = _extremes(context, bits, membership, count)
+    else:
+        tables = error_tables(context, bits, symmetric=symmetric, power=methods.power)
+        chosen = {name: best_candidates(table, membership, count) for name, table in tables.items()}
+        found = {name: (tables[name].low[index], tables[name].high[index]) for name, index in chosen.items()}
+    return {name: (low[rows], high[rows]) for name, (low, high) in found.items()}
+
+
+def _extremes(context: PassContext, bits: Iterable[str], membership: Tensor, count: int) -> Ranges:
+    found = statistics(context, tuple(sorted(bits)))
+    ranges = {}
+    for name in bits:
+        low, high = found.low(name).float(), found.high(name).float()
+        # a group without recorded timesteps gets the range of all of them
+        start = torch.full((count,), float(low.min())), torch.full((count,), float(high.max()))
+        ranges[name] = (
+            start[0].scatter_reduce(0, membership, low, "amin", include_self=False),
+            start[1].scatter_reduce(0, membership, high, "amax", include_self=False),
+        )
+    return ranges

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +14,12 @@ from dq_plugins.observers.base import Observer
 from dq_plugins.observers.minmax import MinMaxObserver
 from dq_plugins.observers.mse import MSEObserver
 from dq_plugins.observers.streaming import stream_inputs
+from dq_plugins.passes.activations import input_ranges, shared_rows
 from dq_plugins.passes.binarization.binarize import binary_weight
-from dq_plugins.passes.ranges.activation_ranges import ActivationRanges
-from dq_plugins.passes.ranges.weight_ranges import WeightRanges
 from dq_plugins.plan import ActivationQuant, QuantPlan, Reason, WeightQuant
 from dq_plugins.plan.layers import NO_RANGES
 from dq_plugins.quantized.candidates import Candidates
-from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
+from dq_plugins.quantized.weight_scale import weight_quantizer, weight_rows
 from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import PassContext
 
@@ -50,28 +48,17 @@ def _make(plan: QuantPlan, context: PassContext, weight_menu: Sequence[int], act
         raise RecipeError("no layer has a weight quantizer that may change: run the pass 'weight-ranges' before")
     # in execution order, which is what tables and explanations are read in
     order = [name for name in context.partition.layers if name in set(layers)]
-    activations = activation_candidates(plan, context, order, act_menu) if context.act_bits is not None else {}
+    activations = activation_candidates(plan, context, order, act_menu) if context.targets.act_bits is not None else {}
     used = {quant.groups for widths in activations.values() for quant in widths.values()}
     weights = {name: _weights(plan, context, name, weight_menu) for name in order}
     return Candidates(weights, activations, {name: plan.groups[name] for name in sorted(used)})
 
 
-def _options(plan: QuantPlan, name: str) -> dict[str, Any]:
-    """Options that a pass ran with; its defaults if it did not run."""
-    return dict(next((record.options for record in plan.passes if record.name == name), {}))
-
-
 def _weights(plan: QuantPlan, context: PassContext, name: str, menu: Sequence[int]) -> dict[int, WeightQuant]:
-    options: Any = WeightRanges(**_options(plan, "weight-ranges")).options
     weight = weight_rows(context.denoiser.get_submodule(name), context.balance.get(name))
-    found = {}
-    for bits in menu:
-        if bits == 1:  # codes -1 and 0 would lose half of a symmetric weight
-            found[bits] = binary_weight(weight)
-            continue
-        scale, zero_point = weight_parameters(weight, bits, symmetric=options.symmetric, method=options.method)
-        found[bits] = WeightQuant(bits, scale.cpu(), None if options.symmetric else zero_point.cpu())
-    return found
+    form = {"symmetric": context.targets.symmetric_weights, "method": plan.range_methods.weights}
+    # codes -1 and 0 of one bit would lose half of a symmetric weight
+    return {bits: binary_weight(weight) if bits == 1 else weight_quantizer(weight, bits, **form) for bits in menu}
 
 
 def activation_candidates(
@@ -87,8 +74,7 @@ def activation_candidates(
         layers: fully qualified names.
         menu: widths.
     """
-    ranges = ActivationRanges(**_options(plan, "activation-ranges"))
-    options: Any = ranges.options
+    symmetric = context.targets.symmetric_acts
     exact = {name: rows.positions for name, rows in plan.outlier_rows.items()}
     by_groups: dict[str, list[str]] = {}
     for name in layers:
@@ -97,21 +83,22 @@ def activation_candidates(
             by_groups.setdefault(activation.groups, []).append(name)
     found: dict[str, dict[int, ActivationQuant]] = {}
     for groups, members in by_groups.items():
+        rows = shared_rows(plan, groups)
         special = [name for name in members if name in exact]
-        observers = _other_tokens(context, {n: exact[n] for n in special}, menu, options)
+        observers = _other_tokens(context, {n: exact[n] for n in special}, menu, plan.range_methods.inputs)
         for bits in menu:
             usual = dict.fromkeys((n for n in members if n not in exact), bits)
-            bounds = ranges.ranges(context, usual, plan.groups[groups]) if usual else {}
+            bounds = input_ranges(context, usual, plan.groups[groups], plan.range_methods, rows) if usual else {}
             count = len(plan.groups[groups])
             bounds |= {n: tuple(torch.tensor(e).expand(count) for e in observers[n, bits].range()) for n in special}
             for name in members:
-                scale, zero_point = affine_parameters(*bounds[name], bits, symmetric=options.symmetric)
+                scale, zero_point = affine_parameters(*bounds[name], bits, symmetric=symmetric)
                 found.setdefault(name, {})[bits] = ActivationQuant(bits, groups, scale.cpu(), zero_point.cpu())
     return found
 
 
 def _other_tokens(
-    context: PassContext, layers: Mapping[str, Sequence[int]], menu: Sequence[int], options: Any
+    context: PassContext, layers: Mapping[str, Sequence[int]], menu: Sequence[int], observer: str
 ) -> dict[tuple[str, int], Observer]:
     """One observer for each layer and width, that saw the tokens that are not exact.
 
@@ -119,9 +106,9 @@ def _other_tokens(
     """
     if not layers:
         return {}
-    make = {"mse": MSEObserver, "minmax": MinMaxObserver}.get(options.observer)
-    make = make or registry.get("observer", options.observer)
-    observers = {(n, b): make(bits=b, symmetric=options.symmetric) for n in layers for b in menu}
+    make = {"mse": MSEObserver, "minmax": MinMaxObserver}.get(observer)
+    make = make or registry.get("observer", observer)
+    observers = {(n, b): make(bits=b, symmetric=context.targets.symmetric_acts) for n in layers for b in menu}
 
     def receive(name: str, x: Tensor, _: float) -> None:
         others = [i for i in range(x.shape[1]) if i not in set(layers[name])]

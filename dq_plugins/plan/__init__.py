@@ -6,8 +6,10 @@ from dq_plugins.plan.decisions import (
     EstimateCheck,
     MeasuredSensitivity,
     OutlierRows,
+    RangeMethods,
     TabulatedBlock,
     TabulatedOutput,
+    Targets,
 )
 from dq_plugins.plan.encoding import decode_plan, encode_plan
 from dq_plugins.plan.files import load_plan, save_plan
@@ -26,10 +28,12 @@ __all__ = [
     "OutlierRows",
     "PassRecord",
     "QuantPlan",
+    "RangeMethods",
     "Reason",
     "Section",
     "TabulatedBlock",
     "TabulatedOutput",
+    "Targets",
     "WeightQuant",
     "decode_plan",
     "encode_plan",

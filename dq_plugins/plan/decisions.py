@@ -9,13 +9,65 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from dq_plugins.affine import MAX_BITS, MIN_BITS
 from dq_plugins.errors import PlanError
 from dq_plugins.plan.codec import STRICT, StoredTensor
 
 ByWidth = Mapping[str, Mapping[Literal["weight", "activation"], Mapping[int, float]]]
 """A number for every layer, operand and width in bits."""
+
+
+Bits = Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a run aims at, stated once for all of its passes.
+
+    Attributes:
+        weight_bits: width of weights; passes may give single layers more or fewer.
+        act_bits: width of inputs; None leaves them in floating point.
+        edge_bits: least width of weights and inputs of the first and last layers, which see or make the image itself.
+        symmetric_weights: weights have zero point 0, as integer kernels like it.
+        symmetric_acts: inputs have zero point 0.
+    """
+
+    __pydantic_config__ = STRICT
+
+    weight_bits: Bits = 8
+    act_bits: Bits | None = 8
+    edge_bits: Bits = 8
+    symmetric_weights: bool = True
+    symmetric_acts: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("weight_bits", MIN_BITS), ("act_bits", 2), ("edge_bits", MIN_BITS)):
+            bits = getattr(self, name)
+            if bits is None and name == "act_bits":
+                continue
+            if not isinstance(bits, int) or not least <= bits <= MAX_BITS:
+                raise PlanError(f"{name} is a number of bits from {least} to {MAX_BITS}, got {bits!r}")
+
+
+@dataclass(frozen=True)
+class RangeMethods:
+    """How the ranges of a plan were chosen, so that quantizers of other widths can be made in the same way.
+
+    Attributes:
+        weights: ``"minmax"`` or ``"shrink"``, see `dq_plugins.quantized.weight_scale`.
+        inputs: registered observer.
+        power: p of the error norm of the observer ``"mse"``.
+    """
+
+    __pydantic_config__ = STRICT
+
+    weights: Literal["minmax", "shrink"] = "shrink"
+    inputs: str = "mse"
+    power: float = 2.0
 
 
 @dataclass(frozen=True)

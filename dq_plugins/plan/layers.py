@@ -193,6 +193,9 @@ class Reason:
 
 
 UNDECIDED = Reason("no pass has chosen a quantizer for it", "undecided")
+EDGE_ROLES = frozenset({"first", "last"})
+"""Roles of the layers that see or make the image itself."""
+
 NO_RANGES = Reason("activations stay in floating point: no pass has chosen their ranges", "weight-only")
 
 

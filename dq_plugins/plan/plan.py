@@ -13,7 +13,15 @@ from torch import nn
 from dq_plugins.errors import PlanError, close_matches
 from dq_plugins.hashing import weights_hash
 from dq_plugins.plan.codec import STRICT
-from dq_plugins.plan.decisions import BinaryTraining, CalibrationCalls, MeasuredSensitivity, OutlierRows, TabulatedBlock
+from dq_plugins.plan.decisions import (
+    BinaryTraining,
+    CalibrationCalls,
+    MeasuredSensitivity,
+    OutlierRows,
+    RangeMethods,
+    TabulatedBlock,
+    Targets,
+)
 from dq_plugins.plan.layers import FEATURE, LayerPlan
 from dq_plugins.plan.section import Section
 from dq_plugins.timesteps import Schedule, TimestepGroups
@@ -53,6 +61,8 @@ class QuantPlan:
         passes: the passes that wrote the plan, in order.
         recipe: name of the recipe.
         seed: seed of every random choice.
+        targets: what the run aimed at.
+        range_methods: how ranges were chosen.
     """
 
     __pydantic_config__ = STRICT
@@ -67,6 +77,8 @@ class QuantPlan:
     passes: list[PassRecord] = field(default_factory=list)
     recipe: str = ""
     seed: int = 0
+    targets: Targets = field(default_factory=Targets)
+    range_methods: RangeMethods = field(default_factory=RangeMethods)
     sampling: Schedule | None = None
     shared_rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
     calibration_calls: CalibrationCalls | None = None

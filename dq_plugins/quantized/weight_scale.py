@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
 from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import kind_of
+from dq_plugins.plan import WeightQuant
 from dq_plugins.quantized.balance import balanced_weight
 
 SHRINK_STEPS, SHRINK, ERROR_POWER = 80, 0.01, 2.4
@@ -76,3 +77,23 @@ def weight_parameters(
         better = error < best
         best, ratio = torch.where(better, error, best), torch.where(better, candidate, ratio)
     return affine_parameters(low * ratio, high * ratio, bits, symmetric=symmetric)
+
+
+def weight_quantizer(
+    weight: Tensor, bits: int, *, symmetric: bool = True, method: Literal["minmax", "shrink"] = "shrink"
+) -> WeightQuant:
+    """Quantizer of a weight, with nearest rounding.
+
+    Args:
+        weight: ``[O, ...]``, from `weight_rows`.
+        bits: width.
+        symmetric: zero point 0.
+        method: see `weight_parameters`.
+
+    Raises:
+        PlanError: the weight is not finite.
+    """
+    if not bool(torch.isfinite(weight).all()):
+        raise PlanError("a weight holds NaN or infinity: it cannot be quantized")
+    scale, zero_point = weight_parameters(weight, bits, symmetric=symmetric, method=method)
+    return WeightQuant(bits, scale.cpu(), None if symmetric else zero_point.cpu())

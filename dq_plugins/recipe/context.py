@@ -16,6 +16,7 @@ from dq_plugins.errors import RecipeError
 from dq_plugins.graph import Partition, partition
 from dq_plugins.graph.unsupported_layers import find_unsupported_layers
 from dq_plugins.hashing import hash_json
+from dq_plugins.plan import Targets
 
 T = TypeVar("T")
 
@@ -27,8 +28,7 @@ class PassContext:
     Attributes:
         denoiser: the full-precision denoiser, frozen and in eval mode. Passes must leave its weights as they are.
         calibration: recorded full-precision denoiser calls.
-        weight_bits: target width of weights.
-        act_bits: target width of activations; None leaves activations in floating point.
+        targets: widths and the form of quantizers.
         seed: seed of every random choice.
         running: name of the running pass, which every random stream belongs to.
         balance: factors by which the plan divides the input channels of layers, ``[C]`` by layer; passes that look at
@@ -40,8 +40,7 @@ class PassContext:
 
     denoiser: nn.Module
     calibration: CalibrationSet
-    weight_bits: int = 8
-    act_bits: int | None = 8
+    targets: Targets = field(default_factory=Targets)
     seed: int = 0
     running: str = ""
     balance: Mapping[str, Tensor] = field(default_factory=dict)

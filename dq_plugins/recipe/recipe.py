@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dq_plugins.errors import RecipeError
@@ -26,15 +26,17 @@ class Recipe:
         name: the name it is registered under.
         summary: one line for ``dq-plugins list``.
         steps: the passes, in order.
+        targets: what the run aims at where the caller does not say, by field of `dq_plugins.plan.Targets`.
 
     Example:
-        >>> Recipe("mine", "8-bit weights only", (Step("weight-ranges", {"bits": 8}),)).passes()
+        >>> Recipe("mine", "8-bit weights only", (Step("weight-ranges", {"method": "minmax"}),)).passes()
         ['weight-ranges']
     """
 
     name: str
     summary: str
     steps: tuple[Step, ...]
+    targets: Mapping[str, Any] = field(default_factory=dict)
 
     def passes(self) -> list[str]:
         """Names of the passes, in order."""
@@ -53,7 +55,7 @@ class Recipe:
         if unknown:
             raise RecipeError(f"recipe {self.name!r} has no pass {unknown[0]!r}; it runs: {', '.join(self.passes())}")
         steps = tuple(Step(s.name, {**s.options, **options.get(s.name, {})}) for s in self.steps)
-        return Recipe(self.name, self.summary, steps)
+        return replace(self, steps=steps)
 
     def check_order(self, classes: Mapping[str, type[Pass]]) -> None:
         """Raise `RecipeError` if a pass comes before one it requires or must follow."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from dq_plugins.errors import DQError
@@ -28,7 +29,7 @@ class StepResults:
     """
 
     def __init__(self, root: str | Path | None, steps: tuple[Step, ...], context: PassContext, model_hash: str) -> None:
-        given = [model_hash, context.calibration.hash, context.weight_bits, context.act_bits, context.seed]
+        given = [model_hash, context.calibration.hash, asdict(context.targets), context.seed]
         described = [[s.name, dict(s.options)] for s in steps]
         self._signatures = [hash_json([given, described[: i + 1]]) for i in range(len(steps))]
         self._folders = None if root is None else [Path(root) / f"{i:02d}-{s.name}" for i, s in enumerate(steps)]

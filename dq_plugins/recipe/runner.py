@@ -19,7 +19,7 @@ from dq_plugins.errors import RecipeError
 from dq_plugins.graph.arguments import unwrap
 from dq_plugins.hashing import weights_hash
 from dq_plugins.layer_kinds import kind_of
-from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan, Reason
+from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan, Reason, Targets
 from dq_plugins.recipe.context import PassContext
 from dq_plugins.recipe.passes import Pass
 from dq_plugins.recipe.recipe import Recipe
@@ -50,6 +50,7 @@ def empty_plan(context: PassContext, recipe: str) -> QuantPlan:
         layers=dict(sorted(layers.items())),
         recipe=recipe,
         seed=context.seed,
+        targets=context.targets,
     )
 
 
@@ -93,6 +94,9 @@ def make_plan(
     *,
     weight_bits: int = 8,
     act_bits: int | None = 8,
+    edge_bits: int | None = None,
+    symmetric_weights: bool | None = None,
+    symmetric_acts: bool | None = None,
     seed: int = 0,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     workdir: str | Path | None = None,
@@ -108,6 +112,9 @@ def make_plan(
         recipe: registered name, or a `Recipe`.
         weight_bits: target width of weights; passes may give single layers more or fewer.
         act_bits: target width of activations; None leaves them in floating point.
+        edge_bits: least width of weights and inputs of the first and last layers; None: the recipe's, mostly 8.
+        symmetric_weights: whether weights have zero point 0; None: the recipe's, mostly yes.
+        symmetric_acts: whether inputs have zero point 0; None: the recipe's, mostly no.
         seed: seed of every random choice.
         options: overrides by pass name, for example ``{"timestep-groups": {"groups": 4}}``.
         workdir: folder for intermediate results. The same call with the same folder resumes after an interruption.
@@ -120,7 +127,7 @@ def make_plan(
         RegistryError: unknown recipe or pass.
         RecipeError: wrong options or order.
         CalibrationError: the calibration set is of another model.
-        PlanError: the denoiser is quantized already.
+        PlanError: the denoiser is quantized already, or there is no such width.
     """
     require_full_precision(denoiser)
     denoiser = unwrap(denoiser)
@@ -132,7 +139,9 @@ def make_plan(
     passes = [classes[step.name](**step.options) for step in recipe.steps]
     model_hash = weights_hash(denoiser)
     calibration.check_model(model_hash)
-    context = PassContext(denoiser, calibration, weight_bits, act_bits, seed)
+    given = {"edge_bits": edge_bits, "symmetric_weights": symmetric_weights, "symmetric_acts": symmetric_acts}
+    chosen = {**recipe.targets, **{name: value for name, value in given.items() if value is not None}}
+    context = PassContext(denoiser, calibration, Targets(weight_bits, act_bits, **chosen), seed)
     results = StepResults(workdir, recipe.steps, context, model_hash)
     done, plan = results.last()
     with _frozen(denoiser), torch.no_grad(), uncompiled(denoiser):

@@ -145,9 +145,9 @@ class BitAllocation(Pass):
         o = self.options
         weight_bits, act_bits = o.weight_bits, o.act_bits
         if (o.bytes, o.bitops, o.latency) == (None, None, None):
-            weight_bits = context.weight_bits if weight_bits is None else weight_bits
-            act_bits = context.act_bits if act_bits is None else act_bits
-        if context.act_bits is None:  # no input is quantized, so there is nothing to limit
+            weight_bits = context.targets.weight_bits if weight_bits is None else weight_bits
+            act_bits = context.targets.act_bits if act_bits is None else act_bits
+        if context.targets.act_bits is None:  # no input is quantized, so there is nothing to limit
             act_bits = None
         return Budgets(weight_bits, act_bits, o.bytes, o.bitops, o.latency, o.block_bits)
 

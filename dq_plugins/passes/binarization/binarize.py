@@ -67,7 +67,12 @@ class Binarize(Pass):
         Raises:
             PlanError: a weight is not finite, or no layer of the plan has the one bit that ``keep_widths`` keeps.
         """
-        choices = binarydm_choices(context.partition, context.act_bits, side_ratio=self.options.side_ratio)
+        choices = binarydm_choices(
+            context.partition,
+            context.targets.act_bits,
+            edge_bits=context.targets.edge_bits,
+            side_ratio=self.options.side_ratio,
+        )
         if self.options.keep_widths:
             binary = {n for n, layer in plan.layers.items() if layer.weight is not None and not layer.weight.rounds}
             if not binary:

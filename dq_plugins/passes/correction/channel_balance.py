@@ -45,7 +45,6 @@ class ChannelBalance(Pass):
             groups: timestep groups with ranges of their own, by which strengths are compared.
             least_gain: share of its error that a layer must lose, or it stays as it is: a balance costs one
                 multiplication of the input.
-            symmetric: zero points of activations are 0.
         """
 
         calls: int = Field(25, ge=1)
@@ -53,14 +52,13 @@ class ChannelBalance(Pass):
         strengths: tuple[float, ...] = Field((0.25, 0.5, 0.75), min_length=1)
         groups: int = Field(8, ge=1)
         least_gain: float = Field(0.05, ge=0, lt=1)
-        symmetric: bool = False
 
     options: Options
     Options: ClassVar[type[PassOptions]] = Options
 
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
         """Sample the inputs in one sweep, then try the strengths layer by layer."""
-        if context.act_bits is None:
+        if context.targets.act_bits is None:
             return  # weights alone have a scale for each output; nothing is shared by channels
         sharing = self._sharing(context)
         calls = context.calibration.spread(self.options.calls)
@@ -96,10 +94,10 @@ class ChannelBalance(Pass):
                 sample,
                 weights,
                 balance,
-                act_bits=context.act_bits,
-                weight_bits=context.weight_bits,
+                act_bits=context.targets.act_bits,
+                weight_bits=context.targets.weight_bits,
                 groups=groups.index(torch.tensor(timesteps)),
-                symmetric=self.options.symmetric,
+                symmetric=context.targets.symmetric_acts,
             )
 
         candidates = [balance_factors(inputs, magnitude, strength) for strength in self.options.strengths]

@@ -35,9 +35,6 @@ class CalibrationTimesteps(Pass):
             threshold: expected gain, in nats, under which drawing stops. With decided groups, a timestep was then drawn
                 ``eta / threshold - 1`` times.
             calls: the most calls to draw; None: all that were recorded.
-            bits: width at which errors are compared; None takes the recipe's target.
-            edge_bits: least width of the first and last layers.
-            symmetric: zero point 0.
         """
 
         groups: int = Field(8, ge=1)
@@ -45,9 +42,6 @@ class CalibrationTimesteps(Pass):
         entropy: float = Field(0.8, ge=0)
         threshold: float = Field(0.25, ge=0)
         calls: int | None = Field(None, ge=1)
-        bits: int | None = Field(None, ge=2, le=16)
-        edge_bits: int = Field(8, ge=2, le=16)
-        symmetric: bool = False
 
     options: Options
     Options: ClassVar[type[PassOptions]] = Options
@@ -55,7 +49,7 @@ class CalibrationTimesteps(Pass):
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
         """Draw, and write the visits."""
         o, calibration = self.options, context.calibration
-        bits = activation_bits(plan, context, o.bits, o.edge_bits)
+        bits = activation_bits(plan, context)
         steps, recorded = len(calibration.timesteps), sum(calibration.count(t) for t in calibration.timesteps)
         limit = min(o.calls or recorded, recorded)
         if limit < steps:
@@ -71,7 +65,7 @@ class CalibrationTimesteps(Pass):
             calibration,
             dict(sorted(bits.items())),
             groups=min(o.groups, steps),
-            symmetric=o.symmetric,
+            symmetric=context.targets.symmetric_acts,
             settings=ActiveSettings(eta=o.eta, entropy=o.entropy),
             generator=context.generator(),
         )

@@ -37,17 +37,11 @@ class TimestepGrouping(Pass):
         Attributes:
             method: ``"dp"`` (optimal), ``"search"`` or ``"uniform"``.
             groups: number of groups; a schedule with fewer timesteps has one each.
-            bits: width at which errors are compared; None takes the recipe's target.
-            edge_bits: least width of the first and last layers.
-            symmetric: zero point 0.
             power: p of the error norm of the dynamic program.
         """
 
         method: Literal["dp", "search", "uniform"] = "dp"
         groups: int = Field(8, ge=1)
-        bits: int | None = Field(None, ge=2, le=16)
-        edge_bits: int = Field(8, ge=2, le=16)
-        symmetric: bool = False
         power: float = Field(2.0, gt=0)
 
     options: Options
@@ -57,13 +51,13 @@ class TimestepGrouping(Pass):
         """Choose the groups."""
         o = self.options
         timesteps, bounds = context.calibration.timesteps, context.calibration.timestep_range
-        bits = activation_bits(plan, context, o.bits, o.edge_bits)
+        bits = activation_bits(plan, context)
         if o.method == "uniform" or not bits:
             plan.groups[DEFAULT_GROUPS] = uniform_groups(timesteps, o.groups, bounds=bounds)
             yield Progress(1, 1)
             return
         yield Progress(0, 2, "activation statistics")
-        tables = error_tables(context, bits, symmetric=o.symmetric, power=o.power)
+        tables = error_tables(context, bits, symmetric=context.targets.symmetric_acts, power=o.power)
         yield Progress(1, 2, "dynamic program")
         # layers of the finite temporal block count as well: another pass may or may not take them over
         grouping = optimal_groups(tables, timesteps, bounds=bounds)
@@ -94,7 +88,7 @@ class TimestepGrouping(Pass):
         self, plan: QuantPlan, context: PassContext, bits: dict[str, int], tables: Tables
     ) -> Iterator[Progress]:
         o, calibration = self.options, context.calibration
-        search = GroupSearch(plan, context, bits, tables, o.groups, o.symmetric, o)
+        search = GroupSearch(plan, context, bits, tables, o.groups, context.targets.symmetric_acts, o)
         found = yield from search.run()
         data = plan.sections[self.name].data
         data["search"] = found.report

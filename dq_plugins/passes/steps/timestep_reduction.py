@@ -212,7 +212,7 @@ class TimestepReduction(Pass):
         menus = layer_menus(setting.candidates, context, latency)
         unit, overhead = ("ms", o.call_latency) if latency else ("BitOps", 0.0)
         unlimited = Space(groups, menus, float("inf"), unit, overhead)
-        target = uniform(unlimited, Width(context.weight_bits, context.act_bits))
+        target = uniform(unlimited, Width(context.targets.weight_bits, context.targets.act_bits))
         own = counts[0] * unlimited.call_cost(target)
         return replace(unlimited, budget=own if o.budget is None else o.budget)
 

@@ -58,15 +58,11 @@ class FiniteSetRanges(Pass):
         """Options of ``finite-set-ranges``.
 
         Attributes:
-            bits: width; None takes the recipe's target.
-            symmetric: zero point 0.
             quantized_weights: measure the block with its planned weights instead of the full-precision ones.
             conditions: distinct recorded conditions, at most, over which layers that mix t with conditions are
                 ranged; 0 leaves those layers to ``activation-ranges``.
         """
 
-        bits: int | None = Field(None, ge=2, le=16)
-        symmetric: bool = False
         quantized_weights: bool = True
         conditions: int = Field(0, ge=0)
 
@@ -76,7 +72,7 @@ class FiniteSetRanges(Pass):
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
         """Write the groups ``per-timestep`` and the activation quantizers of the temporal layers."""
         block = shared_block(context, with_conditions=self.options.conditions > 0)
-        bits = self.options.bits or context.act_bits
+        bits = context.targets.act_bits
         if block is None or bits is None:
             reason = "activations stay in floating point" if block else "no layer depends on the timestep alone"
             plan.sections[self.name] = Section({"skipped": reason})
@@ -91,7 +87,9 @@ class FiniteSetRanges(Pass):
             if not bool(torch.isfinite(bounds).all()):
                 t = timesteps[int((~torch.isfinite(bounds).all(1)).nonzero()[0])]
                 raise CalibrationError(f"the input of temporal layer {name!r} is not finite at timestep {t:g}")
-            scale, zero_point = affine_parameters(bounds[:, 0], bounds[:, 1], bits, symmetric=self.options.symmetric)
+            scale, zero_point = affine_parameters(
+                bounds[:, 0], bounds[:, 1], bits, symmetric=context.targets.symmetric_acts
+            )
             layer = plan.layers[name]
             if layer.weight is None:
                 continue  # another pass keeps it in full precision, and says why

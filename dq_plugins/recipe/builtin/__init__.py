@@ -41,7 +41,7 @@ TFMQ_PAPER = Recipe(
     (
         Step(
             "weight-ranges",
-            {"symmetric": False, "keep_roles": ("first", "last", "temporal_first", "shortcut", "downsample")},
+            {"keep_roles": ("first", "last", "temporal_first", "shortcut", "downsample")},
         ),
         Step("temporal-reconstruction", {"preset": "paper"}),
         Step(
@@ -52,6 +52,7 @@ TFMQ_PAPER = Recipe(
         Step("activation-ranges", {"observer": "minmax"}),
         Step("finite-set-ranges"),
     ),
+    {"symmetric_weights": False},
 )
 
 BINARYDM = Recipe(
@@ -60,6 +61,7 @@ BINARYDM = Recipe(
     (
         Step("binarize"),
         Step("timestep-groups", {"groups": 1}),
-        Step("activation-ranges", {"symmetric": True}),
+        Step("activation-ranges"),
     ),
+    {"symmetric_acts": True},
 )

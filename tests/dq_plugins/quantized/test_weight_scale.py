@@ -10,6 +10,7 @@ from transposed import transposed
 import dq_plugins as dq
 from dq_plugins.errors import PlanError
 from dq_plugins.passes.candidates import candidates_of
+from dq_plugins.plan import Targets
 from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
 from dq_plugins.recipe import PassContext
 
@@ -35,13 +36,12 @@ def test_layers_without_a_weight_are_told() -> None:
 
 def test_every_pass_gives_a_transposed_convolution_one_scale(tmp_path: Path) -> None:
     denoiser, calls = transposed(tmp_path)
-    options = {"weight-ranges": {"symmetric": False}}
-    plan = dq.make_plan(denoiser, calls, weight_bits=4, act_bits=8, options=options, progress=False)
+    plan = dq.make_plan(denoiser, calls, weight_bits=4, symmetric_weights=False, progress=False)
     quant = plan.layers["up"].weight
     assert quant is not None
     assert quant.scale.shape == quant.zero_point.shape == (1,)
     assert len(plan.layers["down"].weight.scale) == 12
-    found = candidates_of(plan, PassContext(denoiser, calls, 4, None, 0), (1, 2, 8), ())
+    found = candidates_of(plan, PassContext(denoiser, calls, Targets(4, None)), (1, 2, 8), ())
     assert {bits: each.scale.shape for bits, each in found.weights["up"].items()} == dict.fromkeys((1, 2, 8), (1,))
     assert torch.equal(
         found.weights["up"][1].fake_quantize(denoiser.up.weight).abs().unique(), found.weights["up"][1].scale

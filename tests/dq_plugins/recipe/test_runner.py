@@ -9,6 +9,7 @@ from torch import nn
 import dq_plugins as dq
 from dq_plugins import registry
 from dq_plugins.errors import CalibrationError, PlanError, RecipeError
+from dq_plugins.plan import Targets
 from dq_plugins.recipe import Pass, PassOptions, Progress, Recipe, Step
 
 
@@ -139,9 +140,9 @@ def test_wrong_order_is_refused(case, steps, message: str) -> None:
         dq.make_plan(*case, Recipe("r", "", steps), progress=False)
 
 
-@pytest.mark.parametrize("options", [{"weight-ranges": {"bit": 4}}, {"weight-ranges": {"bits": "many"}}])
+@pytest.mark.parametrize("options", [{"weight-ranges": {"bit": 4}}, {"weight-ranges": {"embedding_bits": "many"}}])
 def test_wrong_options_name_the_pass_and_its_options(case, options) -> None:
-    with pytest.raises(RecipeError, match=r"'weight-ranges'.*its options are: bits, edge_bits"):
+    with pytest.raises(RecipeError, match=r"'weight-ranges'.*its options are: embedding_bits, method"):
         dq.make_plan(*case, "fast", options=options, progress=False)
 
 
@@ -180,3 +181,23 @@ def test_options_of_a_pass_are_a_mapping() -> None:
     recipe = Recipe("mine", "", (Step("weight-ranges"),))
     with pytest.raises(RecipeError, match="options of pass 'weight-ranges' are values by name, got 4"):
         recipe.with_options({"weight-ranges": 4})  # type: ignore[dict-item]
+
+
+def test_targets_are_those_of_the_call_then_of_the_recipe(case) -> None:
+    recipe = Recipe(
+        "r", "", (Step("weight-ranges"), Step("activation-ranges")), {"symmetric_acts": True, "edge_bits": 6}
+    )
+    plan = dq.make_plan(*case, recipe, weight_bits=4, act_bits=4, symmetric_weights=False, progress=False)
+    assert plan.targets == Targets(4, 4, edge_bits=6, symmetric_weights=False, symmetric_acts=True)
+    for layer in plan.layers.values():
+        assert layer.width == ("W6A6" if layer.roles & {"first", "last"} else "W4A4")
+        assert layer.activation.symmetric
+        assert not layer.weight.symmetric
+    other = dq.make_plan(*case, recipe, weight_bits=4, act_bits=4, symmetric_acts=False, progress=False)
+    assert not all(layer.activation.symmetric for layer in other.layers.values())
+
+
+@pytest.mark.parametrize("widths", [{"weight_bits": 0}, {"act_bits": 1}, {"edge_bits": 17}, {"weight_bits": "4"}])
+def test_widths_that_do_not_exist_are_refused(case, widths) -> None:
+    with pytest.raises(PlanError, match=rf"{next(iter(widths))} is a number of bits"):
+        dq.make_plan(*case, "fast", progress=False, **widths)

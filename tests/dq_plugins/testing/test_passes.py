@@ -188,12 +188,12 @@ def test_passes_that_it_requires_run_before_it_once():
     class Suite(PassConformance):
         name = "second"
         options: ClassVar = {"mark": 2}
-        before: ClassVar = {"weight-ranges": {"bits": 4}}
+        before: ClassVar = {"weight-ranges": {"method": "minmax"}}
 
     with registry.temporary("pass", "under-test", Sound), registry.temporary("pass", "second", Second):
         steps = Suite().steps()
     assert [(step.name, dict(step.options)) for step in steps] == [
-        ("weight-ranges", {"bits": 4}),
+        ("weight-ranges", {"method": "minmax"}),
         ("under-test", {}),
         ("second", {"mark": 2}),
     ]

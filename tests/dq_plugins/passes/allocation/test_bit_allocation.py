@@ -9,6 +9,7 @@ import dq_plugins as dq
 from dq_plugins.errors import BudgetError, RecipeError
 from dq_plugins.passes.allocation.bit_allocation import BitAllocation
 from dq_plugins.passes.allocation.explain import LayerReason, explanation
+from dq_plugins.plan import Targets
 
 SMALL = {
     "sensitivity": {"weight_menu": (2, 3, 4, 8), "act_menu": (4, 8), "draws": 60, "check_entries": 16},
@@ -55,9 +56,7 @@ def test_plan_meets_the_budget_is_proven_optimal_and_predicts_its_error(setting)
 
 def test_it_beats_uniform_widths_by_far(setting):
     denoiser, calibration, _ = setting
-    uniform = dq.make_plan(
-        denoiser, calibration, "fast", weight_bits=4, progress=False, options={"weight-ranges": {"edge_bits": 4}}
-    )
+    uniform = dq.make_plan(denoiser, calibration, "fast", weight_bits=4, progress=False, edge_bits=4)
     assert noise(denoiser, calibration, made(setting)) < noise(denoiser, calibration, uniform) / 4
 
 
@@ -163,7 +162,7 @@ def test_learned_roundings_are_left_alone(tmp_path):
     from dq_plugins.recipe import PassContext
     from dq_plugins.recipe.runner import empty_plan
 
-    context = PassContext(denoiser, calibration, act_bits=None)
+    context = PassContext(denoiser, calibration, Targets(act_bits=None))
     plan = empty_plan(context, "none")
     from dq_plugins.plan import WeightQuant
 

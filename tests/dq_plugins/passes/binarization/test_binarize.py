@@ -93,12 +93,12 @@ def searched(case, menu):
     steps = (
         Step("weight-ranges"),
         Step("timestep-groups", {"groups": 1}),
-        Step("activation-ranges", {"symmetric": True}),
+        Step("activation-ranges"),
         Step("sensitivity", {"weight_menu": menu, "act_menu": (8,), "draws": 8, "check_entries": 4}),
         Step("bit-allocation", {"weight_bits": 3.0}),
         Step("binarize", {"keep_widths": True}),
     )
-    return make_plan(denoiser, calibration, Recipe("searched", "", steps), progress=False)
+    return make_plan(denoiser, calibration, Recipe("searched", "", steps), symmetric_acts=True, progress=False)
 
 
 def test_one_bit_can_be_a_width_that_a_search_takes_and_then_trains(case):

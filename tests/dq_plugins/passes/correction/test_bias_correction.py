@@ -21,8 +21,10 @@ RANGES = (Step("timestep-groups", {"groups": 3}), Step("activation-ranges", {"ob
 
 
 def make(case, *steps: Step, weight_bits: int = 3, act_bits: int | None = 8, **options) -> dq.QuantPlan:
-    recipe = Recipe("r", "", (Step("weight-ranges", {"edge_bits": 3}), *(RANGES if act_bits else ()), *steps))
-    return dq.make_plan(*case, recipe, weight_bits=weight_bits, act_bits=act_bits, progress=False, **options)
+    recipe = Recipe("r", "", (Step("weight-ranges"), *(RANGES if act_bits else ()), *steps))
+    return dq.make_plan(
+        *case, recipe, weight_bits=weight_bits, act_bits=act_bits, edge_bits=3, progress=False, **options
+    )
 
 
 def drift(case, plan: dq.QuantPlan) -> float:

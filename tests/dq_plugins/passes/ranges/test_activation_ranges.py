@@ -24,11 +24,11 @@ def plan_with(case, groups: int, *, method: str = "dp", observer: str = "mse", a
         "",
         (
             Step("weight-ranges"),
-            Step("timestep-groups", {"groups": groups, "method": method, "edge_bits": 2}),
-            Step("activation-ranges", {"observer": observer, "edge_bits": 2}),
+            Step("timestep-groups", {"groups": groups, "method": method}),
+            Step("activation-ranges", {"observer": observer}),
         ),
     )
-    return dq.make_plan(*case, recipe, act_bits=act_bits, progress=False)
+    return dq.make_plan(*case, recipe, act_bits=act_bits, edge_bits=2, progress=False)
 
 
 def inputs_of(case) -> dict[str, dict[float, Tensor]]:

@@ -8,11 +8,11 @@ import dq_plugins as dq
 from dq_plugins.recipe import Recipe, Step
 
 
-def widths(folder: Path, **options: int) -> dict[str, int]:
+def widths(folder: Path, edge_bits: int | None = None, **options: int) -> dict[str, int]:
     denoiser = class_denoiser()
     calls = recorded_classes(denoiser, folder)
     recipe = Recipe("r", "", (Step("weight-ranges", options),))
-    plan = dq.make_plan(denoiser, calls, recipe, weight_bits=4, act_bits=None, progress=False)
+    plan = dq.make_plan(denoiser, calls, recipe, weight_bits=4, act_bits=None, edge_bits=edge_bits, progress=False)
     return {name: layer.weight.bits for name, layer in plan.layers.items() if layer.weight is not None}
 
 

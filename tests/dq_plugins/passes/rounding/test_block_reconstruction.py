@@ -18,8 +18,8 @@ def case(tmp_path_factory):
 
 
 def make(case, *steps: Step, **options) -> dq.QuantPlan:
-    recipe = Recipe("r", "", (Step("weight-ranges", {"edge_bits": 3}), *steps))
-    return dq.make_plan(*case, recipe, weight_bits=3, act_bits=None, progress=False, **options)
+    recipe = Recipe("r", "", (Step("weight-ranges"), *steps))
+    return dq.make_plan(*case, recipe, weight_bits=3, act_bits=None, edge_bits=3, progress=False, **options)
 
 
 def sqnr(case, plan: dq.QuantPlan) -> float:

@@ -19,8 +19,8 @@ def case(tmp_path_factory):
 
 
 def make(case, *steps: Step, weight_bits: int = 3, **options) -> dq.QuantPlan:
-    recipe = Recipe("r", "", (Step("weight-ranges", {"edge_bits": 3}), *steps))
-    return dq.make_plan(*case, recipe, weight_bits=weight_bits, act_bits=None, progress=False, **options)
+    recipe = Recipe("r", "", (Step("weight-ranges"), *steps))
+    return dq.make_plan(*case, recipe, weight_bits=weight_bits, act_bits=None, edge_bits=3, progress=False, **options)
 
 
 def errors(case, plan: dq.QuantPlan) -> dict[str, float]:
@@ -61,8 +61,10 @@ def test_output_error_falls_far_below_nearest_rounding(case, bits) -> None:
 
 
 def test_asymmetric_weights_keep_their_zero_points(case) -> None:
-    steps = Step("weight-ranges", {"symmetric": False}), Step("gptq")
-    plan = dq.make_plan(*case, Recipe("r", "", steps), weight_bits=3, act_bits=None, progress=False)
+    steps = Step("weight-ranges"), Step("gptq")
+    plan = dq.make_plan(
+        *case, Recipe("r", "", steps), weight_bits=3, act_bits=None, symmetric_weights=False, progress=False
+    )
     assert all(layer.weight.zero_point is not None for layer in plan.layers.values())
     assert gain(case, plan, make(case)) < 0.8
 

@@ -14,8 +14,8 @@ from dq_plugins.recipe import Recipe, Step
 def case(tmp_path_factory):
     denoiser = tiny_denoiser()
     calibration = recorded(denoiser, tmp_path_factory.mktemp("calib"))
-    recipe = Recipe("r", "", (Step("weight-ranges"), Step("activation-ranges", {"edge_bits": 2})))
-    return denoiser, calibration, dq.make_plan(denoiser, calibration, recipe, act_bits=4, progress=False)
+    recipe = Recipe("r", "", (Step("weight-ranges"), Step("activation-ranges")))
+    return denoiser, calibration, dq.make_plan(denoiser, calibration, recipe, act_bits=4, edge_bits=2, progress=False)
 
 
 def output_loss(case, **options) -> OutputLoss:
