@@ -15,6 +15,7 @@ from pydantic import Field
 
 from dq_plugins.affine import MAX_BITS, MIN_BITS
 from dq_plugins.errors import PlanError
+from dq_plugins.plan.brief import brief
 from dq_plugins.plan.codec import STRICT, StoredTensor
 
 ByWidth = Mapping[str, Mapping[Literal["weight", "activation"], Mapping[int, float]]]
@@ -103,6 +104,7 @@ class TabulatedOutput:
     """
 
     __pydantic_config__ = STRICT
+    __repr__ = brief
 
     rows: StoredTensor
     scale: StoredTensor | None = None
@@ -119,6 +121,7 @@ class TabulatedBlock:
     """
 
     __pydantic_config__ = STRICT
+    __repr__ = brief
 
     timesteps: tuple[float, ...]
     outputs: dict[str, TabulatedOutput]
@@ -154,6 +157,7 @@ class OutlierRows:
     """
 
     __pydantic_config__ = STRICT
+    __repr__ = brief
 
     positions: tuple[int, ...]
     inputs: StoredTensor
@@ -203,6 +207,7 @@ class MeasuredSensitivity:
     """
 
     __pydantic_config__ = STRICT
+    __repr__ = brief
 
     weight_choices: tuple[int, ...]
     act_choices: tuple[int, ...]

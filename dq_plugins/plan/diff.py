@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, equal
 
+from dq_plugins.plan.brief import tensor_text
 from dq_plugins.plan.codec import encode
 from dq_plugins.plan.plan import QuantPlan
 
@@ -57,7 +58,6 @@ def _same(a: Any, b: Any) -> bool:
 
 def _text(value: Any) -> str:
     if isinstance(value, Tensor):
-        shape = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-        return f"{shape} in [{value.min():.4g}, {value.max():.4g}]" if value.numel() else f"{shape}, empty"
+        return tensor_text(value)
     text = "-" if value is None else "; ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from dq_plugins.affine import MAX_BITS, MIN_BITS, dequantize, fake_quantize, integer_range, per_row, quantize
 from dq_plugins.errors import PlanError
+from dq_plugins.plan.brief import brief
 from dq_plugins.plan.codec import STRICT, StoredTensor
 
 FEATURE = {"feature": True}
@@ -50,6 +51,7 @@ class WeightQuant:
     """
 
     __pydantic_config__ = STRICT
+    __repr__ = brief
 
     bits: Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)]
     scale: StoredTensor
@@ -113,6 +115,7 @@ class ActivationQuant:
     """
 
     __pydantic_config__ = STRICT
+    __repr__ = brief
 
     bits: Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)]
     groups: str
@@ -148,6 +151,7 @@ class BiasCorrection:
     """
 
     __pydantic_config__ = STRICT
+    __repr__ = brief
 
     values: StoredTensor
     groups: str | None = None
@@ -217,6 +221,7 @@ class LayerPlan:
     """
 
     __pydantic_config__ = STRICT
+    __repr__ = brief
 
     kind: str
     roles: frozenset[str] = field(default_factory=frozenset)

@@ -12,6 +12,7 @@ from torch import nn
 
 from dq_plugins.errors import PlanError, close_matches
 from dq_plugins.hashing import weights_hash
+from dq_plugins.plan.brief import summary
 from dq_plugins.plan.codec import STRICT
 from dq_plugins.plan.decisions import (
     BinaryTraining,
@@ -66,6 +67,7 @@ class QuantPlan:
     """
 
     __pydantic_config__ = STRICT
+    __repr__ = summary
 
     model: str
     model_hash: str

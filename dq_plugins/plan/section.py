@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from dq_plugins.plan.brief import brief
 from dq_plugins.plan.codec import STRICT, StoredTensor, decode, encode
 
 Content = TypeVar("Content")
@@ -29,6 +30,7 @@ class Section:
     """
 
     __pydantic_config__ = STRICT
+    __repr__ = brief
 
     data: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, StoredTensor] = field(default_factory=dict)
