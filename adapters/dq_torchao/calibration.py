@@ -11,12 +11,14 @@ import itertools
 import math
 import threading
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from dq_plugins.affine import affine_parameters
+from dq_plugins.calibration.modes import uncompiled
 from dq_plugins.denoiser import require_full_precision
 from dq_plugins.errors import CalibrationError
 from dq_plugins.graph import find_timestep_argument
@@ -51,6 +53,7 @@ class CalibrationContext(TimestepContext):
         store: what was seen.
         hooks: of the prepared layers, by name.
         lock: held while the store changes; threads may share the denoiser.
+        uncompiled: closed when calibration ends; a denoiser compiled in place is compiled again then.
     """
 
     def __init__(self, config: TimestepInt8Config, argument: str) -> None:
@@ -59,7 +62,9 @@ class CalibrationContext(TimestepContext):
         self.store = StatisticsStore()
         self.hooks: dict[str, Any] = {}
         self.lock = threading.Lock()
+        self.uncompiled = ExitStack()
 
+    @torch.compiler.disable  # a wrapper of torch.compile around the denoiser would trace how statistics are kept
     def selection_of(self, timestep: Tensor | float) -> Selection:
         """See `TimestepContext`; from now on the statistics of these timesteps are in memory."""
         selection = super().selection_of(timestep)
@@ -67,6 +72,7 @@ class CalibrationContext(TimestepContext):
             self.store.open(selection.timestep.float().reshape(-1).tolist())
         return selection
 
+    @torch.compiler.disable
     def observe(self, name: str, x: Tensor) -> None:
         """See the input of layer ``name``, at the timestep of the forward that is running."""
         t = self.timestep.float()
@@ -104,6 +110,7 @@ def prepare(denoiser: nn.Module, layers: Iterable[nn.Module], config: TimestepIn
         argument = find_timestep_argument(denoiser, config.timestep)
         context = CalibrationContext(config, argument)
         attach_context(denoiser, context, argument)
+        context.uncompiled.enter_context(uncompiled(denoiser))
     names = {module: name for name, module in denoiser.named_modules()}
     for layer in layers:
         name = names[layer]
@@ -166,6 +173,7 @@ def _end_calibration(denoiser: nn.Module) -> tuple[QuantPlan, dict[str, Any]]:
             "activations: sample with it (a few prompts) before converting it"
         )
     detach_context(denoiser)
+    context.uncompiled.close()
     for hook in context.hooks.values():
         hook.remove()
     require_full_precision(denoiser)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import dq_torchao
 import pytest
@@ -170,3 +171,48 @@ def test_copy_of_a_prepared_denoiser_is_refused():
 def test_wrong_options_are_refused(options):
     with pytest.raises(DQError, match="TimestepInt8Config"):
         TimestepInt8Config(**options)
+
+
+@pytest.mark.parametrize("part", [None, "time"], ids=["whole", "a part"])
+def test_a_denoiser_compiled_in_place_is_calibrated_as_it_is_written_and_compiled_again(part: str | None):
+    torch.compiler.reset()
+    model, plain = build(), calibrated()
+    module = model if part is None else model.get_submodule(part)
+    module.compile(backend="eager")
+    compiled = module._compiled_call_impl
+    model(**inputs(500.0))
+    quantize_(model, TimestepInt8Config(step="prepare"), filter_fn=linear_and_conv2d)
+    assert module._compiled_call_impl is None
+    for seed in range(2):
+        for t in TIMESTEPS:
+            model(**inputs(t, seed))
+    for each in (model, plain):
+        quantize_(each, TimestepInt8Config(step="convert"), linear_and_conv2d)
+    assert module._compiled_call_impl is compiled
+    with torch.no_grad():
+        for t in TIMESTEPS:
+            torch.testing.assert_close(model(**inputs(t)), plain(**inputs(t)))
+
+
+def test_threads_calibrate_one_denoiser_together():
+    model, errors = build(), []
+    quantize_(model, TimestepInt8Config(step="prepare"), filter_fn=linear_and_conv2d)
+
+    def sample(seed: int) -> None:
+        try:
+            for t in TIMESTEPS[seed:] + TIMESTEPS[:seed]:
+                model(**inputs(t, seed))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=sample, args=(seed,)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alone = calibrated()
+    assert errors == []
+    for each in (model, alone):
+        quantize_(each, TimestepInt8Config(step="convert"), linear_and_conv2d)
+    for t in TIMESTEPS:
+        assert torch.equal(model(**inputs(t)), alone(**inputs(t)))
