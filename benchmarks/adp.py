@@ -17,9 +17,11 @@ search takes minutes a row, the others seconds: ``--methods`` leaves some out, b
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,11 @@ from dq_plugins.calibration import CalibrationSet
 from dq_plugins.demo import PROMPTS
 from dq_plugins.metrics.latency import compare_latency
 from dq_plugins.passes.ranges.activation_ranges import ActivationRanges
-from dq_plugins.passes.ranges.search.output import student_of
 from dq_plugins.passes.ranges.timestep_groups import TimestepGrouping
 from dq_plugins.plan import QuantPlan, Targets
+from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.recipe import PassContext, Recipe, Step
+from dq_plugins.timesteps import TimestepContext
 
 WIDTHS = (8, 6, 4)
 METHODS = ("static", "uniform", "dp", "search", "per timestep", "per token")
@@ -83,8 +86,9 @@ def dynamic_quantize(x: Tensor, bits: int, *, tokens: bool) -> Tensor:
 
 def dynamic(denoiser: nn.Module, plan: QuantPlan) -> nn.Module:
     """The planned weights and widths, with ranges computed at run time."""
-    student = student_of(denoiser, plan)
+    student = copy.deepcopy(denoiser)
     for name, layer in plan.layers.items():
+        simulate_layer(student.get_submodule(name), replace(layer, activation=None), TimestepContext({}))
         if layer.activation is not None:
             module = student.get_submodule(name)
             bits, tokens = layer.activation.bits, isinstance(module, nn.Linear)

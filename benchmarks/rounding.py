@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Generator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,12 +19,12 @@ from torch import Tensor
 from benchmarks.records import Records
 from benchmarks.tfmq import WEIGHTS, Case
 from dq_plugins.bundled import NAMES
-from dq_plugins.calibration.call import first_tensor
-from dq_plugins.plan import Targets
-from dq_plugins.quantized.block_cache import BlockCache, record_block
+from dq_plugins.plan import QuantPlan, Targets
+from dq_plugins.progress import finish
+from dq_plugins.quantized.block_cache import BlockCache, block_loss, record_block
 from dq_plugins.quantized.learner import Learner, RoundingOptions
+from dq_plugins.quantized.run import QuantizedRun, States, planned_run, planned_states
 from dq_plugins.quantized.soft_rounding import SoftRounding
-from dq_plugins.quantized.student import planned_student
 from dq_plugins.quantized.units import Unit, find_units
 from dq_plugins.recipe import PassContext
 
@@ -39,39 +37,24 @@ SETTINGS = {
 }
 
 
-def finish(steps: Generator[int, None, Any]) -> None:
-    """Run an optimisation to its end."""
-    for _ in steps:
-        pass
-
-
-def block_loss(block: torch.nn.Module, prefix: str, cache: BlockCache, weights: dict[str, Tensor], call: int) -> Tensor:
-    """Mean squared error of a block's output in one recorded call, summed over channels."""
-    args, kwargs, target = cache.get(call)
-    replaced = {f"{name}.weight".removeprefix(prefix): w for name, w in weights.items()}
-    output = first_tensor(torch.func.functional_call(block, replaced, args, kwargs))
-    return (output - target).square().sum(-1 if output.dim() == 3 else 1).mean()
-
-
-def judge(unit: Unit, cache: BlockCache, student: torch.nn.Module, case: Case, plan: Any, iterations: int) -> dict:
+def judge(unit: Unit, cache: BlockCache, run: QuantizedRun, states: States, plan: QuantPlan, iterations: int) -> dict:
     """Held-out error over that of nearest rounding, by setting."""
-    block, prefix = student.get_submodule(unit.module), f"{unit.module}."
     train, test = range(0, len(cache), 2), range(1, len(cache), 2)
     order = torch.randint(len(train), (iterations,), generator=torch.Generator().manual_seed(0)).tolist()
 
+    def error(weights: dict[str, Tensor], call: int) -> Tensor:
+        learning = {name: states[name]._replace(weight=w) for name, w in weights.items()}
+        return block_loss(run, unit, cache, call, {**states, **learning})
+
     def held_out(weights: dict[str, Tensor]) -> float:
         with torch.no_grad():
-            return sum(float(block_loss(block, prefix, cache, weights, i)) for i in test)
+            return sum(float(error(weights, i)) for i in test)
 
     found = {}
     for label, (weight, relative) in SETTINGS.items():
-        variables = {
-            n: SoftRounding(case.denoiser.get_submodule(n).weight, plan.layers[n].weight)  # type: ignore[arg-type]
-            for n in unit.layers
-        }
+        variables = {n: SoftRounding(run.full_weight(n), plan.layers[n].weight) for n in unit.layers}  # type: ignore[arg-type]
         options = RoundingOptions(iterations, 1e-2, weight, relative)
-        loss = lambda w, i: block_loss(block, prefix, cache, w, train[order[i]])  # noqa: E731
-        finish(Learner(variables, loss, options).run())
+        finish(Learner(variables, lambda w, i: error(w, train[order[i]]), options).run())
         nearest = held_out({n: v.nearest() for n, v in variables.items()})
         found[label] = held_out({n: v.hard() for n, v in variables.items()}) / nearest
         print(f"  {unit.module:32} {label:20} {found[label]:.3f}", flush=True)
@@ -93,14 +76,13 @@ def main() -> None:
         context = PassContext(case.denoiser, calibration, Targets(4, None))
         layers = [n for n, p in plan.layers.items() if p.weight and context.partition.layers[n].kind != "embedding"]
         units = find_units(context.partition, layers)
-        student = planned_student(case.denoiser, plan)
+        run = planned_run(case.denoiser, plan)
+        states = planned_states(run, plan)
         for unit in (units[2], units[len(units) // 2], units[-3]):
             if unit.module not in records.data:
-                calls = list(range(len(calibration)))
-                cache = record_block(
-                    case.denoiser, student, unit.module, calibration, calls, Path(folder) / unit.module
-                )
-                records.put(unit.module, judge(unit, cache, student, case, plan, args.iterations))
+                with run:
+                    cache = record_block(run, unit.module, calibration, Path(folder) / unit.module, lambda: states)
+                    records.put(unit.module, judge(unit, cache, run, states, plan, args.iterations))
 
 
 if __name__ == "__main__":

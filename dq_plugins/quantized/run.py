@@ -95,23 +95,26 @@ class QuantizedRun:
         return weight.detach()
 
 
-def planned_run(denoiser: nn.Module, plan: QuantPlan) -> QuantizedRun:
-    """A run for the layers that a plan quantizes."""
-    layers = [name for name, layer in plan.layers.items() if layer.quantized]
+def planned_run(denoiser: nn.Module, plan: QuantPlan, others: Iterable[str] = ()) -> QuantizedRun:
+    """A run for the layers that a plan quantizes, and for others that it names."""
+    layers = dict.fromkeys([*(name for name, layer in plan.layers.items() if layer.quantized), *others])
     return QuantizedRun(denoiser, layers, plan.groups, plan.timestep_argument)
 
 
-def planned_states(run: QuantizedRun, plan: QuantPlan, *, quantize_inputs: bool = True) -> dict[str, LayerState]:
+def planned_states(
+    run: QuantizedRun, plan: QuantPlan, layers: Iterable[str] | None = None, *, quantize_inputs: bool = True
+) -> dict[str, LayerState]:
     """The states of a plan's layers, made before anything is quantized.
 
     Args:
         run: of the denoiser, closed or in full precision.
         plan: the plan.
+        layers: which of them; all by default.
         quantize_inputs: whether inputs are quantized too, where the plan says how.
     """
     return {
-        name: planned_state(module, plan.layers[name], run.context, quantize_inputs=quantize_inputs)
-        for name, module in run.modules.items()
+        name: planned_state(run.modules[name], plan.layers[name], run.context, quantize_inputs=quantize_inputs)
+        for name in (run.modules if layers is None else layers)
     }
 
 

@@ -20,7 +20,7 @@ from dq_plugins.observers.grouping import optimal_groups, optimal_groups_per_lay
 from dq_plugins.passes.activations import DEFAULT_GROUPS, statistics
 from dq_plugins.passes.ranges.search.decide import decided, labels_from_starts, merged
 from dq_plugins.passes.ranges.search.learn import GroupLoss, Learned, learn_groups, mean_loss
-from dq_plugins.passes.ranges.search.output import OutputLoss, student_of
+from dq_plugins.passes.ranges.search.output import OutputLoss
 from dq_plugins.passes.ranges.search.points import PointsLoss, representative
 from dq_plugins.passes.ranges.search.relaxation import Relaxation, start_logits
 from dq_plugins.passes.ranges.search.settings import EntropyScale, SearchSettings
@@ -165,10 +165,9 @@ class GroupSearch:
             "block": tuple(unit.module for unit in find_units(context.partition, self.bits)),
             "denoiser": ("",),
         }[o.loss]
-        student = student_of(context.denoiser, self.plan)
         return OutputLoss(
             context.denoiser,
-            student,
+            self.plan,
             context.calibration,
             self.bits,
             units=units,

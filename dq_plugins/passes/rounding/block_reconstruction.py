@@ -22,16 +22,15 @@ from typing import ClassVar
 import safetensors.torch
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from dq_plugins.calibration.call import first_tensor
 from dq_plugins.hashing import hash_json
 from dq_plugins.plan import QuantPlan, Section, WeightQuant
 from dq_plugins.progress import Progress, reported
-from dq_plugins.quantized.block_cache import BlockCache, record_block
+from dq_plugins.quantized.block_cache import BlockCache, block_loss, record_block
 from dq_plugins.quantized.learner import Learned, Learner, RoundingOptions
+from dq_plugins.quantized.run import QuantizedRun, States, planned_run, planned_states, sees_quantized_inputs
 from dq_plugins.quantized.soft_rounding import SoftRounding
-from dq_plugins.quantized.student import planned_student
 from dq_plugins.quantized.units import Unit, find_units
 from dq_plugins.recipe import Pass, PassContext, PassOptions
 
@@ -57,6 +56,7 @@ class BlockReconstruction(Pass):
             calls: recorded calls to learn from, drawn evenly over the recording.
             freeze_temporal: leave the layers that depend on t alone, and those that ``temporal-reconstruction`` has
                 decided, as they are; off: reconstruct them with their block, as methods before TFMQ-DM do.
+            quantize_inputs: learn against quantized activations; None: where the plan has some of fewer than 8 bits.
         """
 
         iterations: int = Field(400, ge=1)
@@ -65,6 +65,7 @@ class BlockReconstruction(Pass):
         relative: bool = True
         calls: int = Field(40, ge=1)
         freeze_temporal: bool = True
+        quantize_inputs: bool | None = None
 
     options: Options
     Options: ClassVar[type[PassOptions]] = Options
@@ -76,12 +77,15 @@ class BlockReconstruction(Pass):
         rounded = [n for n, layer in plan.layers.items() if layer.weight and layer.weight.rounds and n not in frozen]
         learnable = [n for n in rounded if not context.partition.layers[n].lookup]
         units = find_units(context.partition, learnable)
-        student = planned_student(context.denoiser, plan)
+        run, inputs = planned_run(context.denoiser, plan), sees_quantized_inputs(plan, self.options.quantize_inputs)
+        states = planned_states(run, plan, quantize_inputs=inputs)
         found = {}
         started = time.perf_counter()
         for done, unit in enumerate(units):
-            result, codes = yield from self._unit(unit, done, len(units), student, plan, context)
-            _store(codes, unit, plan, student, context.denoiser)
+            result, codes = yield from self._unit(unit, done, len(units), run, states, plan, context)
+            for name, learned in codes.items():
+                _quant(plan, name).codes = learned.cpu()
+            states |= planned_states(run, plan, codes, quantize_inputs=inputs)
             found[unit.module] = result
         context.measurements[self.name] = {
             "seconds": time.perf_counter() - started,
@@ -96,7 +100,14 @@ class BlockReconstruction(Pass):
         return context.partition.temporal | plan.learned_layers
 
     def _unit(
-        self, unit: Unit, done: int, total: int, student: nn.Module, plan: QuantPlan, context: PassContext
+        self,
+        unit: Unit,
+        done: int,
+        total: int,
+        run: QuantizedRun,
+        states: States,
+        plan: QuantPlan,
+        context: PassContext,
     ) -> Generator[Progress, None, tuple[dict[str, float | bool], dict[str, Tensor]]]:
         signature = hash_json([unit.module, unit.layers, self.options.model_dump(), context.seed, plan.hash])
         file = context.workdir / "blocks" / f"{done:03d}.safetensors" if context.workdir else None
@@ -109,11 +120,10 @@ class BlockReconstruction(Pass):
             what = f"{unit.module} {iteration}/{self.options.iterations}"
             return None if iteration % SHOWN_EVERY else Progress(done, total, what)
 
-        with TemporaryDirectory(prefix="dq-block-", dir=context.workdir) as folder:
-            cache = record_block(
-                context.denoiser, student, unit.module, context.calibration, self._calls(context), Path(folder)
-            )
-            result = yield from reported(self.learn(unit, cache, student, plan, context), progress)
+        with TemporaryDirectory(prefix="dq-block-", dir=context.workdir) as folder, run:
+            calls = context.calibration.spread(self.options.calls)
+            cache = record_block(run, unit.module, calls, Path(folder), lambda: states)
+            result = yield from reported(self.learn(unit, cache, run, states, plan, context), progress)
         verdict = result.verdict
         losses = {
             "nearest": verdict.nearest_loss,
@@ -124,26 +134,17 @@ class BlockReconstruction(Pass):
         yield Progress(done + 1, total, unit.module)
         return losses, result.codes
 
-    def _calls(self, context: PassContext) -> list[int]:
-        """Indices of calls spread evenly over the recording, so that every part of the schedule is seen."""
-        count = len(context.calibration)
-        wanted = min(self.options.calls, count)
-        return [round(i * (count - 1) / max(wanted - 1, 1)) for i in range(wanted)]
-
     def learn(
-        self, unit: Unit, cache: BlockCache, student: nn.Module, plan: QuantPlan, context: PassContext
+        self, unit: Unit, cache: BlockCache, run: QuantizedRun, states: States, plan: QuantPlan, context: PassContext
     ) -> Generator[int, None, Learned[str]]:
         """Learn the rounding of one block's layers; yields the number of finished iterations."""
-        block = student.get_submodule(unit.module)
-        variables = {n: SoftRounding(context.denoiser.get_submodule(n).weight, _quant(plan, n)) for n in unit.layers}
+        variables = {n: SoftRounding(run.full_weight(n), _quant(plan, n)) for n in unit.layers}
         draw = context.generator(unit.module)
         order = torch.randint(len(cache), (self.options.iterations,), generator=draw).tolist()
 
         def loss(weights: dict[str, Tensor], iteration: int) -> Tensor:
-            args, kwargs, target = cache.get(order[iteration])
-            replaced = {_inside(unit.module, f"{n}.weight"): w for n, w in weights.items()}
-            output = first_tensor(torch.func.functional_call(block, replaced, args, kwargs))
-            return (output - target).square().sum(unit.channel_axis).mean()
+            learning = {n: states[n]._replace(weight=w) for n, w in weights.items()}
+            return block_loss(run, unit, cache, order[iteration], {**states, **learning})
 
         chosen = self.options
         options = RoundingOptions(chosen.iterations, chosen.learning_rate, chosen.weight, chosen.relative)
@@ -154,21 +155,6 @@ def _quant(plan: QuantPlan, name: str) -> WeightQuant:
     quant = plan.layers[name].weight
     assert quant is not None
     return quant
-
-
-def _inside(module: str, parameter: str) -> str:
-    """Name of a parameter seen from its block."""
-    return parameter[len(module) + 1 :]
-
-
-def _store(codes: dict[str, Tensor], unit: Unit, plan: QuantPlan, student: nn.Module, denoiser: nn.Module) -> None:
-    for name in unit.layers:
-        quant = _quant(plan, name)
-        if name in codes:
-            quant.codes = codes[name].cpu()
-        full = denoiser.get_submodule(name).weight
-        assert isinstance(full, Tensor)
-        student.get_submodule(name).weight = nn.Parameter(quant.fake_quantize(full), requires_grad=False)
 
 
 def _save(file: Path | None, signature: str, losses: dict[str, float | bool], codes: dict[str, Tensor]) -> None:

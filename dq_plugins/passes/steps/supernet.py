@@ -13,26 +13,22 @@ Shapes: ``G`` timestep groups.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from dq_plugins.affine import integer_range
-from dq_plugins.calibration import CalibrationSet, first_tensor
-from dq_plugins.errors import RecipeError
+from dq_plugins.calibration import CalibrationSet
 from dq_plugins.graph import Partition
-from dq_plugins.plan import ActivationQuant, WeightQuant
-from dq_plugins.progress import Progress
-from dq_plugins.quantized.block_cache import BlockCache, record_block
+from dq_plugins.progress import Progress, finish
+from dq_plugins.quantized.block_cache import BlockCache, block_loss, record_block
 from dq_plugins.quantized.candidates import Candidates
-from dq_plugins.quantized.learner import RoundingOptions
+from dq_plugins.quantized.layer import LayerState
+from dq_plugins.quantized.learner import Learned, Learner, RoundingOptions
 from dq_plugins.quantized.network import SuperNetwork
 from dq_plugins.quantized.soft_rounding import SoftRounding
 from dq_plugins.quantized.units import Unit, find_units
@@ -40,6 +36,7 @@ from dq_plugins.quantized.width import Width
 
 Draw = Literal["random", "independent", "fixed"]
 Widths = dict[str, Width]
+Key = tuple[str, int]  # layer and bits
 PROBES = 8
 """Recorded calls on which learned rounding is compared with rounding to nearest."""
 
@@ -91,22 +88,20 @@ def calibrate(
     generator = torch.Generator().manual_seed(options.seed)
     learnable = [n for n in candidates.layers if not partition.layers[n].lookup]
     units = find_units(partition, learnable)
-    student = copy.deepcopy(denoiser)
-    rounds = _rounds(candidates, options)
-    total = len(units) * len(rounds)
-    chosen = _spread(calibration, options.calls)
-    for index, unit in enumerate(units):
-        for place, draw in enumerate(rounds):
-            with TemporaryDirectory(prefix="dq-supernet-") as folder:
-                cache = _record(denoiser, student, unit, candidates, calibration, chosen, draw, generator, folder)
-                learner = _Learner(denoiser, unit, candidates, cache, _timesteps(calibration, chosen), options)
-                yield Progress(index * len(rounds) + place, total, unit.module)
-                candidates = learner.learn(draw, generator)
-    yield Progress(total, total, "super-network")
+    draws = _draws(candidates, options)
+    calls = calibration.spread(options.calls)
+    rounds = [(unit, draw) for unit in units for draw in draws]
+    for done, (unit, draw) in enumerate(rounds):
+        yield Progress(done, len(rounds), unit.module)
+        network = SuperNetwork(denoiser, candidates, calibration.timestep_argument)
+        with TemporaryDirectory(prefix="dq-supernet-") as folder, network:
+            learner = _BlockLearner(network, unit, draw, generator, options)
+            candidates = learner.learn(calls, Path(folder))
+    yield Progress(len(rounds), len(rounds), "super-network")
     return candidates
 
 
-class _Round:
+class _Draw:
     """How widths are drawn during a round of learning."""
 
     def __init__(
@@ -129,171 +124,84 @@ class _Round:
         return menu[min(place, len(menu) - 1)]
 
 
-def _rounds(candidates: Candidates, options: CalibrationOptions) -> list[_Round]:
+def _draws(candidates: Candidates, options: CalibrationOptions) -> list[_Draw]:
     if options.draw == "fixed":
-        return [_Round(candidates, options.fixed)]
+        return [_Draw(candidates, options.fixed)]
     if options.draw == "random":
-        return [_Round(candidates)]
+        return [_Draw(candidates)]
     tables = [*candidates.weights.values(), *candidates.activations.values()]
-    return [_Round(candidates, place=place) for place in range(max(len(t) for t in tables))]
+    return [_Draw(candidates, place=place) for place in range(max(len(t) for t in tables))]
 
 
-def _spread(calibration: CalibrationSet, wanted: int) -> list[int]:
-    """Indices of calls spread evenly over the recording."""
-    count = len(calibration)
-    wanted = min(wanted, count)
-    return sorted({round(i * (count - 1) / max(wanted - 1, 1)) for i in range(wanted)})
-
-
-def _timesteps(calibration: CalibrationSet, chosen: list[int]) -> list[Tensor]:
-    return [call.timestep for call in calibration.subset(calls=chosen).calls()]
-
-
-def _record(
-    denoiser: nn.Module,
-    student: nn.Module,
-    unit: Unit,
-    candidates: Candidates,
-    calibration: CalibrationSet,
-    chosen: list[int],
-    draw: _Round,
-    generator: torch.Generator,
-    folder: str,
-) -> BlockCache:
-    """Inputs of a block behind layers of drawn widths, and its full-precision outputs."""
-    with SuperNetwork(student, candidates, calibration.timestep_argument) as network:
-        hook = student.register_forward_pre_hook(lambda *_: network.switch(draw(generator)))
-        try:
-            return record_block(denoiser, student, unit.module, calibration, chosen, Path(folder))
-        finally:
-            hook.remove()
-
-
-class _Learner:
+class _BlockLearner:
     """The variables of one block, at all widths."""
 
     def __init__(
-        self,
-        denoiser: nn.Module,
-        unit: Unit,
-        candidates: Candidates,
-        cache: BlockCache,
-        timesteps: list[Tensor],
-        options: CalibrationOptions,
+        self, network: SuperNetwork, unit: Unit, draw: _Draw, generator: torch.Generator, options: CalibrationOptions
     ) -> None:
-        self.unit, self.candidates, self.cache, self.options = unit, candidates, cache, options
-        self.block, self.timesteps = denoiser.get_submodule(unit.module), timesteps
-        self.layers = {name: denoiser.get_submodule(name) for name in unit.layers}
+        self.network, self.unit, self.draw, self.generator = network, unit, draw, generator
+        self.options, self.candidates = options, network.candidates
         self.rounding = {
-            (name, bits): SoftRounding(self._weight(name), quant)
+            (name, bits): SoftRounding(network.full_weight(name), quant)
             for name in unit.layers
-            for bits, quant in candidates.weights.get(name, {}).items()
+            for bits, quant in self.candidates.weights.get(name, {}).items()
             if quant.rounds
-        }
-        self.signs = {
-            (name, bits): quant.fake_quantize(self._weight(name))
-            for name in unit.layers
-            for bits, quant in candidates.weights.get(name, {}).items()
-            if not quant.rounds
         }
         self.steps = {
             (name, bits): torch.zeros(len(quant.scale), requires_grad=True)
             for name in unit.layers
-            for bits, quant in candidates.activations.get(name, {}).items()
+            for bits, quant in self.candidates.activations.get(name, {}).items()
         }
+        self.widths: Widths = {}
+        self.cache = BlockCache(Path(), [])
 
-    def _weight(self, name: str) -> Tensor:
-        weight: Any = self.layers[name].weight
-        return weight.detach()
-
-    def learn(self, draw: _Round, generator: torch.Generator) -> Candidates:
+    def learn(self, calls: CalibrationSet, folder: Path) -> Candidates:
         """Optimise, decide every rounding, and return candidates with what was learned."""
-        o, schedule = self.options, RoundingOptions(self.options.iterations)
-        used: set[tuple[str, int]] = set()
-        with torch.enable_grad():
-            optimiser = torch.optim.Adam(
-                [
-                    {"params": [v.alpha for v in self.rounding.values()], "lr": o.learning_rate},
-                    {"params": list(self.steps.values()), "lr": o.step_rate},
-                ]
-            )
-            for iteration in range(o.iterations):
-                widths = draw(generator)
-                index = int(torch.randint(len(self.cache), (), generator=generator))
-                drawn = {(n, widths[n].weight) for n in self.unit.layers if widths[n].weight is not None}
-                rounded: list[Any] = [key for key in drawn if key in self.rounding]
-                used |= set(rounded)
-                weights = {n: self.signs[n, b] for n, b in drawn if (n, b) in self.signs}  # type: ignore[index]
-                weights |= {n: self.rounding[n, b].soft() for n, b in rounded}
-                loss = self._loss(weights, widths, index)
-                if not bool(torch.isfinite(loss)):
-                    raise RecipeError(
-                        f"the loss of block {self.unit.module!r} is {loss.item()} at iteration {iteration}"
-                    )
-                beta = schedule.beta(iteration)
-                if beta is not None and rounded:
-                    undecided = [self.rounding[key].undecided(beta) for key in rounded]
-                    loss = loss + o.weight * torch.stack(undecided).sum()
-                optimiser.zero_grad()  # to None: what was not drawn does not move
-                if loss.requires_grad:  # signs alone leave nothing to learn
-                    loss.backward()
-                    optimiser.step()
-        return self._learned(used)
+        self.cache = record_block(
+            self.network, self.unit.module, calls, folder, lambda: self.network.states(self.draw(self.generator))
+        )
+        o = self.options
+        learner = Learner(
+            self.rounding,
+            self._loss,
+            RoundingOptions(o.iterations, o.learning_rate, o.weight),
+            others=[{"params": list(self.steps.values()), "lr": o.step_rate}],
+            drawn=self._drawn,
+            together=lambda key: key[1],
+            judge=self._judge,
+            probes=min(PROBES, len(self.cache)),
+        )
+        return self._learned(finish(learner.run()))
 
-    def _loss(self, weights: Mapping[str, Tensor], widths: Mapping[str, Width], index: int) -> Tensor:
-        args, kwargs, target = self.cache.get(index)
-        replaced = {f"{n}.weight"[len(self.unit.module) + 1 :]: w for n, w in weights.items()}
-        with self._quantized_inputs(widths, self.timesteps[index]):
-            output = first_tensor(torch.func.functional_call(self.block, replaced, args, kwargs))
-        return (output - target).square().sum(self.unit.channel_axis).mean()
+    def _drawn(self, _: int) -> list[Key]:
+        """Widths of the next iteration; the rounding variables among them."""
+        widths = self.draw(self.generator)
+        self.widths = {name: widths[name] for name in self.unit.layers}
+        return [(n, w.weight) for n, w in self.widths.items() if (n, w.weight) in self.rounding]  # type: ignore[misc]
 
-    @contextmanager
-    def _quantized_inputs(self, widths: Mapping[str, Width], timestep: Tensor) -> Iterator[None]:
-        handles = []
-        try:
-            for name, layer in self.layers.items():
-                bits = widths[name].activation
-                if bits is not None:
-                    handles.append(layer.register_forward_pre_hook(self._hook(name, bits, timestep)))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def _loss(self, weights: Mapping[Key, Tensor], _: int) -> Tensor:
+        """Error of the block at the drawn widths, in a recorded call drawn at random."""
+        index = int(torch.randint(len(self.cache), (), generator=self.generator))
+        states = self.network.states(self.widths)
+        for (name, bits), step in self.steps.items():
+            if self.widths[name].activation == bits:
+                scale = self.candidates.activations[name][bits].scale
+                self.network.input(name, bits).scale = scale.to(step.device) * step.exp()
+        learning = {name: states[name]._replace(weight=w) for (name, _), w in weights.items()}
+        return block_loss(self.network, self.unit, self.cache, index, {**states, **learning})
 
-    def _hook(self, name: str, bits: int, timestep: Tensor) -> Any:
-        quant = self.candidates.activations[name][bits]
-        index = self.candidates.groups[quant.groups].index(timestep.reshape(-1))
-        # a call has one timestep, or so many that the first one's group stands for the batch
-        scale = (quant.scale * self.steps[name, bits].exp())[index[0]]
-        zero_point, (low, high) = quant.zero_point[index[0]], integer_range(bits)
-
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            ratio = args[0] / scale
-            rounded = ratio + (ratio.round() - ratio).detach()  # straight through
-            return (((rounded + zero_point).clamp(low, high) - zero_point) * scale, *args[1:])
-
-        return hook
+    def _judge(self, weights: Mapping[Key, Tensor], probe: int) -> Tensor:
+        """Error of the block with weights of one width, and everything else in full precision."""
+        states = {name: LayerState(weight) for (name, _), weight in weights.items()}
+        return block_loss(self.network, self.unit, self.cache, probe, states)
 
     @torch.no_grad()
-    def _learned(self, used: set[tuple[str, int]]) -> Candidates:
+    def _learned(self, found: Learned[Key]) -> Candidates:
         weights = {name: dict(table) for name, table in self.candidates.weights.items()}
         inputs = {name: dict(table) for name, table in self.candidates.activations.items()}
         for (name, bits), step in self.steps.items():
-            quant: ActivationQuant = inputs[name][bits]
+            quant = inputs[name][bits]
             inputs[name][bits] = replace(quant, scale=quant.scale * step.detach().exp())
-        for bits in sorted({b for _, b in used}):
-            layers = [n for n in self.unit.layers if (n, bits) in used]
-            if self._better(layers, bits):
-                for name in layers:
-                    quant_of: WeightQuant = weights[name][bits]
-                    weights[name][bits] = replace(quant_of, codes=self.rounding[name, bits].codes())
+        for (name, bits), codes in found.codes.items():
+            weights[name][bits] = replace(weights[name][bits], codes=codes)
         return Candidates(weights, inputs, self.candidates.groups)
-
-    def _better(self, layers: list[str], bits: int) -> bool:
-        """Whether learned rounding of some layers at a width beats rounding to nearest, with full-precision inputs."""
-        plain = dict.fromkeys(self.layers, Width())
-        learned = {n: self.rounding[n, bits].hard() for n in layers}
-        nearest = {n: self.rounding[n, bits].nearest() for n in layers}
-        probes = range(min(PROBES, len(self.cache)))
-        losses = [sum(float(self._loss(w, plain, i)) for i in probes) for w in (learned, nearest)]
-        return losses[0] < losses[1]

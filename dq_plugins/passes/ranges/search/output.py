@@ -1,7 +1,7 @@
 """Loss of the search on outputs: of the whole denoiser, of its blocks, or of single layers.
 
-A copy of the denoiser with the planned weights runs recorded calls; the inputs of its layers pass through the mixture.
-Its outputs are compared with those of the full-precision denoiser. For blocks and layers the full-precision denoiser
+The denoiser runs recorded calls with the planned weights, and the inputs of its layers pass through the mixture. Its
+outputs are compared with those of full precision. For blocks and layers the full-precision denoiser
 gives inputs and targets in one run, and each unit starts from its full-precision inputs.
 
 Shapes: ``T`` timesteps, ``G`` groups, ``Q`` sets of groups (1 or L), ``L`` layers.
@@ -9,7 +9,7 @@ Shapes: ``T`` timesteps, ``G`` groups, ``Q`` sets of groups (1 or L), ``L`` laye
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,26 +18,30 @@ from torch import Tensor, nn
 
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.calibration.call import Call, first_tensor
-from dq_plugins.hooks import Arguments, hooked
+from dq_plugins.hooks import hooked
 from dq_plugins.passes.ranges.search.mixture import mixture
 from dq_plugins.passes.ranges.search.relaxation import Relaxation
 from dq_plugins.plan import QuantPlan
-from dq_plugins.quantized.student import planned_student
-
-Quantize = Callable[[Tensor], Tensor]
+from dq_plugins.quantized.run import States, planned_run, planned_states
 
 
-def student_of(denoiser: nn.Module, plan: QuantPlan) -> nn.Module:
-    """A frozen copy of the denoiser that computes with the plan's weights; activations stay in full precision."""
-    return planned_student(denoiser, plan).eval().requires_grad_(False)
+class _Mixture(nn.Module):
+    """The mixture of one layer's input: weights and clip bounds ``[G]``."""
+
+    def __init__(self, weights: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool) -> None:
+        super().__init__()
+        self.weights, self.low, self.high, self.bits, self.symmetric = weights, low, high, bits, symmetric
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mixture(x, self.weights, self.low, self.high, self.bits, symmetric=self.symmetric)
 
 
 class OutputLoss:
     """Squared error of outputs relative to their power over all timesteps, mean over units.
 
     Args:
-        denoiser: full-precision denoiser.
-        student: a copy with the planned weights.
+        denoiser: full-precision denoiser, frozen; it is as it was after each loss.
+        plan: with the weights that the searched activations will meet.
         calibration: recorded calls.
         bits: width of each layer's input, in the order of the relaxation's layers.
         units: names of the modules whose outputs are compared; ``("",)`` is the denoiser itself.
@@ -49,7 +53,7 @@ class OutputLoss:
     def __init__(
         self,
         denoiser: nn.Module,
-        student: nn.Module,
+        plan: QuantPlan,
         calibration: CalibrationSet,
         bits: Mapping[str, int],
         *,
@@ -58,8 +62,10 @@ class OutputLoss:
         order: Sequence[int],
         images: int = 2,
     ) -> None:
-        self.denoiser, self.student, self.calibration = denoiser, student, calibration
+        self.denoiser, self.calibration = denoiser, calibration
         self.bits, self.units, self.symmetric = dict(bits), tuple(units), symmetric
+        self.run = planned_run(denoiser, plan, bits)
+        self.states = planned_states(self.run, plan, quantize_inputs=False)
         self.order, self.images = tuple(order), images
         self.power = self._power()
         self.elements = calibration.call(calibration.timesteps[0], 0).output[0].numel()
@@ -80,11 +86,12 @@ class OutputLoss:
         low, high = relaxation.ranges()
         shared = weights.shape[0] == 1
 
-        def quantizer(position: int, width: int) -> Quantize:
-            w = weights[0 if shared else position, 0]
-            return lambda x: mixture(x, w, low[position], high[position], width, symmetric=self.symmetric)
-
-        return self._error(call, {n: quantizer(i, b) for i, (n, b) in enumerate(self.bits.items())})
+        mixed = {
+            name: _Mixture(weights[0 if shared else place, 0], low[place], high[place], bits, self.symmetric)
+            for place, (name, bits) in enumerate(self.bits.items())
+        }
+        states = {name: self.states[name]._replace(quantizer=each) for name, each in mixed.items()}
+        return self._error(call, {**self.states, **states})
 
     def visited(self, index: int, turn: int) -> Call:
         """What one visit of a timestep runs: a part of its recorded calls, each turn other images."""
@@ -95,17 +102,19 @@ class OutputLoss:
         rows = sorted({(start + i) % batch for i in range(min(self.images, batch))})
         return call.rows(torch.tensor(rows), batch)
 
-    def _error(self, call: Call, quantizers: Mapping[str, Quantize]) -> Tensor:
+    def _error(self, call: Call, states: States) -> Tensor:
         """Mean over units of squared error over power."""
         if self.units == ("",):
-            with _quantized(self.student, quantizers):
-                return (call.run(self.student) - call.output).square().mean() / self.power[""]
+            with self.run:
+                self.run.use(states)
+                return (call.run(self.denoiser) - call.output).square().mean() / self.power[""]
         errors = []
         with _captured(self.denoiser, self.units) as seen, torch.no_grad():
             call.run(self.denoiser)
-        with _quantized(self.student, quantizers):
+        with self.run, self.run.at(call.timestep):
+            self.run.use(states)
             for unit, (args, kwargs, target) in seen.items():
-                output = first_tensor(self.student.get_submodule(unit)(*args, **kwargs))
+                output = first_tensor(self.denoiser.get_submodule(unit)(*args, **kwargs))
                 errors.append((output - target).square().mean() / self.power[unit])
         return torch.stack(errors).mean()
 
@@ -123,17 +132,6 @@ class OutputLoss:
             for unit, (_, _, target) in seen.items():
                 total[unit] += float(target.square().mean())
         return {unit: max(value / len(self.calibration.timesteps), 1e-30) for unit, value in total.items()}
-
-
-@contextmanager
-def _quantized(student: nn.Module, quantizers: Mapping[str, Quantize]) -> Iterator[None]:
-    """Layers of the student quantize their first argument."""
-
-    def quantize(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        return (quantizers[name](args[0]), *args[1:]), kwargs
-
-    with hooked({n: student.get_submodule(n) for n in quantizers}, before=quantize):
-        yield
 
 
 @contextmanager

@@ -89,3 +89,32 @@ def test_resumes_block_by_block_to_the_same_plan(case, tmp_path, monkeypatch) ->
     )
     assert make(case, Step("block-reconstruction", FAST), workdir=tmp_path) == whole
     assert learned == ["enter", "body.0", "body.1", "leave"]
+
+
+def with_activations(case, **options) -> dq.QuantPlan:
+    ranges = Step("activation-ranges", {"edge_bits": 3})
+    steps = (Step("weight-ranges", {"edge_bits": 3}), ranges, Step("block-reconstruction", {**FAST, **options}))
+    return dq.make_plan(*case, Recipe("r", "", steps), weight_bits=3, act_bits=3, progress=False)
+
+
+def test_narrow_activations_are_quantized_while_rounding_is_learned(case) -> None:
+    inside, outside = (
+        with_activations(case, **chosen).sections["block-reconstruction"].data["blocks"]
+        for chosen in ({}, {"quantize_inputs": False})
+    )
+    assert all(inside[name]["nearest"] > outside[name]["nearest"] for name in inside)
+    assert not any(module._forward_pre_hooks for module in case[0].modules())
+
+
+def test_activations_of_8_bits_are_left_alone_while_rounding_is_learned(case) -> None:
+    def codes(plan: dq.QuantPlan) -> list[torch.Tensor | None]:
+        return [layer.weight.codes for layer in plan.layers.values()]
+
+    recipe = Recipe("r", "", (Step("weight-ranges"), Step("activation-ranges"), Step("block-reconstruction", FAST)))
+    plans = [
+        dq.make_plan(*case, recipe, weight_bits=3, options={"block-reconstruction": chosen}, progress=False)
+        for chosen in ({}, {"quantize_inputs": False}, {"quantize_inputs": True})
+    ]
+    default, without, with_them = ([c for c in codes(plan) if c is not None] for plan in plans)
+    assert all(torch.equal(a, b) for a, b in zip(default, without, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(default, with_them, strict=False))
