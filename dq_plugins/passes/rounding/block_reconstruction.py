@@ -27,6 +27,7 @@ from torch import Tensor
 from dq_plugins.hashing import hash_json
 from dq_plugins.plan import QuantPlan, Section, WeightQuant
 from dq_plugins.progress import Progress, reported
+from dq_plugins.quantized.balance import balanced_weight, per_input
 from dq_plugins.quantized.block_cache import BlockCache, block_loss, record_block
 from dq_plugins.quantized.learner import Learned, Learner, RoundingOptions
 from dq_plugins.quantized.run import QuantizedRun, States, planned_run, planned_states, sees_quantized_inputs
@@ -138,12 +139,14 @@ class BlockReconstruction(Pass):
         self, unit: Unit, cache: BlockCache, run: QuantizedRun, states: States, plan: QuantPlan, context: PassContext
     ) -> Generator[int, None, Learned[str]]:
         """Learn the rounding of one block's layers; yields the number of finished iterations."""
-        variables = {n: SoftRounding(run.full_weight(n), _quant(plan, n)) for n in unit.layers}
+        balance = {n: plan.layers[n].balance for n in unit.layers}
+        variables = {n: SoftRounding(balanced_weight(run.modules[n], b), _quant(plan, n)) for n, b in balance.items()}
+        undone = {n: 1.0 if b is None else per_input(run.modules[n], b) for n, b in balance.items()}
         draw = context.generator(unit.module)
         order = torch.randint(len(cache), (self.options.iterations,), generator=draw).tolist()
 
         def loss(weights: dict[str, Tensor], iteration: int) -> Tensor:
-            learning = {n: states[n]._replace(weight=w) for n, w in weights.items()}
+            learning = {n: states[n]._replace(weight=w / undone[n]) for n, w in weights.items()}
             return block_loss(run, unit, cache, order[iteration], {**states, **learning})
 
         chosen = self.options
