@@ -19,6 +19,16 @@ from dq_plugins.hashing import hash_json
 from dq_plugins.timesteps import Schedule
 
 
+def timestep_range(timesteps: Sequence[float]) -> tuple[float, float]:
+    """From and to where ranges learned at some timesteps, ascending, are taken to hold: one gap beyond them.
+
+    The gap is the largest distance between neighbours (0 when there is one timestep): another number of steps of the
+    same sampler stays inside.
+    """
+    gap = max((b - a for a, b in pairwise(timesteps)), default=0.0)
+    return timesteps[0] - gap, timesteps[-1] + gap
+
+
 class CalibrationSet:
     """A recording, or a part of one. Nothing is held in memory but the index.
 
@@ -108,12 +118,9 @@ class CalibrationSet:
     def timestep_range(self) -> tuple[float, float]:
         """Timesteps for which ranges learned here are taken to hold: the recorded ones, and one gap beyond.
 
-        The gap is the largest distance between neighbouring recorded timesteps (0 when there is one timestep):
-        another number of steps of the same sampler stays inside.
+        See `dq_plugins.calibration.calibration_set.timestep_range`.
         """
-        t = self.timesteps
-        gap = max((b - a for a, b in pairwise(t)), default=0.0)
-        return t[0] - gap, t[-1] + gap
+        return timestep_range(self.timesteps)
 
     @cached_property
     def hash(self) -> str:

@@ -193,6 +193,24 @@ def partition(
     )
 
 
+def untraced(denoiser: nn.Module, layers: Mapping[str, str], timestep: str) -> Partition:
+    """What is known about layers without a graph: that they exist. They have no roles and belong to no block.
+
+    Args:
+        denoiser: whose layers they are.
+        layers: kinds by fully qualified name.
+        timestep: name of the timestep argument.
+    """
+    owners = Owners(denoiser)
+    nothing = frozenset[str]()
+    infos = {
+        name: LayerInfo(name, kind, "", 0, (), 0, (), (), nothing, "sample", nothing, "")
+        for name, kind in layers.items()
+    }
+    axes = {name: LAYER_KINDS[kind].channel_axis for name, kind in layers.items()}
+    return Partition(timestep, "", infos, (), axes, {}, {}, owners.total(), nx.DiGraph())
+
+
 def _describe_layers(flow: Flow, owners: Owners, timestep: str, sample: str) -> dict[str, LayerInfo]:
     uses: dict[str, list[dict[str, Any]]] = {}
     first_nodes: dict[str, str] = {}

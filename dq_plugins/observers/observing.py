@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.observers.base import Observer
-from dq_plugins.observers.streaming import Balance, stream_inputs
+from dq_plugins.observers.streaming import Balance, located, stream_inputs
 from dq_plugins.timesteps import TimestepGroups
 
 
@@ -62,7 +62,11 @@ def observe_groups(
 
 
 def _updater(observers: dict[str, Observer]) -> Callable[[str, Tensor, float], None]:
-    return lambda layer, x, _: observers[layer].update(x)
+    def receive(layer: str, x: Tensor, timestep: float) -> None:
+        with located(layer, timestep):
+            observers[layer].update(x)
+
+    return receive
 
 
 def _ranges(found: dict[int, Observer], count: int, everything: Observer) -> tuple[Tensor, Tensor]:

@@ -83,9 +83,8 @@ def _receiver(
 ) -> Callable[..., None]:
     def before(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         reached.add(name)
-        with located(name, timestep):
-            x = first_argument(name, args, kwargs)
-            receive(name, x / divisors[name].to(x.device) if name in divisors else x, timestep)
+        x = first_argument(name, args, kwargs)
+        receive(name, x / divisors[name].to(x.device) if name in divisors else x, timestep)
 
     return before
 

@@ -14,6 +14,7 @@ from dq_plugins.observers.grouping import best_candidates
 from dq_plugins.observers.observing import observe_groups
 from dq_plugins.plan import LayerPlan, QuantPlan, RangeMethods
 from dq_plugins.plan.layers import EDGE_ROLES
+from dq_plugins.quantized.sampled import SampledStatistics
 from dq_plugins.quantized.statistics import Statistics, collect
 from dq_plugins.recipe import PassContext
 from dq_plugins.timesteps import TimestepGroups
@@ -42,6 +43,8 @@ def _left_alone(layer: LayerPlan) -> bool:
 
 def statistics(context: PassContext, layers: tuple[str, ...]) -> Statistics:
     """Statistics of the inputs of layers by timestep; one pass over the calibration set, shared by later passes."""
+    if isinstance(context.calibration, SampledStatistics):
+        return context.calibration.statistics
     # by calibration set: a pass may have narrowed it
     known: list[Statistics] = context.shared(("statistics", _data(context)), list)
     for found in known:

@@ -13,7 +13,7 @@ from dq_plugins.errors import RecipeError
 from dq_plugins.observers.base import Observer
 from dq_plugins.observers.minmax import MinMaxObserver
 from dq_plugins.observers.mse import MSEObserver
-from dq_plugins.observers.streaming import stream_inputs
+from dq_plugins.observers.streaming import located, stream_inputs
 from dq_plugins.passes.activations import input_ranges, shared_rows
 from dq_plugins.passes.binarization.binarize import binary_weight
 from dq_plugins.plan import ActivationQuant, QuantPlan, Reason, WeightQuant
@@ -110,11 +110,12 @@ def _other_tokens(
     make = make or registry.get("observer", observer)
     observers = {(n, b): make(bits=b, symmetric=context.targets.symmetric_acts) for n in layers for b in menu}
 
-    def receive(name: str, x: Tensor, _: float) -> None:
+    def receive(name: str, x: Tensor, timestep: float) -> None:
         others = [i for i in range(x.shape[1]) if i not in set(layers[name])]
         rest = x.index_select(1, torch.tensor(others, device=x.device))
         for bits in menu:
-            observers[name, bits].update(rest)
+            with located(name, timestep):
+                observers[name, bits].update(rest)
 
     for _ in stream_inputs(context.denoiser, context.calibration, tuple(layers), receive):
         pass

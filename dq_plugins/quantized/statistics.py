@@ -12,6 +12,7 @@ Shapes: ``T`` timesteps, ``C`` candidate ranges.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,13 +27,14 @@ from torch import Tensor, nn
 from dq_plugins.atomic import write_atomically
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.errors import CalibrationError
-from dq_plugins.hashing import hash_tensors
+from dq_plugins.hashing import hash_json, hash_tensors
 from dq_plugins.observers.base import Observer
 from dq_plugins.observers.candidates import candidate_ranges
 from dq_plugins.observers.distribution import BINS
 from dq_plugins.observers.error import ErrorTable, range_errors
 from dq_plugins.observers.histogram import Histogram
-from dq_plugins.observers.streaming import Balance, stream_inputs
+from dq_plugins.observers.streaming import Balance, located, stream_inputs
+from dq_plugins.timesteps import fit_to_input
 
 PARTS = ("lattice", "summary", "counts", "sums")
 
@@ -101,6 +103,7 @@ class Collector:
         self.source, self.bins = {**(source or {}), "bins": str(bins)}, bins
         self._open: dict[float, dict[str, InputStatistics]] = {}
         self._seen: set[float] = set()
+        self._lock = threading.Lock()  # threads may share a denoiser
 
     @property
     def timesteps(self) -> tuple[float, ...]:
@@ -113,22 +116,25 @@ class Collector:
         Args:
             layer: its name.
             x: ``[N, ...]``.
-            timestep: of the call: a number, ``[]``, ``[1]``, or ``[B]`` where N is a multiple of B: consecutive rows
-                belong to one sample.
+            timestep: of the call: a number, ``[]``, ``[1]``, one for each sample or one for each token, see
+                `dq_plugins.timesteps.fit_to_input`.
 
         Raises:
             CalibrationError: a value is NaN or infinite.
+            TimestepError: the rows of ``x`` are not the samples or tokens that have timesteps.
         """
-        t = torch.as_tensor(timestep, dtype=torch.float64).reshape(-1).cpu()
-        values = sorted(set(t.tolist()))
-        self.visit(values)
-        owner = t.repeat_interleave(max(x.shape[0] // len(t), 1)) if len(values) > 1 else t
-        for value in values:
-            part = x if len(values) == 1 else x[(owner == value).to(x.device)]
-            if layer not in self._open[value]:
-                self._open[value][layer] = InputStatistics(self.bins)
-            self._open[value][layer].update(part)
-            self._seen.add(value)
+        t = torch.as_tensor(timestep, dtype=torch.float64).cpu()
+        values = sorted(set(t.reshape(-1).tolist()))
+        owner = fit_to_input(t, tuple(t.shape), x) if len(values) > 1 else t
+        with self._lock:
+            self.visit(values)
+            for value in values:
+                part = x if len(values) == 1 else x[(owner == value).to(x.device)]
+                if layer not in self._open[value]:
+                    self._open[value][layer] = InputStatistics(self.bins)
+                with located(layer, value):
+                    self._open[value][layer].update(part)
+                self._seen.add(value)
 
     def visit(self, timesteps: Iterable[float]) -> None:
         """Have these timesteps in memory, and no others."""
@@ -218,6 +224,18 @@ class Statistics:
         return self._summaries[layer]
 
     @cached_property
+    def hash(self) -> str:
+        """sha256 of everything that the statistics hold."""
+        places = [(layer, index) for layer in self.layers for index in range(len(self._files))]
+        parts = {f"{n}/{i}/{part}": x for n, i in places for part, x in self._tensors(n, i).items()}
+        return hash_json([list(self.layers), list(self.timesteps), hash_tensors(parts)])
+
+    def _tensors(self, layer: str, index: int) -> dict[str, Tensor]:
+        if f"{layer}/summary" not in self._keys[index]:
+            return {}
+        return {part: self._files[index].get_tensor(f"{layer}/{part}") for part in PARTS}
+
+    @cached_property
     def _summaries(self) -> dict[str, Tensor]:
         """By layer ``[T, 4]``: count, smallest value, largest value, mean square."""
         return {n: torch.stack([self._row(n, i) for i in range(len(self._files))]) for n in self.layers}
@@ -232,12 +250,8 @@ class Statistics:
     def at(self, layer: str, index: int) -> InputStatistics:
         """Everything about a layer at the timestep with this index."""
         self._summary(layer)
-        file = self._files[index]
-        if f"{layer}/summary" not in self._keys[index]:
-            return InputStatistics()
-        return InputStatistics.of(
-            {p: file.get_tensor(f"{layer}/{p}") for p in ("lattice", "summary", "counts", "sums")}
-        )
+        found = self._tensors(layer, index)
+        return InputStatistics.of(found) if found else InputStatistics()
 
     def points(self, layer: str, index: int) -> tuple[Tensor, Tensor]:
         """Weighted values at the timestep with this index: float32 ``[N]`` ascending, and float64 ``[N]``."""

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.calibration import CalibrationSet
-from dq_plugins.errors import RecipeError
+from dq_plugins.errors import DQError, RecipeError
 from dq_plugins.graph import Partition, partition
+from dq_plugins.graph.partition import untraced
 from dq_plugins.graph.unsupported_layers import find_unsupported_layers
 from dq_plugins.hashing import hash_json
-from dq_plugins.plan import Targets
+from dq_plugins.plan import Reason, Targets
+from dq_plugins.quantized.sampled import SampledStatistics
 
 T = TypeVar("T")
 
@@ -27,7 +29,7 @@ class PassContext:
 
     Attributes:
         denoiser: the full-precision denoiser, frozen and in eval mode. Passes must leave its weights as they are.
-        calibration: recorded full-precision denoiser calls.
+        calibration: recorded full-precision denoiser calls, or statistics that were collected while sampling.
         targets: widths and the form of quantizers.
         seed: seed of every random choice.
         running: name of the running pass, which every random stream belongs to.
@@ -39,7 +41,7 @@ class PassContext:
     """
 
     denoiser: nn.Module
-    calibration: CalibrationSet
+    calibration: CalibrationSet | SampledStatistics
     targets: Targets = field(default_factory=Targets)
     seed: int = 0
     running: str = ""
@@ -50,20 +52,35 @@ class PassContext:
 
     @cached_property
     def partition(self) -> Partition:
-        """Roles and dependency signatures of the denoiser's layers, without `unsupported_layers`."""
-        layers = {name: info for name, info in self.traced.layers.items() if name not in self.unsupported_layers}
+        """Roles and dependency signatures of the denoiser's layers, without those of `left_out`."""
+        layers = {name: info for name, info in self.traced.layers.items() if name not in self.left_out}
         return replace(self.traced, layers=layers)
 
     @cached_property
-    def unsupported_layers(self) -> dict[str, str]:
-        """Why a layer of `traced` cannot be quantized, by layer."""
-        return find_unsupported_layers(self.denoiser, self.calibration.example_inputs(), self.traced.layers)
+    def left_out(self) -> dict[str, Reason]:
+        """Why a layer of `traced` is not quantized, by layer."""
+        found: dict[str, Reason] = {}
+        if isinstance(self.calibration, SampledStatistics):
+            reasons = {name: self.calibration.left_out(name) for name in self.traced.layers}
+            found = {name: reason for name, reason in reasons.items() if reason is not None}
+            if self.calibration.example is None or not self.traced.graph:
+                return found
+        example = self.calibration.example_inputs()
+        unsupported = find_unsupported_layers(self.denoiser, example, self.traced.layers)
+        return {name: Reason(text, "unsupported") for name, text in unsupported.items()} | found
 
     @cached_property
     def traced(self) -> Partition:
-        """All that the denoiser's graph says, `unsupported_layers` included."""
-        example = self.calibration.example_inputs()
-        return partition(self.denoiser, example, timestep=self.calibration.timestep_argument)
+        """All that the denoiser's graph says; of one that cannot be traced, the layers that were observed."""
+        calibration = self.calibration
+        if not isinstance(calibration, SampledStatistics):
+            return partition(self.denoiser, calibration.example_inputs(), timestep=calibration.timestep_argument)
+        if calibration.example is not None:
+            try:
+                return partition(self.denoiser, dict(calibration.example), timestep=calibration.timestep_argument)
+            except DQError:
+                pass  # a recording would need the graph; statistics of layers do without, and without roles
+        return untraced(self.denoiser, calibration.observed, calibration.timestep_argument)
 
     def stream(self, *names: str) -> int:
         """Seed of a random stream of the running pass, below 2^63; other names, or another pass, another stream.

@@ -20,6 +20,7 @@ from dq_plugins.graph.arguments import unwrap
 from dq_plugins.hashing import weights_hash
 from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan, Reason, Targets
+from dq_plugins.quantized.sampled import SampledStatistics
 from dq_plugins.recipe.context import PassContext
 from dq_plugins.recipe.passes import Pass
 from dq_plugins.recipe.recipe import Recipe
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+Source = CalibrationSet | SampledStatistics
 NEVER_RUN = Reason("the traced forward never runs it", "unused")
 
 
@@ -37,11 +39,13 @@ def empty_plan(context: PassContext, recipe: str) -> QuantPlan:
     layers = {
         name: LayerPlan(kind=info.kind, roles=frozenset(info.roles)) for name, info in context.partition.layers.items()
     }
-    for name, text in context.unsupported_layers.items():
-        layers[name] = LayerPlan(context.traced.layers[name].kind, unquantized_reason=Reason(text, "unsupported"))
+    for name, reason in context.left_out.items():
+        layers[name] = LayerPlan(context.traced.layers[name].kind, unquantized_reason=reason)
     for name, module in context.denoiser.named_modules():
         if (kind := kind_of(module)) and name not in layers:
-            layers[name] = LayerPlan(kind.name, unquantized_reason=NEVER_RUN)
+            sampled = isinstance(context.calibration, SampledStatistics)
+            reason = context.calibration.left_out(name) if sampled else NEVER_RUN
+            layers[name] = LayerPlan(kind.name, unquantized_reason=reason or NEVER_RUN)
     return QuantPlan(
         model=type(context.denoiser).__name__,
         model_hash=weights_hash(context.denoiser),
@@ -68,7 +72,7 @@ def _frozen(denoiser: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def _chosen_calls(calibration: CalibrationSet, plan: QuantPlan) -> CalibrationSet:
+def _chosen_calls(calibration: Source, plan: QuantPlan) -> Source:
     """The calls that the plan says to calibrate on, so that a run that resumes sees the same ones."""
     chosen = plan.calibration_calls
     if chosen is None:
@@ -89,7 +93,7 @@ def _run_pass(instance: Pass, plan: QuantPlan, context: PassContext, progress: b
 
 def make_plan(
     denoiser: nn.Module,
-    calibration: CalibrationSet | str | Path,
+    calibration: CalibrationSet | SampledStatistics | str | Path,
     recipe: str | Recipe = "default",
     *,
     weight_bits: int = 8,
@@ -108,7 +112,8 @@ def make_plan(
 
     Args:
         denoiser: full-precision denoiser; any ``nn.Module`` whose forward takes a timestep.
-        calibration: calls recorded by `dq_plugins.record` from this denoiser, or their folder.
+        calibration: calls recorded by `dq_plugins.record` from this denoiser, or their folder; or statistics that were
+            collected while sampling, for recipes whose passes need no more.
         recipe: registered name, or a `Recipe`.
         weight_bits: target width of weights; passes may give single layers more or fewer.
         act_bits: target width of activations; None leaves them in floating point.
@@ -131,7 +136,8 @@ def make_plan(
     """
     require_full_precision(denoiser)
     denoiser = unwrap(denoiser)
-    calibration = calibration if isinstance(calibration, CalibrationSet) else CalibrationSet.open(calibration)
+    if isinstance(calibration, str | Path):
+        calibration = CalibrationSet.open(calibration)
     recipe = recipe if isinstance(recipe, Recipe) else registry.get("recipe", recipe)
     recipe = recipe.with_options(options or {})
     classes = {name: registry.get("pass", name) for name in recipe.passes()}
