@@ -73,7 +73,6 @@ class BlockReconstruction(Pass):
 
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
         """Write learned codes block by block; a finished block is not learned again after an interruption."""
-        context.require_unbalanced()
         frozen = self._frozen(plan, context)
         rounded = [n for n, layer in plan.layers.items() if layer.weight and layer.weight.rounds and n not in frozen]
         learnable = [n for n in rounded if not context.partition.layers[n].lookup]

@@ -120,7 +120,7 @@ def test_layers_of_one_input_share_its_factors(tmp_path) -> None:
 
 def test_passes_that_look_at_plain_layers_say_so(case) -> None:
     with pytest.raises(RecipeError, match="channel-balance"):
-        make(case, Step("channel-balance"), AFTER[0], Step("block-reconstruction", {"iterations": 1}))
+        make(case, Step("channel-balance"), *AFTER, Step("sensitivity"))
 
 
 LAYERS = [nn.Linear(4, 3), nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3, groups=2), nn.Conv1d(4, 8, 1)]

@@ -118,3 +118,13 @@ def test_activations_of_8_bits_are_left_alone_while_rounding_is_learned(case) ->
     default, without, with_them = ([c for c in codes(plan) if c is not None] for plan in plans)
     assert all(torch.equal(a, b) for a, b in zip(default, without, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(default, with_them, strict=False))
+
+
+def test_balanced_layers_are_learned_as_what_they_compute(case) -> None:
+    steps = (Step("channel-balance", {"least_gain": 0.0}), Step("weight-ranges"), Step("activation-ranges"))
+    plain, learned = (
+        dq.make_plan(*case, Recipe("r", "", recipe), weight_bits=3, progress=False)
+        for recipe in (steps, (*steps, Step("block-reconstruction", {**FAST, "iterations": 150})))
+    )
+    assert any(layer.balance is not None for layer in learned.layers.values())
+    assert sqnr(case, learned) > sqnr(case, plain)
