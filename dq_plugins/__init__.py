@@ -1,7 +1,5 @@
 """Quantization passes for diffusion models, for torchao, Brevitas and plain PyTorch."""
 
-from importlib.metadata import PackageNotFoundError, version
-
 from dq_plugins.application import apply
 from dq_plugins.calibration import CalibrationSet, record
 from dq_plugins.errors import DQError
@@ -10,11 +8,7 @@ from dq_plugins.plan import QuantPlan
 from dq_plugins.recipe import make_plan
 from dq_plugins.registry import get, names, plugins, register, temporary
 from dq_plugins.timesteps import Schedule, TimestepGroups
-
-try:
-    __version__ = version("dq-plugins")
-except PackageNotFoundError:  # run from a source tree that was never installed
-    __version__ = "0+unknown"
+from dq_plugins.version import __version__ as __version__
 
 __all__ = [
     "CalibrationSet",

@@ -35,6 +35,10 @@ class CalibrationError(DQError):
     """A calibration set is empty, incomplete, corrupt, or holds values that are not finite."""
 
 
+class ArtifactError(DQError):
+    """A file of ours is missing, damaged, altered, of other settings, or of another format."""
+
+
 class PlanError(DQError, ValueError):
     """A plan is malformed, of another model, of a newer format, or names an unknown layer."""
 

@@ -1,0 +1,292 @@
+"""One kind of file: a JSON record and named tensors under one hash.
+
+On disk an artifact is one safetensors file, whose metadata hold the record. Where people shall read the record, the
+path ends in ``.json``: then the record is that text, and the tensors, if there are any, lie beside it in a file that is
+named by their hash, ``plan-0123456789abcdef.safetensors``. Either way one rename makes the new artifact take the place
+of the old, and an interruption at any moment leaves one of the two, whole. Same value, same bytes.
+
+The record says which format it is in, which release wrote it, and for which settings. The hash covers all of it and the
+tensors: it finds what changed by accident, a half copied folder, an edit by hand. It is not a signature. Nothing that is
+read can run code, and what is read is bounded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar
+
+import safetensors.torch
+from pydantic import Field
+from torch import Tensor
+
+from dq_plugins.artifact.codec import STRICT, decode, encode
+from dq_plugins.artifact.files import check_length, read_bounded, read_tensors
+from dq_plugins.artifact.strict_json import parse_json
+from dq_plugins.atomic import replacing, write_atomically
+from dq_plugins.errors import ArtifactError, DQError
+from dq_plugins.hashing import hash_json, hash_tensors
+from dq_plugins.version import __version__
+
+T = TypeVar("T")
+
+METADATA_KEY = "dq_plugins"
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
+class Envelope:
+    """What stands around every record.
+
+    Attributes:
+        format: name of the format.
+        format_version: its version.
+        library_version: the release that wrote it.
+        settings: what the content depends on.
+        record: the value without its tensors.
+        tensors_hash: of its tensors; None: it has none.
+        hash: of everything above.
+    """
+
+    __pydantic_config__ = STRICT
+
+    format: str
+    format_version: int
+    library_version: str
+    record: Any
+    hash: Digest
+    settings: dict[str, Any] | None = None
+    tensors_hash: Digest | None = None
+
+
+@dataclass(frozen=True)
+class Format(Generic[T]):
+    """One kind of artifact.
+
+    Args:
+        name: of the format, as files spell it.
+        version: of the format; files of another version are refused.
+        schema: type of the values, see `dq_plugins.artifact.codec`.
+        error: what is raised where a file is not as it should be.
+        what: what a value is, for messages: "a plan".
+        remedy: what to do about a damaged one: "Make the plan again."
+        record_mb: the most that a record may take; a plan of 1000 layers takes one.
+    """
+
+    name: str
+    version: int
+    schema: type[T] | Any
+    error: type[DQError] = ArtifactError
+    what: str = "an artifact"
+    remedy: str = "Delete it, and run again what wrote it."
+    record_mb: int = 256
+
+    # In memory
+
+    def seal(self, value: T, settings: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """A value as JSON data and named tensors, under one hash.
+
+        Args:
+            value: of the schema's type.
+            settings: what it depends on.
+        """
+        tensors: dict[str, Tensor] = {}
+        fields = {
+            "format": self.name,
+            "format_version": self.version,
+            "library_version": __version__,
+            "record": encode(value, "", tensors),
+        }
+        if settings is not None:
+            fields["settings"] = encode(settings, "", {})
+        if tensors:
+            fields["tensors_hash"] = hash_tensors(tensors)
+        return {**fields, "hash": hash_json(fields)}, tensors
+
+    def open(self, data: Any, tensors: Mapping[str, Tensor], where: str) -> T:
+        """The value that `seal` took apart.
+
+        Args:
+            data: the JSON data.
+            tensors: by name.
+            where: what it was read from, for messages.
+
+        Raises:
+            DQError: of the class `error`: anything is not as `seal` left it, or is refused by the schema.
+        """
+        return self._value(self.envelope(data, where), tensors, where)
+
+    def envelope(self, data: Any, where: str) -> Envelope:
+        """What stands around the record, checked; the tensors are not.
+
+        Raises:
+            DQError: see `open`.
+        """
+        found = data if isinstance(data, dict) else {}
+        if found.get("format") != self.name or not isinstance(version := found.get("format_version"), int):
+            raise self.error(f"{where} is not {self.what}: it lacks the mark of format {self.name!r}. {self.remedy}")
+        if version != self.version:
+            way_out = "Upgrade dq-plugins." if version > self.version else self.remedy
+            raise self.error(
+                f"{where} is {self.what} in format {version}; this dq-plugins reads format {self.version}. {way_out}"
+            )
+        if found.get("hash") != self._hashed({k: v for k, v in found.items() if k != "hash"}):
+            raise self.error(f"{where} was altered or is damaged: its hash differs. {self.remedy}")
+        try:
+            return decode(Envelope, found, {})
+        except ValueError as error:
+            raise self.error(f"{where} is not {self.what}: {error}. {self.remedy}") from error
+
+    def _hashed(self, fields: dict[str, Any]) -> str:
+        try:
+            return hash_json(fields)
+        except DQError:
+            return ""
+
+    def _value(self, envelope: Envelope, tensors: Mapping[str, Tensor], where: str) -> T:
+        if (hash_tensors(tensors) if tensors else None) != envelope.tensors_hash:
+            raise self.error(
+                f"{where}: the tensors are not those that belong to the record, or were altered: their hash differs. "
+                f"{self.remedy}"
+            )
+        return self.decode(envelope.record, tensors, where)
+
+    def decode(self, record: Any, tensors: Mapping[str, Tensor], where: str) -> T:
+        """The value of a record and its tensors, whatever their hash."""
+        try:
+            return decode(self.schema, record, tensors)
+        except ValueError as error:
+            raise self.error(f"{where} is not {self.what}: {error}. {self.remedy}") from error
+
+    # As text
+
+    def to_text(self, value: T, settings: Mapping[str, Any] | None = None) -> bytes:
+        """A value without tensors as one line of JSON."""
+        data, tensors = self.seal(value, settings)
+        if tensors:
+            raise TypeError(f"{self.what} has tensors, which do not go into a text")
+        return json.dumps(data, sort_keys=True, allow_nan=False).encode()
+
+    def of_text(self, text: bytes, where: str) -> T:
+        """The value that `to_text` wrote.
+
+        Raises:
+            DQError: see `open`.
+        """
+        return self.open(self._parsed(text, where), {}, where)
+
+    def _parsed(self, text: bytes, where: str) -> Any:
+        try:
+            return parse_json(text)
+        except ValueError as error:
+            raise self.error(f"{where} cannot be read as JSON: {error}. {self.remedy}") from error
+
+    # On disk
+
+    def write(self, path: str | Path, value: T, settings: Mapping[str, Any] | None = None) -> Path:
+        """Write a value; folders that lack are made.
+
+        Args:
+            path: ends in ``.safetensors``, or in ``.json`` where people shall read it.
+            value: of the schema's type.
+            settings: what it depends on, as JSON data, see `find`.
+
+        Returns:
+            The path.
+        """
+        path = Path(path)
+        data, tensors = self.seal(value, settings)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".json":
+            self._write_text(path, data, tensors)
+        else:
+            text = json.dumps(data, sort_keys=True, allow_nan=False)
+            # One entry of metadata: safetensors writes several in any order, and the same value makes the same bytes.
+            with replacing(path) as temporary:
+                safetensors.torch.save_file(tensors, temporary, {METADATA_KEY: text})
+        return path
+
+    def _write_text(self, path: Path, data: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        old = self._old_tensors(path)
+        new = _beside(path, data["tensors_hash"]) if tensors else None
+        if new is not None:
+            with replacing(new) as temporary:
+                safetensors.torch.save_file(tensors, temporary)
+        write_atomically(path, (json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+        if old is not None and old != new:
+            old.unlink(missing_ok=True)
+
+    def _old_tensors(self, path: Path) -> Path | None:
+        """The file that the artifact of today has beside it and that of tomorrow has not."""
+        try:
+            digest = self._load_envelope(path).tensors_hash
+        except (DQError, ValueError):
+            return None  # nothing of ours
+        return None if digest is None else _beside(path, digest)
+
+    def read(self, path: str | Path) -> T:
+        """Read what `write` wrote; tensors are in memory.
+
+        Raises:
+            DQError: see `open`; the file is missing, or a link that leads out of its folder.
+        """
+        return self._value(*self._load(Path(path)), str(path))
+
+    def find(self, path: str | Path, settings: Mapping[str, Any], *, mapped: bool = False) -> T | None:
+        """The value at a path, if it depends on these settings and was written by this release; None otherwise.
+
+        Args:
+            path: of the artifact; there may be none.
+            settings: what `write` was given.
+            mapped: see `read_tensors`.
+
+        Raises:
+            DQError: something is there, and it is damaged.
+        """
+        if not Path(path).exists():
+            return None
+        envelope, tensors = self._load(Path(path), mapped=mapped)
+        fits = envelope.library_version == __version__ and envelope.settings == encode(settings, "", {})
+        return self._value(envelope, tensors, str(path)) if fits else None
+
+    def differing(self, path: str | Path, settings: Mapping[str, Any]) -> list[str]:
+        """Names of the settings of the artifact at a path that are others than these.
+
+        Raises:
+            DQError: see `read`.
+        """
+        envelope, _ = self._load(Path(path), mapped=True)
+        found, given = envelope.settings or {}, encode(settings, "", {})
+        names = [name for name in sorted(found.keys() | given.keys()) if found.get(name) != given.get(name)]
+        return names + (["dq-plugins"] if envelope.library_version != __version__ else [])
+
+    def _load(self, path: Path, *, mapped: bool = False) -> tuple[Envelope, dict[str, Tensor]]:
+        try:
+            return self._load_text(path, mapped) if path.suffix == ".json" else self._load_single(path, mapped)
+        except ValueError as error:
+            if isinstance(error, self.error):
+                raise
+            raise self.error(f"{error}. {self.remedy}") from error
+
+    def _load_text(self, path: Path, mapped: bool) -> tuple[Envelope, dict[str, Tensor]]:
+        envelope = self._load_envelope(path)
+        if envelope.tensors_hash is None:
+            return envelope, {}
+        return envelope, read_tensors(_beside(path, envelope.tensors_hash), mapped=mapped)[1]
+
+    def _load_envelope(self, path: Path) -> Envelope:
+        return self.envelope(self._parsed(read_bounded(path, self.record_mb), str(path)), str(path))
+
+    def _load_single(self, path: Path, mapped: bool) -> tuple[Envelope, dict[str, Tensor]]:
+        metadata, tensors = read_tensors(path, mapped=mapped)
+        text = metadata.get(METADATA_KEY)
+        if text is None or len(metadata) > 1:
+            raise ValueError(f"{path} is not {self.what}: it carries no record of dq-plugins")
+        check_length(len(text), path, self.record_mb)
+        return self.envelope(self._parsed(text.encode(), str(path)), str(path)), tensors
+
+
+def _beside(path: Path, digest: str) -> Path:
+    return path.with_name(f"{path.stem}-{digest[:16]}.safetensors")

@@ -1,0 +1,47 @@
+"""Finished units of a loop that may be interrupted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from dq_plugins.artifact.format import Format
+
+T = TypeVar("T")
+
+
+class UnitResults(Generic[T]):
+    """Results of the units of a loop (blocks, chunks of layers, timesteps), one artifact each.
+
+    Args:
+        format: of the results.
+        folder: where they lie, made with the first of them; None: nothing is kept, and nothing is found.
+        settings: everything that determines them, as JSON data. Results of other settings, or of another release,
+            count as absent, and so do damaged ones: that unit runs again.
+    """
+
+    def __init__(self, format: Format[T], folder: str | Path | None, settings: Mapping[str, Any]) -> None:
+        self.format, self.folder, self.settings = format, None if folder is None else Path(folder), dict(settings)
+
+    def find(self, unit: str, *, mapped: bool = False) -> T | None:
+        """Result of a unit, if it is there; ``mapped``: see `Format.find`."""
+        if self.folder is None:
+            return None
+        try:
+            return self.format.find(self.path(unit), {**self.settings, "unit": unit}, mapped=mapped)
+        except self.format.error:
+            return None
+
+    def keep(self, unit: str, result: T) -> None:
+        """Write the result of a finished unit."""
+        if self.folder is not None:
+            self.format.write(self.path(unit), result, {**self.settings, "unit": unit})
+
+    def path(self, unit: str) -> Path:
+        """File of a unit."""
+        assert self.folder is not None
+        readable = re.sub(r"[^A-Za-z0-9.-]+", "_", unit)[:64].strip("._")
+        return self.folder / f"{readable}-{sha256(unit.encode()).hexdigest()[:12]}.safetensors"
