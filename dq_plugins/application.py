@@ -12,7 +12,7 @@ from dq_plugins import registry
 from dq_plugins.denoiser import require_full_precision
 from dq_plugins.errors import RegistryError
 from dq_plugins.graph.arguments import unwrap
-from dq_plugins.plan import QuantPlan, load_plan
+from dq_plugins.plan import QuantPlan
 
 
 def apply(
@@ -43,7 +43,7 @@ def apply(
     """
     require_full_precision(denoiser)
     denoiser = unwrap(denoiser)
-    plan = plan if isinstance(plan, QuantPlan) else load_plan(plan)
+    plan = plan if isinstance(plan, QuantPlan) else QuantPlan.load(plan)
     adapter = registry.get("adapter", backend)
     adapter = adapter() if isinstance(adapter, type) else adapter
     if not hasattr(adapter, "apply"):

@@ -130,7 +130,7 @@ def test_a_plan_with_nothing_but_json(case, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text(json.dumps({"format_version": 1}))
     with pytest.raises(PlanError) as error:
         dq.QuantPlan.load(tmp_path)
-    paragraph(error, "not a valid plan")
+    paragraph(error, "is not a plan")
 
 
 def test_unknown_names_answer_with_close_ones(case) -> None:

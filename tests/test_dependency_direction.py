@@ -14,7 +14,7 @@ FRAMEWORKS = {"torchao", "brevitas", "diffusers"}
 ADAPTERS = {"dq_torchao", "dq_brevitas", "dq_diffusers", "adapters"}
 ON_USE_ONLY = {"ortools", "matplotlib"}
 FOUNDATION = (
-    "affine", "calibration", "errors", "graph", "hashing", "metrics", "observers", "plan", "quiet",
+    "affine", "artifact", "calibration", "errors", "graph", "hashing", "metrics", "observers", "plan", "quiet",
     "registry", "timesteps",
 )  # fmt: skip
 ABOVE = tuple(f"dq_plugins.{part}" for part in ("passes", "recipe", "application", "commands", "cli", "testing"))

@@ -1,4 +1,4 @@
-"""A Brevitas model on disk: ``model.safetensors`` with its state, ``model.json`` with what the state is for.
+"""A Brevitas model on disk: ``model.safetensors`` with its state and what the state is for.
 
 No pickle: Brevitas models cannot be pickled (their quantizers are classes made on the fly), and pickled files run code
 when they are loaded. The quantizers themselves are code; loading needs a model quantized in the same way, either by the
@@ -7,26 +7,20 @@ script that made it or by `BrevitasAdapter` from the plan.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 from dq_brevitas import host  # noqa: F401  isort: skip
-import safetensors.torch
 from brevitas.graph.calibrate import load_quant_model_mode
-from pydantic import TypeAdapter
 from torch import nn
 
 from dq_brevitas.proxy import timestep_proxies
-from dq_brevitas.records import ModelRecord
+from dq_brevitas.records import MODEL, ModelRecord
 from dq_brevitas.weights import quantized_layers
-from dq_plugins.atomic import write_atomically
 from dq_plugins.errors import DQError
-from dq_plugins.hashing import hash_tensors
-from dq_plugins.plan.codec import decode, encode
 from dq_plugins.timesteps import TimestepContext, argument_of, attach_context, context_of
 
-JSON_NAME, TENSORS_NAME = "model.json", "model.safetensors"
+FILE_NAME = "model.safetensors"
 
 
 def _widths(model: nn.Module) -> dict[str, dict[Literal["weight", "input"], int | None]]:
@@ -50,24 +44,17 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     Returns:
         The folder.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in _state(model).items()}
     context = context_of(model)
     groups = {} if context is None else context.groups
     record = ModelRecord(
-        format_version=1,
         model=type(model).__name__,
         timestep_argument=argument_of(model),
         out_of_range=context.out_of_range if context else None,
         groups=dict(groups),
         widths=_widths(model),
-        state_hash=hash_tensors(state),
+        state=_state(model),
     )
-    text = json.dumps(encode(record, "", {}), indent=1, sort_keys=True, allow_nan=False)
-    write_atomically(folder / TENSORS_NAME, safetensors.torch.save(state))
-    write_atomically(folder / JSON_NAME, (text + "\n").encode())
-    return folder
+    return MODEL.write(Path(folder) / FILE_NAME, record).parent
 
 
 def load(model: nn.Module, folder: str | Path) -> nn.Module:
@@ -85,7 +72,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
     Raises:
         DQError: files missing or damaged, or the model is quantized in another way; the message names the layer.
     """
-    record, state = _read(Path(folder))
+    record = MODEL.read(Path(folder) / FILE_NAME)
     context = TimestepContext(record.groups, record.out_of_range or "error")
     for proxy in timestep_proxies(model).values():
         proxy.bind(context)
@@ -93,7 +80,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
     if record.timestep_argument is not None:
         attach_context(model, context, record.timestep_argument)
     with load_quant_model_mode(model):
-        found = model.load_state_dict(state, strict=False)
+        found = model.load_state_dict(record.state, strict=False)
     missing = [k for k in found.missing_keys if not k.endswith(".weight_orig")]
     if missing or found.unexpected_keys:
         raise DQError(
@@ -121,18 +108,3 @@ def _check_widths(record: ModelRecord, model: nn.Module) -> None:
             found = int(proxy.bit_width()) if proxy.is_quant_enabled else None
             if found != saved:
                 raise DQError(f"the {part} of layer {name!r} was saved with {saved} bits; this model has {found}")
-
-
-def _read(folder: Path) -> tuple[ModelRecord, dict[str, Any]]:
-    for name in (JSON_NAME, TENSORS_NAME):
-        if not (folder / name).is_file():
-            raise DQError(f"no Brevitas model at {folder}: {name} is missing")
-    try:
-        raw = json.loads((folder / JSON_NAME).read_bytes())
-        state = safetensors.torch.load((folder / TENSORS_NAME).read_bytes())
-    except (ValueError, RecursionError, safetensors.SafetensorError) as error:
-        raise DQError(f"the Brevitas model at {folder} is damaged: {error}") from error
-    record: ModelRecord = decode(TypeAdapter(ModelRecord), raw, {}, f"the Brevitas model at {folder} is damaged")
-    if hash_tensors(state) != record.state_hash:
-        raise DQError(f"{folder / TENSORS_NAME} does not belong to the {JSON_NAME} beside it, or was altered")
-    return record, state

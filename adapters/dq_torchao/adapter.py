@@ -13,7 +13,6 @@ from typing import Any
 from torch import nn
 
 from dq_plugins.errors import PlanError
-from dq_plugins.hashing import hash_json
 from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.quantized import exact_tokens as tokens
 from dq_plugins.quantized import temporal_table
@@ -117,9 +116,8 @@ def _begin(model: nn.Module, plan: QuantPlan, options: dict[str, Any]) -> None:
         mark_full_precision(layer, plan.layers[name], NOT_SELECTED)
 
     install(model, plan, note, **options)
-    config = CheckpointConfig.of(model, plan, options)
-    object.__setattr__(model, PENDING, Pending(hash_json(config.plan), pending))
-    remember(model, config)
+    object.__setattr__(model, PENDING, Pending(plan.hash, pending))
+    remember(model, CheckpointConfig.of(model, plan, options))
 
 
 def begun_with(model: nn.Module, plan_hash: str) -> bool:

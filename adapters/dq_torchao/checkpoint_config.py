@@ -16,7 +16,7 @@ from torchao.core.config import AOBaseConfig
 
 from dq_plugins.errors import PlanError
 from dq_plugins.libraries import library_adapter
-from dq_plugins.plan import QuantPlan, decode_plan, encode_plan
+from dq_plugins.plan import PLAN, QuantPlan
 from dq_torchao.report import Execution, execution_report
 from dq_torchao.versions import Versioned
 
@@ -45,7 +45,7 @@ class CheckpointConfig(Versioned, AOBaseConfig):
     @classmethod
     def of(cls, model: nn.Module, plan: QuantPlan, options: Mapping[str, Any]) -> CheckpointConfig:
         """The config of a denoiser that has just been quantized."""
-        record, tensors = encode_plan(plan)
+        record, tensors = PLAN.seal(plan.validate())
         shapes = {name: [str(t.dtype).removeprefix("torch."), list(t.shape)] for name, t in tensors.items()}
         config = cls(record, shapes, {}, dict(options))
         for name in execution_report(model):
@@ -67,7 +67,8 @@ class CheckpointConfig(Versioned, AOBaseConfig):
             tensors = {name: _placeholder(dtype, shape) for name, (dtype, shape) in self.tensors.items()}
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise PlanError(f"the quantization config of this checkpoint is damaged: {error}") from error
-        return decode_plan(self.plan, tensors, "the quantization config of this checkpoint", placeholders=True)
+        where = "the quantization config of this checkpoint"
+        return PLAN.decode(PLAN.envelope(self.plan, where).record, tensors, where)
 
     def execution(self, layer: str) -> tuple[Execution, str]:
         """How ``layer`` runs, and the name of its class.
@@ -86,7 +87,8 @@ class CheckpointConfig(Versioned, AOBaseConfig):
 
     def __repr__(self) -> str:
         """Numbers instead of all that it holds."""
-        return f"CheckpointConfig({self.plan.get('model')}, {len(self.executions)} layers, version={self.version})"
+        model = self.plan.get("record", {}).get("model")
+        return f"CheckpointConfig({model}, {len(self.executions)} layers, version={self.version})"
 
 
 def checkpoint_config_of(model: nn.Module) -> CheckpointConfig | None:

@@ -17,7 +17,7 @@ from torchao.core.config import AOBaseConfig
 from torchao.quantization.transform_module import register_quantize_module_handler
 
 from dq_plugins.errors import PlanError
-from dq_plugins.plan import QuantPlan, decode_plan, encode_plan, load_plan
+from dq_plugins.plan import PLAN, QuantPlan
 from dq_torchao.adapter import begin, begun_with, lower_planned
 from dq_torchao.layer_filter import LayerFilter, denoiser_of_layer
 from dq_torchao.versions import Versioned
@@ -59,7 +59,7 @@ class PlanConfig(Versioned, AOBaseConfig):
             self.plan = _embed(given)
         elif isinstance(given, str | Path):
             self.plan = str(given)
-            self.plan_hash = self.plan_hash or load_plan(self.plan).hash
+            self.plan_hash = self.plan_hash or QuantPlan.load(self.plan).hash
         elif not (isinstance(given, dict) and self.plan_hash):
             raise PlanError(
                 f"PlanConfig: plan is the folder of a saved plan or a QuantPlan, got {type(given).__name__}"
@@ -72,7 +72,7 @@ class PlanConfig(Versioned, AOBaseConfig):
         Raises:
             PlanError: it is missing, damaged, of a newer format, or another than the one the config was made for.
         """
-        plan = load_plan(self.plan) if isinstance(self.plan, str) else _extract(self.plan)
+        plan = QuantPlan.load(self.plan) if isinstance(self.plan, str) else _extract(self.plan)
         if plan.hash != self.plan_hash:
             where = f"the plan in {self.plan}" if isinstance(self.plan, str) else "the plan inside the config"
             raise PlanError(
@@ -98,7 +98,7 @@ class PlanConfig(Versioned, AOBaseConfig):
 
 
 def _embed(plan: QuantPlan) -> dict[str, Any]:
-    record, tensors = encode_plan(plan)
+    record, tensors = PLAN.seal(plan.validate())
     data = safetensors.torch.save(tensors)
     if len(data) > EMBEDDED_LIMIT:
         raise PlanError(
@@ -114,7 +114,7 @@ def _extract(embedded: dict[str, Any]) -> QuantPlan:
         tensors = safetensors.torch.load(data)
     except (KeyError, TypeError, ValueError, safetensors.SafetensorError) as error:
         raise PlanError(f"the plan inside a PlanConfig is damaged: {type(error).__name__}: {error}") from error
-    return decode_plan(record, tensors, "the plan inside a PlanConfig")
+    return PLAN.open(record, tensors, "the plan inside a PlanConfig")
 
 
 @register_quantize_module_handler(PlanConfig)

@@ -3,11 +3,12 @@
 On disk an artifact is one safetensors file, whose metadata hold the record. Where people shall read the record, the
 path ends in ``.json``: then the record is that text, and the tensors, if there are any, lie beside it in a file that is
 named by their hash, ``plan-0123456789abcdef.safetensors``. Either way one rename makes the new artifact take the place
-of the old, and an interruption at any moment leaves one of the two, whole. Same value, same bytes.
+of the old, and an interruption at any moment leaves one of the two, whole. Same value, same bytes; mappings come back
+in the order of their keys.
 
 The record says which format it is in, which release wrote it, and for which settings. The hash covers all of it and the
-tensors: it finds what changed by accident, a half copied folder, an edit by hand. It is not a signature. Nothing that is
-read can run code, and what is read is bounded.
+tensors: it finds what changed by accident, a half copied folder, an edit by hand. It is not a signature. Nothing that
+is read can run code, and what is read is bounded.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import safetensors.torch
 from pydantic import Field
 from torch import Tensor
 
-from dq_plugins.artifact.codec import STRICT, decode, encode
+from dq_plugins.artifact.codec import STRICT, adapter, decode, encode
 from dq_plugins.artifact.files import check_length, read_bounded, read_tensors
 from dq_plugins.artifact.strict_json import parse_json
 from dq_plugins.atomic import replacing, write_atomically
@@ -125,7 +126,7 @@ class Format(Generic[T]):
             DQError: see `open`.
         """
         found = data if isinstance(data, dict) else {}
-        if found.get("format") != self.name or not isinstance(version := found.get("format_version"), int):
+        if found.get("format") != self.name or type(version := found.get("format_version")) is not int:
             raise self.error(f"{where} is not {self.what}: it lacks the mark of format {self.name!r}. {self.remedy}")
         if version != self.version:
             way_out = "Upgrade dq-plugins." if version > self.version else self.remedy
@@ -159,6 +160,10 @@ class Format(Generic[T]):
             return decode(self.schema, record, tensors)
         except ValueError as error:
             raise self.error(f"{where} is not {self.what}: {error}. {self.remedy}") from error
+
+    def json_schema(self) -> dict[str, Any]:
+        """JSON schema of the record, for other programs."""
+        return adapter(self.schema).json_schema()
 
     # As text
 
@@ -263,6 +268,8 @@ class Format(Generic[T]):
         return names + (["dq-plugins"] if envelope.library_version != __version__ else [])
 
     def _load(self, path: Path, *, mapped: bool = False) -> tuple[Envelope, dict[str, Tensor]]:
+        if not path.exists():
+            raise self.error(f"{path} is missing: {self.what} was expected there")
         try:
             return self._load_text(path, mapped) if path.suffix == ".json" else self._load_single(path, mapped)
         except ValueError as error:

@@ -43,7 +43,7 @@ def _finite(text: str) -> float:
 
 def _check_depth(data: Any) -> None:
     level = [data]
-    for _ in range(MOST_DEPTH + 1):
+    for _ in range(MOST_DEPTH):
         level = [
             part
             for each in level

@@ -23,11 +23,11 @@ def run(args: argparse.Namespace) -> int:
 
     from dq_plugins.application import apply
     from dq_plugins.commands.pipelines import load_denoiser
-    from dq_plugins.plan import load_plan
+    from dq_plugins.plan import QuantPlan
     from dq_plugins.report.execution import executions, layer_table
 
     _, denoiser = load_denoiser(args.model)
-    plan = load_plan(args.plan)
+    plan = QuantPlan.load(args.plan)
     found = executions(apply(denoiser, plan, args.backend), plan)
     if args.json:
         print(json.dumps({name: asdict(e) for name, e in found.items()}, indent=1))

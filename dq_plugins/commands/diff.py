@@ -19,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the differences."""
-    from dq_plugins.plan import load_plan
+    from dq_plugins.plan import QuantPlan
     from dq_plugins.plan.diff import diff_plans
 
-    differences = diff_plans(load_plan(args.left), load_plan(args.right))
+    differences = diff_plans(QuantPlan.load(args.left), QuantPlan.load(args.right))
     if args.json:
         print(json.dumps([asdict(d) for d in differences], indent=1))
     elif not differences:

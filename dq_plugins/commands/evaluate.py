@@ -42,10 +42,10 @@ def run(args: argparse.Namespace) -> int:
     from dq_plugins.calibration import CalibrationSet
     from dq_plugins.commands.pipelines import load_denoiser
     from dq_plugins.metrics.output_error import output_sqnr
-    from dq_plugins.plan import load_plan
+    from dq_plugins.plan import QuantPlan
 
     _, denoiser = load_denoiser(args.model)
-    plan, calls = load_plan(args.plan), CalibrationSet.open(args.calibration)
+    plan, calls = QuantPlan.load(args.plan), CalibrationSet.open(args.calibration)
     models = {name: apply(denoiser, plan, name) for name in args.backend or ["torchao"]}
     if args.json:
         print(json.dumps({name: output_sqnr(model, calls) for name, model in models.items()}, indent=1))

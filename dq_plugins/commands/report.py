@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the page."""
-    from dq_plugins.plan import load_plan
+    from dq_plugins.plan import QuantPlan
     from dq_plugins.report.plan_page import plan_page
 
-    print(f"written: {plan_page(load_plan(args.plan)).save(args.out)}")
+    print(f"written: {plan_page(QuantPlan.load(args.plan)).save(args.out)}")
     return 0

@@ -11,13 +11,12 @@ from dq_plugins.plan.decisions import (
     TabulatedOutput,
     Targets,
 )
-from dq_plugins.plan.encoding import decode_plan, encode_plan
-from dq_plugins.plan.files import load_plan, save_plan
 from dq_plugins.plan.layers import ActivationQuant, BiasCorrection, LayerPlan, Reason, WeightQuant
-from dq_plugins.plan.plan import PassRecord, QuantPlan
+from dq_plugins.plan.plan import PLAN, PassRecord, QuantPlan
 from dq_plugins.plan.section import Section
 
 __all__ = [
+    "PLAN",
     "ActivationQuant",
     "BiasCorrection",
     "BinaryTraining",
@@ -35,8 +34,4 @@ __all__ = [
     "TabulatedOutput",
     "Targets",
     "WeightQuant",
-    "decode_plan",
-    "encode_plan",
-    "load_plan",
-    "save_plan",
 ]

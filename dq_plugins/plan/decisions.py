@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from dq_plugins.affine import MAX_BITS, MIN_BITS
+from dq_plugins.artifact import STRICT, StoredTensor
 from dq_plugins.errors import PlanError
 from dq_plugins.plan.brief import brief
-from dq_plugins.plan.codec import STRICT, StoredTensor
 
 ByWidth = Mapping[str, Mapping[Literal["weight", "activation"], Mapping[int, float]]]
 """A number for every layer, operand and width in bits."""

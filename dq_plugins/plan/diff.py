@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, equal
 
+from dq_plugins.artifact.codec import encode
 from dq_plugins.plan.brief import tensor_text
-from dq_plugins.plan.codec import encode
 from dq_plugins.plan.plan import QuantPlan
 
 LONGEST = 200

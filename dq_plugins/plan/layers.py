@@ -6,8 +6,8 @@ A quantized layer ``y = f(x, w) + b`` computes, with whatever of it the plan has
 
 A new kind of decision about a layer is one more field of `LayerPlan` (or of a quantizer), with the default None,
 ``metadata=FEATURE`` and a check of its shape in ``__post_init__``. File, hash, comparison and round trip follow from
-the annotation (`dq_plugins.plan.codec`); adapters refuse plans that have it (`QuantPlan.refuse_unimplemented`) until
-they name it among the features that they implement.
+the annotation (`dq_plugins.artifact.codec`); adapters refuse plans that have it (`QuantPlan.refuse_unimplemented`)
+until they name it among the features that they implement.
 
 Shapes: ``O`` output channels (dimension 0 of the weight), ``C`` input channels, ``G`` timestep groups.
 """
@@ -22,9 +22,9 @@ from pydantic import Field
 from torch import Tensor
 
 from dq_plugins.affine import MAX_BITS, MIN_BITS, dequantize, fake_quantize, integer_range, per_row, quantize
+from dq_plugins.artifact import STRICT, StoredTensor
 from dq_plugins.errors import PlanError
 from dq_plugins.plan.brief import brief
-from dq_plugins.plan.codec import STRICT, StoredTensor
 
 FEATURE = {"feature": True}
 """Metadata of a field that changes what is computed: an adapter that does not implement it must refuse the plan."""

@@ -6,14 +6,16 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from torch import nn
+from pydantic import AfterValidator
+from torch import Tensor, nn
 
+from dq_plugins.artifact import STRICT, Format
+from dq_plugins.artifact.codec import encode
 from dq_plugins.errors import PlanError, close_matches
-from dq_plugins.hashing import weights_hash
+from dq_plugins.hashing import hash_json, hash_tensors, weights_hash
 from dq_plugins.plan.brief import summary
-from dq_plugins.plan.codec import STRICT
 from dq_plugins.plan.decisions import (
     BinaryTraining,
     CalibrationCalls,
@@ -201,24 +203,41 @@ class QuantPlan:
     @property
     def hash(self) -> str:
         """sha256 over everything the plan holds, tensors included."""
-        from dq_plugins.plan.encoding import plan_hash
-
-        return plan_hash(self)
+        tensors: dict[str, Tensor] = {}
+        return hash_json([encode(self, "", tensors), hash_tensors(tensors)])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, QuantPlan) and self.hash == other.hash
 
     __hash__ = None  # type: ignore[assignment]  # mutable
 
-    def save(self, folder: str | Path) -> Path:
-        """Write ``plan.json`` and ``plan.safetensors`` into ``folder``; returns the folder."""
-        from dq_plugins.plan.files import save_plan
+    def save(self, folder: str | Path, settings: Mapping[str, Any] | None = None) -> Path:
+        """Write ``plan.json``, sorted and diffable, and the tensors beside it; an old plan is replaced in one step.
 
-        return save_plan(self, folder)
+        Args:
+            folder: made if it does not exist.
+            settings: what the plan depends on, see `dq_plugins.artifact.Format.find`.
+
+        Returns:
+            The folder.
+
+        Raises:
+            PlanError: the plan contradicts itself.
+        """
+        return PLAN.write(Path(folder) / PLAN_NAME, self.validate(), settings).parent
 
     @staticmethod
     def load(folder: str | Path) -> QuantPlan:
-        """Read a plan; see `dq_plugins.plan.load_plan` for the errors."""
-        from dq_plugins.plan.files import load_plan
+        """Read and validate a plan.
 
-        return load_plan(folder)
+        Raises:
+            PlanError: files missing, damaged, altered, of another format, or contradicting each other.
+        """
+        return PLAN.read(Path(folder) / PLAN_NAME)
+
+
+PLAN_NAME = "plan.json"
+PLAN: Format[QuantPlan] = Format(
+    "plan", 4, Annotated[QuantPlan, AfterValidator(QuantPlan.validate)], PlanError, "a plan", "Make the plan again."
+)
+"""Plans in memory and on disk, for those who carry them in files of their own."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
 from torch import Tensor
 
+from dq_plugins.artifact.codec import STRICT, StoredTensor, decode, encode
+from dq_plugins.errors import PlanError
 from dq_plugins.plan.brief import brief
-from dq_plugins.plan.codec import STRICT, StoredTensor, decode, encode
 
 Content = TypeVar("Content")
 
@@ -52,5 +52,8 @@ class Section:
         Raises:
             PlanError: the section does not hold one; the message names the place.
         """
-        content: Content = decode(TypeAdapter(kind), self.data, self.tensors, f"section {name!r} of the plan")
+        try:
+            content: Content = decode(kind, self.data, self.tensors)
+        except ValueError as error:
+            raise PlanError(f"section {name!r} of the plan: {error}") from error
         return content

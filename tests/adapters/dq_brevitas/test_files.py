@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
+from artifacts import edit_file, edit_record
 from brevitas import quant as stock
 from brevitas.graph.calibrate import bias_correction_mode
 from dq_brevitas import BrevitasAdapter, attach_timesteps, learned_weight_scales, load, quantizers, save
@@ -30,7 +29,7 @@ def test_a_loaded_model_equals_the_saved_one_groups_and_all(saved, quantize, cal
     assert all(torch.equal(model(**call), fresh(**call)) for call in calls)
     assert context_of(fresh).groups == {"default": GROUPS}
     assert context_of(fresh).out_of_range == "nearest"
-    assert sorted(path.name for path in folder.iterdir()) == ["model.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors"]
 
 
 def test_a_model_made_from_a_plan_loads_into_the_plan_applied_again(tmp_path, calls):
@@ -81,18 +80,19 @@ def test_another_quantization_is_refused_by_layer(saved, quantize):
         load(quantize(quantizers.Int8ActPerTimestepFloat, input_bit_width=5), folder)
 
 
-def test_damage_is_noticed(saved, quantize):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda file: edit_file(file, hash="0" * 64), "altered"),
+        (lambda file: edit_record(file, lambda record: record.update(surprise=1)), "surprise"),
+        (lambda file: edit_record(file, lambda record: record["widths"]["up"].update(weight="3")), r"widths\.up"),
+        (lambda file: edit_file(file, format_version=99), "format 99"),
+        (lambda file: file.write_bytes(file.read_bytes()[:-4]), "truncated"),
+        (lambda file: file.unlink(), r"model\.safetensors is missing"),
+    ],
+)
+def test_damage_is_noticed(saved, quantize, damage, message):
     _, folder = saved
-    record = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(json.dumps({**record, "state_hash": "0" * 64}))
-    with pytest.raises(DQError, match="altered"):
-        load(quantize(ACT, input_bit_width=5), folder)
-    (folder / "model.json").write_text(json.dumps({**record, "surprise": 1}))
-    with pytest.raises(DQError, match="damaged"):
-        load(quantize(ACT, input_bit_width=5), folder)
-    (folder / "model.json").write_text(json.dumps({**record, "format_version": 2}))
-    with pytest.raises(DQError, match="format"):
-        load(quantize(ACT, input_bit_width=5), folder)
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(DQError, match=r"model\.safetensors is missing"):
+    damage(folder / "model.safetensors")
+    with pytest.raises(DQError, match=message):
         load(quantize(ACT, input_bit_width=5), folder)

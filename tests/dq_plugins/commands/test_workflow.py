@@ -27,7 +27,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_plan_prints_widths_and_leaves_no_intermediate_results(folder: Path, capsys) -> None:
-    assert sorted(p.name for p in (folder / "plan").iterdir()) == ["plan.json", "plan.safetensors"]
+    assert sorted(p.suffix for p in (folder / "plan").iterdir()) == [".json", ".safetensors"]
     assert len(json.loads((folder / "plan" / "plan.json").read_text())["groups"]["default"]["edges"]) == 1
 
 

@@ -1,17 +1,16 @@
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from artifacts import edit_file, edit_record
 from plans import example_plan
 from torch import nn
 
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
-from dq_plugins.plan import ActivationQuant, BiasCorrection, LayerPlan, QuantPlan, Reason, WeightQuant
-from dq_plugins.plan.encoding import plan_schema
+from dq_plugins.plan import PLAN, ActivationQuant, BiasCorrection, LayerPlan, QuantPlan, Reason, WeightQuant
 from dq_plugins.timesteps import TimestepGroups
 
 
@@ -35,7 +34,9 @@ def test_reloads_equal_hash_and_all(tmp_path: Path) -> None:
 def test_same_plan_same_bytes(tmp_path: Path) -> None:
     for name in ("x", "y"):
         example_plan().save(tmp_path / name)
-    for file in ("plan.json", "plan.safetensors"):
+    files = sorted(path.name for path in (tmp_path / "x").iterdir())
+    assert len(files) == 2
+    for file in files:
         assert (tmp_path / "x" / file).read_bytes() == (tmp_path / "y" / file).read_bytes()
 
 
@@ -66,35 +67,39 @@ def test_any_change_changes_the_hash(change) -> None:
 def test_hash_is_the_same_in_another_process(tmp_path: Path) -> None:
     plan = example_plan()
     plan.save(tmp_path)
-    code = f"import dq_plugins.plan as p; print(p.load_plan({str(tmp_path)!r}).hash)"
+    code = f"import dq_plugins.plan as p; print(p.QuantPlan.load({str(tmp_path)!r}).hash)"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == plan.hash
 
 
 def edit(folder: Path, **changes) -> None:
-    path = folder / "plan.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    edit_record(folder / "plan.json", lambda record: record.update(changes))
+
+
+def tensors(folder: Path) -> Path:
+    return next(folder.glob("plan-*.safetensors"))
 
 
 def other_tensors(folder: Path) -> None:
     example_plan(1).save(folder / "other")
-    (folder / "other" / "plan.safetensors").replace(folder / "plan.safetensors")
+    tensors(folder / "other").replace(tensors(folder))
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda f: (f / "plan.json").unlink(), "missing"),
-        (lambda f: (f / "plan.json").write_text("{"), "not JSON"),
-        (lambda f: (f / "plan.json").write_text("[" * 100_000), "not JSON"),
-        (lambda f: (f / "plan.json").write_text("[]"), "not a valid plan"),
-        (lambda f: (f / "plan.json").write_bytes(b"\x80\x04\x95"), "not JSON"),
-        (lambda f: edit(f, format_version=99), "Upgrade"),
+        (lambda f: (f / "plan.json").write_text("{"), "cannot be read as JSON"),
+        (lambda f: (f / "plan.json").write_text("[" * 100_000), "cannot be read as JSON"),
+        (lambda f: (f / "plan.json").write_text("[]"), "not a plan"),
+        (lambda f: (f / "plan.json").write_bytes(b"\x80\x04\x95"), "cannot be read as JSON"),
+        (lambda f: edit_file(f / "plan.json", format_version=99), "Upgrade"),
+        (lambda f: edit_file(f / "plan.json", library_version="0.0.1"), "altered"),
         (lambda f: edit(f, surprise=1), "surprise"),
         (lambda f: edit(f, seed="zero"), "seed"),
-        (lambda f: (f / "plan.safetensors").unlink(), "cannot be read"),
-        (lambda f: (f / "plan.safetensors").write_bytes((f / "plan.safetensors").read_bytes()[:-4]), "cannot be read"),
-        (lambda f: (f / "plan.safetensors").write_bytes(b"\xff" * 64), "cannot be read"),
+        (lambda f: tensors(f).unlink(), "missing"),
+        (lambda f: tensors(f).write_bytes(tensors(f).read_bytes()[:-4]), "cannot be read"),
+        (lambda f: tensors(f).write_bytes(b"\xff" * 64), "cannot be read"),
         (lambda f: other_tensors(f), "hash differs"),
     ],
 )  # fmt: skip
@@ -198,15 +203,13 @@ def set_in(record: dict, path: str, value) -> None:
 )
 def test_wrong_content_is_refused_and_the_message_names_the_place(tmp_path: Path, path, value, message) -> None:
     example_plan().save(tmp_path)
-    record = json.loads((tmp_path / "plan.json").read_text())
-    set_in(record, path, value)
-    (tmp_path / "plan.json").write_text(json.dumps(record))
+    edit_record(tmp_path / "plan.json", lambda record: set_in(record, path, value))
     with pytest.raises(PlanError, match=message):
         QuantPlan.load(tmp_path)
 
 
 def test_the_format_has_a_schema() -> None:
-    schema = plan_schema()
+    schema = PLAN.json_schema()
     assert {"balance", "bias_correction", "weight"} <= set(schema["$defs"]["LayerPlan"]["properties"])
     assert schema["$defs"]["LayerPlan"]["additionalProperties"] is False
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from plans import example_plan
 
+from dq_plugins.artifact import StoredTensor
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan, Section
-from dq_plugins.plan.codec import StoredTensor
 
 
 @dataclass
