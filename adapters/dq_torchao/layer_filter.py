@@ -4,8 +4,8 @@ torchao hands a handler one layer at a time, and neither the module that ``quant
 name. Timesteps arrive at the denoiser and plans go by names, so handlers of ours need both. A ``filter_fn`` is given
 them: torchao asks it about every module by name, first about the root, whose name is empty, and calls the handler as
 soon as the filter has accepted a layer, in the same thread. So a filter notes what it is asked, per thread, and a
-handler takes the note of its layer, once. Notes are weak references, and a layer that the root does not hold under its
-name has no note: nothing leaks from one call, thread or model into another.
+handler takes the note of its layer, once. The note of the root is a weak reference, and a layer that the root does not
+hold under its name has no note: nothing leaks from one call, thread or model into another.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dq_plugins.errors import DQError
 
 class _Notes(threading.local):
     root: weakref.ref[nn.Module] | None = None
-    accepted: tuple[weakref.ref[nn.Module], str] | None = None
+    accepted: str | None = None  # name of the layer that was accepted last
 
 
 _notes = _Notes()
@@ -48,7 +48,7 @@ class LayerFilter:
         accepted = bool(self.selects(module, name))
         if name == "":
             _notes.root = weakref.ref(module)
-        _notes.accepted = (weakref.ref(module), name) if accepted else None
+        _notes.accepted = name if accepted else None
         return accepted
 
 
@@ -66,10 +66,10 @@ def denoiser_of_layer(layer: nn.Module, config: str, instead: str) -> tuple[nn.M
     root, accepted = _notes.root, _notes.accepted
     _notes.accepted = None
     denoiser = root() if root is not None else None
-    if denoiser is not None and accepted is not None and accepted[0]() is layer:
+    if denoiser is not None and accepted is not None:
         with suppress(AttributeError):  # no module of this name
-            if denoiser.get_submodule(accepted[1]) is layer:
-                return denoiser, accepted[1]
+            if denoiser.get_submodule(accepted) is layer:
+                return denoiser, accepted
     raise DQError(
         f"{config}: quantize_ ran with a filter that does not say which denoiser a {type(layer).__name__} belongs to; "
         f"torchao's own, which it uses when none is given, does not. Write quantize_(denoiser, {config}(...), "

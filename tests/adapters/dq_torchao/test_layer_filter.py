@@ -92,6 +92,13 @@ def test_torchaos_own_filter_is_told_which_line_to_change(config, before):
         quantize_(model, FqnToConfig({"up": config}), filter_fn=None)
 
 
+def test_a_note_serves_one_call_of_a_handler():
+    model = build()
+    quantize_(model, Probe(), LayerFilter(lambda _, name: name == "conv_out"))
+    with pytest.raises(DQError, match=LINE_TO_CHANGE):
+        quantize_(model, Probe(), lambda _, name: name == "conv_out")
+
+
 def test_a_part_of_the_denoiser_is_not_taken_for_the_denoiser_of_an_earlier_call():
     whole, probe = nn.ModuleDict({"a": build()}), Probe()
     quantize_(whole, Probe(), linear_and_conv2d)
