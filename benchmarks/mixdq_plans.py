@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks.mixdq_setting import ACT_MENU, WEIGHT_MENU, Setting, arguments, prepare
+from benchmarks.mixdq_setting import ACT_CHOICES, WEIGHT_CHOICES, Setting, arguments, prepare
 from benchmarks.records import Records
 from dq_plugins.passes.allocation.front import Front, draw, fronts, mean_weight_bits
 from dq_plugins.passes.allocation.mixdq import mixdq_widths, score
@@ -32,7 +32,7 @@ from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets
 from dq_plugins.passes.allocation.solve import allocate
 from dq_plugins.progress import finish
 from dq_plugins.quantized.candidates import Entry
-from dq_plugins.quantized.width import Menu, Width, entries_of
+from dq_plugins.quantized.width import Width, WidthChoices, entries_of
 from dq_plugins.sensitivity import ContentProbes, ExactQuality, QualityProbes, SensitivityTable, measure
 from dq_plugins.sensitivity.exact import final_samples
 from dq_plugins.sensitivity.table import cost, entries_to_check, relative
@@ -62,7 +62,7 @@ def kept(records: Records, measure: Callable[[], SensitivityTable]) -> Sensitivi
         written = {part: [[*entry, value] for entry, value in getattr(table, part).items()] for part in parts}
         records.put("table", written | {"calls": table.calls})
     stored = records.data["table"]
-    values = {p: {Entry(layer, side, bits): v for layer, side, bits, v in stored[p]} for p in parts}
+    values = {p: {Entry(layer, operand, bits): v for layer, operand, bits, v in stored[p]} for p in parts}
     return SensitivityTable(**values, calls=stored["calls"])
 
 
@@ -72,12 +72,12 @@ def db(noise: float) -> float:
 
 
 def random_plans(setting: Setting, table: SensitivityTable, count: int) -> list[list[Entry]]:
-    """Random widths for every layer and side, as entries."""
+    """Random widths for every layer and operand, as entries."""
     rng = np.random.default_rng(0)
 
     def drawn() -> list[Entry]:
         names = setting.candidates.layers
-        widths = {name: Width(int(rng.choice(WEIGHT_MENU)), int(rng.choice(ACT_MENU))) for name in names}
+        widths = {name: Width(int(rng.choice(WEIGHT_CHOICES)), int(rng.choice(ACT_CHOICES))) for name in names}
         return [e for e in entries_of(widths) if e in table.noise]
 
     return [drawn() for _ in range(count)]
@@ -104,7 +104,7 @@ def prediction(setting: Setting, table: SensitivityTable, count: int, records: R
 
 def weights_only(setting: Setting, table: SensitivityTable) -> AllocationProblem:
     """The problem whose inputs all have 8 bits."""
-    return setting.problem(dict(table.noise), default_menu=Menu(WEIGHT_MENU, (8,)))
+    return setting.problem(dict(table.noise), default_choices=WidthChoices(WEIGHT_CHOICES, (8,)))
 
 
 def paper_plan(setting: Setting, table: SensitivityTable, problem: AllocationProblem) -> Mapping[str, Width]:

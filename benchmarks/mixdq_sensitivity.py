@@ -2,7 +2,7 @@
 
     python -m benchmarks.mixdq_sensitivity [--model digits | emoji] [--workers 2]
 
-The naive method repeats every recorded call once for each layer, side and width. The linearised one takes a few
+The naive method repeats every recorded call once for each layer, operand and width. The linearised one takes a few
 backward passes for all of them together, and measures some entries exactly to check and correct itself. A backward
 pass counts as two calls. Both see the same calls and quantizers.
 """
@@ -38,8 +38,8 @@ def timed(measurement: Any, **options: Any) -> tuple[dict, float]:
 
 
 def by_side(estimate: Mapping[Entry, float], exact: Mapping[Entry, float]) -> dict[str, float]:
-    """Rank correlation over all entries, and over those of each side."""
-    parts = {"all": list(exact), **{s: [e for e in exact if e.side == s] for s in ("weight", "activation")}}
+    """Rank correlation over all entries, and over those of each operand."""
+    parts = {"all": list(exact), **{s: [e for e in exact if e.operand == s] for s in ("weight", "activation")}}
     return {n: spearmanr([estimate[e] for e in part], [exact[e] for e in part]).statistic for n, part in parts.items()}
 
 

@@ -16,12 +16,12 @@ from dq_plugins.bundled import NAMES, bundled
 from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, LayerCost
 from dq_plugins.passes.candidates import candidates_of
 from dq_plugins.quantized.candidates import Candidates, Entry
-from dq_plugins.quantized.width import Menu
+from dq_plugins.quantized.width import WidthChoices
 from dq_plugins.recipe import PassContext, Recipe, Step
 from dq_plugins.sensitivity import Trajectory, trajectories_of
 from dq_plugins.sensitivity.exact import output_noise
 
-WEIGHT_MENU, ACT_MENU = (2, 3, 4, 5, 6, 8), (4, 6, 8)
+WEIGHT_CHOICES, ACT_CHOICES = (2, 3, 4, 5, 6, 8), (4, 6, 8)
 RANGES = Recipe("ranges", "", (Step("weight-ranges"), Step("timestep-groups"), Step("activation-ranges")))
 SAMPLE = 8, 4
 """Images recorded, and in one batch."""
@@ -37,7 +37,7 @@ class Setting:
         held_out: other seeds, for true errors.
         plan: with ranges at 8 bits.
         context: the run they were made in.
-        candidates: every quantizer on the menus.
+        candidates: every quantizer among the choices.
     """
 
     denoiser: nn.Module
@@ -53,14 +53,14 @@ class Setting:
         return trajectories_of(chosen, self.context.partition.sample_argument)
 
     def problem(self, noise: dict[Entry, float], **changes: Any) -> AllocationProblem:
-        """Weights and inputs of all layers, on the full menus."""
+        """Weights and inputs of all layers, on the full choices."""
         layers = {}
         for name in self.candidates.layers:
             info = self.context.partition.layers[name]
             inputs = torch.Size(info.input_shape).numel() if name in self.candidates.activations else 0
             layers[name] = LayerCost(torch.Size(info.weight_shape).numel(), inputs, info.macs, info.block)
-        menus = Menu(WEIGHT_MENU, ACT_MENU)
-        return AllocationProblem(layers, noise, **{"budgets": Budgets(), "default_menu": menus, **changes})
+        choices = WidthChoices(WEIGHT_CHOICES, ACT_CHOICES)
+        return AllocationProblem(layers, noise, **{"budgets": Budgets(), "default_choices": choices, **changes})
 
     def true_noise(self, entries: list[Entry]) -> float:
         """Noise power of the output relative to its signal with some entries quantized together, on held-out calls."""
@@ -90,7 +90,9 @@ def prepare(name: str, folder: Path, steps: int = 20) -> Setting:
     calibration, held_out = recorded(0), recorded(images)
     plan = dq.make_plan(denoiser, calibration, RANGES, progress=False)
     context = PassContext(denoiser, calibration)
-    return Setting(denoiser, calibration, held_out, plan, context, candidates_of(plan, context, WEIGHT_MENU, ACT_MENU))
+    return Setting(
+        denoiser, calibration, held_out, plan, context, candidates_of(plan, context, WEIGHT_CHOICES, ACT_CHOICES)
+    )
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:

@@ -118,7 +118,7 @@ def _best_with_uniform(search: JointSearch) -> Plans:
         if genes is None:
             continue
         widths = space.widths(Candidate((0,) * count, genes))
-        menus = tuple(
+        choices = tuple(
             replace(
                 layer,
                 weights=(widths[layer.name].weight,),
@@ -127,7 +127,7 @@ def _best_with_uniform(search: JointSearch) -> Plans:
             )
             for layer, w, a in zip(space.layers, genes[::2], genes[1::2], strict=True)
         )
-        fixed = replace(space, groups={count: space.groups[count]}, layers=menus)
+        fixed = replace(space, groups={count: space.groups[count]}, layers=choices)
         limited = replace(search, fitness=replace(search.fitness, space=fixed))
         solution = limited.program().solve(seconds=search.seconds)
         if solution.candidate is not None:

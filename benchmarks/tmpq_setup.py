@@ -24,7 +24,7 @@ from dq_plugins.progress import finish
 from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import PassContext, Recipe, Step
 
-MENUS = {"weight_menu": (3, 4, 5, 6, 8), "act_menu": (4, 6, 8)}
+CHOICES = {"weight_choices": (3, 4, 5, 6, 8), "act_choices": (4, 6, 8)}
 TARGET, STEPS, COUNTS = Width(4, 6), 10, (10, 8, 13)
 SPACINGS = ("trailing", "leading", "linspace")
 RANGES = (Step("weight-ranges"), Step("timestep-groups"), Step("activation-ranges"))
@@ -68,7 +68,7 @@ def record(
 
 def sensitivity(args: argparse.Namespace, denoiser: torch.nn.Module, calibration: dq.CalibrationSet) -> dq.QuantPlan:
     """A plan with ranges and sensitivities."""
-    options = {**MENUS, "calls_per_timestep": 1, "draws": args.draws, "check_entries": 12}
+    options = {**CHOICES, "calls_per_timestep": 1, "draws": args.draws, "check_entries": 12}
     recipe = Recipe("measured", "", (*RANGES, Step("sensitivity", options)))
     return dq.make_plan(denoiser, calibration, recipe, progress=False)
 
@@ -90,8 +90,8 @@ class Benchmark:
         self.context = PassContext(
             self.denoiser, self.calibration, Targets(TARGET.weight or 8, TARGET.activation), seed
         )
-        quantizers = candidates_of(self.plan, PassContext(self.denoiser, short), *MENUS.values())
-        self.context.shared(("candidates", *MENUS.values()), lambda: quantizers)  # what the pass will ask for
+        quantizers = candidates_of(self.plan, PassContext(self.denoiser, short), *CHOICES.values())
+        self.context.shared(("candidates", *CHOICES.values()), lambda: quantizers)  # what the pass will ask for
         self.said("recorded, ranges and sensitivities measured")
         self.setting: Setting = finish(self._pass().setting(self.plan, self.context))
         self.said("costs of steps measured")

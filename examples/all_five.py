@@ -51,7 +51,7 @@ def recipe(steps: tuple[int, ...], effort: int) -> Recipe:
             Step("timestep-groups", {"method": "search", "groups": 4, "rounds": 4 * effort}),
             Step("activation-ranges"),
             Step("bos-tokens"),
-            Step("sensitivity", {"weight_menu": (1, 3, 4, 6, 8), "act_menu": (4, 6, 8), "draws": 20 * effort}),
+            Step("sensitivity", {"weight_choices": (1, 3, 4, 6, 8), "act_choices": (4, 6, 8), "draws": 20 * effort}),
             Step("timestep-reduction", {"steps": steps, "generations": effort, "seconds": 2.0, **search}),
             Step("temporal-reconstruction", {"iterations": 100 * effort}),
             Step("block-reconstruction", {"iterations": 20 * effort}),

@@ -51,8 +51,8 @@ class LatencyTable:
 def latency_table(
     denoiser: nn.Module,
     example_inputs: Mapping[str, Any],
-    weight_menu: Iterable[int] = (8,),
-    act_menu: Iterable[int] = (8,),
+    weight_choices: Iterable[int] = (8,),
+    act_choices: Iterable[int] = (8,),
     *,
     rounds: int = 15,
 ) -> LatencyTable:
@@ -64,8 +64,8 @@ def latency_table(
     Args:
         denoiser: in full precision; left as it is.
         example_inputs: keyword arguments of one call, of the batch and image size to be fast at.
-        weight_menu: widths of weights.
-        act_menu: widths of inputs; none: weights alone are quantized.
+        weight_choices: widths of weights.
+        act_choices: widths of inputs; none: weights alone are quantized.
         rounds: timed calls of each form; the median counts.
 
     Raises:
@@ -75,7 +75,7 @@ def latency_table(
     found = partition(denoiser, inputs)
     layers = {name: denoiser.get_submodule(name) for name in found.layers}
     layouts = {name: each for name, each in record_layouts(denoiser, layers, inputs).items() if each}
-    weights, acts = tuple(weight_menu), tuple(act_menu) or (None,)
+    weights, acts = tuple(weight_choices), tuple(act_choices) or (None,)
     known: dict[Hashable, dict[Width, float]] = {}
     table, floating = {}, 0.0
     for name, calls in layouts.items():

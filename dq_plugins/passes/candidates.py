@@ -25,7 +25,7 @@ from dq_plugins.recipe import PassContext
 
 
 def candidates_of(
-    plan: QuantPlan, context: PassContext, weight_menu: Sequence[int], act_menu: Sequence[int]
+    plan: QuantPlan, context: PassContext, weight_choices: Sequence[int], act_choices: Sequence[int]
 ) -> Candidates:
     """Candidates of every layer that the plan quantizes; shared by the passes of a run.
 
@@ -34,35 +34,39 @@ def candidates_of(
     Args:
         plan: with weight quantizers, and with activation quantizers unless activations stay in floating point.
         context: the run.
-        weight_menu: widths of weights; one bit is BinaryDM's: signs, scaled by the mean magnitude.
-        act_menu: widths of inputs.
+        weight_choices: widths of weights; one bit is BinaryDM's: signs, scaled by the mean magnitude.
+        act_choices: widths of inputs.
     """
     context.require_unbalanced()
-    key = ("candidates", tuple(weight_menu), tuple(act_menu))
-    return context.shared(key, lambda: _make(plan, context, weight_menu, act_menu))
+    key = ("candidates", tuple(weight_choices), tuple(act_choices))
+    return context.shared(key, lambda: _make(plan, context, weight_choices, act_choices))
 
 
-def _make(plan: QuantPlan, context: PassContext, weight_menu: Sequence[int], act_menu: Sequence[int]) -> Candidates:
+def _make(
+    plan: QuantPlan, context: PassContext, weight_choices: Sequence[int], act_choices: Sequence[int]
+) -> Candidates:
     layers = [n for n, p in plan.layers.items() if p.weight is not None and p.weight.codes is None]
     if not layers:
         raise RecipeError("no layer has a weight quantizer that may change: run the pass 'weight-ranges' before")
     # in execution order, which is what tables and explanations are read in
     order = [name for name in context.partition.layers if name in set(layers)]
-    activations = activation_candidates(plan, context, order, act_menu) if context.targets.act_bits is not None else {}
+    activations = (
+        activation_candidates(plan, context, order, act_choices) if context.targets.act_bits is not None else {}
+    )
     used = {quant.groups for widths in activations.values() for quant in widths.values()}
-    weights = {name: _weights(plan, context, name, weight_menu) for name in order}
+    weights = {name: _weights(plan, context, name, weight_choices) for name in order}
     return Candidates(weights, activations, {name: plan.groups[name] for name in sorted(used)})
 
 
-def _weights(plan: QuantPlan, context: PassContext, name: str, menu: Sequence[int]) -> dict[int, WeightQuant]:
+def _weights(plan: QuantPlan, context: PassContext, name: str, choices: Sequence[int]) -> dict[int, WeightQuant]:
     weight = weight_rows(context.denoiser.get_submodule(name), context.balance.get(name))
     form = {"symmetric": context.targets.symmetric_weights, "method": plan.range_methods.weights}
     # codes -1 and 0 of one bit would lose half of a symmetric weight
-    return {bits: binary_weight(weight) if bits == 1 else weight_quantizer(weight, bits, **form) for bits in menu}
+    return {bits: binary_weight(weight) if bits == 1 else weight_quantizer(weight, bits, **form) for bits in choices}
 
 
 def activation_candidates(
-    plan: QuantPlan, context: PassContext, layers: Sequence[str], menu: Sequence[int]
+    plan: QuantPlan, context: PassContext, layers: Sequence[str], choices: Sequence[int]
 ) -> dict[str, dict[int, ActivationQuant]]:
     """Quantizers of layers' inputs at several widths, with the observer and the groups of the plan's own.
 
@@ -72,7 +76,7 @@ def activation_candidates(
         plan: with an activation quantizer for every layer that is to have candidates.
         context: the run.
         layers: fully qualified names.
-        menu: widths.
+        choices: widths.
     """
     symmetric = context.targets.symmetric_acts
     exact = {name: rows.positions for name, rows in plan.outlier_rows.items()}
@@ -85,8 +89,8 @@ def activation_candidates(
     for groups, members in by_groups.items():
         rows = shared_rows(plan, groups)
         special = [name for name in members if name in exact]
-        observers = _other_tokens(context, {n: exact[n] for n in special}, menu, plan.range_methods.inputs)
-        for bits in menu:
+        observers = _other_tokens(context, {n: exact[n] for n in special}, choices, plan.range_methods.inputs)
+        for bits in choices:
             usual = dict.fromkeys((n for n in members if n not in exact), bits)
             bounds = input_ranges(context, usual, plan.groups[groups], plan.range_methods, rows) if usual else {}
             count = len(plan.groups[groups])
@@ -98,7 +102,7 @@ def activation_candidates(
 
 
 def _other_tokens(
-    context: PassContext, layers: Mapping[str, Sequence[int]], menu: Sequence[int], observer: str
+    context: PassContext, layers: Mapping[str, Sequence[int]], choices: Sequence[int], observer: str
 ) -> dict[tuple[str, int], Observer]:
     """One observer for each layer and width, that saw the tokens that are not exact.
 
@@ -108,12 +112,12 @@ def _other_tokens(
         return {}
     make = {"mse": MSEObserver, "minmax": MinMaxObserver}.get(observer)
     make = make or registry.get("observer", observer)
-    observers = {(n, b): make(bits=b, symmetric=context.targets.symmetric_acts) for n in layers for b in menu}
+    observers = {(n, b): make(bits=b, symmetric=context.targets.symmetric_acts) for n in layers for b in choices}
 
     def receive(name: str, x: Tensor, timestep: float) -> None:
         others = [i for i in range(x.shape[1]) if i not in set(layers[name])]
         rest = x.index_select(1, torch.tensor(others, device=x.device))
-        for bits in menu:
+        for bits in choices:
             with located(name, timestep):
                 observers[name, bits].update(rest)
 
@@ -123,7 +127,7 @@ def _other_tokens(
 
 
 def write_widths(plan: QuantPlan, widths: Mapping[str, Width], candidates: Candidates) -> None:
-    """Put the quantizers of some widths into a plan, with the reason where a side stays in full precision.
+    """Put the quantizers of some widths into a plan, with the reason where an operand stays in full precision.
 
     Args:
         plan: changed in place.
@@ -135,7 +139,7 @@ def write_widths(plan: QuantPlan, widths: Mapping[str, Width], candidates: Candi
         layer.weight = None if width.weight is None else candidates.weights[name][width.weight]
         activations = candidates.activations.get(name, {})
         layer.activation = None if width.activation is None else activations[width.activation]
-        missing = [side for side, bits in zip(("weight", "input"), width, strict=True) if bits is None]
+        missing = [operand for operand, bits in zip(("weight", "input"), width, strict=True) if bits is None]
         if not missing:
             layer.unquantized_reason = None
         elif missing == ["input"] and not activations:

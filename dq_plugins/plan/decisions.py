@@ -18,7 +18,9 @@ from dq_plugins.artifact import STRICT, StoredTensor
 from dq_plugins.errors import PlanError
 from dq_plugins.plan.brief import brief
 
-ByWidth = Mapping[str, Mapping[Literal["weight", "activation"], Mapping[int, float]]]
+Operand = Literal["weight", "activation"]
+
+ByWidth = Mapping[str, Mapping[Operand, Mapping[int, float]]]
 """A number for every layer, operand and width in bits."""
 
 

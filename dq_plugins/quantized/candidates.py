@@ -1,4 +1,4 @@
-"""Every quantizer that bit allocation may choose from: by layer, side and width.
+"""Every quantizer that bit allocation may choose from: by layer, operand and width.
 
 Shapes: ``G`` timestep groups, ``B`` samples in the batch.
 """
@@ -8,33 +8,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from dq_plugins.hashing import hash_json, hash_tensors
 from dq_plugins.plan import ActivationQuant, WeightQuant
+from dq_plugins.plan.decisions import Operand
 from dq_plugins.quantized.layer import quantize_input
 from dq_plugins.timesteps import TimestepGroups, fewest_entries
 
-Side = Literal["weight", "activation"]
-
 
 class Entry(NamedTuple):
-    """One thing to measure: one side of one layer at one width."""
+    """One thing to measure: one operand of one layer at one width."""
 
     layer: str
-    side: Side
+    operand: Operand
     bits: int
 
     def __str__(self) -> str:
         """``layer.weight@4``, the key of the entry in a store."""
-        return f"{self.layer}.{self.side}@{self.bits}"
+        return f"{self.layer}.{self.operand}@{self.bits}"
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Quantizers of every layer, side and width: what is measured, and what an allocation is then made of.
+    """Quantizers of every layer, operand and width: what is measured, and what an allocation is then made of.
 
     Attributes:
         weights: layer -> bits -> weight quantizer.
@@ -50,9 +49,9 @@ class Candidates:
         """All entries: layers in their order, weights before activations, widths ascending."""
         layers = list(dict.fromkeys([*self.weights, *self.activations]))
         return [
-            Entry(layer, side, bits)
+            Entry(layer, operand, bits)
             for layer in layers
-            for side, table in (("weight", self.weights), ("activation", self.activations))
+            for operand, table in (("weight", self.weights), ("activation", self.activations))
             for bits in sorted(table.get(layer, {}))
         ]
 
@@ -66,7 +65,7 @@ class Candidates:
         """sha256 over every quantizer."""
         tensors: dict[str, Tensor] = {}
         for entry in self.entries():
-            table: Any = self.weights if entry.side == "weight" else self.activations
+            table: Any = self.weights if entry.operand == "weight" else self.activations
             quant = table[entry.layer][entry.bits]
             for part in ("scale", "zero_point", "codes"):
                 if getattr(quant, part, None) is not None:
@@ -91,9 +90,9 @@ class Candidates:
         """Only the candidates of some entries."""
         wanted = set(entries)
 
-        def part(side: Side, table: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[int, Any]]:
+        def part(operand: Operand, table: Mapping[str, Mapping[int, Any]]) -> dict[str, dict[int, Any]]:
             kept = {
-                layer: {b: q for b, q in widths.items() if Entry(layer, side, b) in wanted}
+                layer: {b: q for b, q in widths.items() if Entry(layer, operand, b) in wanted}
                 for layer, widths in table.items()
             }
             return {layer: widths for layer, widths in kept.items() if widths}

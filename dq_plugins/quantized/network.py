@@ -27,7 +27,7 @@ class SuperNetwork(QuantizedRun):
 
     Args:
         denoiser: full precision; changed while the network is open, restored exactly when it is closed.
-        candidates: the quantizers of every layer, side and width.
+        candidates: the quantizers of every layer, operand and width.
         timestep: name of the denoiser's timestep argument.
 
     Example::
@@ -83,12 +83,12 @@ class SuperNetwork(QuantizedRun):
             self._inputs[name, bits] = ActivationQuantizer(quant, self.context, self.full_weight(name).device)
         return self._inputs[name, bits]
 
-    def _candidate(self, side: str, name: str, bits: int) -> Any:
-        table = self.candidates.weights if side == "weight" else self.candidates.activations
+    def _candidate(self, operand: str, name: str, bits: int) -> Any:
+        table = self.candidates.weights if operand == "weight" else self.candidates.activations
         found = table.get(name, {})
         if bits not in found:
             raise PlanError(
-                f"layer {name!r} has no {side} quantizer of {bits} bits in this super-network; it has: "
+                f"layer {name!r} has no {operand} quantizer of {bits} bits in this super-network; it has: "
                 f"{', '.join(map(str, sorted(found))) or 'none'}"
             )
         return found[bits]

@@ -1,4 +1,4 @@
-"""Widths: the bits of a layer's weight and input, alone and as menus to choose from."""
+"""Widths: the bits of a layer's weight and input, alone and as choices."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from dq_plugins.errors import BudgetError
-from dq_plugins.quantized.candidates import Entry, Side
+from dq_plugins.quantized.candidates import Entry, Operand
 
-SIDES: tuple[Side, Side] = ("weight", "activation")
+OPERANDS: tuple[Operand, Operand] = ("weight", "activation")
 
 
 class Width(NamedTuple):
@@ -22,7 +22,7 @@ class Width(NamedTuple):
         """``W4A8``, ``W4`` for a floating-point input, ``full precision``."""
         if self == (None, None):
             return "full precision"
-        return "".join(f"{side}{bits}" for side, bits in zip("WA", self, strict=True) if bits is not None)
+        return "".join(f"{operand}{bits}" for operand, bits in zip("WA", self, strict=True) if bits is not None)
 
     @classmethod
     def parse(cls, text: str) -> Width:
@@ -37,7 +37,7 @@ class Width(NamedTuple):
         raise BudgetError(f"{text!r} is not a pair of widths; write W4A8, W4, A8 or 'full precision'")
 
 
-class Menu(NamedTuple):
+class WidthChoices(NamedTuple):
     """Widths that a layer may get; None is full precision."""
 
     weight: tuple[int | None, ...] = (2, 3, 4, 6, 8)
@@ -45,14 +45,16 @@ class Menu(NamedTuple):
 
 
 def widths_of(entries: Iterable[Entry]) -> dict[str, Width]:
-    """The widths that some entries make together; the other side of their layers is in full precision."""
+    """The widths that some entries make together; the other operand of their layers is in full precision."""
     widths: dict[str, Width] = {}
-    for layer, side, bits in entries:
-        widths[layer] = widths.get(layer, Width())._replace(**{side: bits})
+    for layer, operand, bits in entries:
+        widths[layer] = widths.get(layer, Width())._replace(**{operand: bits})
     return widths
 
 
 def entries_of(widths: Mapping[str, Width]) -> list[Entry]:
     """The entries that some widths consist of."""
-    pairs = [(layer, side, bits) for layer, width in widths.items() for side, bits in zip(SIDES, width, strict=True)]
-    return [Entry(layer, side, bits) for layer, side, bits in pairs if bits is not None]
+    pairs = [
+        (layer, operand, bits) for layer, width in widths.items() for operand, bits in zip(OPERANDS, width, strict=True)
+    ]
+    return [Entry(layer, operand, bits) for layer, operand, bits in pairs if bits is not None]

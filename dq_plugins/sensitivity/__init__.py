@@ -1,6 +1,6 @@
 """How much quantizing one layer's weight or input at one width disturbs the denoiser, for all layers and widths."""
 
-from dq_plugins.quantized.candidates import Candidates, Entry, Side
+from dq_plugins.quantized.candidates import Candidates, Entry, Operand
 from dq_plugins.sensitivity.exact import ExactContent, ExactQuality
 from dq_plugins.sensitivity.measure import measure
 from dq_plugins.sensitivity.probes import ContentProbes, QualityProbes
@@ -13,9 +13,9 @@ __all__ = [
     "Entry",
     "ExactContent",
     "ExactQuality",
+    "Operand",
     "QualityProbes",
     "SensitivityTable",
-    "Side",
     "Trajectory",
     "measure",
     "trajectories_of",

@@ -1,4 +1,4 @@
-"""Exact sensitivity: quantize one side of one layer, and run. The naive method; estimates are checked on it."""
+"""Exact sensitivity: quantize one operand of one layer, and run. The naive method; estimates are checked on it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Linearised sensitivity: the noise of every layer, side and width at once, from a few backward passes.
+"""Linearised sensitivity: the noise of every layer, operand and width at once, from a few backward passes.
 
 Quantizing one weight or one input moves it by a known ``d``, and the output, to first order, by ``J d``. With a random
 ``v`` of independent signs on the output

@@ -1,4 +1,4 @@
-"""The measured sensitivities: one number for every layer, side and width, and how far they can be trusted."""
+"""The measured sensitivities: one number for every layer, operand and width, and how far they can be trusted."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from dq_plugins.errors import DQError
 from dq_plugins.plan import EstimateCheck, MeasuredSensitivity
 from dq_plugins.plan.decisions import ByWidth
-from dq_plugins.quantized.candidates import Candidates, Entry, Side
+from dq_plugins.quantized.candidates import Candidates, Entry, Operand
 from dq_plugins.sensitivity.store import FORWARD, Sums
 
 Group = Literal["content", "quality"]
@@ -85,8 +85,8 @@ class SensitivityTable:
     def corrected(self, exact: Mapping[Entry, float], calls: float) -> SensitivityTable:
         """The table corrected by exact measurements of some entries.
 
-        Estimates of one side and width are multiplied by the geometric mean of exact / estimate there (of all sides and
-        widths, where none was measured); measured entries take their exact value.
+        Estimates of one operand and width are multiplied by the geometric mean of exact / estimate there (of all
+        operands and widths, where none was measured); measured entries take their exact value.
 
         Args:
             exact: relative noise power by entry.
@@ -131,21 +131,21 @@ def _rank_correlation(estimates: list[float], exact: list[float]) -> float | Non
 
 
 def _stratum(entry: Entry) -> str:
-    return f"{entry.side}@{entry.bits}"
+    return f"{entry.operand}@{entry.bits}"
 
 
 def _nested(values: Mapping[Entry, float]) -> ByWidth:
-    nested: dict[str, dict[Side, dict[int, float]]] = {}
-    for (layer, side, bits), value in values.items():
-        nested.setdefault(layer, {}).setdefault(side, {})[bits] = value
+    nested: dict[str, dict[Operand, dict[int, float]]] = {}
+    for (layer, operand, bits), value in values.items():
+        nested.setdefault(layer, {}).setdefault(operand, {})[bits] = value
     return nested
 
 
 def _flat(nested: ByWidth) -> dict[Entry, float]:
     return {
-        Entry(layer, side, bits): value
-        for layer, sides in nested.items()
-        for side, widths in sides.items()
+        Entry(layer, operand, bits): value
+        for layer, operands in nested.items()
+        for operand, widths in operands.items()
         for bits, value in widths.items()
     }
 
@@ -179,7 +179,7 @@ def cost(results: Mapping[str, Sums]) -> float:
 
 
 def entries_to_check(table: SensitivityTable, count: int) -> list[Entry]:
-    """Entries that tell most about the estimate: for every side and width as many, its noisiest one first.
+    """Entries that tell most about the estimate: for every operand and width as many, its noisiest one first.
 
     Args:
         table: estimates.

@@ -1,6 +1,6 @@
 """Solvers ``greedy`` and ``threshold``: quick choices without proof, to start from and to compare with.
 
-Shapes: ``N`` menus, ``K`` columns, ``C`` budgets.
+Shapes: ``N`` choice sets, ``K`` columns, ``C`` budgets.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _shares(program: ChoiceProgram) -> Floats:
     for budget in program.budgets:
         cheapest = program.cheapest(budget.cost)
         room = budget.limit - budget.used(cheapest)
-        total += (budget.cost - budget.cost[cheapest][program.menu_of]) / (room if room > 0 else 1.0)
+        total += (budget.cost - budget.cost[cheapest][program.set_of]) / (room if room > 0 else 1.0)
     return total
 
 
@@ -61,8 +61,8 @@ def greedy_choice(program: ChoiceProgram) -> Choice | None:
     costs = np.stack([b.cost for b in program.budgets]) if program.budgets else np.zeros((0, len(program.error)))
     while program.feasible(choice):
         room = np.array([b.limit - b.used(choice) for b in program.budgets])  # [C]
-        saved = program.error[choice][program.menu_of] - program.error  # [K]
-        extra = costs - costs[:, choice][:, program.menu_of]  # [C, K]
+        saved = program.error[choice][program.set_of] - program.error  # [K]
+        extra = costs - costs[:, choice][:, program.set_of]  # [C, K]
         fits = (saved > 0) & (extra <= room[:, None]).all(0)
         if not fits.any():
             return choice
@@ -71,7 +71,7 @@ def greedy_choice(program: ChoiceProgram) -> Choice | None:
         rate = np.where(fits, saved / np.maximum(share, 1e-12), -np.inf)
         column, before = int(rate.argmax()), choice
         choice = before.copy()
-        choice[program.menu_of[column]] = column
+        choice[program.set_of[column]] = column
         if not program.feasible(choice):  # float64 differences and exact sums disagree in the last digit
             return before
     return None
@@ -85,7 +85,7 @@ def start_of(program: ChoiceProgram, hint: Choice | None) -> Choice | None:
 def threshold_choice(program: ChoiceProgram) -> Choice | None:
     """The choice of `threshold`, ``[N]``, or None when even the loosest threshold exceeds a budget.
 
-    In every menu it is the cheapest column whose error is not above the threshold, else the most accurate; the
+    In every choice set it is the cheapest column whose error is not above the threshold, else the most accurate; the
     threshold is found by bisection over all errors.
     """
     shares, levels = _shares(program), np.unique(program.error)

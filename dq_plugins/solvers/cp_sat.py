@@ -8,7 +8,7 @@ import numpy as np
 
 from dq_plugins.solvers.answer import answer
 from dq_plugins.solvers.baselines import start_of
-from dq_plugins.solvers.integers import add_menus, chosen_columns, to_integers
+from dq_plugins.solvers.integers import add_choice_sets, chosen_columns, to_integers
 from dq_plugins.solvers.program import Choice, ChoiceProgram
 from dq_plugins.solvers.solution import Solution
 
@@ -37,7 +37,7 @@ def cp_sat(
     from ortools.sat.python import cp_model
 
     began, integers, model = time.perf_counter(), to_integers(program), cp_model.CpModel()
-    chosen = add_menus(model, program)
+    chosen = add_choice_sets(model, program)
     for costs, limit, _ in integers.rows:
         model.add(cp_model.LinearExpr.weighted_sum(chosen, costs.tolist()) <= limit)
     model.minimize(cp_model.LinearExpr.weighted_sum(chosen, integers.error.tolist()))

@@ -2,13 +2,13 @@
 
 A row of values is multiplied by a power of two, which float64 does exactly, so that its largest becomes about 2^40:
 
-- objective: rounded to nearest. For ``N`` menus the optimum found is within ``N / scale`` of the true one (half a unit
-  for each menu in the choice found, and half in the best one): less than ``N * 2^-39`` of the largest error;
+- objective: rounded to nearest. For ``N`` choice sets the optimum found is within ``N / scale`` of the true one (half a
+  unit for each choice set in the choice found, and half in the best one): less than ``N * 2^-39`` of the largest error;
 - budget: costs are rounded up and the limit down, so it is never exceeded, and no more than ``(N + 1) / scale`` of it
   is given away. Integer costs (bits, bytes, BitOps) are never scaled down and lose nothing. Then costs are written as
-  differences to the first column of their menu, which halves CP-SAT's time.
+  differences to the first column of their choice set, which halves CP-SAT's time.
 
-Shapes: ``N`` menus, ``K`` columns.
+Shapes: ``N`` choice sets, ``K`` columns.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Row(NamedTuple):
     """A budget in integers.
 
     Attributes:
-        costs: ``[K]``, above those of the first column of each menu.
+        costs: ``[K]``, above those of the first column of each choice set.
         limit: the same for the limit, above the cost of all first columns.
         scale: integer units for one unit of the budget.
     """
@@ -76,14 +76,14 @@ def _row(budget: Budget, program: ChoiceProgram) -> Row:
     costs = np.ceil(budget.cost * scale).astype(np.int64)
     first = costs[program.start[:-1]]  # [N]
     limit = min(budget.limit, 2 * float(np.abs(budget.cost).sum()))  # beyond what can be spent, and within int64
-    return Row(costs - first[program.menu_of], math.floor(limit * scale) - int(first.sum()), scale)
+    return Row(costs - first[program.set_of], math.floor(limit * scale) - int(first.sum()), scale)
 
 
-def add_menus(model: cp_model.CpModel, program: ChoiceProgram) -> list[Any]:
-    """One Boolean variable for every column, ``[K]``; exactly one of every menu is true."""
+def add_choice_sets(model: cp_model.CpModel, program: ChoiceProgram) -> list[Any]:
+    """One Boolean variable for every column, ``[K]``; exactly one of every choice set is true."""
     chosen = [model.new_bool_var("") for _ in program.error]
-    for menu in program.menus():
-        model.add_exactly_one(chosen[menu.start : menu.stop])
+    for choice_set in program.choice_sets():
+        model.add_exactly_one(chosen[choice_set.start : choice_set.stop])
     return chosen
 
 

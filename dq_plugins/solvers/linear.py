@@ -31,9 +31,9 @@ class LinearModel:
         self.unit = _largest(program.error)
         self.units = [_largest(budget.cost) for budget in program.budgets]
         self.chosen = [self.solver.Var(0, 1, self.solver.IsMip(), "") for _ in program.error]
-        for menu in program.menus():
+        for choice_set in program.choice_sets():
             one = self.solver.Constraint(1, 1)
-            for column in menu:
+            for column in choice_set:
                 one.SetCoefficient(self.chosen[column], 1)
         _fill(self.solver.Objective(), self.chosen, program.error / self.unit)
         self.rows = []

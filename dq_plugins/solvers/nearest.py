@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 
-from dq_plugins.solvers.integers import add_menus, chosen_columns, to_integers
+from dq_plugins.solvers.integers import add_choice_sets, chosen_columns, to_integers
 from dq_plugins.solvers.program import Budget, ChoiceProgram
 
 STEPS = 10**6
@@ -32,7 +32,7 @@ def nearest_limits(program: ChoiceProgram, *, seconds: float = 5.0) -> dict[str,
     from ortools.sat.python import cp_model
 
     rows, model = to_integers(program).rows, cp_model.CpModel()
-    chosen = add_menus(model, program)
+    chosen = add_choice_sets(model, program)
     steps = [math.ceil(_unit(b, program) * row.scale / STEPS) for b, row in zip(program.budgets, rows, strict=True)]
     most = [int(np.maximum.reduceat(row.costs, program.start[:-1]).sum()) - row.limit for row in rows]
     enough = max(math.ceil(above / step) for above, step in zip(most, steps, strict=True))

@@ -1,12 +1,12 @@
-"""Choice programs: take one option from every menu, least total error, several budgets.
+"""Choice programs: take one option from every choice set, least total error, several budgets.
 
     minimise    sum_i  error[i, o_i]
     subject to  sum_i  cost_c[i, o_i] <= limit_c        for every budget c
 
-This is the multiple-choice, multi-dimensional knapsack. Menus have different lengths, so options are stored as
-columns, menu after menu.
+This is the multiple-choice, multi-dimensional knapsack. Choice sets have different lengths, so options are stored as
+columns, choice set after choice set.
 
-Shapes: ``N`` menus, ``K`` columns (options of all menus together), ``C`` budgets.
+Shapes: ``N`` choice sets, ``K`` columns (options of all choice sets together), ``C`` budgets.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from dq_plugins.errors import BudgetError
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Choice = NDArray[np.int64]
-"""One chosen column for every menu, ``[N]``."""
+"""One chosen column for every choice set, ``[N]``."""
 
 
 @dataclass(frozen=True, eq=False)
 class Budget:
-    """A linear budget over all menus.
+    """A linear budget over all choice sets.
 
     Attributes:
         name: how messages and results call it.
@@ -58,8 +58,8 @@ class ChoiceProgram:
     """A multiple-choice program; see the module's formula.
 
     Attributes:
-        names: one name for every menu.
-        start: ``[N + 1]``; the columns of menu ``i`` are ``start[i] .. start[i + 1] - 1``.
+        names: one name for every choice set.
+        start: ``[N + 1]``; the columns of choice set ``i`` are ``start[i] .. start[i + 1] - 1``.
         error: what every column adds to the objective, ``[K]``; lower is better.
         budgets: the budgets, all of which hold at once.
 
@@ -78,17 +78,19 @@ class ChoiceProgram:
 
     def __post_init__(self) -> None:
         if not self.names:
-            raise BudgetError("a choice program needs at least one menu, got none")
+            raise BudgetError("a choice program needs at least one choice set, got none")
         empty = [n for n, size in zip(self.names, np.diff(self.start), strict=True) if size < 1]
         if empty:
-            raise BudgetError(f"the menu of {empty[0]!r} is empty: every layer needs at least one width to choose")
+            raise BudgetError(
+                f"the choice set of {empty[0]!r} is empty: every layer needs at least one width to choose"
+            )
         columns = int(self.start[-1])
         for what, values in [("error", self.error), *((b.name, b.cost) for b in self.budgets)]:
             if values.shape != (columns,):
                 raise BudgetError(f"{what!r} has {values.size} values for {columns} options")
             bad = np.flatnonzero(~np.isfinite(values))
             if bad.size:
-                raise BudgetError(f"{what!r} of {self.names[self.menu_of[bad[0]]]!r} is {values[bad[0]]}, not a number")
+                raise BudgetError(f"{what!r} of {self.names[self.set_of[bad[0]]]!r} is {values[bad[0]]}, not a number")
         for budget in self.budgets:
             if not math.isfinite(budget.limit):
                 raise BudgetError(
@@ -104,8 +106,8 @@ class ChoiceProgram:
         """Build a program from dicts.
 
         Args:
-            errors: menu name -> error of each of its options.
-            budgets: budget name -> (menu name -> cost of each option, limit).
+            errors: choice set name -> error of each of its options.
+            budgets: budget name -> (choice set name -> cost of each option, limit).
         """
         start = np.cumsum([0, *map(len, errors.values())])
         return cls(
@@ -113,24 +115,28 @@ class ChoiceProgram:
             start,
             np.array([e for row in errors.values() for e in row], dtype=np.float64),
             tuple(
-                Budget(name, np.array([c for menu in errors for c in cost[menu]], dtype=np.float64), float(limit))
+                Budget(
+                    name,
+                    np.array([c for choice_set in errors for c in cost[choice_set]], dtype=np.float64),
+                    float(limit),
+                )
                 for name, (cost, limit) in (budgets or {}).items()
             ),
         )
 
     @cached_property
-    def menu_of(self) -> Integers:
-        """Menu of every column, ``[K]``."""
+    def set_of(self) -> Integers:
+        """Choice set of every column, ``[K]``."""
         return np.repeat(np.arange(len(self.names)), np.diff(self.start))
 
-    def menus(self) -> Iterator[range]:
-        """Columns of every menu, in order."""
+    def choice_sets(self) -> Iterator[range]:
+        """Columns of every choice set, in order."""
         for low, high in zip(self.start[:-1], self.start[1:], strict=True):
             yield range(int(low), int(high))
 
     def cheapest(self, value: Floats, ties: Floats | None = None) -> Choice:
-        """In every menu the column with the least ``value``, then the least ``ties`` (both ``[K]``), then the first."""
-        order = np.lexsort((value, self.menu_of) if ties is None else (ties, value, self.menu_of))
+        """In every choice set the column of least ``value``, then of least ``ties`` (both ``[K]``), then the first."""
+        order = np.lexsort((value, self.set_of) if ties is None else (ties, value, self.set_of))
         return order[self.start[:-1]]
 
     def value(self, choice: Choice) -> float:

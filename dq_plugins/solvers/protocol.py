@@ -12,7 +12,7 @@ class Solver(Protocol):
     """A function from a choice program to a solution; its keyword options are its own."""
 
     def __call__(self, program: ChoiceProgram, *, hint: Choice | None = None, **options: Any) -> Solution:
-        """Choose one column of every menu.
+        """Choose one column of every choice set.
 
         Args:
             program: the program.

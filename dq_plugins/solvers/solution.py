@@ -44,7 +44,7 @@ class Solution:
     Attributes:
         status: ``optimal`` (proven, see ``tolerance``), ``feasible`` (best found; see ``gap``), ``infeasible`` (proven)
             or ``unknown`` (nothing found in the time given).
-        choice: chosen column of every menu, ``[N]``; empty when there is none.
+        choice: chosen column of every choice set, ``[N]``; empty when there is none.
         objective: its error; infinite when there is none.
         bound: no choice within the budgets has a lower error than this.
         uses: what the choice uses of every budget.

@@ -19,7 +19,7 @@ STATUSES = ("optimal", "feasible", "infeasible", "unknown")
 
 
 def random_program(seed: int, *, tightness: float = 0.4) -> ChoiceProgram:
-    """Six menus of two to four widths, an error that falls with the width, and two budgets.
+    """Six choice sets of two to four widths, an error that falls with the width, and two budgets.
 
     Args:
         seed: seed of the errors and costs.
@@ -40,7 +40,7 @@ def random_program(seed: int, *, tightness: float = 0.4) -> ChoiceProgram:
 
 def enumerated(program: ChoiceProgram) -> tuple[Choice, float]:
     """The best choice within the budgets and its error, by trying all; empty and infinite if there is none."""
-    choices = np.array(list(itertools.product(*program.menus())))
+    choices = np.array(list(itertools.product(*program.choice_sets())))
     within = np.all([budget.cost[choices].sum(1) <= budget.limit for budget in program.budgets], axis=0)
     errors = np.where(within, program.error[choices].sum(1), math.inf)
     best = choices[errors.argmin()]
@@ -75,15 +75,15 @@ class SolverConformance(Conformance):
             expect(isinstance(found, Solution), f"{self.name!r} gave a {type(found).__name__}; expected a Solution")
             expect(found.status in STATUSES, f"status {found.status!r} is none of {', '.join(STATUSES)}")
 
-    def test_choice_takes_one_option_from_every_menu_within_the_budgets(self) -> None:
+    def test_choice_takes_one_option_from_every_choice_set_within_the_budgets(self) -> None:
         """The first thing a user relies on."""
         for program in self.programs():
             found = self.solve(program)
             if found.status in ("optimal", "feasible"):
                 one_each = len(found.choice) == len(program.names) and all(
-                    column in menu for column, menu in zip(found.choice, program.menus(), strict=True)
+                    column in choice_set for column, choice_set in zip(found.choice, program.choice_sets(), strict=True)
                 )
-                expect(one_each, f"choice {found.choice} does not take one column of every menu {program.start}")
+                expect(one_each, f"choice {found.choice} does not take one column of every choice set {program.start}")
                 used = {budget.name: (budget.used(found.choice), budget.limit) for budget in program.budgets}
                 expect(program.feasible(found.choice), f"status {found.status!r}, but used and limit are {used}")
 
@@ -117,7 +117,7 @@ class SolverConformance(Conformance):
             status = self.solve(program).status
             expect(status != "infeasible", f"called infeasible, with an optimum of {enumerated(program)[1]}")
 
-    def test_without_budgets_every_menu_gives_its_best(self) -> None:
+    def test_without_budgets_every_choice_set_gives_its_best(self) -> None:
         """Nothing to trade: any solver finds it."""
         program = self.programs()[-1]
         found = self.solve(program)

@@ -9,9 +9,11 @@ from dq_plugins.solvers import Budget, ChoiceProgram
 
 
 @st.composite
-def small_programs(draw: st.DrawFn, max_menus: int = 5, max_options: int = 4, max_budgets: int = 3) -> ChoiceProgram:
+def small_programs(
+    draw: st.DrawFn, max_choice_sets: int = 5, max_options: int = 4, max_budgets: int = 3
+) -> ChoiceProgram:
     """Integer costs and dyadic errors, so that every comparison is exact."""
-    sizes = draw(st.lists(st.integers(1, max_options), min_size=1, max_size=max_menus))
+    sizes = draw(st.lists(st.integers(1, max_options), min_size=1, max_size=max_choice_sets))
     columns = sum(sizes)
     numbers = st.lists(st.integers(0, 60), min_size=columns, max_size=columns)
     error = np.array(draw(numbers), dtype=np.float64) / 8

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 
 from dq_plugins.passes.steps.groups import StepGroups
-from dq_plugins.passes.steps.space import Candidate, LayerMenu, Space
+from dq_plugins.passes.steps.space import Candidate, LayerChoices, Space
 
 
 class ToyFitness:
@@ -16,7 +16,7 @@ class ToyFitness:
     def __init__(self, space: Space, seed: int) -> None:
         rng = np.random.default_rng(seed)
         self.space = space
-        self.sensitivity = np.exp(rng.normal(0, 1.5, len(space.menus)))
+        self.sensitivity = np.exp(rng.normal(0, 1.5, len(space.choice_counts)))
         self.ideal = {
             k: [rng.uniform(g.members(i)[0], g.members(i)[-1]) for i in range(k)][::-1] for k, g in space.groups.items()
         }
@@ -42,19 +42,19 @@ class ToyFitness:
             Candidate(steps, widths)
             for groups in self.space.groups.values()
             for steps in product(*map(range, groups.sizes))
-            for widths in product(*map(range, self.space.menus))
+            for widths in product(*map(range, self.space.choice_counts))
         )
         best = min((c for c in everything if self.space.fits(c)), key=self.true)
         return best, self.true(best)
 
 
 def toy_space(seed: int = 0, layers: int = 4, budget: float = 0.6) -> Space:
-    """Two or three steps of ten timesteps, ``layers`` layers with two widths a side: a few thousand candidates."""
+    """Two or three steps of ten timesteps, ``layers`` layers with two widths an operand: a few thousand candidates."""
     rng = np.random.default_rng(seed)
     macs = np.exp(rng.normal(0, 1, layers))
-    menus = tuple(
-        LayerMenu(f"l{i}", (4, 8), (4, 8), macs[i] * np.outer((4, 8), (4, 8)).astype(float)) for i in range(layers)
+    choices = tuple(
+        LayerChoices(f"l{i}", (4, 8), (4, 8), macs[i] * np.outer((4, 8), (4, 8)).astype(float)) for i in range(layers)
     )
     grid = tuple(float(t) for t in range(50, 1000, 100))
     groups = {2: StepGroups(grid, (0, 4)), 3: StepGroups(grid, (0, 2, 5))}
-    return Space(groups, menus, budget * 3 * 64 * float(macs.sum()))
+    return Space(groups, choices, budget * 3 * 64 * float(macs.sum()))

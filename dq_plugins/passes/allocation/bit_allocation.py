@@ -24,7 +24,7 @@ from dq_plugins.passes.candidates import candidates_of, write_widths
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.exact_tokens import installed
-from dq_plugins.quantized.width import Menu, Width, entries_of
+from dq_plugins.quantized.width import Width, WidthChoices, entries_of
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity import SensitivityTable, trajectories_of
 from dq_plugins.sensitivity.exact import final_samples
@@ -60,9 +60,9 @@ class BitAllocation(Pass):
             latency_table: measured time by layer and width: ``{"conv_in": {"W8A8": 0.8, "W4A8": 0.9}}``.
             block_bits: limit on the mean weight bits of single blocks.
             pinned: widths of single layers: ``{"conv_in": "W8A8"}``.
-            role_menus: widths of weights by role, where they differ: ``{"first": [8]}``.
-            role_act_menus: the same for inputs.
-            full_precision: offer full precision, for weights and inputs, on every menu.
+            role_choices: widths of weights by role, where they differ: ``{"first": [8]}``.
+            role_act_choices: the same for inputs.
+            full_precision: offer full precision, too, for all weights and inputs.
             tolerance: relative gap at which the solution counts as optimal.
             groups: who is a content layer in ``"mixdq"``: ``"measured"`` or ``"paper"``.
             sweep: limits on mean weight bits at which error against size is drawn; none by default.
@@ -78,8 +78,8 @@ class BitAllocation(Pass):
         latency_table: dict[str, dict[str, float]] = Field(default_factory=dict)
         block_bits: dict[str, float] = Field(default_factory=dict)
         pinned: dict[str, str] = Field(default_factory=dict)
-        role_menus: dict[str, tuple[int, ...]] = Field(default_factory=dict)
-        role_act_menus: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+        role_choices: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+        role_act_choices: dict[str, tuple[int, ...]] = Field(default_factory=dict)
         full_precision: bool = False
         tolerance: float = Field(0.0, ge=0)
         groups: Literal["measured", "paper"] = "measured"
@@ -135,7 +135,7 @@ class BitAllocation(Pass):
         return AllocationProblem(
             layers,
             table.noise,
-            {name: self._menu(plan, candidates, name) for name in layers},
+            {name: self._choices(plan, candidates, name) for name in layers},
             budgets=self._budgets(context),
             latency={n: {Width.parse(w): ms for w, ms in times.items()} for n, times in o.latency_table.items()},
             float_bits=weight.element_size() * 8,
@@ -151,19 +151,19 @@ class BitAllocation(Pass):
             act_bits = None
         return Budgets(weight_bits, act_bits, o.bytes, o.bitops, o.latency, o.block_bits)
 
-    def _menu(self, plan: QuantPlan, candidates: Candidates, name: str) -> Menu:
+    def _choices(self, plan: QuantPlan, candidates: Candidates, name: str) -> WidthChoices:
         o = self.options
         weight: tuple[int | None, ...] = tuple(sorted(candidates.weights[name]))
         activation: tuple[int | None, ...] = tuple(sorted(candidates.activations.get(name, ())))
         for role in sorted(plan.layers[name].roles):
-            weight = o.role_menus.get(role, weight)
-            activation = o.role_act_menus.get(role, activation)
+            weight = o.role_choices.get(role, weight)
+            activation = o.role_act_choices.get(role, activation)
         if o.full_precision:
             weight, activation = (*weight, None), (*activation, None)
         if name in o.pinned:
             pinned = Width.parse(o.pinned[name])
             weight, activation = (pinned.weight,), (pinned.activation,)
-        return Menu(weight, activation or (None,))
+        return WidthChoices(weight, activation or (None,))
 
     def _solve(
         self,

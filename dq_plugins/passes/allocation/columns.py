@@ -1,6 +1,6 @@
 """Columns of the choice program: what each of them means, and widths as a choice of columns and back.
 
-Where a budget couples weights and inputs, a layer has one menu of pairs; elsewhere its weight and its input have menus
+Where a budget couples weights and inputs, a layer chooses among pairs; elsewhere its weight and its input have choices
 of their own.
 """
 
@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from dq_plugins.errors import BudgetError
-from dq_plugins.quantized.candidates import Side
+from dq_plugins.quantized.candidates import Operand
 from dq_plugins.quantized.width import Width
 from dq_plugins.solvers.program import Choice, ChoiceProgram
 
@@ -22,19 +22,19 @@ class Column(NamedTuple):
 
     Attributes:
         layer: fully qualified name.
-        width: the choice; None on a side that the column does not decide.
-        side: the side that it decides, or both.
+        width: the choice; None on an operand that the column does not decide.
+        operand: the operand that it decides, or both.
     """
 
     layer: str
     width: Width
-    side: Side | Literal["both"]
+    operand: Operand | Literal["both"]
 
     def decided_part(self, width: Width) -> Width:
-        """Of a layer's width, what columns of this side choose."""
-        if self.side == "both":
+        """Of a layer's width, what columns of this operand choose."""
+        if self.operand == "both":
             return width
-        return Width(weight=width.weight) if self.side == "weight" else Width(activation=width.activation)
+        return Width(weight=width.weight) if self.operand == "weight" else Width(activation=width.activation)
 
 
 def widths_of(columns: Sequence[Column], choice: Choice) -> dict[str, Width]:
@@ -51,15 +51,15 @@ def choice_of(program: ChoiceProgram, columns: Sequence[Column], widths: Mapping
     """Columns that give some widths; the inverse of `widths_of`.
 
     Raises:
-        BudgetError: a layer's menu lacks its width.
+        BudgetError: a layer's choices lack its width.
     """
     chosen = []
-    for menu in program.menus():
-        first = columns[menu[0]]
+    for choice_set in program.choice_sets():
+        first = columns[choice_set[0]]
         target = first.decided_part(widths[first.layer])
-        found = [index for index in menu if columns[index].width == target]
+        found = [index for index in choice_set if columns[index].width == target]
         if not found:
-            offered = ", ".join(str(columns[index].width) for index in menu)
-            raise BudgetError(f"{target} is not on the menu of layer {first.layer!r}, which offers: {offered}")
+            offered = ", ".join(str(columns[index].width) for index in choice_set)
+            raise BudgetError(f"{target} is not among the choices of layer {first.layer!r}, which offers: {offered}")
         chosen.append(found[0])
     return np.array(chosen, dtype=np.int64)

@@ -49,13 +49,13 @@ def predicted_error(problem: AllocationProblem, widths: Mapping[str, Width]) -> 
 
 
 def uniform_points(problem: AllocationProblem) -> Front:
-    """The same weight bits in every layer (the next wider ones, where a menu lacks them), inputs at their widest."""
-    wanted = sorted({w for name in problem.layers for w in problem.menu(name).weight if w is not None})
+    """The same weight bits in every layer (the next wider, where it is no choice), inputs at their widest."""
+    wanted = sorted({w for name in problem.layers for w in problem.choices_for(name).weight if w is not None})
 
     def widths(bits: int) -> dict[str, Width]:
         found = {}
         for name in problem.layers:
-            weight, activation = problem.menu(name)
+            weight, activation = problem.choices_for(name)
             at_least = [w for w in weight if w is None or w >= bits] or [max(weight, key=problem.bits)]
             found[name] = Width(min(at_least, key=problem.bits), max(activation, key=problem.bits))
         return found

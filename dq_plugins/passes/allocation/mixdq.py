@@ -1,7 +1,7 @@
 """MixDQ's own program: content and quality layers apart, each maximising its own score, joined by a scan.
 
-Of one side (weights, then activations given them), with ``n_c`` and ``n_q`` elements in content and quality layers and
-``r = n_c / n_q``, a mean of ``B`` bits is split with a coupling ``k`` into
+Of one operand (weights, then activations given them), with ``n_c`` and ``n_q`` elements in content and quality layers
+and ``r = n_c / n_q``, a mean of ``B`` bits is split with a coupling ``k`` into
 
     B_q = B (1 + r) / (1 + k r),        B_c = k B_q,
 
@@ -28,8 +28,8 @@ import numpy as np
 from dq_plugins.errors import BudgetError
 from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets
 from dq_plugins.passes.allocation.solve import allocate
-from dq_plugins.quantized.candidates import Entry, Side
-from dq_plugins.quantized.width import Menu, Width
+from dq_plugins.quantized.candidates import Entry, Operand
+from dq_plugins.quantized.width import Width, WidthChoices
 from dq_plugins.sensitivity.table import Group, SensitivityTable
 
 WEIGHT_COUPLINGS = tuple(float(k) for k in np.linspace(0.46, 1.36, 10))
@@ -48,27 +48,27 @@ def scan(
     problem: AllocationProblem,
     table: SensitivityTable,
     groups: Mapping[str, Group],
-    side: Side,
+    operand: Operand,
     mean_bits: float,
     couplings: Sequence[float],
     **options: Any,
 ) -> Iterator[tuple[float, dict[str, int | None]]]:
-    """Solve the two programs of one side for every coupling.
+    """Solve the two programs of one operand for every coupling.
 
     Args:
-        problem: layers and menus; its budgets and errors are not used.
+        problem: layers and choices; its budgets and errors are not used.
         table: with content measured.
         groups: content or quality, by layer.
-        side: weights or activations.
+        operand: weights or activations.
         mean_bits: B.
         couplings: values of k.
         options: options of the solver.
 
     Yields:
-        Coupling and widths of the side, by layer; couplings whose budgets cannot be met are passed over.
+        Coupling and widths of the operand, by layer; couplings whose budgets cannot be met are passed over.
     """
-    layers = {n: c for n, c in problem.layers.items() if _elements(problem, n, side)}
-    sizes = {g: sum(_elements(problem, n, side) for n in layers if groups[n] == g) for g in ("content", "quality")}
+    layers = {n: c for n, c in problem.layers.items() if _elements(problem, n, operand)}
+    sizes = {g: sum(_elements(problem, n, operand) for n in layers if groups[n] == g) for g in ("content", "quality")}
     for coupling in couplings:
         if sizes["quality"] == 0 or sizes["content"] == 0:
             shares: dict[str, float] = dict.fromkeys(("content", "quality"), mean_bits)
@@ -79,7 +79,7 @@ def scan(
         widths: dict[str, int | None] = {}
         for group, bits in shares.items():
             members = [n for n in layers if groups[n] == group]
-            solved = _one_group(problem, table, group, side, members, bits, **options) if members else {}
+            solved = _one_group(problem, table, group, operand, members, bits, **options) if members else {}
             if solved is None:
                 break
             widths |= solved
@@ -87,34 +87,34 @@ def scan(
             yield coupling, widths
 
 
-def _elements(problem: AllocationProblem, layer: str, side: Side) -> int:
+def _elements(problem: AllocationProblem, layer: str, operand: Operand) -> int:
     cost = problem.layers[layer]
-    return cost.weights if side == "weight" else cost.inputs
+    return cost.weights if operand == "weight" else cost.inputs
 
 
 def _one_group(
     problem: AllocationProblem,
     table: SensitivityTable,
     group: Any,
-    side: Side,
+    operand: Operand,
     members: Sequence[str],
     mean_bits: float,
     **options: Any,
 ) -> dict[str, int | None] | None:
-    """The program of one group and side; None when its budget cannot be met."""
+    """The program of one group and operand; None when its budget cannot be met."""
     best = 1.0 if group == "content" else BEST_SQNR
-    menus, errors = {}, {}
+    choices, errors = {}, {}
     for name in members:
-        widths = getattr(problem.menu(name), side)
-        menus[name] = Menu(widths, (None,)) if side == "weight" else Menu((None,), widths)
+        widths = getattr(problem.choices_for(name), operand)
+        choices[name] = WidthChoices(widths, (None,)) if operand == "weight" else WidthChoices((None,), widths)
         for bits in widths:
             if bits is not None:
-                errors[Entry(name, side, bits)] = best - score(table, Entry(name, side, bits), group)
-    budgets = Budgets(weight_bits=mean_bits) if side == "weight" else Budgets(act_bits=mean_bits)
+                errors[Entry(name, operand, bits)] = best - score(table, Entry(name, operand, bits), group)
+    budgets = Budgets(weight_bits=mean_bits) if operand == "weight" else Budgets(act_bits=mean_bits)
     layers = {name: problem.layers[name] for name in members}
-    part = AllocationProblem(layers, errors, menus, budgets=budgets, float_bits=problem.float_bits)
+    part = AllocationProblem(layers, errors, choices, budgets=budgets, float_bits=problem.float_bits)
     allocation = allocate(part, **options)
-    return {n: getattr(w, side) for n, w in allocation.widths.items()} if allocation.widths else None
+    return {n: getattr(w, operand) for n, w in allocation.widths.items()} if allocation.widths else None
 
 
 def mixdq_widths(
@@ -130,7 +130,7 @@ def mixdq_widths(
     """The paper's plan: weights by a scan, then activations given them by another.
 
     Args:
-        problem: layers, menus and the two mean-bits budgets; other budgets are refused.
+        problem: layers, choices and the two mean-bits budgets; other budgets are refused.
         table: with content measured.
         groups: content or quality, by layer.
         true_error: measured error of a plan (the paper: pixel error of the final image).
@@ -139,7 +139,7 @@ def mixdq_widths(
         options: options of the solver.
 
     Returns:
-        Widths of every layer, and the coupling that was kept for each side.
+        Widths of every layer, and the coupling that was kept for each operand.
 
     Raises:
         BudgetError: another budget is given, or no coupling is feasible.
@@ -150,24 +150,24 @@ def mixdq_widths(
             f"the paper's objective has budgets of mean bits only; {', '.join(others) or 'block_bits'} needs "
             "objective='noise-power'"
         )
-    widths = {n: Width(None, max(problem.menu(n).activation, key=problem.bits)) for n in problem.layers}
-    sides: tuple[tuple[Side, float | None, Sequence[float]], ...] = (
+    widths = {n: Width(None, max(problem.choices_for(n).activation, key=problem.bits)) for n in problem.layers}
+    operands: tuple[tuple[Operand, float | None, Sequence[float]], ...] = (
         ("weight", problem.budgets.weight_bits, weight_couplings),
         ("activation", problem.budgets.act_bits, act_couplings),
     )
     kept: dict[str, float] = {}
-    for side, mean, couplings in sides:
+    for operand, mean, couplings in operands:
         bits = float(problem.float_bits) if mean is None else mean
-        solve = partial(scan, problem, table, groups, side, bits, **options)
-        # a mean at an end of the menu leaves only equal means, which no grid holds
+        solve = partial(scan, problem, table, groups, operand, bits, **options)
+        # a mean at an end of the choices leaves only equal means, which no grid holds
         found = dict(solve(couplings)) or dict(solve((1.0,)))
         if not found:
-            raise BudgetError(f"no coupling of content and quality layers meets a mean of {bits:g} {side} bits")
+            raise BudgetError(f"no coupling of content and quality layers meets a mean of {bits:g} {operand} bits")
         plans = {
-            coupling: {n: w._replace(**{side: chosen.get(n, getattr(w, side))}) for n, w in widths.items()}
+            coupling: {n: w._replace(**{operand: chosen.get(n, getattr(w, operand))}) for n, w in widths.items()}
             for coupling, chosen in found.items()
         }
-        kept[side], widths = _least(plans, true_error)
+        kept[operand], widths = _least(plans, true_error)
     return widths, kept
 
 

@@ -8,9 +8,9 @@
                 sum_l  ms[l, w_l, a_l]    <= ms                  from a measured table
                 sum_{l in block} n_l w_l  <= cap sum n_l         for single blocks
 
-``w_l`` and ``a_l`` are widths of layer l's weight and input, full precision among them. The product is linear once a
-menu holds *pairs* of widths: one column for every (w, a), which is the tightest linear form there is (its relaxation
-is the convex hull of each layer's choices). Without a budget that couples the two, weights and inputs get menus of
+``w_l`` and ``a_l`` are widths of layer l's weight and input, full precision among them. The product is linear once the
+choices are *pairs* of widths: one column for every (w, a), which is the tightest linear form there is (its relaxation
+is the convex hull of each layer's choices). Without a budget that couples the two, weights and inputs get choices of
 their own, which are shorter. Budgets may be given alone or together.
 
 Source: MixDQ (Zhao et al. 2024) solves weights and activations apart, with a mean-bits budget each.
@@ -25,8 +25,8 @@ import numpy as np
 
 from dq_plugins.errors import BudgetError, close_matches
 from dq_plugins.passes.allocation.columns import Column
-from dq_plugins.quantized.candidates import Entry, Side
-from dq_plugins.quantized.width import Menu, Width, entries_of
+from dq_plugins.quantized.candidates import Entry, Operand
+from dq_plugins.quantized.width import Width, WidthChoices, entries_of
 from dq_plugins.solvers.program import Budget, ChoiceProgram
 
 
@@ -78,9 +78,9 @@ class AllocationProblem:
 
     Attributes:
         layers: the layers to decide about, and what they cost.
-        errors: error that an entry adds; missing entries must not be on a menu. Full precision adds none.
-        menus: widths by layer.
-        default_menu: widths of every layer that ``menus`` does not name.
+        errors: error that an entry adds; missing entries must not be among the choices. Full precision adds none.
+        choices: widths by layer.
+        default_choices: widths of every layer that ``choices`` does not name.
         budgets: the limits.
         latency: measured times; needed when there is a latency budget.
         float_bits: what full precision counts as, in every budget.
@@ -88,22 +88,22 @@ class AllocationProblem:
 
     layers: Mapping[str, LayerCost]
     errors: Mapping[Entry, float]
-    menus: Mapping[str, Menu] = field(default_factory=dict)
-    default_menu: Menu = field(default_factory=Menu)
+    choices: Mapping[str, WidthChoices] = field(default_factory=dict)
+    default_choices: WidthChoices = field(default_factory=WidthChoices)
     budgets: Budgets = field(default_factory=Budgets)
     latency: LatencyTable = field(default_factory=dict)
     float_bits: int = 32
 
     def __post_init__(self) -> None:
-        unknown = [name for name in (*self.menus, *self.latency) if name not in self.layers]
+        unknown = [name for name in (*self.choices, *self.latency) if name not in self.layers]
         if unknown:
             hint = close_matches(unknown[0], self.layers)
             raise BudgetError(f"{unknown[0]!r} is not a layer of this allocation{hint}")
 
-    def menu(self, layer: str) -> Menu:
+    def choices_for(self, layer: str) -> WidthChoices:
         """Widths that a layer may get; a layer without an input to quantize has the one choice of leaving it."""
-        menu = self.menus.get(layer, self.default_menu)
-        return menu if self.layers[layer].inputs else menu._replace(activation=(None,))
+        choices = self.choices.get(layer, self.default_choices)
+        return choices if self.layers[layer].inputs else choices._replace(activation=(None,))
 
     @property
     def coupled(self) -> bool:
@@ -114,26 +114,26 @@ class AllocationProblem:
         """What a width counts as."""
         return self.float_bits if width is None else width
 
-    def error(self, layer: str, side: Side, width: int | None) -> float:
-        """Error of one side of a layer at a width."""
-        return error_of(self.errors, layer, Width(**{side: width}))
+    def error(self, layer: str, operand: Operand, width: int | None) -> float:
+        """Error of one operand of a layer at a width."""
+        return error_of(self.errors, layer, Width(**{operand: width}))
 
     def program(self) -> tuple[ChoiceProgram, list[Column]]:
         """The choice program, and what each of its columns means."""
-        menus: dict[str, list[Column]] = {}
+        offered: dict[str, list[Column]] = {}
         for layer, cost in self.layers.items():
-            weight, activation = self.menu(layer)
+            weight, activation = self.choices_for(layer)
             if self.coupled:
-                menus[layer] = [Column(layer, Width(w, a), "both") for w in weight for a in activation]
+                offered[layer] = [Column(layer, Width(w, a), "both") for w in weight for a in activation]
                 continue
-            menus[f"{layer}.weight"] = [Column(layer, Width(weight=w), "weight") for w in weight]
+            offered[f"{layer}.weight"] = [Column(layer, Width(weight=w), "weight") for w in weight]
             if cost.inputs:
-                menus[f"{layer}.activation"] = [Column(layer, Width(activation=a), "activation") for a in activation]
-        columns = [column for menu in menus.values() for column in menu]
-        start = np.cumsum([0, *map(len, menus.values())])
-        # the side that a column does not decide is None there, which adds nothing
+                offered[f"{layer}.activation"] = [Column(layer, Width(activation=a), "activation") for a in activation]
+        columns = [column for options in offered.values() for column in options]
+        start = np.cumsum([0, *map(len, offered.values())])
+        # the operand that a column does not decide is None there, which adds nothing
         error = np.array([error_of(self.errors, column.layer, column.width) for column in columns])
-        return ChoiceProgram(tuple(menus), start, error, tuple(self._budgets(columns))), columns
+        return ChoiceProgram(tuple(offered), start, error, tuple(self._budgets(columns))), columns
 
     def _budgets(self, columns: Sequence[Column]) -> Iterator[Budget]:
         given = self.budgets
@@ -162,11 +162,11 @@ class AllocationProblem:
         return Budget(f"weight bits of {block}", np.array(values, dtype=np.float64), float(cap * size), "bits")
 
     def _weight_bits(self, column: Column) -> float:
-        decided = column.side != "activation"
+        decided = column.operand != "activation"
         return float(self.layers[column.layer].weights * self.bits(column.width.weight)) if decided else 0.0
 
     def _input_bits(self, column: Column) -> float:
-        decided = column.side != "weight"
+        decided = column.operand != "weight"
         return float(self.layers[column.layer].inputs * self.bits(column.width.activation)) if decided else 0.0
 
     def _bitops(self, column: Column) -> float:
@@ -178,7 +178,7 @@ class AllocationProblem:
 
 
 def error_of(errors: Mapping[Entry, float], layer: str, width: Width) -> float:
-    """Error that a layer adds at a width: the sum of both sides; full precision adds none.
+    """Error that a layer adds at a width: the sum of both operands; full precision adds none.
 
     Raises:
         BudgetError: an entry was not measured.
@@ -187,8 +187,8 @@ def error_of(errors: Mapping[Entry, float], layer: str, width: Width) -> float:
     for entry in entries_of({layer: width}):
         if entry not in errors:
             raise BudgetError(
-                f"the menu of layer {layer!r} has {entry.bits}-bit {entry.side}s, whose sensitivity was not measured; "
-                "measure it, or take the width off the menu"
+                f"the choices of layer {layer!r} have {entry.bits}-bit {entry.operand}s, whose sensitivity was not "
+                "measured; measure it, or take the width off the choices"
             )
         total += errors[entry]
     return total
@@ -204,7 +204,7 @@ def time_of(latency: LatencyTable, layer: str, width: Width) -> float:
         return latency[layer][width]
     except KeyError:
         raise BudgetError(
-            f"the latency table has no time of layer {layer!r} at {width}; measure it, or take it off the menu"
+            f"the latency table has no time of layer {layer!r} at {width}; measure it, or take it off the choices"
         ) from None
 
 

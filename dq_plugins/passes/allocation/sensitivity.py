@@ -46,8 +46,8 @@ class Sensitivity(Pass):
         """Options of ``sensitivity``.
 
         Attributes:
-            weight_menu: widths of weights; one bit is BinaryDM's: signs, scaled by the mean magnitude.
-            act_menu: widths of inputs; not measured when activations stay in floating point.
+            weight_choices: widths of weights; one bit is BinaryDM's: signs, scaled by the mean magnitude.
+            act_choices: widths of inputs; not measured when activations stay in floating point.
             method: ``"linearised"`` or ``"exact"``.
             calls_per_timestep: recorded calls used at each timestep.
             draws: backward passes over all calls together. An allocation picks widths that look cheap, so it picks
@@ -60,8 +60,8 @@ class Sensitivity(Pass):
             workers: processes (joblib).
         """
 
-        weight_menu: tuple[int, ...] = Field((2, 3, 4, 6, 8), min_length=1)
-        act_menu: tuple[int, ...] = Field((4, 6, 8), min_length=1)
+        weight_choices: tuple[int, ...] = Field((2, 3, 4, 6, 8), min_length=1)
+        act_choices: tuple[int, ...] = Field((4, 6, 8), min_length=1)
         method: Literal["linearised", "exact"] = "linearised"
         calls_per_timestep: int = Field(2, ge=1)
         draws: int = Field(160, ge=1)
@@ -83,13 +83,13 @@ class Sensitivity(Pass):
                 f"pass 'sensitivity': content_metric={o.content_metric!r} cannot be linearised; set method='exact', or "
                 "use 'ssim'"
             )
-        candidates = candidates_of(plan, context, o.weight_menu, o.act_menu)
+        candidates = candidates_of(plan, context, o.weight_choices, o.act_choices)
         calls = context.calibration.subset(per_timestep=o.calls_per_timestep)
         with installed(context.denoiser, plan):  # rows of outlier tokens are exact whatever the widths
             table = yield from self._quality(candidates, context, calls)
             if o.content:
                 table = yield from self._content(candidates, context, table)
-        plan.sensitivity = table.measured(o.weight_menu, o.act_menu)
+        plan.sensitivity = table.measured(o.weight_choices, o.act_choices)
 
     def _quality(
         self, candidates: Candidates, context: PassContext, calls: CalibrationSet

@@ -29,7 +29,7 @@ class Allocation:
     solution: Solution
 
     def entries(self) -> list[Entry]:
-        """The quantized sides of all layers."""
+        """The quantized operands of all layers."""
         return entries_of(self.widths)
 
     @property

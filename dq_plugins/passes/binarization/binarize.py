@@ -51,7 +51,7 @@ class Binarize(Pass):
 
         Attributes:
             side_ratio: two bases where features are at least this much of the input's side.
-            keep_widths: one bit where ``bit-allocation`` or ``timestep-reduction`` has chosen it from a menu with one
+            keep_widths: one bit where ``bit-allocation`` or ``timestep-reduction`` has chosen it from choices with one
                 bit, instead of everywhere but at the ends.
         """
 
@@ -78,7 +78,7 @@ class Binarize(Pass):
             if not binary:
                 raise PlanError(
                     "no layer of the plan has a weight of one bit; let 'bit-allocation' or 'timestep-reduction' choose "
-                    "from a menu with one bit first: the option weight_menu=(1, 8) of 'sensitivity'"
+                    "from choices with one bit first: the option weight_choices=(1, 8) of 'sensitivity'"
                 )
         else:
             binary = {n for n, choice in choices.layers.items() if choice.binary}

@@ -35,7 +35,7 @@ def widest(space: Space, count: int, limits: tuple[float, float] = (32, 32)) -> 
     """Uniform widths: every layer's weight and input at the same place counted from the widest that fits the budget.
 
     Args:
-        space: the menus and the budget.
+        space: the choices and the budget.
         count: number of steps.
         limits: largest width of weights and of inputs.
 
@@ -59,12 +59,12 @@ def widest(space: Space, count: int, limits: tuple[float, float] = (32, 32)) -> 
 
 
 def uniform(space: Space, width: Width) -> tuple[int, ...]:
-    """Genes that give every layer a width, or the next wider one on its menu (the widest, if there is none)."""
+    """Genes that give every layer a width, or the next wider of its choices (the widest, if there is none)."""
     genes: list[int] = []
     for layer in space.layers:
-        for menu, wanted in ((layer.weights, width.weight), (layer.inputs, width.activation)):
-            wide = [i for i, bits in enumerate(menu) if (bits or 32) >= (wanted or 32)]
-            genes.append(min(wide, default=len(menu) - 1))
+        for choices, wanted in ((layer.weights, width.weight), (layer.inputs, width.activation)):
+            wide = [i for i, bits in enumerate(choices) if (bits or 32) >= (wanted or 32)]
+            genes.append(min(wide, default=len(choices) - 1))
     return tuple(genes)
 
 

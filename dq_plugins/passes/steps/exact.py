@@ -29,10 +29,10 @@ from dq_plugins.passes.allocation.problem import error_of
 from dq_plugins.passes.steps.groups import StepGroups
 from dq_plugins.passes.steps.space import Candidate, Space
 from dq_plugins.passes.steps.transitions import END, Transitions
-from dq_plugins.quantized.candidates import Entry, Side
+from dq_plugins.quantized.candidates import Entry, Operand
 from dq_plugins.quantized.width import Width
 from dq_plugins.solvers.cp_sat import cp_sat
-from dq_plugins.solvers.integers import add_menus, chosen_columns, power_of_two, to_integers
+from dq_plugins.solvers.integers import add_choice_sets, chosen_columns, power_of_two, to_integers
 from dq_plugins.solvers.program import ChoiceProgram, Floats
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class JointProgram:
     """A joint program.
 
     Attributes:
-        space: timesteps, menus and budget.
+        space: timesteps, choices and budget.
         transitions: costs of steps; its nodes are the candidates of the space's groups.
         noise: noise power by entry; full precision has none.
         scale: ``k``.
@@ -126,10 +126,10 @@ class JointProgram:
 def widths_program(
     space: Space, noise: Mapping[Entry, float], count: int
 ) -> tuple[ChoiceProgram, list[tuple[int, int]]]:
-    """The choice program of the widths for ``count`` steps, and each column's positions on its layer's menus.
+    """The choice program of the widths for ``count`` steps, and each column's positions among its layer's choices.
 
     Raises:
-        BudgetError: a width on a menu has no measured noise.
+        BudgetError: a width among the choices has no measured noise.
     """
     errors, costs, columns = {}, {}, []
     for layer in space.layers:
@@ -151,12 +151,12 @@ def best_widths(space: Space, noise: Mapping[Entry, float], count: int) -> tuple
 
 def no_noise(space: Space) -> dict[Entry, float]:
     """Noise for widths that are not searched: it does not matter which there are."""
-    sides: tuple[tuple[Side, str], ...] = (("weight", "weights"), ("activation", "inputs"))
+    operands: tuple[tuple[Operand, str], ...] = (("weight", "weights"), ("activation", "inputs"))
     return {
-        Entry(layer.name, side, bits): 0.0
+        Entry(layer.name, operand, bits): 0.0
         for layer in space.layers
-        for side, menu in sides
-        for bits in getattr(layer, menu)
+        for operand, choices in operands
+        for bits in getattr(layer, choices)
         if bits is not None
     }
 
@@ -247,7 +247,7 @@ class _Widths:
         if not program.space.layers:
             return
         choice, self.columns = widths_program(program.space, program.noise, count)
-        self.picked = add_menus(model, choice)
+        self.picked = add_choice_sets(model, choice)
         for costs, limit, _ in to_integers(choice).rows:
             model.add(cp_model.LinearExpr.weighted_sum(self.picked, costs.tolist()) <= limit)
         self.noise, self.unit = _total(model, self.picked, choice.error)

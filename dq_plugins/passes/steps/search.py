@@ -180,7 +180,7 @@ class Evolution:
 
     def _rate(self, rng: np.random.Generator) -> float:
         largest = self.options.mutation
-        genes = len(self.space.menus) + max(self.space.groups)
+        genes = len(self.space.choice_counts) + max(self.space.groups)
         if not self.options.spread or genes * largest <= 1:
             return largest
         return math.exp(rng.uniform(-math.log(genes), math.log(largest)))
@@ -225,7 +225,7 @@ class Evolution:
 
     def _identity(self) -> str:
         seeds = [c.key for c in self.seeds]
-        return hash_json([self.signature, vars(self.options), seeds, self.space.budget, self.space.menus])
+        return hash_json([self.signature, vars(self.options), seeds, self.space.budget, self.space.choice_counts])
 
     def _store(self) -> Store | None:
         return None if self.folder is None else Store(self.folder / "scores", {"of": hash_json(self.signature)})

@@ -1,4 +1,4 @@
-"""What a joint search chooses from: one timestep in each group, one width for each side of each layer.
+"""What a joint search chooses from: one timestep in each group, one width for each operand of each layer.
 
     cost(candidate) = K * (overhead + sum_l  cost_l[w_l, a_l])      <= budget
 
@@ -32,7 +32,7 @@ class Candidate(NamedTuple):
 
     Attributes:
         steps: in each group of timesteps, which member; group 0 is the last step of sampling.
-        widths: weight and input of each layer in turn, positions on their menus.
+        widths: weight and input of each layer in turn, positions among their choices.
     """
 
     steps: tuple[int, ...]
@@ -51,7 +51,7 @@ class Candidate(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class LayerMenu:
+class LayerChoices:
     """What one layer may be.
 
     Attributes:
@@ -73,14 +73,14 @@ class Space:
 
     Attributes:
         groups: by number of steps, the groups of timesteps.
-        layers: the menus.
+        layers: the choices.
         budget: limit on the cost of a whole sampling run.
         unit: of costs, for messages.
         overhead: cost of one denoiser call beside the layers.
     """
 
     groups: Mapping[int, StepGroups]
-    layers: tuple[LayerMenu, ...]
+    layers: tuple[LayerChoices, ...]
     budget: float
     unit: str = "BitOps"
     overhead: float = 0.0
@@ -94,14 +94,14 @@ class Space:
             )
 
     @cached_property
-    def menus(self) -> tuple[int, ...]:
-        """Length of the menu of every gene of ``Candidate.widths``."""
+    def choice_counts(self) -> tuple[int, ...]:
+        """Number of choices of every gene of ``Candidate.widths``."""
         return tuple(size for layer in self.layers for size in (len(layer.weights), len(layer.inputs)))
 
     @property
     def decades(self) -> float:
         """Decimal logarithm of the number of candidates, those over budget included."""
-        widths = sum(math.log10(menu) for menu in self.menus)
+        widths = sum(math.log10(count) for count in self.choice_counts)
         schedules = sum(math.prod(groups.sizes) for groups in self.groups.values())
         return widths + math.log10(schedules)
 
@@ -131,7 +131,7 @@ class Space:
         """The candidate closest to a schedule, with exactly these widths.
 
         Raises:
-            BudgetError: no groups of so many steps, or a width is not on its menu.
+            BudgetError: no groups of so many steps, or a width is not among its choices.
         """
         if len(timesteps) not in self.groups:
             raise BudgetError(f"{len(timesteps)} steps are not in this space; it has: {sorted(self.groups)}")
@@ -139,7 +139,7 @@ class Space:
         for layer in self.layers:
             weight, activation = widths[layer.name]
             if weight not in layer.weights or activation not in layer.inputs:
-                raise BudgetError(f"{widths[layer.name]} is not on the menu of layer {layer.name!r}")
+                raise BudgetError(f"{widths[layer.name]} is not among the choices of layer {layer.name!r}")
             genes += [layer.weights.index(weight), layer.inputs.index(activation)]
         return Candidate(self.groups[len(timesteps)].nearest(timesteps), tuple(genes))
 
@@ -147,7 +147,7 @@ class Space:
         """A random candidate within the budget."""
         sizes = self.groups[int(rng.choice(sorted(self.groups)))].sizes
         steps = tuple(int(rng.integers(s)) for s in sizes)
-        return self.fit(rng, Candidate(steps, tuple(int(rng.integers(m)) for m in self.menus)))
+        return self.fit(rng, Candidate(steps, tuple(int(rng.integers(m)) for m in self.choice_counts)))
 
     def fit(self, rng: np.random.Generator, candidate: Candidate) -> Candidate:
         """Make random genes cheaper until the candidate is within the budget; where that is not enough, fewer steps."""
@@ -172,7 +172,7 @@ class Space:
         return tuple(int(gene) for pair in pairs for gene in pair)
 
     def _cheaper(self, widths: Sequence[int]) -> dict[int, int]:
-        """For every gene that something on its menu is cheaper than, the costliest of that (the widest, on ties)."""
+        """For every gene that another of its choices is cheaper than, the costliest of that (the widest, on ties)."""
         found = {}
         for i, layer in enumerate(self.layers):
             weight, activation = widths[2 * i : 2 * i + 2]
@@ -190,7 +190,7 @@ class Space:
         return candidate._replace(steps=self.groups[count].nearest([float(t) for t in spread]))
 
     def mutate(self, rng: np.random.Generator, parent: Candidate, rate: float) -> Candidate:
-        """Draw every gene again with probability ``rate``: widths from their menus, timesteps within their groups.
+        """Draw every gene again with probability ``rate``: widths from their choices, timesteps within their groups.
 
         Half of the new timesteps are neighbours of the old ones. One mutation in five also changes the number of steps,
         where there is a choice. The child is within the budget.
@@ -204,8 +204,8 @@ class Space:
             for gene, size in zip(parent.steps, sizes, strict=True)
         )
         widths = tuple(
-            int(rng.integers(menu)) if rng.random() < rate else gene
-            for gene, menu in zip(parent.widths, self.menus, strict=True)
+            int(rng.integers(count)) if rng.random() < rate else gene
+            for gene, count in zip(parent.widths, self.choice_counts, strict=True)
         )
         return self.fit(rng, Candidate(steps, widths))
 

@@ -113,15 +113,16 @@ class _Draw:
         if self.fixed is not None:
             return dict(self.fixed)
         return {
-            name: Width(*(self._one(name, side, generator) for side in ("w", "a"))) for name in self.candidates.layers
+            name: Width(*(self._one(name, operand, generator) for operand in ("w", "a")))
+            for name in self.candidates.layers
         }
 
-    def _one(self, name: str, side: str, generator: torch.Generator) -> int | None:
-        menu = sorted((self.candidates.weights if side == "w" else self.candidates.activations).get(name, {}))
-        if not menu:
+    def _one(self, name: str, operand: str, generator: torch.Generator) -> int | None:
+        choices = sorted((self.candidates.weights if operand == "w" else self.candidates.activations).get(name, {}))
+        if not choices:
             return None
-        place = int(torch.randint(len(menu), (), generator=generator)) if self.place is None else self.place
-        return menu[min(place, len(menu) - 1)]
+        place = int(torch.randint(len(choices), (), generator=generator)) if self.place is None else self.place
+        return choices[min(place, len(choices) - 1)]
 
 
 def _draws(candidates: Candidates, options: CalibrationOptions) -> list[_Draw]:

@@ -21,7 +21,7 @@ from dq_plugins.passes.steps.figure import draw
 from dq_plugins.passes.steps.fitness import SamplingFitness
 from dq_plugins.passes.steps.groups import step_groups, thinned
 from dq_plugins.passes.steps.joint import JointSearch
-from dq_plugins.passes.steps.menus import kept_widths, layer_menus
+from dq_plugins.passes.steps.layer_choices import kept_widths, layer_choices
 from dq_plugins.passes.steps.runs import Run, runs_of
 from dq_plugins.passes.steps.search import EvolutionOptions
 from dq_plugins.passes.steps.space import Space
@@ -209,9 +209,9 @@ class TimestepReduction(Pass):
         change = setting.transitions.change() if o.grouping == "change" and setting.transitions else None
         groups = {k: step_groups(setting.grid, k, o.grouping, bounds=bounds, change=change) for k in counts}
         latency = {n: {Width.parse(w): ms for w, ms in times.items()} for n, times in o.latency_table.items()}
-        menus = layer_menus(setting.candidates, context, latency)
+        choices = layer_choices(setting.candidates, context, latency)
         unit, overhead = ("ms", o.call_latency) if latency else ("BitOps", 0.0)
-        unlimited = Space(groups, menus, float("inf"), unit, overhead)
+        unlimited = Space(groups, choices, float("inf"), unit, overhead)
         target = uniform(unlimited, Width(context.targets.weight_bits, context.targets.act_bits))
         own = counts[0] * unlimited.call_cost(target)
         return replace(unlimited, budget=own if o.budget is None else o.budget)

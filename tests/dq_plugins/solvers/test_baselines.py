@@ -28,7 +28,7 @@ def test_greedy_stops_where_no_single_change_fits():
     assert program.value(choice) < program.value(program.cheapest(program.budgets[0].cost))
     for column in range(len(program.error)):
         changed = choice.copy()
-        changed[program.menu_of[column]] = column
+        changed[program.set_of[column]] = column
         assert program.value(changed) >= program.value(choice) or not program.feasible(changed)
 
 

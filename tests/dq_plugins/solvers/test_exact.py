@@ -142,7 +142,7 @@ def test_float_budget_is_never_exceeded_at_its_exact_limit():
         program = ChoiceProgram(tuple("abcde"), np.arange(6) * 4, rng.uniform(0, 1, 20), ())
         limit = Budget("ms", cost, 0.0).used(program.start[:-1] + rng.integers(0, 4, 5))
         limited = ChoiceProgram(program.names, program.start, program.error, (Budget("ms", cost, limit),))
-        feasible = [c for c in map(np.array, itertools.product(*limited.menus())) if limited.feasible(c)]
+        feasible = [c for c in map(np.array, itertools.product(*limited.choice_sets())) if limited.feasible(c)]
         best = min(map(limited.value, feasible))
         found = cp_sat(limited)
         assert limited.feasible(found.choice)

@@ -34,7 +34,7 @@ def test_rounding_of_the_objective_is_within_the_stated_bound():
     rng = np.random.default_rng(0)
     wide = ChoiceProgram(tuple(map(str, range(50))), np.arange(51) * 3, 10.0 ** rng.uniform(-9, 3, 150))
     integers = to_integers(wide)
-    # half a unit for each menu; a choice and the best one make twice that
+    # half a unit for each choice set; a choice and the best one make twice that
     assert integers.rounding <= 50 * 2.0**-39 * wide.error.max()
     for _ in range(20):
         choice = wide.start[:-1] + rng.integers(0, 3, 50)

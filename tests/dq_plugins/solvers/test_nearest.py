@@ -25,7 +25,7 @@ def test_nearest_budgets_can_be_met_and_none_are_nearer(program: ChoiceProgram):
     assume(enumerated(program)[1] == np.inf)
     nearest = nearest_limits(program)
     assert cp_sat(program.with_limits(nearest)).status == "optimal"
-    choices = (np.array(c) for c in itertools.product(*program.menus()))
+    choices = (np.array(c) for c in itertools.product(*program.choice_sets()))
     least = min(overshoot(program, {b.name: b.used(c) for b in program.budgets}) for c in choices)
     asked = {b.name: nearest.get(b.name, b.limit) for b in program.budgets}
     assert overshoot(program, asked) <= least * (1 + 1e-3) + 1e-9

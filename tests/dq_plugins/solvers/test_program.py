@@ -27,8 +27,8 @@ def test_columns_that_a_choice_takes():
 @pytest.mark.parametrize(
     ("errors", "budgets", "message"),
     [
-        ({}, {}, "at least one menu"),
-        ({"a": []}, {}, "menu of 'a' is empty"),
+        ({}, {}, "at least one choice set"),
+        ({"a": []}, {}, "choice set of 'a' is empty"),
         ({"a": [float("nan")]}, {}, "'error' of 'a' is nan"),
         ({"a": [1.0]}, {"bits": ({"a": [1, 2]}, 3)}, "'bits' has 2 values for 1 options"),
         ({"a": [1.0]}, {"bits": ({"a": [1]}, float("inf"))}, "limit of budget 'bits' is inf"),

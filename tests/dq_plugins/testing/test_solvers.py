@@ -75,7 +75,7 @@ FAULTS = {
         altered(lambda p, s: s.choice),
         altered(lambda p, s: replace(s, status="ok")),
     ],
-    "choice takes one option from every menu within the budgets": [
+    "choice takes one option from every choice set within the budgets": [
         altered(greedy),
         altered(lambda p, s: replace(s, choice=s.choice[:-1])),
         altered(lambda p, s: replace(s, choice=s.choice[::-1])),
@@ -84,7 +84,9 @@ FAULTS = {
     "bound holds": [altered(lambda p, s: replace(s, bound=s.bound * 1.1))],
     "optimal means optimal": [altered(second_best)],
     "feasible program is never called infeasible": [altered(lambda p, s: replace(s, status="infeasible"))],
-    "without budgets every menu gives its best": [altered(lambda p, s: replace(second_best(p, s), status="feasible"))],
+    "without budgets every choice set gives its best": [
+        altered(lambda p, s: replace(second_best(p, s), status="feasible"))
+    ],
     "impossible budget is an answer with the way out": [optimist, wrong_way_out],
     "same program same answer": [altered(lambda p, s: replace(s, objective=s.objective + 1e-12 * np.random.rand()))],
     "program is left as it is": [altered(in_place)],

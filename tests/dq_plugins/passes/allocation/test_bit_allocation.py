@@ -12,7 +12,7 @@ from dq_plugins.passes.allocation.explain import LayerReason, explanation
 from dq_plugins.plan import Targets
 
 SMALL = {
-    "sensitivity": {"weight_menu": (2, 3, 4, 8), "act_menu": (4, 8), "draws": 60, "check_entries": 16},
+    "sensitivity": {"weight_choices": (2, 3, 4, 8), "act_choices": (4, 8), "draws": 60, "check_entries": 16},
     "timestep-groups": {"groups": 2},
     "activation-ranges": {"observer": "minmax"},
     "weight-ranges": {"method": "minmax"},
@@ -72,8 +72,8 @@ def test_any_solver_fits_the_budget(setting, solver: str):
     assert plan.sections["bit-allocation"].data["error"] >= made(setting).sections["bit-allocation"].data["error"]
 
 
-def test_pins_and_role_menus(setting):
-    plan = made(setting, pinned={"p": "W3A8"}, role_menus={"last": (8,)}, role_act_menus={"last": (4,)})
+def test_pins_and_role_choices(setting):
+    plan = made(setting, pinned={"p": "W3A8"}, role_choices={"last": (8,)}, role_act_choices={"last": (4,)})
     assert plan.layers["p"].width == "W3A8"
     assert plan.layers["leave"].width == "W8A4"
 

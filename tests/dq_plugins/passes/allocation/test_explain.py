@@ -8,14 +8,16 @@ from dq_plugins.passes.allocation.explain import LayerReason, explain, table_of_
 from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, LayerCost
 from dq_plugins.passes.allocation.solve import allocate
 from dq_plugins.quantized.candidates import Entry
-from dq_plugins.quantized.width import Menu
+from dq_plugins.quantized.width import WidthChoices
 
 
 def solved(weight_bits: float = 5.0):
     layers = {"delicate": LayerCost(100, 10, 1000), "robust": LayerCost(1000, 10, 1000)}
     errors = {Entry("delicate", "weight", b): 1000 * 4.0**-b for b in (2, 4, 8)}
     errors |= {Entry("robust", "weight", b): 4.0**-b for b in (2, 4, 8)}
-    return allocate(AllocationProblem(layers, errors, default_menu=Menu((2, 4, 8)), budgets=Budgets(weight_bits)))
+    return allocate(
+        AllocationProblem(layers, errors, default_choices=WidthChoices((2, 4, 8)), budgets=Budgets(weight_bits))
+    )
 
 
 def test_the_layer_that_hurts_most_comes_first_with_its_score_and_price():
@@ -33,7 +35,7 @@ def test_the_layer_that_hurts_most_comes_first_with_its_score_and_price():
 def test_text_says_what_it_costs_and_what_more_would_buy():
     text = table_of_reasons(explain(solved()))
     delicate, robust = text.splitlines()
-    assert "8 bits, the widest on its menu" in delicate
+    assert "8 bits, its widest choice" in delicate
     assert "multiply the plan's error by" in delicate
     assert "8 bits would save" in robust
     assert "for 500 bytes" in robust

@@ -7,7 +7,7 @@ from dq_plugins.passes.allocation.front import draw, fronts, mean_weight_bits, p
 from dq_plugins.passes.allocation.problem import AllocationProblem, LayerCost
 from dq_plugins.passes.allocation.solve import allocate
 from dq_plugins.quantized.candidates import Entry
-from dq_plugins.quantized.width import Menu
+from dq_plugins.quantized.width import WidthChoices
 from dq_plugins.solvers.cp_sat import cp_sat
 
 BITS = (2, 3, 4, 6, 8)
@@ -18,7 +18,7 @@ def problem() -> AllocationProblem:
     layers = {f"l{i}": LayerCost(int(n), 10, 100) for i, n in enumerate(np.exp(rng.normal(7, 1, 12)))}
     scale = {n: float(np.exp(rng.normal(0, 2))) for n in layers}
     errors = {Entry(n, "weight", b): scale[n] * 4.0**-b for n in layers for b in BITS}
-    return AllocationProblem(layers, errors, default_menu=Menu(BITS))
+    return AllocationProblem(layers, errors, default_choices=WidthChoices(BITS))
 
 
 def test_the_exact_front_is_below_every_rule_at_every_size():

@@ -9,7 +9,7 @@ from dq_plugins.errors import BudgetError
 from dq_plugins.passes.allocation.mixdq import WEIGHT_COUPLINGS, mixdq_widths, scan, score
 from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, LayerCost
 from dq_plugins.quantized.candidates import Entry
-from dq_plugins.quantized.width import Menu
+from dq_plugins.quantized.width import WidthChoices
 from dq_plugins.sensitivity import SensitivityTable
 
 BITS = (2, 4, 8)
@@ -20,13 +20,13 @@ def setting(**budgets):
     layers = {f"l{i}": LayerCost(int(n), int(m), 100) for i, (n, m) in enumerate(rng.integers(500, 800, (16, 2)))}
     noise, structure, texture = {}, {}, {}
     for i, name in enumerate(layers):
-        for side in ("weight", "activation"):
+        for operand in ("weight", "activation"):
             for bits in BITS:
-                entry = Entry(name, side, bits)
+                entry = Entry(name, operand, bits)
                 noise[entry] = float(np.exp(rng.normal(0, 1)) * 4.0**-bits)
                 structure[entry] = noise[entry] * (0.8 if i % 2 else 0.1)
                 texture[entry] = noise[entry] * (0.2 if i % 2 else 0.9)
-    problem = AllocationProblem(layers, noise, default_menu=Menu(BITS, BITS), budgets=Budgets(**budgets))
+    problem = AllocationProblem(layers, noise, default_choices=WidthChoices(BITS, BITS), budgets=Budgets(**budgets))
     return problem, SensitivityTable(noise, structure, texture)
 
 
@@ -78,7 +78,7 @@ def test_other_budgets_are_refused():
 
 def test_a_mean_that_only_equal_shares_can_meet_is_met():
     problem, table = setting(weight_bits=4.0, act_bits=8.0)
-    problem = replace(problem, default_menu=Menu(BITS, (8,)))
+    problem = replace(problem, default_choices=WidthChoices(BITS, (8,)))
     widths, kept = mixdq_widths(problem, table, table.groups(), lambda widths: 0.0)
     assert {w.activation for w in widths.values()} == {8}
     assert kept["activation"] == 1.0

@@ -11,7 +11,7 @@ from dq_plugins.passes.allocation.columns import choice_of, widths_of
 from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, LayerCost
 from dq_plugins.passes.allocation.solve import allocate
 from dq_plugins.quantized.candidates import Entry
-from dq_plugins.quantized.width import Menu, Width
+from dq_plugins.quantized.width import Width, WidthChoices
 
 LAYERS = {
     "first": LayerCost(weights=101, inputs=1000, macs=50_000, block="one"),
@@ -24,22 +24,22 @@ BITS = (2, 4, 8)
 def errors(scale: dict[str, float] | None = None) -> dict[Entry, float]:
     scale = scale or {"first": 40.0, "middle": 3.0, "last": 9.0}
     return {
-        Entry(layer, side, bits): value * (1 if side == "weight" else 0.3) * 4.0**-bits
+        Entry(layer, operand, bits): value * (1 if operand == "weight" else 0.3) * 4.0**-bits
         for layer, value in scale.items()
-        for side in ("weight", "activation")
+        for operand in ("weight", "activation")
         for bits in BITS
     }
 
 
-def problem(menu: Menu | None = None, **changes) -> AllocationProblem:
-    given = {"layers": LAYERS, "errors": errors(), "default_menu": menu or Menu(BITS, BITS)} | changes
+def problem(default: WidthChoices | None = None, **changes) -> AllocationProblem:
+    given = {"layers": LAYERS, "errors": errors(), "default_choices": default or WidthChoices(BITS, BITS)} | changes
     return AllocationProblem(**given)
 
 
 def brute_force(p: AllocationProblem) -> float:
     """Least error over all widths, straight from the definition of the budgets."""
-    menus = [[Width(w, a) for w in p.menu(n).weight for a in p.menu(n).activation] for n in p.layers]
-    plans = (dict(zip(p.layers, widths, strict=True)) for widths in itertools.product(*menus))
+    choices = [[Width(w, a) for w in p.choices_for(n).weight for a in p.choices_for(n).activation] for n in p.layers]
+    plans = (dict(zip(p.layers, widths, strict=True)) for widths in itertools.product(*choices))
     errors = (
         sum(p.error(n, "weight", w.weight) + p.error(n, "activation", w.activation) for n, w in plan.items())
         for plan in plans
@@ -82,8 +82,8 @@ LATENCY = {
 def test_any_mix_of_budgets_is_solved_to_the_optimum(weight_bits, act_bits, size, bitops, latency, cap, full):
     blocks = {} if cap is None else {"one": cap}
     budgets = Budgets(weight_bits, act_bits, size, bitops, latency, blocks)
-    menu = Menu((*BITS, None), (*BITS, None)) if full else Menu(BITS, BITS)
-    p = problem(menu, budgets=budgets, latency=LATENCY)
+    choices = WidthChoices((*BITS, None), (*BITS, None)) if full else WidthChoices(BITS, BITS)
+    p = problem(choices, budgets=budgets, latency=LATENCY)
     found, best = allocate(p), brute_force(p)
     if best == float("inf"):
         assert found.solution.status == "infeasible"
@@ -109,14 +109,14 @@ def test_layers_without_input_keep_it_in_full_precision():
     assert allocate(problem(budgets=Budgets(weight_bits=4, act_bits=4))).widths["last"].activation is None
 
 
-def test_pins_and_menus_of_single_layers_hold():
-    found = allocate(problem(menus={"first": Menu((8,), (8,)), "last": Menu((None,), (None,))}))
+def test_pins_and_choices_of_single_layers_hold():
+    found = allocate(problem(choices={"first": WidthChoices((8,), (8,)), "last": WidthChoices((None,), (None,))}))
     assert found.widths["first"] == (8, 8)
     assert found.widths["last"] == (None, None)
 
 
 def test_full_precision_is_chosen_where_nothing_forbids_it():
-    found = allocate(problem(Menu((2, None), (2, None))))
+    found = allocate(problem(WidthChoices((2, None), (2, None))))
     assert set(found.widths.values()) == {Width(None, None)}
     assert found.entries() == []
     assert found.error == 0
@@ -133,17 +133,17 @@ def test_widths_and_columns_are_inverse():
         assert program.value(choice) == pytest.approx(error)
 
 
-def test_hint_is_checked_against_the_menus():
+def test_hint_is_checked_against_the_choices():
     wrong = {name: Width(3, 4) for name in LAYERS}
-    with pytest.raises(BudgetError, match="W3 is not on the menu of layer 'first', which offers: W2, W4, W8"):
+    with pytest.raises(BudgetError, match="W3 is not among the choices of layer 'first', which offers: W2, W4, W8"):
         allocate(problem(), hint=wrong)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"menus": {"frist": Menu()}}, "'frist' is not a layer.*did you mean 'first'"),
-        ({"default_menu": Menu((3,), BITS)}, "3-bit weights.*not measured"),
+        ({"choices": {"frist": WidthChoices()}}, "'frist' is not a layer.*did you mean 'first'"),
+        ({"default_choices": WidthChoices((3,), BITS)}, "3-bit weights.*not measured"),
         ({"budgets": Budgets(latency=5.0)}, "latency table has no time of layer 'first'"),
         ({"budgets": Budgets(block_bits={"three": 4.0})}, "no block 'three'.*one, two"),
     ],

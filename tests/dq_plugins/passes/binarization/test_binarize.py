@@ -88,13 +88,13 @@ def test_weights_that_are_not_finite_are_refused(case, tmp_path):
         make_plan(denoiser, calibration, BINARYDM, progress=False)
 
 
-def searched(case, menu):
+def searched(case, choices):
     denoiser, calibration, _ = case
     steps = (
         Step("weight-ranges"),
         Step("timestep-groups", {"groups": 1}),
         Step("activation-ranges"),
-        Step("sensitivity", {"weight_menu": menu, "act_menu": (8,), "draws": 8, "check_entries": 4}),
+        Step("sensitivity", {"weight_choices": choices, "act_choices": (8,), "draws": 8, "check_entries": 4}),
         Step("bit-allocation", {"weight_bits": 3.0}),
         Step("binarize", {"keep_widths": True}),
     )
@@ -117,5 +117,5 @@ def test_one_bit_can_be_a_width_that_a_search_takes_and_then_trains(case):
 
 
 def test_keeping_widths_without_one_bit_says_what_to_do(case):
-    with pytest.raises(PlanError, match=r"weight_menu=\(1, 8\)"):
+    with pytest.raises(PlanError, match=r"weight_choices=\(1, 8\)"):
         searched(case, (2, 8))

@@ -37,9 +37,9 @@ def program(seed, errors, layers=2):
     space = toy_space(seed, layers=layers)
     rng = np.random.default_rng(seed)
     noise = {
-        Entry(layer.name, side, bits): float(rng.uniform(0.5, 3)) * 4.0**-bits * 50
+        Entry(layer.name, operand, bits): float(rng.uniform(0.5, 3)) * 4.0**-bits * 50
         for layer in space.layers
-        for side in ("weight", "activation")
+        for operand in ("weight", "activation")
         for bits in (4, 8)
     }
     return JointProgram(space, Costs(space.groups[2].grid, seed), noise, 0.7, errors)
@@ -48,7 +48,7 @@ def program(seed, errors, layers=2):
 def everything(space):
     for groups in space.groups.values():
         for steps in product(*map(range, groups.sizes)):
-            for widths in product(*map(range, space.menus)):
+            for widths in product(*map(range, space.choice_counts)):
                 yield Candidate(steps, widths)
 
 
@@ -95,7 +95,7 @@ def test_best_widths_use_the_budget_of_their_number_of_steps():
 def test_a_width_without_measured_noise_is_refused():
     joint = program(0, "power")
     noise = {e: v for e, v in joint.noise.items() if e != Entry("l0", "weight", 8)}
-    with pytest.raises(BudgetError, match="layer 'l0' has 8-bit weights, whose sensitivity was not measured"):
+    with pytest.raises(BudgetError, match="layer 'l0' have 8-bit weights, whose sensitivity was not measured"):
         best_widths(joint.space, noise, 2)
 
 

@@ -11,7 +11,7 @@ from dq_plugins.errors import RecipeError
 from dq_plugins.passes.steps.fitness import DIVERGED, SamplingFitness, load_features
 from dq_plugins.passes.steps.groups import StepGroups
 from dq_plugins.passes.steps.runs import runs_of
-from dq_plugins.passes.steps.space import Candidate, LayerMenu, Space
+from dq_plugins.passes.steps.space import Candidate, LayerChoices, Space
 from dq_plugins.plan import WeightQuant
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.width import Width
@@ -28,8 +28,8 @@ def parts(tmp_path_factory):
         weights[name] = {b: WeightQuant(b, scale) for b, scale in scales.items()}
     grid = tuple(sorted(TIMESTEPS))
     groups = {4: StepGroups(grid, (0, 2, 5, 8)), len(grid): StepGroups(grid, tuple(range(len(grid))))}
-    menus = tuple(LayerMenu(n, (3, 8, None), (None,), torch.ones(3, 1).numpy()) for n in weights)
-    return denoiser, Candidates(weights, {}), Space(groups, menus, 1e9), runs, stepper
+    choices = tuple(LayerChoices(n, (3, 8, None), (None,), torch.ones(3, 1).numpy()) for n in weights)
+    return denoiser, Candidates(weights, {}), Space(groups, choices, 1e9), runs, stepper
 
 
 def fitness(parts, **changes):

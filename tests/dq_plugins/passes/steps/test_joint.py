@@ -10,7 +10,7 @@ from dq_plugins.errors import BudgetError
 from dq_plugins.passes.steps.groups import StepGroups
 from dq_plugins.passes.steps.joint import JointSearch
 from dq_plugins.passes.steps.search import EvolutionOptions
-from dq_plugins.passes.steps.space import LayerMenu, Space
+from dq_plugins.passes.steps.space import LayerChoices, Space
 from dq_plugins.progress import finish
 
 GRID = (10.0, 20.0, 30.0, 40.0)
@@ -82,7 +82,7 @@ def test_another_budget_has_checkpoints_of_its_own(tmp_path):
 
 
 def test_a_share_of_the_budget_that_nothing_fits_is_refused():
-    layers = (LayerMenu("l", (8,), (8,), np.array([[100.0]])),)
+    layers = (LayerChoices("l", (8,), (8,), np.array([[100.0]])),)
     space = Space({2: StepGroups(GRID, (0, 2))}, layers, 300.0)
     joint = JointSearch(Images(space), {}, Costs(), EvolutionOptions())
     assert joint.within(0.7).space.budget == pytest.approx(210.0)

@@ -71,7 +71,7 @@ def test_paper_settings_are_the_defaults():
 def test_seeds_over_budget_are_not_scored():
     space = toy_space(0, layers=3)
     fitness = ToyFitness(space, 0)
-    over = Candidate((0, 0, 0), tuple(m - 1 for m in space.menus))
+    over = Candidate((0, 0, 0), tuple(m - 1 for m in space.choice_counts))
     assert not space.fits(over)
     finish(Evolution(space, fitness, options(generations=1), seeds=(over,)).run())
     assert not any(key.endswith(over.key) for key in fitness.scored)

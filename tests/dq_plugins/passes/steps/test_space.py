@@ -10,7 +10,7 @@ from toy_spaces import toy_space
 
 from dq_plugins.errors import BudgetError
 from dq_plugins.passes.steps.groups import StepGroups
-from dq_plugins.passes.steps.space import Candidate, LayerMenu, Space
+from dq_plugins.passes.steps.space import Candidate, LayerChoices, Space
 from dq_plugins.quantized.width import Width
 
 GROUPS = {2: StepGroups((10.0, 20.0, 30.0, 40.0), (0, 2)), 3: StepGroups((10.0, 20.0, 30.0, 40.0), (0, 1, 2))}
@@ -18,7 +18,7 @@ GROUPS = {2: StepGroups((10.0, 20.0, 30.0, 40.0), (0, 2)), 3: StepGroups((10.0, 
 
 def two_layers(budget=1e9):
     costs = [macs * np.outer((4, 8), (4, 6, 8)).astype(float) for macs in (10, 100)]
-    return Space(GROUPS, tuple(LayerMenu(f"l{i}", (4, 8), (4, 6, 8), c) for i, c in enumerate(costs)), budget)
+    return Space(GROUPS, tuple(LayerChoices(f"l{i}", (4, 8), (4, 6, 8), c) for i, c in enumerate(costs)), budget)
 
 
 def test_cost_is_the_hand_count():
@@ -37,7 +37,7 @@ def test_candidate_is_the_inverse_of_timesteps_and_widths():
 
 
 @given(st.integers(0, 2**31), st.floats(0.3, 1.2), st.floats(0.01, 1.0))
-def test_whatever_is_made_is_within_the_budget_and_the_menus(seed, budget, rate):
+def test_whatever_is_made_is_within_the_budget_and_the_choices(seed, budget, rate):
     space = toy_space(seed % 5, layers=3, budget=budget)
     rng = np.random.default_rng(seed)
     one, other = space.random(rng), space.random(rng)
@@ -45,7 +45,7 @@ def test_whatever_is_made_is_within_the_budget_and_the_menus(seed, budget, rate)
         assert space.fits(candidate)
         sizes = space.groups[len(candidate.steps)].sizes
         assert all(0 <= g < s for g, s in zip(candidate.steps, sizes, strict=True))
-        assert all(0 <= g < m for g, m in zip(candidate.widths, space.menus, strict=True))
+        assert all(0 <= g < m for g, m in zip(candidate.widths, space.choice_counts, strict=True))
         timesteps = space.timesteps(candidate)
         assert list(timesteps) == sorted(set(timesteps), reverse=True)
 
@@ -76,7 +76,7 @@ def test_unknown_steps_and_widths_are_refused():
     widths = {"l0": Width(4, 4), "l1": Width(4, 4)}
     with pytest.raises(BudgetError, match="4 steps are not in this space"):
         space.candidate((4.0, 3.0, 2.0, 1.0), widths)
-    with pytest.raises(BudgetError, match="W3A4 is not on the menu of layer 'l0'"):
+    with pytest.raises(BudgetError, match="W3A4 is not among the choices of layer 'l0'"):
         space.candidate((40.0, 10.0), {**widths, "l0": Width(3, 4)})
 
 
@@ -92,21 +92,21 @@ def test_what_a_call_costs_beside_its_layers_is_paid_at_every_step():
 @given(st.integers(0, 2**31))
 def test_a_budget_is_kept_where_narrower_is_not_cheaper(seed):
     rng = np.random.default_rng(seed)
-    layers = tuple(LayerMenu(f"l{i}", (4, 6, 8), (4, 8), rng.uniform(1, 10, (3, 2))) for i in range(3))
+    layers = tuple(LayerChoices(f"l{i}", (4, 6, 8), (4, 8), rng.uniform(1, 10, (3, 2))) for i in range(3))
     least = 2 * sum(float(layer.cost.min()) for layer in layers)
     space = Space(GROUPS, layers, least * float(rng.uniform(1.0001, 2)))
     assert all(space.fits(space.random(rng)) for _ in range(5))
 
 
 def test_making_a_candidate_fit_takes_no_more_than_it_must():
-    layers = (LayerMenu("l", (4, 6, 8), (8,), np.array([[5.0], [1.0], [9.0]])),)
+    layers = (LayerChoices("l", (4, 6, 8), (8,), np.array([[5.0], [1.0], [9.0]])),)
     space = Space({2: GROUPS[2]}, layers, budget=10.0)
     assert space.fit(np.random.default_rng(0), Candidate((0, 0), (2, 0))).widths == (0, 0)
     assert replace(space, budget=4.0).fit(np.random.default_rng(0), Candidate((0, 0), (2, 0))).widths == (1, 0)
 
 
 def test_of_widths_that_cost_the_same_the_widest_is_the_cheapest():
-    flat = LayerMenu("l0", (4, 8), (4, 8), np.array([[1.0, 1.0], [1.0, 2.0]]))
+    flat = LayerChoices("l0", (4, 8), (4, 8), np.array([[1.0, 1.0], [1.0, 2.0]]))
     space = Space(GROUPS, (flat,), 1e9)
     assert space.cheapest == (1, 0)
     tight = replace(space, budget=2 * 1.0)
@@ -116,6 +116,6 @@ def test_of_widths_that_cost_the_same_the_widest_is_the_cheapest():
 
 
 def test_of_narrower_widths_that_cost_the_same_the_widest_is_taken():
-    menu = LayerMenu("l0", (2, 4, 8), (8,), np.array([[1.0], [1.0], [2.0]]))
-    space = Space(GROUPS, (menu,), 2.0)
+    choices = LayerChoices("l0", (2, 4, 8), (8,), np.array([[1.0], [1.0], [2.0]]))
+    space = Space(GROUPS, (choices,), 2.0)
     assert space.fit(np.random.default_rng(0), Candidate((0, 0), (2, 0))).widths == (1, 0)

@@ -11,7 +11,7 @@ from dq_plugins.passes.steps.timestep_reduction import TimestepReduction
 from dq_plugins.recipe import Recipe, Step
 
 SEARCH = {"generations": 2, "population": 8, "parents": 3, "mutants": 4, "crossovers": 2, "seconds": 0.5}
-MEASURE = {"draws": 20, "check_entries": 4, "weight_menu": (3, 4, 8), "act_menu": (4, 8)}
+MEASURE = {"draws": 20, "check_entries": 4, "weight_choices": (3, 4, 8), "act_choices": (4, 8)}
 RANGES = (Step("weight-ranges"), Step("timestep-groups", {"groups": 2}), Step("activation-ranges"))
 JOINT = Recipe("joint", "", (*RANGES, Step("sensitivity", MEASURE), Step("timestep-reduction", SEARCH)))
 ALONE = Recipe("alone", "", (Step("timestep-reduction", SEARCH),))
@@ -113,9 +113,9 @@ def test_learned_quantizers_reach_the_plan(setting):
 
 
 def test_a_latency_table_replaces_bitops(setting):
-    menu = [f"W{w}A{a}" for w in (3, 4, 8) for a in (4, 8)]
+    choices = [f"W{w}A{a}" for w in (3, 4, 8) for a in (4, 8)]
     names = list(make(setting, ALONE, steps=(2,), search="exact").layers)
-    table = {n: {width: 1.0 + 0.1 * i for i, width in enumerate(menu)} for n in names}
+    table = {n: {width: 1.0 + 0.1 * i for i, width in enumerate(choices)} for n in names}
     plan = make(setting, steps=(3,), latency_table=table, budget=10.0, search="exact")
     data = plan.sections["timestep-reduction"].data
     assert data["unit"] == "ms"

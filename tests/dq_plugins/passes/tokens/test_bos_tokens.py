@@ -102,10 +102,10 @@ def test_without_an_outlier_nothing_changes_and_the_plan_says_what_was_seen(tmp_
 
 def test_sensitivity_does_not_blame_widths_for_the_exact_row(setting):
     denoiser, calibration, _, _ = setting
-    menus = {"weight_menu": (4, 8), "act_menu": (8,), "check_entries": 0}
+    choices = {"weight_choices": (4, 8), "act_choices": (8,), "check_entries": 0}
     found = {}
     for name, recipe in (("plain", PLAIN), ("exact", EXACT)):
-        measured = Recipe(name, "", (*recipe.steps, Step("sensitivity", menus)))
+        measured = Recipe(name, "", (*recipe.steps, Step("sensitivity", choices)))
         plan = dq.make_plan(denoiser, calibration, measured, progress=False)
         found[name] = plan.sensitivity.noise["w"]["activation"][8]
     assert found["exact"] < found["plain"] / 20

@@ -1,11 +1,11 @@
-"""Menus of layers with what they cost, from quantizers and the denoiser's graph."""
+"""Choices of layers with what they cost, from quantizers and the denoiser's graph."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from dq_plugins.passes.allocation.problem import LatencyTable, time_of
-from dq_plugins.passes.steps.space import LayerMenu
+from dq_plugins.passes.steps.space import LayerChoices
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.width import Width
@@ -13,14 +13,14 @@ from dq_plugins.recipe import PassContext
 
 
 def kept_widths(plan: QuantPlan) -> Candidates:
-    """The quantizers that a plan has, as menus of one: for a search that leaves widths alone."""
+    """The quantizers that a plan has, as choices of one: for a search that leaves widths alone."""
     weights = {n: {p.weight.bits: p.weight} for n, p in plan.layers.items() if p.weight is not None}
     inputs = {n: {p.activation.bits: p.activation} for n, p in plan.layers.items() if p.activation is not None}
     return Candidates(weights, inputs, dict(plan.groups))
 
 
-def layer_menus(candidates: Candidates, context: PassContext, latency: LatencyTable) -> tuple[LayerMenu, ...]:
-    """Menus of all layers with candidates, cheapest widths first, with the cost of one denoiser call.
+def layer_choices(candidates: Candidates, context: PassContext, latency: LatencyTable) -> tuple[LayerChoices, ...]:
+    """Choices of all layers with candidates, cheapest widths first, with the cost of one denoiser call.
 
     Args:
         candidates: the quantizers.
@@ -30,7 +30,7 @@ def layer_menus(candidates: Candidates, context: PassContext, latency: LatencyTa
     Raises:
         BudgetError: the latency table lacks a layer or a width.
     """
-    menus = []
+    choices = []
     for name in candidates.layers:
         weights: tuple[int | None, ...] = tuple(sorted(candidates.weights.get(name, {}))) or (None,)
         inputs: tuple[int | None, ...] = tuple(sorted(candidates.activations.get(name, {}))) or (None,)
@@ -38,8 +38,8 @@ def layer_menus(candidates: Candidates, context: PassContext, latency: LatencyTa
         for i, w in enumerate(weights):
             for j, a in enumerate(inputs):
                 cost[i, j] = time_of(latency, name, Width(w, a)) if latency else _bitops(context, name, w, a)
-        menus.append(LayerMenu(name, weights, inputs, cost))
-    return tuple(menus)
+        choices.append(LayerChoices(name, weights, inputs, cost))
+    return tuple(choices)
 
 
 def _bitops(context: PassContext, name: str, weight: int | None, activation: int | None) -> float:
