@@ -9,9 +9,9 @@ from typing import Any
 from torch import nn
 
 from dq_plugins import registry
+from dq_plugins.compiled import unwrap
 from dq_plugins.denoiser import require_full_precision
 from dq_plugins.errors import RegistryError
-from dq_plugins.graph.arguments import unwrap
 from dq_plugins.plan import QuantPlan
 
 

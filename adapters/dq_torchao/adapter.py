@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from dq_plugins.compiled import unwrap
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.quantized import exact_tokens as tokens
@@ -63,17 +64,18 @@ def apply(
     Raises:
         PlanError: the plan is of another model, or needs what this adapter does not implement.
     """
-    _check(model, plan)
+    inside = unwrap(model)
+    _check(inside, plan)
     if choices is None:
-        choices = tune(model, plan, example_inputs) if example_inputs is not None else {}
+        choices = tune(inside, plan, example_inputs) if example_inputs is not None else {}
     options: dict[str, Any] = {
         "out_of_range": out_of_range,
         "temporal_fallback": temporal_fallback,
         "uniform_timesteps": uniform_timesteps,
     }
-    _begin(model, plan, options)
+    _begin(inside, plan, options)
     for name in plan.layers:
-        lower_planned(model, name, choices.get(name))
+        lower_planned(inside, name, choices.get(name))
     return model
 
 

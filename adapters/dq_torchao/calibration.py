@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.affine import affine_parameters
-from dq_plugins.calibration.modes import uncompiled
+from dq_plugins.compiled import uncompiled, unwrap
 from dq_plugins.denoiser import require_full_precision
 from dq_plugins.errors import CalibrationError
 from dq_plugins.graph import find_timestep_argument
@@ -104,6 +104,7 @@ def prepare(denoiser: nn.Module, layers: Iterable[nn.Module], config: TimestepIn
         PlanError: it is quantized already, by torchao itself for example.
         TimestepError: forward has no timestep argument.
     """
+    denoiser = unwrap(denoiser)
     context = context_of(denoiser)
     if not isinstance(context, CalibrationContext):
         require_full_precision(denoiser)
@@ -136,6 +137,7 @@ def convert(denoiser: nn.Module) -> QuantPlan:
         CalibrationError: it was not prepared, or did not run since.
         PlanError: something else has quantized it since.
     """
+    denoiser = unwrap(denoiser)
     plan, options = _end_calibration(denoiser)
     apply(denoiser, plan, **options)
     return plan

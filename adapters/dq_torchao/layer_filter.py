@@ -17,6 +17,7 @@ from contextlib import suppress
 
 from torch import nn
 
+from dq_plugins.compiled import unwrap
 from dq_plugins.errors import DQError
 
 
@@ -69,7 +70,7 @@ def denoiser_of_layer(layer: nn.Module, config: str, instead: str) -> tuple[nn.M
     if denoiser is not None and accepted is not None:
         with suppress(AttributeError):  # no module of this name
             if denoiser.get_submodule(accepted) is layer:
-                return denoiser, accepted
+                return unwrap(denoiser), accepted.removeprefix("_orig_mod.")  # compiled by torch.compile(denoiser)
     raise DQError(
         f"{config}: quantize_ ran with a filter that does not say which denoiser a {type(layer).__name__} belongs to; "
         f"torchao's own, which it uses when none is given, does not. Write quantize_(denoiser, {config}(...), "

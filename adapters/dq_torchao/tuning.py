@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dq_plugins.calibration.modes import uncompiled
+from dq_plugins.compiled import uncompiled
 from dq_plugins.errors import PlanError
 from dq_plugins.hooks import hooked
 from dq_plugins.metrics.latency import Latency, compare_latency

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from dq_plugins.compiled import uncompiled
+
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
@@ -20,19 +22,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for each, training in modes.items():
             each.training = training
-
-
-@contextmanager
-def uncompiled(module: nn.Module) -> Iterator[None]:
-    """Modules that were compiled in place (``module.compile()``) run as they are written.
-
-    A compiler would trace hooks that come and go, and compile the module anew for every one of them.
-    """
-    compiled = {each: call for each in module.modules() if (call := each._compiled_call_impl) is not None}
-    for each in compiled:
-        each._compiled_call_impl = None
-    try:
-        yield
-    finally:
-        for each, call in compiled.items():
-            each._compiled_call_impl = call

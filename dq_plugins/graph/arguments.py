@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dq_plugins.compiled import unwrap
 from dq_plugins.errors import TimestepError, TraceError
 
 TIMESTEP_NAMES = (
@@ -37,12 +38,6 @@ TIMESTEP_NAMES = (
     "gammas",
 )
 """Names that denoisers use for the timestep, most specific first: the first one found wins."""
-
-
-def unwrap(denoiser: nn.Module) -> nn.Module:
-    """The module itself, where ``torch.compile`` has put a wrapper around it."""
-    inner = getattr(denoiser, "_orig_mod", None)
-    return inner if isinstance(inner, nn.Module) else denoiser
 
 
 def argument_names(denoiser: nn.Module) -> tuple[str, ...]:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 
+from dq_plugins.compiled import unwrap
 from dq_plugins.errors import TraceError
-from dq_plugins.graph.arguments import map_leaves, named_leaves, unwrap
+from dq_plugins.graph.arguments import map_leaves, named_leaves
 from dq_plugins.graph.meta_copy import empty_on, meta_copy
 from dq_plugins.quiet import loggers_at
 

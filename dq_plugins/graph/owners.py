@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from torch import nn
 
-from dq_plugins.graph.arguments import unwrap
+from dq_plugins.compiled import unwrap
 
 
 class Owners:

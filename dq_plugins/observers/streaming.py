@@ -12,8 +12,8 @@ from tqdm.auto import tqdm
 
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.calibration.modes import evaluating
+from dq_plugins.compiled import unwrap
 from dq_plugins.errors import CalibrationError, close_matches
-from dq_plugins.graph.arguments import unwrap
 from dq_plugins.hooks import hooked
 from dq_plugins.layer_kinds import kind_of
 

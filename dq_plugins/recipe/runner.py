@@ -13,10 +13,9 @@ from tqdm.auto import tqdm
 
 from dq_plugins import registry
 from dq_plugins.calibration import CalibrationSet
-from dq_plugins.calibration.modes import uncompiled
+from dq_plugins.compiled import uncompiled, unwrap
 from dq_plugins.denoiser import require_full_precision
 from dq_plugins.errors import RecipeError
-from dq_plugins.graph.arguments import unwrap
 from dq_plugins.hashing import weights_hash
 from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan, Reason, Targets

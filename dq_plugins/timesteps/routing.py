@@ -23,6 +23,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dq_plugins.compiled import unwrap
 from dq_plugins.errors import TimestepError
 from dq_plugins.lookalike import Lookalike, change_class, lookalike
 from dq_plugins.timesteps.context import TimestepContext
@@ -151,7 +152,7 @@ def attach_context(denoiser: nn.Module, context: TimestepContext, argument: str)
         TimestepError: forward has no such argument, or the class of the denoiser allows no subclass in its place.
     """
     detach_context(denoiser)
-    denoiser = _inside(denoiser)
+    denoiser = unwrap(denoiser)
     call_every_layer(denoiser)
     original = type(denoiser)
     of_class = TimestepArgument.of(original.forward.__get__(denoiser), argument)
@@ -177,7 +178,7 @@ def attach_context(denoiser: nn.Module, context: TimestepContext, argument: str)
 
 def route_of(denoiser: nn.Module) -> Route | None:
     """How ``denoiser`` is routed, or None."""
-    return vars(_inside(denoiser)).get(ROUTE)
+    return vars(unwrap(denoiser)).get(ROUTE)
 
 
 def context_of(denoiser: nn.Module) -> TimestepContext | None:
@@ -197,15 +198,9 @@ def detach_context(denoiser: nn.Module) -> None:
 
     Wrappers that other tools put on its forward meanwhile stay, and call the original forward.
     """
-    denoiser = _inside(denoiser)
+    denoiser = unwrap(denoiser)
     if vars(denoiser).pop(ROUTE, None) is None:
         return
     original = type(denoiser).__dict__.get("_dq_original")
     if original is not None:  # else some tool made a subclass of ours, which without a route is as good
         change_class(denoiser, original)
-
-
-def _inside(denoiser: nn.Module) -> nn.Module:
-    """The module itself, where ``torch.compile`` has put a wrapper around it."""
-    inner = getattr(denoiser, "_orig_mod", None)
-    return inner if isinstance(inner, nn.Module) else denoiser

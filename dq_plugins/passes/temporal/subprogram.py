@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind
 
+from dq_plugins.compiled import unwrap
 from dq_plugins.errors import TraceError
-from dq_plugins.graph.arguments import number_to_tensor, unwrap
+from dq_plugins.graph.arguments import number_to_tensor
 from dq_plugins.graph.export import PREFIX, Exported, export_denoiser
 
 

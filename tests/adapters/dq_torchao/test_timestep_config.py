@@ -216,3 +216,20 @@ def test_threads_calibrate_one_denoiser_together():
         quantize_(each, TimestepInt8Config(step="convert"), linear_and_conv2d)
     for t in TIMESTEPS:
         assert torch.equal(model(**inputs(t)), alone(**inputs(t)))
+
+
+def test_a_denoiser_in_a_wrapper_of_torch_compile_is_quantized_inside():
+    torch.compiler.reset()
+    model, plain = build(), calibrated()
+    compiled = torch.compile(model, backend="eager")
+    quantize_(compiled, TimestepInt8Config(step="prepare"), linear_and_conv2d)
+    for seed in range(2):
+        for t in TIMESTEPS:
+            compiled(**inputs(t, seed))
+    quantize_(compiled, TimestepInt8Config(step="convert"), linear_and_conv2d)
+    quantize_(plain, TimestepInt8Config(step="convert"), linear_and_conv2d)
+    assert context_of(compiled) is context_of(model) is not None
+    assert set(dq_torchao.execution_report(model)) == set(dq_torchao.execution_report(plain))
+    with torch.no_grad():
+        for t in TIMESTEPS:
+            torch.testing.assert_close(compiled(**inputs(t)), plain(**inputs(t)))

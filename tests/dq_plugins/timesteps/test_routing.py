@@ -1,13 +1,26 @@
 import copy
+import functools
 import inspect
 import pickle
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import MethodType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dq_plugins.errors import TimestepError
-from dq_plugins.timesteps import TimestepContext, TimestepGroups, attach_context, context_of, detach_context
+from dq_plugins.timesteps import (
+    TimestepContext,
+    TimestepGroups,
+    attach_context,
+    context_of,
+    detach_context,
+    select_for_input,
+)
 
 GROUPS = TimestepGroups((300.0, 600.0), low=0.0, high=1000.0)
 
@@ -203,3 +216,183 @@ def test_a_copy_that_the_class_makes_itself_is_routed() -> None:
     denoiser.context = TimestepContext({"g": GROUPS})
     attach_context(denoiser, denoiser.context, "timestep")
     assert factor(copy.deepcopy(denoiser), X, torch.tensor(400)) == [10.0] * 4
+
+
+class Layered(nn.Module):
+    """A denoiser of two layers with tables, for wrappers and compilers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context = TimestepContext({"g": GROUPS})
+        self.blocks = nn.ModuleList(Table(self.context) for _ in range(2))
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        for block in self.blocks:
+            sample = block(sample)
+        return sample
+
+
+class Table(nn.Module):
+    def __init__(self, context: TimestepContext) -> None:
+        super().__init__()
+        self.context = context
+        self.register_buffer("table", torch.tensor([1.0, 10.0, 100.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * select_for_input(self.table, self.context.index("g"), x)
+
+
+def layered() -> Layered:
+    denoiser = Layered().eval()
+    attach_context(denoiser, denoiser.context, "timestep")
+    return denoiser
+
+
+def scaled(denoiser: nn.Module, *timesteps: float) -> list[float]:
+    x = torch.ones(len(timesteps), 3)
+    return denoiser(x, torch.tensor(timesteps)).mean(1).tolist()
+
+
+def hook(denoiser: nn.Module) -> None:
+    """As offloading does: keeps the forward it finds, in an attribute, and comes back to it."""
+    denoiser.found = denoiser.forward
+    denoiser.forward = functools.partial(lambda module, *args: module.found(*args), denoiser)
+
+
+def unhook(denoiser: nn.Module) -> None:
+    denoiser.forward = denoiser.found
+    del denoiser.found
+
+
+def mixed_precision(denoiser: nn.Module) -> None:
+    """As training scripts do: wraps the function of the bound method, and notes what it wraps."""
+    function = denoiser.forward.__func__
+
+    @functools.wraps(function)
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return function(*args, **kwargs)
+
+    denoiser.forward = MethodType(forward, denoiser)
+
+
+def unwrapped(denoiser: nn.Module) -> None:
+    forward = denoiser.forward
+    while hasattr(forward, "__wrapped__"):
+        forward = forward.__wrapped__
+    denoiser.forward = MethodType(forward, denoiser)
+
+
+@pytest.mark.parametrize("wrap", [hook, mixed_precision])
+@pytest.mark.parametrize("first", ["wrapper", "routing"])
+def test_wrappers_of_other_tools_come_and_go(wrap: Callable[[nn.Module], None], first: str) -> None:
+    denoiser, take_off = Layered().eval(), {hook: unhook, mixed_precision: unwrapped}[wrap]
+    if first == "wrapper":
+        wrap(denoiser)
+    attach_context(denoiser, denoiser.context, "timestep")
+    if first == "routing":
+        wrap(denoiser)
+    for change in (None, take_off, wrap):
+        if change is not None:
+            change(denoiser)
+        assert scaled(denoiser, 100, 900) == [1, 1e4]
+    take_off(denoiser)
+    detach_context(denoiser)
+    with pytest.raises(TimestepError, match="outside the denoiser's forward"):
+        scaled(denoiser, 100)
+
+
+def test_a_replica_runs_its_own_layers_with_its_own_timestep() -> None:
+    denoiser = layered()
+    replicas = [denoiser._replicate_for_data_parallel() for _ in range(2)]
+    for factor, replica in enumerate(replicas, 1):
+        blocks = replica.blocks._replicate_for_data_parallel()
+        replica._modules["blocks"] = blocks
+        for key, block in list(blocks._modules.items()):
+            blocks._modules[key] = block._replicate_for_data_parallel()
+            blocks._modules[key]._buffers["table"] = denoiser.blocks[0].table * factor
+        assert replica.forward.__self__ is replica
+    outputs = parallel_apply(replicas, [(torch.ones(1, 3), torch.tensor([t])) for t in (100, 900)])
+    assert [float(y.mean()) for y in outputs] == [1, 4e4]
+    assert scaled(denoiser, 400) == [100]
+
+
+def parallel_apply(modules: list[nn.Module], inputs: list[tuple[Tensor, ...]]) -> list[Tensor]:
+    with ThreadPoolExecutor(len(modules)) as pool:
+        return list(pool.map(lambda module, args: module(*args), modules, inputs))
+
+
+@pytest.mark.parametrize("form", ["eager", "compiled", "in place", "regions"])
+def test_threads_share_a_denoiser(form: str) -> None:
+    torch._dynamo.reset()
+    denoiser = layered()
+    if form == "in place":
+        denoiser.compile(backend="eager", fullgraph=True)
+    if form == "regions":
+        for block in denoiser.blocks:
+            block.compile(backend="eager", fullgraph=True)
+    run = torch.compile(denoiser, backend="eager", fullgraph=True) if form == "compiled" else denoiser
+    expected = {100: [1], 400: [100], 900: [1e4]}
+    scaled(run, 100)  # compiled before the threads start
+
+    def serve(t: int) -> list[list[float]]:
+        return [scaled(run, t) for _ in range(20)]
+
+    with ThreadPoolExecutor(3) as pool:
+        for t, found in zip(expected, pool.map(serve, expected), strict=True):
+            assert found == [expected[t]] * 20
+
+
+def test_batches_of_any_size_are_one_graph() -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    denoiser = layered()
+    compiled = torch.compile(denoiser, backend="eager", fullgraph=True, dynamic=True)
+    for timesteps in ((100, 900), (400, 900, 100), (900, 900, 900, 900), (400, 100)):
+        assert scaled(compiled, *timesteps) == scaled(denoiser, *timesteps)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_samples_select_their_own(strict: bool) -> None:
+    example = (torch.ones(2, 3), torch.tensor([100.0, 400.0]))
+    program = torch.export.export(layered(), example, strict=strict).module()
+    assert scaled(program, 900.0, 100.0) == [1e4, 1]
+
+
+@pytest.mark.parametrize("form", ["eager", "compiled"])
+def test_tokens_select_their_own(form: str) -> None:
+    torch._dynamo.reset()
+    denoiser = layered()
+    run = torch.compile(denoiser, backend="eager", fullgraph=True) if form == "compiled" else denoiser
+    y = run(torch.ones(2, 3, 5), torch.tensor([[0, 400, 900], [0, 0, 0]]))
+    assert y.mean(2).tolist() == [[1, 100, 1e4], [1, 1, 1]]
+    with pytest.raises(Exception, match="rows are not these tokens"):
+        run(torch.ones(2, 4, 5), torch.tensor([[0, 400, 900], [0, 0, 0]]))
+
+
+def test_a_compiled_region_is_computed_again_with_its_own_group() -> None:
+    torch._dynamo.reset()
+
+    def gradient(compiled: bool) -> list[Tensor]:
+        denoiser, found = layered(), []
+        if compiled:
+            for block in denoiser.blocks:
+                block.compile(backend="aot_eager", fullgraph=True)
+        xs = [torch.ones(1, 3, requires_grad=True) for _ in range(2)]
+        with torch.no_grad():
+            denoiser(xs[0], torch.tensor([400]))
+        outputs = []
+        for x, t in zip(xs, (100, 900), strict=True):
+            with denoiser.context.select(t):
+                h = x
+                for block in denoiser.blocks:
+                    h = checkpoint(block, torch.sin(h), use_reentrant=False)
+                outputs.append(h)
+        for y in outputs:
+            y.sum().backward()
+        found.extend(x.grad for x in xs)
+        return found
+
+    for plain, compiled in zip(gradient(False), gradient(True), strict=True):
+        torch.testing.assert_close(plain, compiled)

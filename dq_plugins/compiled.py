@@ -1,0 +1,30 @@
+"""Denoisers that ``torch.compile`` has been at, by a wrapper around the module or in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+def unwrap(denoiser: nn.Module) -> nn.Module:
+    """The module itself, where ``torch.compile`` has put a wrapper around it."""
+    inner = getattr(denoiser, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else denoiser
+
+
+@contextmanager
+def uncompiled(module: nn.Module) -> Iterator[None]:
+    """Modules that were compiled in place (``module.compile()``) run as they are written.
+
+    A compiler would trace hooks that come and go, and compile the module anew for every one of them.
+    """
+    compiled = {each: call for each in module.modules() if (call := each._compiled_call_impl) is not None}
+    for each in compiled:
+        each._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for each, call in compiled.items():
+            each._compiled_call_impl = call
