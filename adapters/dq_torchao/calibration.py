@@ -1,15 +1,13 @@
 """Calibration by sampling: observe layers while a pipeline runs, then make a plan and lower it.
 
 `prepare` routes the denoiser's forward by its timestep argument, exactly as the quantized denoiser will be, and hooks
-the layers. `convert` turns what they saw into a `QuantPlan` (optimal groups, one range per layer and group) and
+the layers. `convert` hands what they saw to a recipe, which makes a `QuantPlan` of it as it does of recorded calls, and
 applies it in place.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
-import threading
+import inspect
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any, NoReturn
@@ -17,31 +15,21 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from dq_plugins.affine import affine_parameters
+from dq_plugins import recipe as recipes
+from dq_plugins import registry
+from dq_plugins.calibration.call import bind
 from dq_plugins.compiled import uncompiled, unwrap
 from dq_plugins.denoiser import require_full_precision
 from dq_plugins.errors import CalibrationError
 from dq_plugins.graph import find_timestep_argument
-from dq_plugins.hashing import weights_hash
+from dq_plugins.graph.arguments import map_leaves
 from dq_plugins.layer_kinds import kind_name
-from dq_plugins.observers import optimal_groups
-from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, Reason, Section, WeightQuant
-from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
-from dq_plugins.timesteps import (
-    Schedule,
-    Selection,
-    TimestepContext,
-    attach_context,
-    context_of,
-    detach_context,
-    fit_to_input,
-)
+from dq_plugins.plan import QuantPlan
+from dq_plugins.quantized.sampled import SampledStatistics
+from dq_plugins.quantized.statistics import Collector
+from dq_plugins.timesteps import TimestepContext, attach_context, context_of, detach_context
 from dq_torchao.adapter import apply, begin, lower_planned
-from dq_torchao.collecting import StatisticsStore
 from dq_torchao.timestep_config import TimestepInt8Config
-
-ERROR_POWER = {"mse": 2.0, "shrink": 2.4}
-GROUPS = "all"
 
 
 class CalibrationContext(TimestepContext):
@@ -50,43 +38,36 @@ class CalibrationContext(TimestepContext):
     Attributes:
         config: the configuration it was prepared with.
         argument: name of the timestep argument.
-        store: what was seen.
+        collector: what was seen.
+        example: arguments of the first call.
         hooks: of the prepared layers, by name.
-        lock: held while the store changes; threads may share the denoiser.
+        watch: of the denoiser.
         uncompiled: closed when calibration ends; a denoiser compiled in place is compiled again then.
     """
 
     def __init__(self, config: TimestepInt8Config, argument: str) -> None:
         super().__init__({})
         self.config, self.argument = config, argument
-        self.store = StatisticsStore()
+        self.collector = Collector()
+        self.example: dict[str, Any] | None = None
         self.hooks: dict[str, Any] = {}
-        self.lock = threading.Lock()
+        self.watch: Any = None
         self.uncompiled = ExitStack()
 
     @torch.compiler.disable  # a wrapper of torch.compile around the denoiser would trace how statistics are kept
-    def selection_of(self, timestep: Tensor | float) -> Selection:
-        """See `TimestepContext`; from now on the statistics of these timesteps are in memory."""
-        selection = super().selection_of(timestep)
-        with self.lock:
-            self.store.open(selection.timestep.float().reshape(-1).tolist())
-        return selection
-
-    @torch.compiler.disable
     def observe(self, name: str, x: Tensor) -> None:
         """See the input of layer ``name``, at the timestep of the forward that is running."""
-        t = self.timestep.float()
-        if t.numel() > 1:  # each sample, or token, counts for its own timestep
-            rows = fit_to_input(t, tuple(t.shape), x)
-            parts = [(float(each), x[rows == each]) for each in rows.unique()]
-        else:
-            parts = [(float(t), x)]
-        with self.lock:
-            for timestep, part in parts:
-                try:
-                    self.store.update(name, timestep, part)
-                except CalibrationError as error:
-                    raise CalibrationError(f"input of layer {name!r} at timestep {timestep:g}: {error}") from error
+        self.collector.see(name, x, self.timestep)
+
+    @torch.compiler.disable
+    def see_call(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the arguments of the first call, to find out from the denoiser's graph what its layers are for."""
+        if self.example is None:
+            try:
+                named = bind(inspect.signature(denoiser.forward), args, kwargs)
+            except (CalibrationError, TypeError):  # arguments without names cannot be given again
+                return
+            self.example = map_leaves(named, lambda _, x: x.detach().clone() if isinstance(x, Tensor) else x)
 
     def __deepcopy__(self, memo: object) -> NoReturn:
         raise CalibrationError("a denoiser that is being calibrated cannot be copied; convert it first")
@@ -102,15 +83,18 @@ def prepare(denoiser: nn.Module, layers: Iterable[nn.Module], config: TimestepIn
 
     Raises:
         PlanError: it is quantized already, by torchao itself for example.
+        RegistryError: there is no such recipe.
         TimestepError: forward has no timestep argument.
     """
     denoiser = unwrap(denoiser)
     context = context_of(denoiser)
     if not isinstance(context, CalibrationContext):
         require_full_precision(denoiser)
+        registry.get("recipe", config.recipe)  # a name that is unknown says so before anything is sampled
         argument = find_timestep_argument(denoiser, config.timestep)
         context = CalibrationContext(config, argument)
         attach_context(denoiser, context, argument)
+        context.watch = denoiser.register_forward_pre_hook(context.see_call, with_kwargs=True)
         context.uncompiled.enter_context(uncompiled(denoiser))
     names = {module: name for name, module in denoiser.named_modules()}
     for layer in layers:
@@ -169,64 +153,33 @@ def _end_calibration(denoiser: nn.Module) -> tuple[QuantPlan, dict[str, Any]]:
             f"this {type(denoiser).__name__} was not prepared: first quantize_(denoiser, TimestepInt8Config"
             '(step="prepare"), dq_torchao.linear_and_conv2d), then sample with it, then step="convert"'
         )
-    if not context.store.timesteps:
+    if not context.collector.timesteps:
         raise CalibrationError(
             f"this {type(denoiser).__name__} was prepared but has not run since, so nothing is known about its "
             "activations: sample with it (a few prompts) before converting it"
         )
     detach_context(denoiser)
     context.uncompiled.close()
-    for hook in context.hooks.values():
+    for hook in (context.watch, *context.hooks.values()):
         hook.remove()
     require_full_precision(denoiser)
     return make_plan(denoiser, context), {"out_of_range": context.config.out_of_range}
 
 
 def make_plan(denoiser: nn.Module, context: CalibrationContext) -> QuantPlan:
-    """The plan that follows from what the layers saw."""
-    config, timesteps = context.config, context.store.timesteps
-    power = ERROR_POWER[config.observer]
-    tables = context.store.error_tables(context.hooks, config.act_bits, symmetric=config.symmetric, power=power)
-    grouping = optimal_groups(tables, timesteps, max_groups=config.groups, bounds=validity(timesteps))
-    ranges = grouping.ranges(config.groups)
-    return QuantPlan(
-        model=type(denoiser).__name__,
-        model_hash=weights_hash(denoiser),
-        timestep_argument=context.argument,
-        schedule=Schedule(timesteps),
-        groups={GROUPS: grouping.groups(config.groups)},
-        layers={n: layer_plan(denoiser.get_submodule(n), ranges.get(n), config) for n in context.hooks},
-        sections={"timestep-groups": Section({"curve": list(grouping.curve)})},
-        recipe="quantize_",
-    ).validate()
-
-
-@torch.no_grad()
-def layer_plan(layer: nn.Module, ranges: tuple[Tensor, Tensor] | None, config: TimestepInt8Config) -> LayerPlan:
-    """The plan of one layer.
-
-    Args:
-        layer: the full-precision layer.
-        ranges: ``low [G]`` and ``high [G]`` of its input; None when it never ran.
-        config: the widths.
-    """
-    kind = kind_name(layer)
-    if ranges is None:
-        return LayerPlan(kind, unquantized_reason=Reason("it did not run during calibration", "unused"))
-    # At 8 bits min-max loses nothing measurable, and the search takes a minute on a large denoiser.
-    method = "minmax" if config.weight_bits >= 8 else "shrink"
-    weight_scale, _ = weight_parameters(weight_rows(layer), config.weight_bits, method=method)
-    scale, zero_point = affine_parameters(*ranges, config.act_bits, symmetric=config.symmetric)
-    activation = ActivationQuant(config.act_bits, GROUPS, scale, zero_point)
-    return LayerPlan(
-        kind, weight=WeightQuant(config.weight_bits, weight_scale.cpu()), activation=activation, unquantized_reason=None
+    """The plan that the recipe of the configuration makes of what the layers saw."""
+    config = context.config
+    names = dict(denoiser.named_modules())
+    observed = {name: kind_name(names[name]) for name in context.hooks}
+    recipe = registry.get("recipe", config.recipe)
+    groups = {"timestep-groups": {"groups": config.groups}} if "timestep-groups" in recipe.passes() else {}
+    return recipes.make_plan(
+        denoiser,
+        SampledStatistics(context.collector, observed, context.argument, context.example),
+        recipe,
+        weight_bits=config.weight_bits,
+        act_bits=config.act_bits,
+        symmetric_acts=config.symmetric,
+        options=groups,
+        progress=False,
     )
-
-
-def validity(timesteps: tuple[float, ...]) -> tuple[float, float]:
-    """From and to which timestep the groups may be used: one step of the schedule beyond what was seen.
-
-    A schedule of another length visits other timesteps between and slightly beyond the calibrated ones.
-    """
-    step = max((b - a for a, b in itertools.pairwise(timesteps)), default=math.inf)
-    return timesteps[0] - step, timesteps[-1] + step

@@ -15,7 +15,6 @@ from dq_torchao.layer_filter import denoiser_of_layer
 from dq_torchao.versions import Versioned
 
 STEPS = ("prepare", "convert")
-OBSERVERS = ("mse", "shrink")
 
 
 @dataclass
@@ -29,7 +28,8 @@ class TimestepInt8Config(Versioned, AOBaseConfig):
         weight_bits: width of weight codes, 2 to 8; products are computed in int8 all the same.
         act_bits: width of activation codes, 2 to 8.
         timestep: name of the forward argument that carries the timestep; found by itself where it has a usual name.
-        observer: error that ranges minimise: ``"mse"``, or ``"shrink"`` (p = 2.4, as in Q-Diffusion).
+        recipe: registered recipe that makes the plan; one whose passes need statistics of inputs only, such as
+            ``"ranges"`` (error-minimising, in optimal groups) or ``"fast"`` (min-max, in uniform groups).
         symmetric: whether activation zero points are fixed at 0.
         out_of_range: what a timestep outside the calibrated range does: ``"error"``, or ``"nearest"`` group.
 
@@ -49,7 +49,7 @@ class TimestepInt8Config(Versioned, AOBaseConfig):
     weight_bits: int = 8
     act_bits: int = 8
     timestep: str | None = None
-    observer: Literal["mse", "shrink"] = "mse"
+    recipe: str = "ranges"
     symmetric: bool = False
     out_of_range: Literal["error", "nearest"] = "error"
     version: int = 1
@@ -57,11 +57,6 @@ class TimestepInt8Config(Versioned, AOBaseConfig):
     def __post_init__(self) -> None:
         if self.step not in STEPS:
             raise DQError(f"TimestepInt8Config: step is one of {', '.join(STEPS)}, got {self.step!r}")
-        if self.observer not in OBSERVERS:
-            raise DQError(
-                f"TimestepInt8Config: observer is one of {', '.join(OBSERVERS)}, got {self.observer!r}; any registered "
-                "observer can be used by a recipe: dq_plugins.make_plan, then dq_torchao.apply"
-            )
         if self.groups < 1:
             raise DQError(f"TimestepInt8Config: at least one timestep group is needed, got groups={self.groups}")
         for name in ("weight_bits", "act_bits"):

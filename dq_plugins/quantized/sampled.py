@@ -82,7 +82,7 @@ class SampledStatistics:
     def _not_recorded(self, *_: Any, **__: Any) -> NoReturn:
         raise RecipeError(
             "a pass of this recipe needs recorded calls, and all there is are statistics of layers' inputs that were "
-            "collected while sampling. Take a recipe of ranges and groups alone, such as 'fast' or 'default', or "
+            "collected while sampling. Take a recipe of ranges and groups alone, such as 'fast' or 'ranges', or "
             "record calls with dq_plugins.record and make the plan from them"
         )
 

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from dq_plugins.affine import affine_parameters
 from dq_plugins.errors import CalibrationError
-from dq_plugins.observers import ErrorTable, optimal_groups
+from dq_plugins.passes.activations import DEFAULT_GROUPS, input_ranges
+from dq_plugins.plan import RangeMethods, Targets
+from dq_plugins.quantized.sampled import SampledStatistics
+from dq_plugins.quantized.statistics import Collector
+from dq_plugins.recipe import PassContext, Recipe, Step, make_plan
 from dq_plugins.timesteps import TimestepGroups
-from dq_torchao.calibration import validity
-from dq_torchao.collecting import StatisticsStore
 
 BITS = 8
 
@@ -40,15 +42,15 @@ class SharedCalibration:
         groups: largest number of timestep groups.
         power: p of the error norm that ranges minimise.
         symmetric: of every observer so far, whether its zero point is fixed at 0; each has a column of the tables.
-        store: statistics by column and timestep.
-        timesteps: of the call that runs.
+        collector: statistics by column and timestep.
+        timestep: of the call that runs.
     """
 
     groups: int
     power: float = 2.0
     symmetric: list[bool] = field(default_factory=list)
-    store: StatisticsStore = field(default_factory=StatisticsStore)
-    timesteps: list[float] = field(default_factory=list)
+    collector: Collector = field(default_factory=Collector)
+    timestep: Tensor = field(default_factory=lambda: torch.zeros(1))
     _tables: Tables | None = None
 
     def new_column(self, symmetric: bool) -> int:
@@ -58,14 +60,11 @@ class SharedCalibration:
 
     def begin(self, timestep: Tensor) -> None:
         """A call at ``timestep`` starts: a number, or one per sample."""
-        self.timesteps = timestep.reshape(-1).float().tolist()
-        self.store.open(self.timesteps)
+        self.timestep = timestep.detach().reshape(-1)
 
     def observe(self, column: int, x: Tensor) -> None:
         """See an activation."""
-        parts = [x] if len(set(self.timesteps)) == 1 else x.chunk(len(self.timesteps))
-        for timestep, part in zip(self.timesteps, parts, strict=False):
-            self.store.update(str(column), timestep, part)
+        self.collector.see(str(column), x, self.timestep)
 
     def tables(self) -> Tables:
         """Groups with the least error, and the parameters of every column; computed once."""
@@ -74,28 +73,29 @@ class SharedCalibration:
         return self._tables
 
     def _compute(self) -> Tables:
-        timesteps = self.store.timesteps
-        if not timesteps:
+        if not self.collector.timesteps:
             raise CalibrationError(
                 "the prepared graph has not run, so nothing is known about its activations: sample with it before "
                 "convert_pt2e"
             )
-        errors = self._error_tables()
-        grouping = optimal_groups(errors, timesteps, max_groups=self.groups, bounds=validity(timesteps))
-        ranges = grouping.ranges(self.groups)
-        parameters = [
-            affine_parameters(*ranges[str(column)], BITS, symmetric=symmetric)
-            for column, symmetric in enumerate(self.symmetric)
-        ]
-        scale, zero_point = (torch.stack(column, 1) for column in zip(*parameters, strict=True))
-        return Tables(grouping.groups(self.groups), scale, zero_point.float())
-
-    def _error_tables(self) -> dict[str, ErrorTable]:
-        found: dict[str, ErrorTable] = {}
-        for symmetric in (True, False):
-            names = [str(column) for column, flag in enumerate(self.symmetric) if flag is symmetric]
-            found.update(self.store.error_tables(names, BITS, symmetric=symmetric, power=self.power))
-        return found
+        # a graph has no modules: its activations stand for layers, in a denoiser without any
+        columns = {str(column): BITS for column in range(len(self.symmetric))}
+        source = SampledStatistics(self.collector, dict.fromkeys(columns, "linear"), "timestep")
+        nothing, power = nn.Module(), {"power": self.power}
+        steps = Step("timestep-groups", {"groups": self.groups, **power}), Step("activation-ranges", power)
+        plan = make_plan(nothing, source, Recipe("pt2e", "", steps), act_bits=BITS, progress=False)
+        groups = plan.groups[DEFAULT_GROUPS]
+        # inputs of convolutions may have zero points fixed at 0, beside others that have not
+        fixed = PassContext(nothing, source, Targets(act_bits=BITS, symmetric_acts=True))
+        ranges = input_ranges(fixed, columns, groups, RangeMethods(power=self.power))
+        parameters = []
+        for name, symmetric in zip(columns, self.symmetric, strict=True):
+            chosen = plan.layers[name].activation
+            assert chosen is not None
+            own = affine_parameters(*ranges[name], BITS, symmetric=True)
+            parameters.append(own if symmetric else (chosen.scale, chosen.zero_point))
+        scale, zero_point = (torch.stack(column, 1) for column in zip(*parameters, strict=True))  # [G, L]
+        return Tables(groups, scale, zero_point.float())
 
     def __deepcopy__(self, memo: object) -> SharedCalibration:
         return self

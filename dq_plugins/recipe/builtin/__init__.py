@@ -12,6 +12,16 @@ FAST = Recipe(
     ),
 )
 
+RANGES = Recipe(
+    "ranges",
+    "error-minimising ranges in optimal timestep groups, from statistics of inputs alone",
+    (
+        Step("weight-ranges"),
+        Step("timestep-groups"),
+        Step("activation-ranges"),
+    ),
+)
+
 DEFAULT = Recipe(
     "default",
     "error-minimising ranges in optimal timestep groups",

@@ -11,7 +11,7 @@ from torch import nn
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from torchao_models import Denoiser, build, sqnr
 
-from dq_plugins.errors import CalibrationError, DQError, PlanError, TimestepError
+from dq_plugins.errors import CalibrationError, DQError, PlanError, RegistryError, TimestepError
 from dq_plugins.timesteps import context_of
 
 TIMESTEPS = (900.0, 700.0, 500.0, 300.0, 100.0)
@@ -43,8 +43,10 @@ def test_prepare_sample_convert_of_some_layers():
         assert torch.equal(model(**inputs(t)), reference(**inputs(t)))  # still full precision
     quantize_(model, TimestepInt8Config(step="convert"), linear_and_conv2d)
     report = dq_torchao.execution_report(model)
-    assert {name: e.state for name, e in report.items()} == dict.fromkeys(("time", "up", "down"), "integer")
-    assert len(context_of(model).groups["all"]) == 3
+    others = {name: e.reason for name, e in report.items() if e.state == "full precision"}
+    assert {name for name, e in report.items() if e.state == "integer"} == {"time", "up", "down"}
+    assert others == dict.fromkeys(("conv_in", "conv_out"), "it was not among the layers to quantize")
+    assert len(context_of(model).groups["default"]) == 3
     for t in TIMESTEPS:
         assert sqnr(reference(**inputs(t)), model(**inputs(t))) > 30
 
@@ -165,9 +167,7 @@ def test_copy_of_a_prepared_denoiser_is_refused():
         copy.deepcopy(calibrated())
 
 
-@pytest.mark.parametrize(
-    "options", [{"step": "quantize"}, {"groups": 0}, {"act_bits": 9}, {"weight_bits": 1}, {"observer": "guess"}]
-)
+@pytest.mark.parametrize("options", [{"step": "quantize"}, {"groups": 0}, {"act_bits": 9}, {"weight_bits": 1}])
 def test_wrong_options_are_refused(options):
     with pytest.raises(DQError, match="TimestepInt8Config"):
         TimestepInt8Config(**options)
@@ -233,3 +233,22 @@ def test_a_denoiser_in_a_wrapper_of_torch_compile_is_quantized_inside():
     with torch.no_grad():
         for t in TIMESTEPS:
             torch.testing.assert_close(compiled(**inputs(t)), plain(**inputs(t)))
+
+
+def test_the_recipe_decides_and_is_known_before_anything_is_sampled():
+    with pytest.raises(RegistryError, match="rangs"):
+        dq_torchao.prepare(build(), [], TimestepInt8Config(recipe="rangs"))
+    plans = {}
+    for recipe in ("ranges", "fast"):
+        plans[recipe] = dq_torchao.convert(calibrated(recipe=recipe, act_bits=4, groups=3))
+        assert plans[recipe].recipe == recipe
+    assert not torch.equal(*(plan.layers["up"].activation.scale for plan in plans.values()))
+
+
+def test_first_and_last_layers_are_found_and_stay_wide():
+    plan = dq_torchao.convert(calibrated(weight_bits=4, act_bits=4))
+    assert {name: plan.layers[name].width for name in ("conv_in", "up", "conv_out")} == {
+        "conv_in": "W8A8",
+        "up": "W4A4",
+        "conv_out": "W8A8",
+    }

@@ -26,7 +26,7 @@ def observed(denoiser: nn.Module, leave_out: str = "", example: dict | None = No
     return SampledStatistics(collector, {n: kind_name(m) for n, m in layers.items()}, "timestep", example)
 
 
-@pytest.mark.parametrize("recipe", ["fast", "default"])
+@pytest.mark.parametrize("recipe", ["fast", "ranges"])
 def test_the_plan_is_that_of_recorded_calls(recipe):
     with calibrated() as (denoiser, calibration):
         recorded = dq.make_plan(denoiser, calibration, recipe, weight_bits=4, act_bits=6, progress=False)
@@ -55,7 +55,7 @@ def test_layers_that_were_not_observed_or_did_not_run_say_so():
 
 def test_recipes_that_need_recorded_calls_say_so():
     denoiser = TinyDenoiser()
-    with pytest.raises(RecipeError, match=r"needs recorded calls.*'fast' or 'default'.*dq_plugins\.record"):
+    with pytest.raises(RecipeError, match=r"needs recorded calls.*'fast' or 'ranges'.*dq_plugins\.record"):
         dq.make_plan(denoiser, observed(denoiser, example=example_inputs()), "tfmq", progress=False)
 
 

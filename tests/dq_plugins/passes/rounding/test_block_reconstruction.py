@@ -92,9 +92,8 @@ def test_resumes_block_by_block_to_the_same_plan(case, tmp_path, monkeypatch) ->
 
 
 def with_activations(case, **options) -> dq.QuantPlan:
-    ranges = Step("activation-ranges", {"edge_bits": 3})
-    steps = (Step("weight-ranges", {"edge_bits": 3}), ranges, Step("block-reconstruction", {**FAST, **options}))
-    return dq.make_plan(*case, Recipe("r", "", steps), weight_bits=3, act_bits=3, progress=False)
+    steps = (Step("weight-ranges"), Step("activation-ranges"), Step("block-reconstruction", {**FAST, **options}))
+    return dq.make_plan(*case, Recipe("r", "", steps), weight_bits=3, act_bits=3, edge_bits=3, progress=False)
 
 
 def test_narrow_activations_are_quantized_while_rounding_is_learned(case) -> None:
