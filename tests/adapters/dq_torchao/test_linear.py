@@ -9,6 +9,7 @@ from dq_torchao.lowering import lower_layer
 from torch import nn
 from torchao_models import layer_plan
 
+from dq_plugins.errors import TimestepError
 from dq_plugins.plan import LayerPlan
 from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.timesteps import TimestepContext, TimestepGroups
@@ -36,6 +37,39 @@ def test_integer_linear_equals_simulation(act_bits, weight_bits, symmetric, time
         for shape in ((2, 24), (4, 5, 24), (2, 3, 5, 24)):
             x = torch.randn(shape) * 4
             torch.testing.assert_close(integer(x), simulated(x), rtol=1e-5, atol=1e-4)
+
+
+def test_tokens_are_quantized_with_the_range_of_their_own_timestep():
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 10)
+    integer, simulated, context = pair(layer, layer_plan(layer))
+    timesteps = torch.tensor([[100.0, 500.0, 800.0], [800.0, 800.0, 100.0]])
+    x = torch.randn(2, 3, 24) * 4
+    with context.select(timesteps):
+        y = integer(x)
+        torch.testing.assert_close(y, simulated(x), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(integer(x.flatten(0, 1)), y.flatten(0, 1))
+        with pytest.raises(TimestepError, match="not these tokens"):
+            integer(torch.randn(2, 7, 24))
+    for sample, token in itertools.product(range(2), range(3)):
+        with context.select(timesteps[sample, token]):
+            torch.testing.assert_close(integer(x[sample, token][None])[0], y[sample, token])
+
+
+def test_one_group_computes_the_same_bits_whatever_the_timesteps():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(24, 10), torch.randn(2, 3, 24)
+    plan = layer_plan(layer)
+    assert plan.activation is not None
+    plan.activation.scale, plan.activation.zero_point = plan.activation.scale[:1], plan.activation.zero_point[:1]
+    integer, simulated, context = pair(layer, plan)
+    context.groups["all"] = TimestepGroups()
+    for form in (integer, simulated):
+        with context.select(500.0):
+            y = form(x)
+        for timesteps in ([100.0, 800.0], [[100.0, 800.0, 500.0]] * 2):
+            with context.select(torch.tensor(timesteps)):
+                assert torch.equal(form(x), y)
 
 
 @pytest.mark.parametrize("timestep", [torch.tensor(500.0), torch.tensor([100.0, 800.0])], ids=["batch", "per-sample"])
