@@ -15,8 +15,8 @@ from pydantic import Field
 
 from dq_plugins.errors import BudgetError, PlanError
 from dq_plugins.passes.allocation.columns import choice_of
-from dq_plugins.passes.allocation.explain import explain
-from dq_plugins.passes.allocation.front import Front, draw, fronts, mean_weight_bits, predicted_error
+from dq_plugins.passes.allocation.findings import SECTION, find, findings_of
+from dq_plugins.passes.allocation.front import Front, draw, fronts
 from dq_plugins.passes.allocation.mixdq import mixdq_widths
 from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, LayerCost
 from dq_plugins.passes.allocation.solve import Allocation, allocate
@@ -40,7 +40,7 @@ PAPER_CONTENT = ("attn2", "ff")
 class BitAllocation(Pass):
     """Choose widths, and put the quantizers of those widths into the plan."""
 
-    name = "bit-allocation"
+    name = SECTION
     requires = ("sensitivity",)
 
     class Options(PassOptions):
@@ -106,20 +106,19 @@ class BitAllocation(Pass):
         allocation, found = self._solve(plan, context, problem, table, candidates)
         write_widths(plan, allocation.widths, candidates)
         yield Progress(1, 2, "error against size")
-        plan.sections[self.name] = Section({**_record(allocation), **found, "fronts": self._fronts(problem)})
+        plan.sections[self.name] = Section.of(findings_of(allocation, self._fronts(problem), **found))
         yield Progress(2, 2)
 
     @classmethod
     def figure(cls, plan: QuantPlan) -> tuple[Figure, str] | None:
         """Error against size, the chosen point marked, if the option ``sweep`` asked for it."""
-        section = plan.sections.get(cls.name)
-        if section is None or not section.data["fronts"]:
+        found = find(plan)
+        if found is None or not found.fronts:
             return None
-        data = section.data
-        found = [Front(f["rule"], tuple(f["weight_bits"]), tuple(f["error"]), ()) for f in data["fronts"]]
-        chosen = (data["mean_weight_bits"], data["predicted_noise_power"])
+        drawn = [Front(f.rule, f.weight_bits, f.error, ()) for f in found.fronts]
+        chosen = (found.mean_weight_bits, found.predicted_noise_power)
         caption = "Predicted error against size: the exact program beside the rules that others use."
-        return draw(found, chosen, "predicted noise power / signal"), caption
+        return draw(drawn, chosen, "predicted noise power / signal"), caption
 
     def problem(
         self, plan: QuantPlan, context: PassContext, table: SensitivityTable, candidates: Candidates
@@ -195,32 +194,8 @@ class BitAllocation(Pass):
         program, columns = problem.program()
         choice = choice_of(program, columns, widths)
         solution = answer(program, choice, f"mixdq over {o.solver}", time.perf_counter())
-        content = sorted(name for name, group in groups.items() if group == "content")
+        content = tuple(sorted(name for name, group in groups.items() if group == "content"))
         return Allocation(problem, widths, solution), {"couplings": couplings, "content": content}
 
-    def _fronts(self, problem: AllocationProblem) -> list[dict[str, Any]]:
-        if not self.options.sweep:
-            return []
-        found = fronts(problem, sorted(self.options.sweep))
-        return [{"rule": f.rule, "weight_bits": list(f.sizes), "error": list(f.errors)} for f in found]
-
-
-def _record(allocation: Allocation) -> dict[str, Any]:
-    """What the solver answered, as JSON data; no times, which differ from run to run."""
-    solution, problem = allocation.solution, allocation.problem
-    return {
-        "status": solution.status,
-        "error": solution.objective,
-        "bound": solution.bound,
-        "gap": solution.gap,
-        "tolerance": solution.tolerance,
-        "solver": solution.solver,
-        "binding": list(solution.binding),
-        "budgets": [
-            {"name": u.name, "used": u.used, "limit": u.limit, "unit": u.unit, "price": u.price} for u in solution.uses
-        ],
-        "mean_weight_bits": mean_weight_bits(problem, allocation.widths),
-        "predicted_noise_power": predicted_error(problem, allocation.widths),
-        "widths": {name: str(width) for name, width in allocation.widths.items()},
-        "reasons": [reason.as_data() for reason in explain(allocation)],
-    }
+    def _fronts(self, problem: AllocationProblem) -> list[Front]:
+        return list(fronts(problem, sorted(self.options.sweep))) if self.options.sweep else []

@@ -6,13 +6,10 @@ This answers "which layers must stay in high precision" by measurement, where ot
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from dq_plugins.errors import PlanError
 from dq_plugins.passes.allocation.problem import AllocationProblem
 from dq_plugins.passes.allocation.solve import Allocation
-from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.candidates import Operand
 from dq_plugins.quantized.width import OPERANDS
 
@@ -56,10 +53,6 @@ class LayerReason:
         wider = "full precision" if self.more_bits is None else f"{self.more_bits} bits"
         return f"{name}: {hurt}; {wider} would save {self.saved:.2%} of the error for {self.extra:,} bytes"
 
-    def as_data(self) -> dict[str, Any]:
-        """JSON data."""
-        return asdict(self)
-
 
 def explain(allocation: Allocation) -> list[LayerReason]:
     """Reasons for every operand of every layer that had a choice or was quantized, the costliest to narrow first.
@@ -96,30 +89,6 @@ def _reason(problem: AllocationProblem, layer: str, operand: Operand, bits: int 
         return reason
     saved = (error - problem.error(layer, operand, wider[0])) / total
     return replace(reason, more_bits=wider[0], saved=saved, extra=size(wider[0]) - size(bits))
-
-
-def explanation(plan: QuantPlan, limit: int | None = None) -> str:
-    """The reasons that a plan made by ``bit-allocation`` holds: what the solver says, then one line an operand.
-
-    Args:
-        plan: the plan.
-        limit: how many lines; all by default.
-
-    Raises:
-        PlanError: no bit allocation made this plan.
-    """
-    section = plan.sections.get("bit-allocation")
-    if section is None:
-        raise PlanError(
-            "this plan has no section 'bit-allocation': its widths were given, not chosen, so none has a reason"
-        )
-    data = section.data
-    held = ", ".join(data["binding"]) or "no budget"
-    head = (
-        f"{data['status']} ({data['solver']}, gap {data['gap']:.1e}), held back by {held}; "
-        f"{data['mean_weight_bits']:.3f} bits a weight"
-    )
-    return head + "\n" + table_of_reasons([LayerReason(**reason) for reason in data["reasons"]], limit)
 
 
 def table_of_reasons(reasons: Sequence[LayerReason], limit: int | None = None) -> str:

@@ -9,6 +9,7 @@ so that a user sees what one more group buys.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -23,6 +24,23 @@ from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class GroupCurve:
+    """Error over the number of groups.
+
+    Attributes:
+        groups: numbers of groups.
+        relative_error: least error of the activations with as many, relative to their power, summed over layers.
+        layer_error: by layer, its error with one range, with the groups, and with a range for each timestep.
+        search: what the search found, if it ran.
+    """
+
+    groups: tuple[int, ...]
+    relative_error: tuple[float, ...]
+    layer_error: dict[str, dict[str, float]]
+    search: dict[str, Any] | None = None
 
 
 class TimestepGrouping(Pass):
@@ -61,8 +79,7 @@ class TimestepGrouping(Pass):
         yield Progress(1, 2, "dynamic program")
         # layers of the finite temporal block count as well: another pass may or may not take them over
         grouping = optimal_groups(tables, timesteps, bounds=bounds)
-        section = Section(_curve(grouping, o.groups))
-        plan.sections[self.name] = section
+        plan.sections[self.name] = Section.of(_curve(grouping, o.groups))
         if o.method == "search":
             yield from self._search(plan, context, bits, tables)
             return
@@ -79,7 +96,8 @@ class TimestepGrouping(Pass):
         section = plan.sections.get(cls.name)
         if section is None:
             return None
-        curve = (section.data["groups"], section.data["relative_error"])
+        found = section.read(GroupCurve, cls.name)
+        curve = (found.groups, found.relative_error)
         y_label = "activation error / power, summed over layers"
         figure = lines({"error": curve}, "number of timestep groups G", y_label)
         return figure, "What one more group buys: the least activation error for every number of groups."
@@ -90,21 +108,17 @@ class TimestepGrouping(Pass):
         o, calibration = self.options, context.calibration
         search = GroupSearch(plan, context, bits, tables, o.groups, context.targets.symmetric_acts, o)
         found = yield from search.run()
-        data = plan.sections[self.name].data
-        data["search"] = found.report
+        curve = plan.sections[self.name].read(GroupCurve, self.name)
+        plan.sections[self.name] = Section.of(replace(curve, search=found.report))
         for name, labels in found.labels.items():
             plan.groups[name], rows = as_runs(labels, calibration.timesteps, calibration.timestep_range)
             if len(set(rows)) < len(rows):
                 plan.shared_rows[name] = rows
 
 
-def _curve(grouping: Grouping, groups: int) -> dict[str, Any]:
-    """Error over the number of groups, and what each layer has of them."""
+def _curve(grouping: Grouping, groups: int) -> GroupCurve:
     static, grouped, each = (grouping.errors(g) for g in (1, groups, len(grouping.timesteps)))
-    return {
-        "groups": list(range(1, len(grouping.curve) + 1)),
-        "relative_error": list(grouping.curve),
-        "layer_error": {
-            name: {"static": static[name], "grouped": grouped[name], "per_timestep": each[name]} for name in static
-        },
+    of_layers = {
+        name: {"static": static[name], "grouped": grouped[name], "per_timestep": each[name]} for name in static
     }
+    return GroupCurve(tuple(range(1, len(grouping.curve) + 1)), tuple(grouping.curve), of_layers)

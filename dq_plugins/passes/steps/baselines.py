@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dq_plugins.errors import BudgetError
@@ -96,7 +96,11 @@ def baselines(
         noise: for the best widths.
         limits: by budget, the numbers of steps to try; the best of them is kept for each budget.
     """
-    found: dict[str, list[Point]] = {"own timesteps, uniform bits": [], "own timesteps, best bits": []}
+    rules: dict[str, Callable[[Space, int], tuple[int, ...] | None]] = {
+        "own timesteps, uniform bits": widest,
+        "own timesteps, best bits": lambda limited, count: best_widths(limited, noise, count),
+    }
+    found: dict[str, list[Point]] = {name: [] for name in rules}
     for budget, counts in limits.items():
         try:
             limited = replace(space, budget=budget)
@@ -105,7 +109,7 @@ def baselines(
         for name, points in found.items():
             tried = []
             for count in counts:
-                genes = widest(limited, count) if "uniform" in name else best_widths(limited, noise, count)
+                genes = rules[name](limited, count)
                 if genes is not None:
                     tried.append(measured(space, fitness, fitness.stepper.own(count), genes))
             if tried:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -60,6 +60,37 @@ class Setting:
     candidates: Candidates
     noise: Mapping[Entry, float]
     transitions: Transitions | None
+
+
+@dataclass(frozen=True)
+class ReductionFindings:
+    """What the search found.
+
+    Attributes:
+        chosen_by: ``"exact"`` or ``"evolution"``.
+        cost: of a sampling run.
+        budget: its limit.
+        unit: of both.
+        loss: distance of the images to full precision.
+        losses: of the answer of each search.
+        fitness: metric.
+        candidates_log10: decades of candidates.
+        exact: how the program went.
+        evolution: how the search went.
+        points: by rule, ``(cost, loss, steps)`` at each budget of the sweep.
+    """
+
+    chosen_by: str
+    cost: float
+    budget: float
+    unit: str
+    loss: float
+    losses: dict[str, float]
+    fitness: str
+    candidates_log10: float
+    exact: dict[str, Any] | None
+    evolution: dict[str, Any] | None
+    points: dict[str, tuple[tuple[float, float, int], ...]]
 
 
 class TimestepReduction(Pass):
@@ -145,30 +176,30 @@ class TimestepReduction(Pass):
         plan.sampling = Schedule(space.timesteps(best.candidate))
         if setting.noise:
             write_widths(plan, space.widths(best.candidate), setting.candidates)
-        plan.sections[self.name] = Section(
-            {
-                "chosen_by": found.chosen_by,
-                "cost": space.cost(best.candidate),
-                "budget": space.budget,
-                "unit": space.unit,
-                "loss": best.loss,
-                "losses": {name: each.loss for name, each in found.scored.items()},
-                "fitness": self.options.fitness,
-                "candidates_log10": space.decades,
-                "exact": None if found.solution is None else found.solution.as_data(setting.transitions),
-                "evolution": None if found.state is None else found.state.summary(),
-                "points": {name: [[p.cost, p.loss, len(p.timesteps)] for p in each] for name, each in points.items()},
-            }
+        plan.sections[self.name] = Section.of(
+            ReductionFindings(
+                chosen_by=found.chosen_by,
+                cost=space.cost(best.candidate),
+                budget=space.budget,
+                unit=space.unit,
+                loss=best.loss,
+                losses={name: each.loss for name, each in found.scored.items()},
+                fitness=self.options.fitness,
+                candidates_log10=space.decades,
+                exact=None if found.solution is None else found.solution.as_data(setting.transitions),
+                evolution=None if found.state is None else found.state.summary(),
+                points={n: tuple((p.cost, p.loss, len(p.timesteps)) for p in each) for n, each in points.items()},
+            )
         )
 
     @classmethod
     def figure(cls, plan: QuantPlan) -> tuple[Figure, str] | None:
         """Error against cost, the plan marked, if the option ``sweep`` asked for it."""
         section = plan.sections.get(cls.name)
-        if section is None or not section.data["points"]:
+        found = None if section is None else section.read(ReductionFindings, cls.name)
+        if found is None or not found.points:
             return None
-        data = section.data
-        figure = draw(data["points"], f"cost of a sampling run, {data['unit']}", (data["cost"], data["loss"]))
+        figure = draw(found.points, f"cost of a sampling run, {found.unit}", (found.cost, found.loss))
         return figure, "Error against cost; numbers are steps."
 
     def setting(self, plan: QuantPlan, context: PassContext) -> Generator[Progress, None, Setting]:

@@ -8,7 +8,8 @@ from sensitivities import tiny_setting
 import dq_plugins as dq
 from dq_plugins.errors import BudgetError, RecipeError
 from dq_plugins.passes.allocation.bit_allocation import BitAllocation
-from dq_plugins.passes.allocation.explain import LayerReason, explanation
+from dq_plugins.passes.allocation.explain import LayerReason
+from dq_plugins.passes.allocation.findings import explanation
 from dq_plugins.plan import Targets
 
 SMALL = {

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 
+from dq_plugins.errors import PlanError
 from dq_plugins.passes.allocation.explain import LayerReason, explain, table_of_reasons
+from dq_plugins.passes.allocation.findings import AllocationFindings, findings_of
 from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, LayerCost
 from dq_plugins.passes.allocation.solve import allocate
+from dq_plugins.plan import Section
 from dq_plugins.quantized.candidates import Entry
 from dq_plugins.quantized.width import WidthChoices
 
@@ -45,9 +46,13 @@ def test_long_tables_are_cut_and_say_so():
     assert table_of_reasons(explain(solved()), limit=1).splitlines()[-1].startswith("... and 1 more")
 
 
-def test_reasons_survive_json():
-    for reason in explain(solved()):
-        assert LayerReason(**json.loads(json.dumps(reason.as_data()))) == reason
+def test_findings_survive_the_plan_and_wrong_ones_are_refused():
+    found = findings_of(solved(), [])
+    section = Section.of(found)
+    assert section.read(AllocationFindings) == found
+    section.data["reasons"][0]["operand"] = "bias"
+    with pytest.raises(PlanError, match=r"reasons\.0\.operand"):
+        section.read(AllocationFindings)
 
 
 def test_a_layer_gives_back_its_own_share_when_it_is_narrowed():
