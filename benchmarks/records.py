@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from dq_plugins.atomic import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,6 +39,4 @@ class Records:
         """Write one entry."""
         self.data[key] = value
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self.data, indent=1) + "\n")
-        temporary.replace(self.path)
+        write_atomically(self.path, (json.dumps(self.data, indent=1) + "\n").encode())

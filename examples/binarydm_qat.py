@@ -26,11 +26,11 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 import dq_plugins as dq
+from dq_plugins.artifact import Format, StoredTensor
 from dq_plugins.passes.binarization import (
     BinaryDMCallback,
     binarydm_choices,
@@ -46,6 +46,7 @@ sys.path.insert(0, str(HERE / "denoisers"))
 from training import diffusion_loss  # noqa: E402  the loss the bundled denoisers were trained with
 
 TEXT_LENGTH, TEXT_WIDTH = 4, 16
+IMAGES: Format[dict[str, Tensor]] = Format("training-images", 1, dict[str, StoredTensor], what="training images")
 
 
 class TinyPipeline:
@@ -119,12 +120,11 @@ def training_images(pipeline, arguments: argparse.Namespace) -> tuple[Tensor, Te
     path = arguments.out / "training-images.safetensors"
     known = prompts_of(arguments.pipeline)
     prompts = (known * math.ceil(arguments.images / len(known)))[: arguments.images]
-    if path.exists():
-        images = load_file(path)["images"]
-    else:
-        images = draw(pipeline, prompts, arguments.sample_steps, seed=1)
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        save_file({"images": images.contiguous()}, path)
+    settings = {"pipeline": arguments.pipeline, "images": arguments.images, "steps": arguments.sample_steps}
+    kept = IMAGES.find(path, settings)
+    images = kept["images"] if kept else draw(pipeline, prompts, arguments.sample_steps, seed=1)
+    if kept is None:
+        IMAGES.write(path, {"images": images}, settings)
     in_channels = pipeline.unet.config.in_channels
     if images.shape[1] != in_channels:  # the U-Net sees k x k pixels as one position
         images = torch.nn.functional.pixel_unshuffle(images, math.isqrt(in_channels // images.shape[1]))

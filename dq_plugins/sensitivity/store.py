@@ -11,12 +11,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from dq_plugins.artifact import STRICT, Format
+from dq_plugins.atomic import write_atomically
 from dq_plugins.errors import DQError
 from dq_plugins.hashing import hash_json
+from dq_plugins.version import __version__
 
 Sums = dict[str, float]
 """Result of a unit: sums by entry key, ``signal`` (what they are relative to), ``calls`` (cost in denoiser calls)."""
@@ -25,6 +29,21 @@ FORWARD, BACKWARD = 1.0, 2.0
 """Cost of a forward and of a backward pass, in denoiser calls."""
 
 ENTRIES, CLAIMS, SIGNATURE = "entries.jsonl", "claims", "signature.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished unit."""
+
+    __pydantic_config__ = STRICT
+
+    unit: str
+    sums: Sums
+
+
+ENTRY: Format[Entry] = Format(
+    "measurement", 1, Entry, what="a measurement", remedy="Delete its folder to measure again."
+)
 
 
 class Store:
@@ -36,21 +55,20 @@ class Store:
     """
 
     def __init__(self, folder: str | Path, signature: Mapping[str, Any]) -> None:
+        signature = {**signature, "dq-plugins": __version__}
         digest = hash_json(signature)
         self.folder = Path(folder) / digest[:16]
         self._claims = self.folder / CLAIMS
         self._claims.mkdir(parents=True, exist_ok=True)
         described = self.folder / SIGNATURE
         if not described.exists():
-            temporary = described.with_name(f"{SIGNATURE}.{os.getpid()}.tmp")
-            temporary.write_text(json.dumps(signature, indent=1, sort_keys=True) + "\n")
-            os.replace(temporary, described)
+            write_atomically(described, (json.dumps(signature, indent=1, sort_keys=True) + "\n").encode())
 
     def read(self) -> dict[str, Sums]:
         """Finished units, by key.
 
         Raises:
-            DQError: a line other than the last is damaged.
+            ArtifactError: a line is damaged.
         """
         path = self.folder / ENTRIES
         if not path.exists():
@@ -58,22 +76,26 @@ class Store:
         units: dict[str, Sums] = {}
         lines = path.read_bytes().split(b"\n")
         for number, line in enumerate(lines):
-            try:
-                record = json.loads(line)
-                units[record["unit"]] = record["sums"]
-            except (ValueError, KeyError, TypeError) as error:
-                # empty: the end, or the newline that `add` puts in front; otherwise a process died while it wrote
-                if line and not _cut_off(line):
-                    raise DQError(f"{path}:{number + 1} is damaged; delete {self.folder} to measure again") from error
+            # empty: the end, or the newline that `add` puts in front; cut off: a process died while it wrote
+            if line and not _cut_off(line):
+                entry = ENTRY.of_text(line, f"{path}:{number + 1}")
+                units[entry.unit] = entry.sums
         return units
 
     def add(self, unit: str, sums: Sums) -> None:
-        """Append a finished unit; it is on disk when this returns."""
+        """Append a finished unit; it is on disk when this returns.
+
+        Raises:
+            DQError: the disk took a part of it, which counts as nothing.
+        """
         # the newline in front ends a line that a dying process may have left open; one write, so lines never mix
-        line = b"\n" + json.dumps({"unit": unit, "sums": sums}, allow_nan=False).encode() + b"\n"
+        line = b"\n" + ENTRY.to_text(Entry(unit, sums)) + b"\n"
         handle = os.open(self.folder / ENTRIES, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(handle, line)
+            if os.write(handle, line) < len(line):
+                raise DQError(
+                    f"{self.folder / ENTRIES} could not be written: the disk is full, or there is a quota on it"
+                )
             os.fsync(handle)
         finally:
             os.close(handle)

@@ -1,39 +1,41 @@
-"""Training checkpoints without pickle: one safetensors file with weights, optimizer state and counters.
+"""Training checkpoints: weights, optimizer state and counters in one artifact.
 
 Sampling for validation, a moving average and the mimicked directions go in as well, so that a resumed run continues
-where it stopped. The file is written beside its place and moved: a run killed while it saves keeps its last checkpoint.
+where it stopped. A run that is killed while it saves keeps its last checkpoint.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 
-from dq_plugins.errors import DQError
+from dq_plugins.artifact import STRICT, Format, StoredTensor
+from dq_plugins.artifact.optimizers import OptimizerState, optimizer_state, restore_optimizer
+from dq_plugins.errors import CheckpointError
 from dq_plugins.passes.binarization.callback import BinaryDMCallback
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """State by ``<parameter index>/<name>``; the numbers are tensors in every torch optimizer that has state."""
-    state = optimizer.state_dict()["state"]
-    return {f"{index}/{name}": torch.as_tensor(value) for index, s in state.items() for name, value in s.items()}
+@dataclass(frozen=True)
+class TrainingState:
+    """What a training run goes on from."""
+
+    __pydantic_config__ = STRICT
+
+    step: int
+    model: dict[str, StoredTensor]
+    optimizer: OptimizerState
+    callback: dict[str, StoredTensor]
+    notes: dict[str, Any]
 
 
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split("/")
-        state.setdefault(int(index), {})[name] = value
-    # param_groups hold the hyper-parameters of this run; the checkpoint carries what was learned about gradients
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+CHECKPOINT: Format[TrainingState] = Format(
+    "binary-training", 2, TrainingState, CheckpointError, "a training checkpoint", "Delete it, and train again."
+)
 
 
 def save_checkpoint(
@@ -47,7 +49,7 @@ def save_checkpoint(
     """Write a checkpoint.
 
     Args:
-        path: file to write.
+        path: file to write, ``.safetensors``.
         step: iterations done.
         model: the student.
         optimizer: its optimizer.
@@ -57,15 +59,10 @@ def save_checkpoint(
     Returns:
         The path.
     """
-    parts = {"model": model.state_dict(), "optimizer": _optimizer_tensors(optimizer), "callback": callback.state_dict()}
-    tensors = {f"{part}|{k}": v.detach().cpu().contiguous().clone() for part, d in parts.items() for k, v in d.items()}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    metadata = {"step": str(step), "notes": json.dumps(dict(notes or {}))}
-    safetensors.torch.save_file(tensors, temporary, metadata=metadata)
-    os.replace(temporary, path)
-    return path
+    state = TrainingState(
+        step, model.state_dict(), optimizer_state(optimizer), callback.state_dict(), dict(notes or {})
+    )
+    return CHECKPOINT.write(path, state)
 
 
 def load_checkpoint(
@@ -83,19 +80,13 @@ def load_checkpoint(
         Iterations done, and the notes.
 
     Raises:
-        DQError: the file cannot be read, or is of another model.
+        CheckpointError: the file cannot be read, or is of another model.
     """
-    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "callback": {}}
+    state = CHECKPOINT.read(path)
     try:
-        with safe_open(str(path), "pt") as file:
-            metadata = file.metadata()
-            for key in file.keys():  # noqa: SIM118  not a dict
-                part, _, name = key.partition("|")
-                parts[part][name] = file.get_tensor(key)
-        step, notes = int(metadata["step"]), json.loads(metadata["notes"])
-        model.load_state_dict(parts["model"])
-        _load_optimizer(optimizer, parts["optimizer"])
-        callback.load_state_dict(parts["callback"])
-    except Exception as error:  # safetensors, torch and json raise types of their own: all mean the same here
-        raise DQError(f"{path} is not a checkpoint of this model and optimizer: {error}") from error
-    return step, notes
+        model.load_state_dict(state.model)
+        restore_optimizer(optimizer, state.optimizer)
+        callback.load_state_dict(state.callback)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a checkpoint of this model and optimizer: {error}") from error
+    return state.step, state.notes

@@ -13,11 +13,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from dq_plugins.artifact import UnitResults
 from dq_plugins.errors import RecipeError
-from dq_plugins.hashing import hash_json
 from dq_plugins.observers.error import ErrorTable
 from dq_plugins.observers.grouping import optimal_groups, optimal_groups_per_layer
 from dq_plugins.passes.activations import DEFAULT_GROUPS, statistics
+from dq_plugins.passes.ranges.search.checkpoint import STATE
 from dq_plugins.passes.ranges.search.decide import decided, labels_from_starts, merged
 from dq_plugins.passes.ranges.search.learn import GroupLoss, Learned, learn_groups, mean_loss
 from dq_plugins.passes.ranges.search.output import OutputLoss
@@ -114,9 +115,9 @@ class GroupSearch:
         yield Progress(0, 1, "search: recorded outputs")
         loss = self._loss()
         scale = self._scale(loss)
-        file = self.context.workdir / "search.safetensors" if self.context.workdir else None
+        kept = UnitResults(STATE, self.context.workdir, self._settings())
         relaxation = self._start(settings)
-        learning = learn_groups(relaxation, loss, settings, scale=scale, file=file, signature=self._signature())
+        learning = learn_groups(relaxation, loss, settings, scale=scale, kept=kept)
         total = self.rounds * loss.per_round
         what = f"{self.groups} groups, {self.options.loss} loss"
         learned = yield from reported(learning, lambda iteration: Progress(iteration, total, what))
@@ -223,7 +224,14 @@ class GroupSearch:
         row = labels_from_starts(starts, self.steps)
         return row.expand(1 if self.options.shared else len(self.tables), -1)
 
-    def _signature(self) -> str:
-        options = self.options.model_dump(mode="json")
-        given = [self.plan.hash, self.context.calibration.hash, self.context.seed]
-        return hash_json([given, options, self.bits, self.groups, self.symmetric])
+    def _settings(self) -> dict[str, Any]:
+        """What the search depends on."""
+        return {
+            "plan": self.plan.hash,
+            "calibration": self.context.calibration.hash,
+            "seed": self.context.seed,
+            "options": self.options,
+            "bits": self.bits,
+            "groups": self.groups,
+            "symmetric": self.symmetric,
+        }

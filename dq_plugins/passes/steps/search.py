@@ -16,9 +16,7 @@ its parent.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,14 +24,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dq_plugins.errors import DQError
 from dq_plugins.hashing import hash_json
 from dq_plugins.passes.steps.space import Candidate, Space
-from dq_plugins.passes.steps.state import Scored, SearchState
+from dq_plugins.passes.steps.state import STATE, Scored, SearchState
 from dq_plugins.progress import Progress, reported
 from dq_plugins.sensitivity.measure import measure
 from dq_plugins.sensitivity.store import Store, Sums
 
+FILE_NAME = "state.json"
 ATTEMPTS = 20
 """How often a new candidate is drawn again when it is known already."""
 
@@ -223,27 +221,16 @@ class Evolution:
 
         return (yield from reported(measuring, in_search))
 
-    def _identity(self) -> str:
-        seeds = [c.key for c in self.seeds]
-        return hash_json([self.signature, vars(self.options), seeds, self.space.budget, self.space.choice_counts])
-
     def _store(self) -> Store | None:
         return None if self.folder is None else Store(self.folder / "scores", {"of": hash_json(self.signature)})
 
     def _load(self) -> SearchState | None:
-        file = None if self.folder is None else self.folder / "state.json"
-        if file is None or not file.is_file():
-            return None
-        try:
-            data = json.loads(file.read_text())
-        except ValueError as error:
-            raise DQError(f"the checkpoint {file} is damaged; delete it to search again") from error
-        return SearchState.from_data(data["state"]) if data["of"] == self._identity() else None
+        return None if self.folder is None else STATE.find(self.folder / FILE_NAME, self._settings())
 
     def _save(self, state: SearchState) -> None:
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / "state.json.tmp"
-        temporary.write_text(json.dumps({"of": self._identity(), "state": state.as_data()}, allow_nan=False))
-        os.replace(temporary, self.folder / "state.json")
+        if self.folder is not None:
+            STATE.write(self.folder / FILE_NAME, state, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        space = {"budget": self.space.budget, "choices": self.space.choice_counts}
+        return {"scores": self.signature, "options": self.options, "seeds": self.seeds, **space}

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from dq_plugins.artifact import STRICT, Format
 from dq_plugins.passes.steps.space import Candidate
 
 
 @dataclass(frozen=True)
 class Scored:
     """A candidate with the highest rung it reached, and its loss there."""
+
+    __pydantic_config__ = STRICT
 
     candidate: Candidate
     rung: int
@@ -36,6 +39,8 @@ class SearchState:
         rng: state of the random generator.
     """
 
+    __pydantic_config__ = STRICT
+
     generation: int = 0
     population: list[Scored] = field(default_factory=list)
     visited: set[str] = field(default_factory=set)
@@ -58,13 +63,5 @@ class SearchState:
             "calls": self.calls,
         }
 
-    def as_data(self) -> dict[str, Any]:
-        """JSON data; floats survive the round trip bit for bit."""
-        population = [[s.candidate.key, s.rung, s.loss] for s in self.population]
-        return {**vars(self), "population": population, "visited": sorted(self.visited)}
 
-    @classmethod
-    def from_data(cls, data: dict[str, Any]) -> SearchState:
-        """The state that `as_data` gave."""
-        population = [Scored(Candidate.parse(key), rung, loss) for key, rung, loss in data["population"]]
-        return cls(**{**data, "population": population, "visited": set(data["visited"])})
+STATE: Format[SearchState] = Format("evolution", 1, SearchState, what="the state of a search")

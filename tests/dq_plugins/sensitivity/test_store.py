@@ -64,8 +64,34 @@ def test_a_damaged_line_is_refused(tmp_path):
     store.add("0", {"signal": 1.0})
     path = store.folder / ENTRIES
     path.write_bytes(b"what is this\n" + path.read_bytes())
-    with pytest.raises(DQError, match=r"entries\.jsonl:1 is damaged"):
+    with pytest.raises(DQError, match=r"entries\.jsonl:1 cannot be read as JSON"):
         store.read()
+
+
+def test_an_altered_value_is_refused(tmp_path):
+    store = Store(tmp_path, {})
+    store.add("0", {"signal": 1.0})
+    path = store.folder / ENTRIES
+    path.write_bytes(path.read_bytes().replace(b'"signal": 1.0', b'"signal": 2.0'))
+    with pytest.raises(DQError, match=r"entries\.jsonl:2 was altered"):
+        store.read()
+
+
+def test_what_a_full_disk_took_counts_as_nothing(tmp_path, monkeypatch):
+    store, write = Store(tmp_path, {}), os.write
+    store.add("0", {"signal": 1.0})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda handle, data: write(handle, data[:30]))
+        with pytest.raises(DQError, match="disk is full"):
+            store.add("1", {"signal": 1.0})
+    store.add("2", {"signal": 1.0})
+    assert set(store.read()) == {"0", "2"}
+
+
+def test_another_release_measures_again(tmp_path, monkeypatch):
+    Store(tmp_path, {}).add("0", {"signal": 1.0})
+    monkeypatch.setattr("dq_plugins.sensitivity.store.__version__", "99.0")
+    assert Store(tmp_path, {}).read() == {}
 
 
 def test_a_unit_is_claimed_once(tmp_path):

@@ -1,52 +1,47 @@
-"""State of an interrupted search on disk: parameters, optimiser and iteration, in one safetensors file."""
+"""State of an interrupted search: parameters, optimiser and iteration."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
-from dq_plugins.atomic import write_atomically
+from dq_plugins.artifact import STRICT, Format, StoredTensor, UnitResults
+from dq_plugins.artifact.optimizers import OptimizerState, optimizer_state, restore_optimizer
 from dq_plugins.passes.ranges.search.relaxation import Relaxation
+
+UNIT = "search"
+
+
+@dataclass(frozen=True)
+class GroupSearchState:
+    """What a search of timestep groups goes on from."""
+
+    __pydantic_config__ = STRICT
+
+    iteration: int
+    parameters: dict[str, StoredTensor]
+    optimiser: OptimizerState
+
+
+STATE: Format[GroupSearchState] = Format("group-search", 1, GroupSearchState, what="the state of a group search")
 
 
 def save_checkpoint(
-    file: Path | None, signature: str, iteration: int, relaxation: Relaxation, optimiser: torch.optim.Optimizer
+    kept: UnitResults[GroupSearchState], iteration: int, relaxation: Relaxation, optimiser: torch.optim.Optimizer
 ) -> None:
-    """Write the state; nothing happens without a file."""
-    if file is None:
-        return
-    tensors: dict[str, Tensor] = {f"parameter/{n}": p.detach().contiguous() for n, p in relaxation.named_parameters()}
-    for index, state in optimiser.state_dict()["state"].items():
-        tensors |= {f"adam/{index}/{name}": value.contiguous() for name, value in state.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, safetensors.torch.save(tensors, {"signature": signature, "iteration": str(iteration)}))
+    """Keep the state after some iterations."""
+    state = GroupSearchState(iteration, dict(relaxation.named_parameters()), optimizer_state(optimiser))
+    kept.keep(UNIT, state)
 
 
-def load_checkpoint(file: Path | None, signature: str, relaxation: Relaxation, optimiser: torch.optim.Optimizer) -> int:
+def load_checkpoint(
+    kept: UnitResults[GroupSearchState], relaxation: Relaxation, optimiser: torch.optim.Optimizer
+) -> int:
     """Restore the state in place; returns the number of iterations that were done, 0 where there is no such state."""
-    if file is None or not file.is_file():
+    state = kept.find(UNIT)
+    if state is None:
         return 0
-    try:
-        with safe_open(file, "pt") as stored:
-            metadata = stored.metadata()
-            if metadata["signature"] != signature:
-                return 0
-            tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, KeyError, TypeError):
-        return 0  # cut off while it was written, or another's: the search starts again
-    with torch.no_grad():
-        for name, parameter in relaxation.named_parameters():
-            parameter.copy_(tensors[f"parameter/{name}"])
-    state = optimiser.state_dict()
-    state["state"] = {}
-    for name, value in tensors.items():
-        kind, _, rest = name.partition("/")
-        if kind == "adam":
-            index, _, what = rest.partition("/")
-            state["state"].setdefault(int(index), {})[what] = value
-    optimiser.load_state_dict(state)
-    return int(metadata["iteration"])
+    relaxation.load_state_dict(state.parameters)
+    restore_optimizer(optimiser, state.optimiser)
+    return state.iteration

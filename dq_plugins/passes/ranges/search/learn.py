@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from dq_plugins.artifact import UnitResults
 from dq_plugins.errors import RecipeError
-from dq_plugins.passes.ranges.search.checkpoint import load_checkpoint, save_checkpoint
+from dq_plugins.passes.ranges.search.checkpoint import STATE, GroupSearchState, load_checkpoint, save_checkpoint
 from dq_plugins.passes.ranges.search.relaxation import Relaxation, entropy
 from dq_plugins.passes.ranges.search.settings import SearchSettings
 
 CHECKPOINT_EVERY = 25  # iterations
+NOTHING_KEPT = UnitResults(STATE, None, {})
 
 
 class GroupLoss(Protocol):
@@ -67,8 +68,7 @@ def learn_groups(
     settings: SearchSettings,
     *,
     scale: float = 1.0,
-    file: Path | None = None,
-    signature: str = "",
+    kept: UnitResults[GroupSearchState] = NOTHING_KEPT,
 ) -> Generator[int, None, Learned]:
     """Learn; yields the number of finished iterations.
 
@@ -77,8 +77,7 @@ def learn_groups(
         loss: what to minimise.
         settings: the objective and its schedules.
         scale: what the loss is divided by, see `SearchSettings`.
-        file: where the state is kept every few iterations. The same call goes on from there.
-        signature: of everything that the outcome depends on; a state of another signature is not used.
+        kept: where the state is kept every few iterations. The same call goes on from there.
 
     Returns:
         (of the generator) the weights and the ranges.
@@ -94,11 +93,11 @@ def learn_groups(
         ],
         fused=True,
     )
-    start = load_checkpoint(file, signature, relaxation, optimiser)
+    start = load_checkpoint(kept, relaxation, optimiser)
     for iteration in range(start, iterations):
         take_step(iteration, iteration / iterations, relaxation, loss, settings, scale, optimiser)
         if (iteration + 1) % CHECKPOINT_EVERY == 0:
-            save_checkpoint(file, signature, iteration + 1, relaxation, optimiser)
+            save_checkpoint(kept, iteration + 1, relaxation, optimiser)
         yield iteration + 1
     return _learned(relaxation, loss, settings)
 

@@ -183,7 +183,7 @@ def test_a_checkpoint_after_the_transition_restores_the_stage(tmp_path):
 def test_a_damaged_checkpoint_is_an_error_of_ours(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"not a checkpoint")
-    with pytest.raises(DQError, match="not a checkpoint"):
+    with pytest.raises(DQError, match="cannot be read as safetensors"):
         load_checkpoint(path, *run(0)[:3])
 
 

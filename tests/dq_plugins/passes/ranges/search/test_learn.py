@@ -2,7 +2,9 @@ import pytest
 import torch
 from planted_groups import finished, planted, points_loss, search
 
+from dq_plugins.artifact import UnitResults
 from dq_plugins.errors import RecipeError
+from dq_plugins.passes.ranges.search.checkpoint import STATE, UNIT
 from dq_plugins.passes.ranges.search.decide import decided, renumbered
 from dq_plugins.passes.ranges.search.learn import learn_groups
 from dq_plugins.passes.ranges.search.relaxation import Relaxation
@@ -72,13 +74,13 @@ def test_what_the_loss_is_divided_by_is_the_scale_alone() -> None:
 
 
 def test_an_interrupted_search_goes_on_where_it_was_and_ends_the_same(tmp_path) -> None:
-    values, settings, file = planted(0)[0], SearchSettings(rounds=60), tmp_path / "search.safetensors"
+    values, settings, kept = planted(0)[0], SearchSettings(rounds=60), UnitResults(STATE, tmp_path, {"of": "a"})
     whole = finished(learn_groups(start_of(values), points_loss(values), settings))
-    interrupted = learn_groups(start_of(values), points_loss(values), settings, file=file, signature="a")
+    interrupted = learn_groups(start_of(values), points_loss(values), settings, kept=kept)
     for _ in range(53):
         next(interrupted)
     interrupted.close()
-    resumed = learn_groups(start_of(values), points_loss(values), settings, file=file, signature="a")
+    resumed = learn_groups(start_of(values), points_loss(values), settings, kept=kept)
     assert next(resumed) == 51
     again = finished(resumed)
     assert torch.equal(again.weights, whole.weights)
@@ -87,12 +89,13 @@ def test_an_interrupted_search_goes_on_where_it_was_and_ends_the_same(tmp_path) 
 
 @pytest.mark.parametrize("damage", ["another signature", "cut off"])
 def test_a_state_that_is_not_this_searchs_is_not_used(tmp_path, damage: str) -> None:
-    values, settings, file = planted(0)[0], SearchSettings(rounds=26), tmp_path / "search.safetensors"
-    finished(learn_groups(start_of(values), points_loss(values), settings, file=file, signature="a"))
+    values, settings, kept = planted(0)[0], SearchSettings(rounds=26), UnitResults(STATE, tmp_path, {"of": "a"})
+    finished(learn_groups(start_of(values), points_loss(values), settings, kept=kept))
     if damage == "cut off":
-        file.write_bytes(file.read_bytes()[:100])
-    signature = "a" if damage == "cut off" else "b"
-    assert next(learn_groups(start_of(values), points_loss(values), settings, file=file, signature=signature)) == 1
+        kept.path(UNIT).write_bytes(kept.path(UNIT).read_bytes()[:100])
+    else:
+        kept = UnitResults(STATE, tmp_path, {"of": "b"})
+    assert next(learn_groups(start_of(values), points_loss(values), settings, kept=kept)) == 1
 
 
 def test_a_loss_that_is_not_finite_is_an_error() -> None:
