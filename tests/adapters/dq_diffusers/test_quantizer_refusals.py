@@ -98,7 +98,7 @@ def test_a_foreign_shard_is_refused(saved_unet, tmp_path):
 def test_an_edited_config_is_refused(folder):
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    config["quantization_config"]["config"]["_data"]["plan"]["groups"]["all"]["edges"] = [1.0, 2.0]
+    config["quantization_config"]["config"]["_data"]["plan"]["record"]["groups"]["all"]["edges"] = [1.0, 2.0]
     path.write_text(json.dumps(config))
     refused(folder, "config .* was altered")
 

@@ -28,7 +28,7 @@ def folder(tmp_path_factory) -> Path:
 
 def test_plan_prints_widths_and_leaves_no_intermediate_results(folder: Path, capsys) -> None:
     assert sorted(p.suffix for p in (folder / "plan").iterdir()) == [".json", ".safetensors"]
-    assert len(json.loads((folder / "plan" / "plan.json").read_text())["groups"]["default"]["edges"]) == 1
+    assert len(json.loads((folder / "plan" / "plan.json").read_text())["record"]["groups"]["default"]["edges"]) == 1
 
 
 @pytest.mark.parametrize("command", [["plan", MODEL, "calib"], ["quantize", MODEL]], ids=["plan", "quantize"])
