@@ -24,7 +24,7 @@ from dq_torchao.report import Execution, Timing
 from dq_torchao.timestep_state import install_timestep_state
 from dq_torchao.tuning import tune
 
-IMPLEMENTED = frozenset({"temporal_table", "outlier_rows"})
+IMPLEMENTED = frozenset({"temporal_table", "outlier_rows", "balance", "bias_correction"})
 """What this adapter can do of `QuantPlan.features`."""
 
 NOT_SELECTED = "the filter of quantize_ did not select it"

@@ -24,8 +24,13 @@ def intx_tensor(layer: PackedWeight) -> IntxUnpackedToInt8Tensor:
         A tensor of the weight's shape and dtype, with one block of quantization parameters for each output.
 
     Raises:
-        DQError: a zero point does not fit int8, which is what the class holds.
+        DQError: a zero point does not fit int8, which is what the class holds, or the input channels are balanced.
     """
+    if layer.inverse_balance is not None:
+        raise DQError(
+            f"the input channels of this {type(layer).__name__} are balanced, and torchao's tensor has no factor for "
+            "each of them; leave the pass 'channel-balance' out of the recipe"
+        )
     codes = layer.weight_codes
     zero_point = layer.weight_zero_point
     if zero_point is None:

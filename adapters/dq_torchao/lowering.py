@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from dq_plugins.affine import integer_range
 from dq_plugins.errors import PlanError
-from dq_plugins.layer_kinds import LAYER_KINDS
+from dq_plugins.layer_kinds import LAYER_KINDS, exact_kind
 from dq_plugins.plan import LayerPlan, WeightQuant
 from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.timesteps import TimestepContext
@@ -70,12 +71,12 @@ def lower_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, tim
     reason = unsupported_reason(layer, plan)
     if reason:
         state = "weight-only" if plan.activation is None else "simulated"
-        lower_to_float(layer, plan, context)
+        lower_to_float(layer, folded(layer, plan), context)
         execution = Execution(state, plan.width, "", dtype, reason)
     elif timing is not None and not timing.integer_pays:
         execution = Execution("full precision", plan.width, "", dtype, str(timing))
     else:
-        integer = INTEGER_LAYERS[type(layer)].from_float(layer, plan, context)
+        integer = INTEGER_LAYERS[type(layer)].from_float(layer, folded(layer, plan), context)
         kernel = kernel_for(integer.operator, weight.device)
         execution = Execution("integer", plan.width, kernel.name, kernel.compute, str(timing or ""))
     execution = execution.stored_by(layer)
@@ -98,7 +99,24 @@ def lower_to_float(layer: nn.Module, plan: LayerPlan, context: TimestepContext) 
     weight = plan.weight if can_pack(layer, plan.weight) else None
     simulate_layer(layer, plan if weight is None else replace(plan, weight=None), context)
     if weight is not None:
-        pack_layer(layer, weight)
+        pack_layer(layer, weight, plan.balance)
+
+
+@torch.no_grad()
+def folded(layer: nn.Module, plan: LayerPlan) -> LayerPlan:
+    """Make a bias correction that does not depend on the timestep part of the layer's bias, in place.
+
+    Returns:
+        What is left of the plan.
+    """
+    correction, kind = plan.bias_correction, exact_kind(layer)
+    if correction is None or len(correction.values) > 1 or kind is None or kind.lookup:
+        return plan
+    own, weight = layer.bias, _weight(layer)
+    like = own if isinstance(own, Tensor) else weight.new_zeros(correction.values.shape[1])
+    bias = (like.float() + correction.values[0].to(like.device)).to(like.dtype)
+    layer.bias = nn.Parameter(bias, requires_grad=False)
+    return replace(plan, bias_correction=None)
 
 
 def _weight(layer: nn.Module) -> Tensor:

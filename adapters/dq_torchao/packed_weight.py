@@ -3,10 +3,10 @@
 `PackedWeight` is what every quantized layer shares. On its own it makes a layer that computes in floating point: its
 ``weight`` is dequantized at each call and forgotten, so a 4-bit weight costs half a byte a value at all times.
 
-    w^ = s_w (w - z_w)          per entry of dimension 0, w the codes
+    w^ = s_w (w - z_w) / balance          per entry of dimension 0 and input channel, w the codes
 
 Shapes: ``O`` entries of dimension 0 of the weight (its outputs; the inputs of a transposed convolution, whose scales
-are all the same), n values, ``B`` = ceil(n bits / 8) bytes.
+are all the same), ``C`` input channels, n values, ``B`` = ceil(n bits / 8) bytes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from dq_plugins.affine import per_row
-from dq_plugins.layer_kinds import LAYER_KINDS, mixed_in
+from dq_plugins.layer_kinds import LAYER_KINDS, LayerKind, kind_of, mixed_in
 from dq_plugins.plan import WeightQuant
+from dq_plugins.quantized.balance import balanced_weight
+from dq_plugins.quantized.exact_state import ExactState
 from dq_plugins.quantized.packing import pack_bits
 from dq_torchao.derived import derived
 from dq_torchao.kernels import unpack_codes
@@ -29,7 +31,7 @@ from dq_torchao.wrapped_forward import exchange
 MAX_BITS = 8
 
 
-class PackedWeight(nn.Module):
+class PackedWeight(ExactState):
     """A layer whose weight is bit-packed. Made in place of the floating-point layer (`in_place_of`).
 
     Attributes:
@@ -40,7 +42,11 @@ class PackedWeight(nn.Module):
         weight_bits: width of the codes.
         weight_signs: whether the codes are -1 and +1 (one bit).
         weight_dtype: floating-point dtype of the weight; follows casts of the layer.
+        inverse_balance: float32, one over the plan's balance, as it broadcasts against the layer's input (``[C]``, or
+            ``[C, 1, 1]`` for a 2-d convolution); None without one. The codes are those of the weight times the balance.
     """
+
+    exact_state = ("weight_scale", "inverse_balance")
 
     weight_packed: Tensor
     weight_scale: Tensor
@@ -49,9 +55,7 @@ class PackedWeight(nn.Module):
     weight_bits: int
     weight_signs: bool
     weight_dtype: torch.dtype
-
-    float32_state: tuple[str, ...] = ("weight_scale",)
-    """Buffers that stay float32 when the denoiser is cast to half precision."""
+    inverse_balance: Tensor | None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Called with arguments, the floating-point layer that it stands for.
@@ -61,30 +65,37 @@ class PackedWeight(nn.Module):
         """
         if not (args or kwargs):
             return super().__new__(cls)  # a copy, or a pickle being read
-        plain = next(base for base in cls.__mro__ if not issubclass(base, PackedWeight))
+        plain = next(base for base in cls.__mro__ if not issubclass(base, ExactState))
         return plain(*args, **kwargs)
 
     @classmethod
-    def in_place_of(cls, layer: nn.Module, quant: WeightQuant) -> Self:
+    @torch.no_grad()
+    def in_place_of(cls, layer: nn.Module, quant: WeightQuant, balance: Tensor | None = None) -> Self:
         """Turn a floating-point layer into one of this class, its weight packed as ``quant`` says.
+
+        Args:
+            layer: the layer.
+            quant: quantizer of its weight, times the balance if it has one.
+            balance: what the channels of its input are divided by, ``[C]``.
 
         Returns:
             The same object: references to the layer, its position in the denoiser, its hooks and what wraps its forward
             stay as they are.
         """
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
+        own = layer.weight
+        assert isinstance(own, Tensor)
+        weight = balanced_weight(layer, balance).detach()
         del layer.weight
         former, layer.__class__ = type(layer), cls
         assert isinstance(layer, cls)
         exchange(layer, former)
-        layer.store_weight(quant, weight.detach())
+        layer._store(quant, weight, own.dtype)
+        inverse = None if balance is None else layer._kind.per_output(balance.to(weight.device).reciprocal())
+        layer.register_buffer("inverse_balance", inverse)
         return layer
 
-    @torch.no_grad()
-    def store_weight(self, quant: WeightQuant, weight: Tensor) -> None:
-        """Hold ``weight`` as ``quant`` says."""
-        self.weight_shape, self.weight_dtype = tuple(weight.shape), weight.dtype
+    def _store(self, quant: WeightQuant, weight: Tensor, dtype: torch.dtype) -> None:
+        self.weight_shape, self.weight_dtype = tuple(weight.shape), dtype
         self.weight_bits, self.weight_signs = quant.bits, quant.scheme == "binary"
         self.register_buffer("weight_packed", self._pack(quant.quantize(weight)))
         self.register_buffer("weight_scale", self._per_output(quant.scale, torch.float32))
@@ -96,6 +107,12 @@ class PackedWeight(nn.Module):
 
     def _per_output(self, parameters: Tensor, dtype: torch.dtype) -> Tensor:
         return parameters.to(self.weight_packed.device, dtype).expand(self.weight_shape[0]).clone()
+
+    @property
+    def _kind(self) -> LayerKind:
+        kind = kind_of(self)
+        assert kind is not None
+        return kind
 
     @property
     def weight_codes(self) -> Tensor:
@@ -112,18 +129,14 @@ class PackedWeight(nn.Module):
         weight = self.weight_codes.float()
         if self.weight_zero_point is not None:
             weight -= per_row(self.weight_zero_point, weight)
-        return derived(weight.mul_(per_row(self.weight_scale, weight)).to(self.weight_dtype))
+        weight *= per_row(self.weight_scale, weight)
+        if self.inverse_balance is not None:
+            weight *= self._kind.per_input(self.inverse_balance.flatten(), weight)
+        return derived(weight.to(self.weight_dtype))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedWeight:
-        """As in ``nn.Module``, but scales stay float32 when the denoiser is cast to half precision."""
-        exact = {name: getattr(self, name) for name in self.float32_state}
-        super()._apply(fn, recurse)
-        for name, before in exact.items():
-            after = getattr(self, name)
-            if after.dtype != before.dtype:
-                setattr(self, name, before.to(after.device))
-        self.weight_dtype = fn(torch.empty(0, dtype=self.weight_dtype, device=exact["weight_scale"].device)).dtype
-        return self
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.weight_dtype = fn(torch.empty(0, dtype=self.weight_dtype, device=self.weight_scale.device)).dtype
+        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         """That of the floating-point layer, and the width."""
@@ -144,14 +157,15 @@ def can_pack(layer: nn.Module, quant: WeightQuant | None) -> bool:
     return quant is not None and quant.bits <= MAX_BITS and type(layer) in PACKED_LAYERS and fixed
 
 
-def pack_layer(layer: nn.Module, quant: WeightQuant) -> PackedWeight:
+def pack_layer(layer: nn.Module, quant: WeightQuant, balance: Tensor | None = None) -> PackedWeight:
     """Pack the weight of ``layer``, in place.
 
     Args:
         layer: of a class in `PACKED_LAYERS`.
         quant: its weight quantizer, at most 8 bits.
+        balance: what the channels of its input are divided by where that is quantized, ``[C]``.
 
     Returns:
         The same object, of the packed class.
     """
-    return PACKED_LAYERS[type(layer)].in_place_of(layer, quant)
+    return PACKED_LAYERS[type(layer)].in_place_of(layer, quant, balance)

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from dq_plugins.affine import integer_range
 from dq_plugins.errors import CheckpointError
-from dq_plugins.plan import ActivationQuant, LayerPlan
+from dq_plugins.plan import ActivationQuant, BiasCorrection, LayerPlan
 from dq_plugins.quantized.layer import ActivationQuantizer, simulate_layer
+from dq_plugins.quantized.output_correction import OutputCorrection
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.kernels import kernel_for
 from dq_torchao.layer import IntegerLayer
-from dq_torchao.lowering import INTEGER_LAYERS
+from dq_torchao.lowering import INTEGER_LAYERS, folded
 from dq_torchao.packed_weight import PACKED_LAYERS, PackedWeight, pack_layer
 from dq_torchao.report import Execution
 from dq_torchao.wrapped_forward import exchange
@@ -40,7 +41,10 @@ def restore_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, e
             f"the checkpoint has a {kind.__name__} in the form {form!r}, and this dq-plugins knows {', '.join(forms)}: "
             "its config is damaged, or of a newer dq-plugins"
         )
-    chosen, rest = forms[form], plan
+    layer.execution = execution  # type: ignore[assignment]
+    if execution.state == "full precision":
+        return
+    plan, chosen = folded(layer, plan), forms[form]
     if chosen is not None:
         _require(plan.weight is not None and plan.weight.bits <= 8, form, plan)
         assert plan.weight is not None
@@ -48,13 +52,10 @@ def restore_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, e
         if issubclass(chosen, IntegerLayer):
             _require(plan.activation is not None, form, plan)
             chosen.from_float(layer, plan, context)
-            rest = LayerPlan(plan.kind)
-        else:
-            pack_layer(layer, plan.weight)
-            rest = replace(plan, weight=None)
-    if execution.state != "full precision":
-        simulate_layer(layer, rest, context)
-    layer.execution = execution  # type: ignore[assignment]
+            return
+        pack_layer(layer, plan.weight, plan.balance)
+        plan = replace(plan, weight=None)
+    simulate_layer(layer, plan, context)
 
 
 def _require(fits: bool, form: str, plan: LayerPlan) -> None:
@@ -80,22 +81,33 @@ def check_values(model: nn.Module) -> None:
     """
     for name, layer in list(model.named_modules()):
         if isinstance(layer, PackedWeight):
-            for part in layer.float32_state:
-                _check_scale(name, part, getattr(layer, part))
+            _check_scale(name, "weight_scale", layer.weight_scale)
+            _check_scale(name, "inverse_balance", layer.inverse_balance)
+        if isinstance(layer, OutputCorrection):
+            _check_table(name, "values", layer.values)
         if isinstance(layer, ActivationQuantizer):
             _check_scale(name, "scale", layer.scale)
+            _check_scale(name, "balance", layer.balance)
             _check_zero_point(name, layer.zero_point, layer.bits)
         if isinstance(layer, IntegerLayer):
+            _check_scale(name, "act_scale", layer.act_scale)
+            _check_table(name, "bias_correction", layer.bias_correction)
             _check_zero_point(name, layer.act_zero_point, layer.act_bits)
             if reason := kernel_for(layer.operator, layer.weight_packed.device).unsupported_reason:
                 _simulate_instead(layer, reason)
 
 
-def _check_scale(layer: str, part: str, scale: Tensor) -> None:
-    if scale.dtype != torch.float32 or not bool((torch.isfinite(scale) & (scale > 0)).all()):
+def _check_scale(layer: str, part: str, scale: Tensor | None) -> None:
+    _check_table(layer, part, scale, positive=True)
+
+
+def _check_table(layer: str, part: str, table: Tensor | None, *, positive: bool = False) -> None:
+    if table is None:
+        return
+    if table.dtype != torch.float32 or not bool(torch.isfinite(table).all()) or (positive and bool((table <= 0).any())):
         raise CheckpointError(
-            f"layer {layer!r}: {part} must be float32, positive and finite, and the checkpoint holds {scale.dtype} "
-            f"from {scale.min():g} to {scale.max():g}: it is damaged"
+            f"layer {layer!r}: {part} must be float32, {'positive and ' * positive}finite, and the checkpoint holds "
+            f"{table.dtype} from {table.min():g} to {table.max():g}: it is damaged"
         )
 
 
@@ -112,9 +124,13 @@ def _simulate_instead(layer: IntegerLayer, reason: str) -> None:
     """The same values in floating point, in place: the checkpoint comes from a machine that has the kernel."""
     activation = ActivationQuant(layer.act_bits, layer.group_name, layer.act_scale, layer.act_zero_point)
     kind = next(plain for plain, integer in INTEGER_LAYERS.items() if integer is type(layer))
-    del layer.act_scale, layer.act_zero_point
+    balance = None if layer.inverse_balance is None else layer.inverse_balance.reciprocal().flatten()
+    table = layer.bias_correction
+    correction = None if table is None else BiasCorrection(table, layer.correction_groups)
+    del layer.act_scale, layer.act_zero_point, layer.bias_correction
     former, layer.__class__ = type(layer), PACKED_LAYERS[kind]  # type: ignore[assignment]
     exchange(layer, former)
-    simulate_layer(layer, LayerPlan("", activation=activation), layer.context)
+    plan = LayerPlan("", activation=activation, balance=balance, bias_correction=correction)
+    simulate_layer(layer, plan, layer.context)
     dtype = str(layer.weight_dtype).removeprefix("torch.")
     layer.execution = Execution("simulated", layer.execution.width, "", dtype, reason).stored_by(layer)

@@ -9,19 +9,19 @@ Shapes: ``E`` edges between ``E + 1`` groups.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from dq_plugins.quantized.exact_state import ExactState
 from dq_plugins.timesteps import TimestepContext, TimestepGroups
 
 NAME = "dq_timestep_groups"
 """Attribute of the denoiser, and so the first part of the entries' names."""
 
 
-class TimestepState(nn.Module):
+class TimestepState(ExactState):
     """Edges and bounds of every set of groups, as buffers ``<groups>_edges [E]`` and ``<groups>_bounds [2]``.
 
     Args:
@@ -37,6 +37,7 @@ class TimestepState(nn.Module):
             edges, bounds = (torch.tensor(v, dtype=torch.float64) for v in (groups.edges, (groups.low, groups.high)))
             self.register_buffer(f"{_key(name)}_edges", edges)
             self.register_buffer(f"{_key(name)}_bounds", bounds)
+        self.exact_state = tuple(name for name, _ in self.named_buffers())
 
     def bind(self) -> None:
         """Give the context the groups that the buffers hold.
@@ -52,16 +53,6 @@ class TimestepState(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
         if not any(buffer.is_meta for buffer in self.buffers()):
             self.bind()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TimestepState:
-        """As in ``nn.Module``, but edges stay float64 when the denoiser is cast."""
-        exact = dict(self.named_buffers())
-        super()._apply(fn, recurse)
-        for name, before in exact.items():
-            after = getattr(self, name)
-            if after.dtype != before.dtype:
-                setattr(self, name, before.to(after.device))
-        return self
 
     def extra_repr(self) -> str:
         """Number of groups of each set."""

@@ -63,7 +63,7 @@ def tune(model: nn.Module, plan: QuantPlan, example_inputs: Mapping[str, Any]) -
         if not layouts[name]:
             continue
         layer_plan = plan.layers[name]
-        key = (layer_key(layer), layer_plan.width, tuple(layouts[name]))
+        key = (layer_key(layer), layer_plan.width, layer_plan.features, tuple(layouts[name]))
         if key not in known:
             known[key] = time_layer(layer, layer_plan, plan, layouts[name])
         timings[name] = known[key]

@@ -21,14 +21,14 @@ def per_input(layer: nn.Module, balance: Tensor) -> Tensor:
 
 
 def balanced_weight(layer: nn.Module, balance: Tensor | None) -> Tensor:
-    """The weight that multiplies the divided input; the layer's own without a balance."""
+    """The weight that multiplies the divided input, at least float32; the layer's own without a balance."""
     return _weight(layer) if balance is None else _weight(layer) * per_input(layer, balance)
 
 
 def fake_weight(layer: nn.Module, quant: WeightQuant, balance: Tensor | None) -> Tensor:
     """The weight that a quantized layer computes with, for the input as it comes: the balance is undone."""
     fake = quant.fake_quantize(balanced_weight(layer, balance))
-    return fake if balance is None else (fake / per_input(layer, balance)).to(fake.dtype)
+    return fake if balance is None else (fake / per_input(layer, balance)).to(_weight(layer).dtype)
 
 
 def _weight(layer: nn.Module) -> Tensor:

@@ -19,13 +19,19 @@ from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import ActivationQuant, LayerPlan
 from dq_plugins.quantized.balance import fake_weight
+from dq_plugins.quantized.exact_state import ExactState
 from dq_plugins.quantized.output_correction import OutputCorrection
 from dq_plugins.quantized.straight_through import fake_quantize_ste
 from dq_plugins.timesteps import TimestepContext, select_for_input
 
 
-def quantize_input(x: Tensor, scale: Tensor, zero_point: Tensor, index: Tensor, bits: int) -> Tensor:
+def quantize_input(
+    x: Tensor, scale: Tensor, zero_point: Tensor, index: Tensor, bits: int, balance: Tensor | None = None
+) -> Tensor:
     """Simulated quantization of a layer's input by timestep group; gradients pass straight through.
+
+    Dividing a channel by its balance before the quantizer and multiplying by it afterwards is quantizing it with the
+    scale times the balance.
 
     Args:
         x: ``[N, ...]``.
@@ -33,13 +39,16 @@ def quantize_input(x: Tensor, scale: Tensor, zero_point: Tensor, index: Tensor, 
         zero_point: ``[G]``.
         index: group of the call, of every sample or of every token: see `dq_plugins.timesteps.select_for_input`.
         bits: width of the code.
+        balance: what the channels of ``x`` are divided by, as it broadcasts against ``x``.
     """
     s, z = (select_for_input(table.to(x.device), index.to(x.device), x) for table in (scale, zero_point))
+    if balance is not None:
+        s = s * balance.to(x.device)
     differentiable = torch.is_grad_enabled() and (x.requires_grad or s.requires_grad)
     return (fake_quantize_ste if differentiable else fake_quantize)(x, s, z, *integer_range(bits))
 
 
-class ActivationQuantizer(nn.Module):
+class ActivationQuantizer(ExactState):
     """Simulated quantizer of one layer's input, with one (scale, zero point) per timestep group.
 
     The two buffers may be replaced at any time; a scale that requires gradients gets them.
@@ -51,6 +60,8 @@ class ActivationQuantizer(nn.Module):
         balance: what the channels of the input are divided by before and multiplied by after, as it broadcasts
             against the input.
     """
+
+    exact_state = ("scale", "balance")
 
     scale: Tensor
     zero_point: Tensor
@@ -68,10 +79,7 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize ``x``."""
         index = self.context.index(self.groups)
-        if self.balance is None:
-            return quantize_input(x, self.scale, self.zero_point, index, self.bits)
-        balance = self.balance.to(x.dtype)
-        return quantize_input(x / balance, self.scale, self.zero_point, index, self.bits) * balance
+        return quantize_input(x, self.scale, self.zero_point, index, self.bits, self.balance)
 
     def extra_repr(self) -> str:
         """Width and groups."""

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from dq_plugins.layer_kinds import LayerKind, kind_of
 from dq_plugins.plan import BiasCorrection
+from dq_plugins.quantized.exact_state import ExactState
 from dq_plugins.timesteps import TimestepContext, fit_to_input
 
 
-class OutputCorrection(nn.Module):
+class OutputCorrection(ExactState):
     """Adds the row of the running call's timestep group.
 
     Args:
@@ -22,6 +23,8 @@ class OutputCorrection(nn.Module):
         context: of the denoiser.
         layer: whose output it is.
     """
+
+    exact_state = ("values",)
 
     values: Tensor
 
@@ -38,10 +41,22 @@ class OutputCorrection(nn.Module):
         if self.groups is None:
             return y + self.kind.per_output(self.values[0]).to(y.dtype)
         index = self.context.index(self.groups).to(self.values.device)
-        rows = self.values.index_select(0, index.reshape(-1)).reshape(*index.shape, -1)  # [1, O], [B, O] or [B, T, O]
-        if index.numel() == 1:
-            return y + self.kind.per_output(rows.reshape(-1)).to(y.dtype)
-        return y + spread_channels(self.kind, fit_to_input(rows, tuple(index.shape), y), y).to(y.dtype)
+        return y + rows_for_output(self.kind, self.values, index, y).to(y.dtype)
+
+
+def rows_for_output(kind: LayerKind, table: Tensor, index: Tensor, y: Tensor) -> Tensor:
+    """Rows of a table for the samples or tokens of a layer's output, as they broadcast against it.
+
+    Args:
+        kind: of the layer.
+        table: ``[G, O]``.
+        index: ``[1]``, ``[B]`` or ``[B, T]``.
+        y: the output, see `dq_plugins.timesteps.fit_to_input`.
+    """
+    rows = table.index_select(0, index.reshape(-1)).reshape(*index.shape, -1)  # [1, O], [B, O] or [B, T, O]
+    if index.numel() == 1:
+        return kind.per_output(rows.reshape(-1))
+    return spread_channels(kind, fit_to_input(rows, tuple(index.shape), y), y)
 
 
 def spread_channels(kind: LayerKind, rows: Tensor, y: Tensor) -> Tensor:

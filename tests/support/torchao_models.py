@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
 from dq_plugins.affine import affine_parameters, integer_range
 from dq_plugins.hashing import weights_hash
-from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, Reason, WeightQuant
+from dq_plugins.plan import ActivationQuant, BiasCorrection, LayerPlan, QuantPlan, Reason, WeightQuant
+from dq_plugins.quantized.balance import balanced_weight
 from dq_plugins.timesteps import Schedule, TimestepGroups
 
 GROUPS = TimestepGroups((300.0, 700.0))
@@ -26,7 +29,7 @@ class Denoiser(nn.Module):
         self.conv_out = nn.Conv2d(width, 4, 3, padding=1)
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        x = self.conv_in(sample) + self.time(timestep.float().reshape(-1, 1) / 1000)[:, :, None, None]
+        x = self.conv_in(sample) + self.time(timestep.reshape(-1, 1).to(sample.dtype) / 1000)[:, :, None, None]
         tokens = x.flatten(2).transpose(1, 2)
         tokens = tokens + self.down(torch.nn.functional.gelu(self.up(tokens)))
         return self.conv_out(tokens.transpose(1, 2).unflatten(2, x.shape[2:]))
@@ -50,6 +53,28 @@ def layer_plan(
     return LayerPlan(
         kind, weight=WeightQuant(weight_bits, weight_scale), activation=activation, unquantized_reason=None
     )
+
+
+def corrected(plan: LayerPlan, layer: nn.Module, *, groups: str | None = "all", seed: int = 0) -> LayerPlan:
+    """The same plan with uneven input channels balanced, and a bias correction for every timestep group."""
+    assert plan.weight is not None
+    g = torch.Generator().manual_seed(seed)
+    inputs, outputs = layer.weight.shape[1] * getattr(layer, "groups", 1), layer.weight.shape[0]
+    balance = torch.exp(torch.randn(inputs, generator=g))
+    largest = balanced_weight(layer, balance).detach().flatten(1).abs().amax(1).float()
+    weight = replace(plan.weight, scale=largest / max(integer_range(plan.weight.bits)[1], 1))
+    rows = len(plan.activation.scale) if groups and plan.activation else 1
+    correction = BiasCorrection(torch.randn(rows, outputs, generator=g), groups)
+    return replace(plan, weight=weight, balance=balance, bias_correction=correction)
+
+
+def corrected_plan(model: nn.Module, groups: TimestepGroups = GROUPS, **options: bool | int) -> QuantPlan:
+    """`denoiser_plan` with `corrected` layers."""
+    plan = denoiser_plan(model, groups, **options)
+    for seed, (name, layer) in enumerate(plan.layers.items()):
+        if layer.quantized:
+            plan.layers[name] = corrected(layer, model.get_submodule(name), seed=seed)
+    return plan
 
 
 def denoiser_plan(model: nn.Module, groups: TimestepGroups = GROUPS, **options: bool | int) -> QuantPlan:

@@ -26,13 +26,14 @@ def kernel_dtype(values: Tensor) -> torch.dtype:
     return values.dtype if values.device.type != "cpu" or values.dtype == torch.bfloat16 else torch.float32
 
 
-def activation_codes(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+def activation_codes(x: Tensor, factor: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """Codes of ``x``: `dq_plugins.affine.quantize`, shifted by `code_offset`, in one integer byte.
 
     Args:
         x: floating-point activations.
-        scale: float32, broadcasts against ``x``.
-        zero_point: int32, same shape; of the stored codes, that is, with the offset.
+        factor: float32, broadcasts against ``x``; the reciprocal of the scale, over the balance of the channels if they
+            have one.
+        zero_point: int32, broadcasts as well; of the stored codes, that is, with the offset.
         bits: width of the code, at most 8.
 
     Returns:
@@ -41,5 +42,5 @@ def activation_codes(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int) ->
     offset = code_offset(x.device)
     low, high = (bound + offset for bound in integer_range(bits))
     # In place: eager mode then touches one buffer of the size of x. Inductor makes one loop of it either way.
-    codes = (x.float() * scale.reciprocal()).round_().add_(zero_point).clamp_(low, high)
+    codes = (x.float() * factor).round_().add_(zero_point).clamp_(low, high)
     return codes.to(torch.uint8 if offset else torch.int8)

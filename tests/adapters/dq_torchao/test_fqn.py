@@ -15,7 +15,7 @@ from torchao.quantization import (
     IntxWeightOnlyConfig,
     quantize_,
 )
-from torchao_models import build, denoiser_plan, sqnr
+from torchao_models import build, corrected_plan, denoiser_plan, sqnr
 
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import LayerPlan, Reason, WeightQuant
@@ -146,3 +146,14 @@ def test_layers_of_a_temporal_table_are_named():
 def test_another_model_is_refused():
     with pytest.raises(PlanError, match="made for"):
         to_fqn_config(denoiser_plan(build()), pointwise())
+
+
+def test_balanced_channels_and_bias_corrections_cannot_be_said():
+    model = build()
+    plan = corrected_plan(model)
+    plan.layers["up"].balance = None
+    plan.layers["down"].bias_correction = None
+    left_out = to_fqn_config(plan, model).unexpressed
+    assert left_out["conv_in"].startswith("the plan has balance and bias_correction for it")
+    assert left_out["up"].startswith("the plan has bias_correction for it")
+    assert left_out["down"].startswith("the plan has balance for it")

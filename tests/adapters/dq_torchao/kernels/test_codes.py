@@ -17,6 +17,6 @@ def test_codes_are_those_of_the_definition(bits, scale, dtype):
     ties = (torch.arange(low - 3, high + 3) + 0.5) * scale
     x = torch.cat([ties, torch.randn(1000) * scale * high]).to(dtype)
     offset = code_offset(x.device)
-    codes = activation_codes(x, s, z + offset, bits)
+    codes = activation_codes(x, s.reciprocal(), z + offset, bits)
     assert codes.dtype == torch.uint8
     assert torch.equal(codes.float() - offset, quantize(x.float(), s, z, low, high))
