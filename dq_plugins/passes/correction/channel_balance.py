@@ -12,6 +12,7 @@ Source: Xiao et al. 2023 (SmoothQuant); how strongly is searched for, see `dq_pl
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -42,6 +43,7 @@ class ChannelBalance(Pass):
             calls: recorded calls to learn from, spread evenly over the recording.
             rows: rows of a layer's input that count, for each call.
             strengths: what is tried beside none.
+            quietest: what is tried as the least magnitude of a channel, see `balance_factors`.
             groups: timestep groups with ranges of their own, by which strengths are compared.
             least_gain: share of its error that a layer must lose, or it stays as it is: a balance costs one
                 multiplication of the input.
@@ -50,6 +52,7 @@ class ChannelBalance(Pass):
         calls: int = Field(25, ge=1)
         rows: int = Field(24, ge=1)
         strengths: tuple[float, ...] = Field((0.25, 0.5, 0.75), min_length=1)
+        quietest: tuple[float, ...] = Field((0.02, 0.2), min_length=1)
         groups: int = Field(8, ge=1)
         least_gain: float = Field(0.05, ge=0, lt=1)
 
@@ -100,11 +103,19 @@ class ChannelBalance(Pass):
                 symmetric=context.targets.symmetric_acts,
             )
 
-        candidates = [balance_factors(inputs, magnitude, strength) for strength in self.options.strengths]
+        settings = itertools.product(self.options.strengths, self.options.quietest)
+        candidates = [balance_factors(inputs, magnitude, strength, least) for strength, least in settings]
         errors = [error(balance) for balance in candidates]
         best = min(range(len(errors)), key=errors.__getitem__)
         plain = error(torch.ones_like(inputs))
         return candidates[best] if errors[best] < (1 - self.options.least_gain) * plain else None
+
+
+def _halves(x: Tensor, batched: bool) -> tuple[Tensor, Tensor]:
+    """Samples that give the ranges, and others on which errors are judged: what is rare must not be cut off."""
+    if not batched or len(x) < 2:
+        return x, x
+    return x[: len(x) // 2], x[len(x) // 2 :]
 
 
 class _Gathering:
@@ -133,10 +144,11 @@ class _Gathering:
             layer, x = self.modules[name], first_argument(name, args, kwargs)
             kind = kind_of(layer)
             assert kind is not None
-            channels = x.float().movedim(kind.channel_axis, -1).flatten(0, -2)  # [positions, C]
+            seen, held_out = _halves(x, batched=x.dim() > 1 + kind.spatial)
+            channels = seen.float().movedim(kind.channel_axis, -1).flatten(0, -2)  # [positions, C]
             self._low[name].append(channels.amin(0))
             self._high[name].append(channels.amax(0))
-            self._rows[name].append(input_rows(layer, x, self.count, generator))  # [P, R, K]
+            self._rows[name].append(input_rows(layer, held_out, self.count, generator))  # [P, R, K]
             self._of_call[name] += [len(self._timesteps) - 1] * self._rows[name][-1].shape[1]
 
         with hooked(self.modules, before=observe, first=True):

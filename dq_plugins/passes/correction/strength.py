@@ -43,18 +43,21 @@ class InputSample:
     timestep: Tensor
 
 
-def balance_factors(inputs: Tensor, weights: Tensor, strength: float) -> Tensor:
+def balance_factors(inputs: Tensor, weights: Tensor, strength: float, quietest: float = 0.0) -> Tensor:
     """Factors of the input channels.
 
     Args:
         inputs: largest magnitude of each channel of the input, ``[C]``.
         weights: largest magnitude of the weights that multiply it, ``[C]``.
         strength: a, from 0 to 1.
+        quietest: share of the loudest channel's magnitude that every channel counts with at least. A channel that was
+            quiet by chance is not made so loud that it is cut off when it speaks up.
 
     Returns:
         ``[C]``, positive; 1 for a channel that is always 0, or whose weights are.
     """
     used = (inputs > 0) & (weights > 0)
+    inputs = inputs.clamp(min=quietest * float(inputs.max()))
     factors = torch.ones_like(inputs)
     factors[used] = inputs[used].pow(strength) / weights[used].pow(1 - strength)
     factors[used] /= factors[used].log().mean().exp()

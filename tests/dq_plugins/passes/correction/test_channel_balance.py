@@ -27,7 +27,7 @@ class Loud(TinyDenoiser):
 def case(tmp_path_factory):
     torch.manual_seed(0)
     denoiser = Loud().eval().requires_grad_(False)
-    return denoiser, recorded(denoiser, tmp_path_factory.mktemp("calib"), batch=4)
+    return denoiser, recorded(denoiser, tmp_path_factory.mktemp("calib"), batch=16)
 
 
 AFTER = (

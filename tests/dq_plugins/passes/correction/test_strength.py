@@ -49,6 +49,12 @@ def test_factors_are_positive_finite_and_even_out_to_one(values, strength):
     assert not inside or float(balance.log().mean()) == pytest.approx(0, abs=1e-3)
 
 
+def test_a_quiet_channel_counts_with_a_share_of_the_loudest():
+    inputs, weights = torch.tensor([100.0, 1.0, 50.0]), torch.ones(3)
+    balance = balance_factors(inputs, weights, 1.0, quietest=0.1)
+    assert torch.allclose(balance / balance[0], torch.tensor([1.0, 0.1, 0.5]))
+
+
 def test_an_empty_channel_is_left_alone():
     balance = balance_factors(torch.tensor([0.0, 1.0, 4.0]), torch.tensor([1.0, 0.0, 2.0]), 0.5)
     assert balance[0] == balance[1] == 1
