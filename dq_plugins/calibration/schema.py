@@ -10,9 +10,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictFloat, StrictInt, StrictStr
 
-FORMAT_VERSION = 2
-"""Written; 1 is read too, which had no ``sampler``."""
-
 
 class Record(BaseModel):
     """Base: unknown fields are errors, so that a foreign or damaged file never passes as a calibration set."""
@@ -63,16 +60,15 @@ class CallRecord(Record):
 class ShardRecord(Record):
     """One file of tensors: its size in bytes, sha256, and the keys of its tensors."""
 
-    file: str = Field(pattern=r"^shard-\d{5}(-[0-9a-f]{12})?\.safetensors$")
+    file: str = Field(pattern=r"^shard-\d{5}-[0-9a-f]{12}\.safetensors$")
     size: int = Field(ge=0)
     sha256: str
     tensors: list[str]
 
 
 class Manifest(Record):
-    """The whole of ``manifest.json``; ``sampler`` says what called the denoiser, where that was told."""
+    """The record of ``manifest.json``; ``sampler`` says what called the denoiser, where that was told."""
 
-    format_version: int = FORMAT_VERSION
     complete: bool
     model: str
     model_hash: str

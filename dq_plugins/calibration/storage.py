@@ -7,22 +7,23 @@ is readable after an interruption at any moment.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from pydantic import ValidationError
-from safetensors import safe_open
 from torch import Tensor
 
+from dq_plugins.artifact import Format
+from dq_plugins.artifact.files import check_place, read_tensors
 from dq_plugins.atomic import write_atomically
-from dq_plugins.calibration.schema import FORMAT_VERSION, Manifest, ShardRecord
+from dq_plugins.calibration.schema import Manifest, ShardRecord
 from dq_plugins.errors import CalibrationError
 
 MANIFEST_NAME = "manifest.json"
 START_OVER = "start over with overwrite=True (--overwrite on the command line)"
+WAY_OUT = f"Restore the folder from a copy, or {START_OVER}."
+MANIFEST: Format[Manifest] = Format("calibration", 3, Manifest, CalibrationError, "a calibration manifest", WAY_OUT)
 
 
 def write_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> ShardRecord:
@@ -38,41 +39,18 @@ def write_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> Sha
     return ShardRecord(file=name, size=len(data), sha256=sha256, tensors=list(tensors))
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``manifest.json``."""
-    write_atomically(folder / MANIFEST_NAME, manifest.model_dump_json(exclude_defaults=False).encode())
-
-
 def read_manifest(folder: Path) -> Manifest:
     """Read and validate ``manifest.json``.
 
     Raises:
-        CalibrationError: it is absent, damaged, or of a newer format.
+        CalibrationError: it is absent, damaged, or of another format.
     """
-    path = folder / MANIFEST_NAME
-    try:
-        data: Any = json.loads(path.read_text())
-    except FileNotFoundError:
+    if not (folder / MANIFEST_NAME).exists():
         raise CalibrationError(
             f"{folder} is not a calibration set: it has no {MANIFEST_NAME}. Record one with dq_plugins.record or "
             "`dq-plugins record`."
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CalibrationError(f"{path} cannot be read as JSON: {error}. The calibration set is damaged.") from error
-    version = data.get("format_version") if isinstance(data, dict) else None
-    if isinstance(version, int) and version > FORMAT_VERSION:
-        raise CalibrationError(
-            f"{path} has format version {version}; this dq-plugins reads versions up to {FORMAT_VERSION}. "
-            "Upgrade dq-plugins, or record the calibration set again."
         )
-    try:
-        return Manifest.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise CalibrationError(
-            f"{path} is not a calibration manifest: field {where!r}: {first['msg']}. The calibration set is damaged."
-        ) from error
+    return MANIFEST.read(folder / MANIFEST_NAME)
 
 
 def check_shards(folder: Path, manifest: Manifest, *, content: bool = True) -> None:
@@ -88,16 +66,17 @@ def check_shards(folder: Path, manifest: Manifest, *, content: bool = True) -> N
     """
     for shard in manifest.shards:
         path = folder / shard.file
-        way_out = f"Restore the folder from a copy, or {START_OVER}."
-        if not path.is_file():
-            raise CalibrationError(f"{path} is missing; the manifest beside it names it. {way_out}")
+        try:
+            check_place(path)
+        except ValueError as error:
+            raise CalibrationError(f"{error}; the manifest beside it names it. {WAY_OUT}") from error
         if path.stat().st_size != shard.size:
             raise CalibrationError(
                 f"{path} has {path.stat().st_size} bytes, the manifest says {shard.size}: it is truncated or was "
-                f"replaced. {way_out}"
+                f"replaced. {WAY_OUT}"
             )
         if content and file_sha256(path) != shard.sha256:
-            raise CalibrationError(f"{path} was altered: its sha256 differs from the manifest's. {way_out}")
+            raise CalibrationError(f"{path} was altered: its sha256 differs from the manifest's. {WAY_OUT}")
 
 
 def file_sha256(path: Path) -> str:
@@ -115,7 +94,7 @@ class ShardReader:
     def __init__(self, folder: Path, shards: list[ShardRecord]) -> None:
         self.folder = folder
         self._shard_of = {key: shard.file for shard in shards for key in shard.tensors}
-        self._open: dict[str, Callable[[str], Tensor]] = {}
+        self._open: dict[str, dict[str, Tensor]] = {}
 
     def __contains__(self, key: object) -> bool:
         return key in self._shard_of
@@ -129,10 +108,13 @@ class ShardReader:
         name = self._shard_of.get(key)
         if name is None:
             raise CalibrationError(f"{self.folder}: no shard holds tensor {key[:12]}; the manifest is damaged")
-        if name not in self._open:
-            self._open[name] = safe_open(self.folder / name, framework="pt").get_tensor
-        # Cloned into aligned memory: on the mapped file's alignment some CPU kernels round differently.
-        return self._open[name](key).clone()
+        try:
+            if name not in self._open:
+                self._open[name] = read_tensors(self.folder / name, mapped=True)[1]
+            # Cloned into aligned memory: on the mapped file's alignment some CPU kernels round differently.
+            return self._open[name][key].clone()
+        except (ValueError, KeyError) as error:
+            raise CalibrationError(f"tensor {key[:12]} cannot be read: {error}. {WAY_OUT}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}

@@ -12,12 +12,12 @@ from dq_plugins.calibration.codec import tensor_keys
 from dq_plugins.calibration.schedules import visited_schedules
 from dq_plugins.calibration.schema import CallRecord, Manifest, ShardRecord
 from dq_plugins.calibration.storage import (
+    MANIFEST,
     MANIFEST_NAME,
     START_OVER,
     ShardReader,
     check_shards,
     read_manifest,
-    write_manifest,
     write_shard,
 )
 from dq_plugins.errors import CalibrationError
@@ -76,8 +76,9 @@ class CalibrationWriter:
         folder = self.folder
         if folder.exists() and not folder.is_dir():
             raise CalibrationError(f"{folder} is a file; a calibration set is a folder. Choose another name.")
-        foreign = folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file()
-        if foreign:
+        # what a run left that was killed while it wrote its first manifest is not foreign
+        foreign = folder.is_dir() and any(not path.match(f"{MANIFEST_NAME}.*tmp") for path in folder.iterdir())
+        if foreign and not (folder / MANIFEST_NAME).is_file():
             raise CalibrationError(
                 f"{folder} is not empty and is not a calibration set; choose another folder to record into"
             )
@@ -88,8 +89,7 @@ class CalibrationWriter:
         if (folder / MANIFEST_NAME).is_file():
             self._continue()
         else:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_manifest(folder, self._empty)
+            MANIFEST.write(folder / MANIFEST_NAME, self._empty)
 
     def _continue(self) -> None:
         manifest = read_manifest(self.folder)
@@ -136,7 +136,7 @@ class CalibrationWriter:
             "shards": self._shards,
             "calls": self.calls,
         }
-        write_manifest(self.folder, self._empty.model_copy(update=update))
+        MANIFEST.write(self.folder / MANIFEST_NAME, self._empty.model_copy(update=update))
         self._flushed_at = time.monotonic()
 
     def finish(self) -> None:

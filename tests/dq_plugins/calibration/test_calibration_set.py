@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import json
 import pickle
 import subprocess
 import sys
 
 import pytest
 import torch
+from artifacts import edit_file, edit_record
 from denoisers import sampler as tiny_sampler
 from denoisers import tiny_denoiser
 from torch import nn
@@ -161,11 +161,11 @@ def damage(name):
         path.write_bytes(data)
 
     def edit(**fields):
-        def apply(folder):
-            path = folder / "manifest.json"
-            path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+        return lambda folder: edit_record(folder / "manifest.json", lambda record: record.update(fields))
 
-        return apply
+    def outside(folder):
+        path = next(folder.glob("shard-*"))
+        path.symlink_to(path.replace(folder.parent / "elsewhere"))
 
     return {
         "truncated": truncate,
@@ -173,9 +173,12 @@ def damage(name):
         "missing": lambda folder: next(folder.glob("shard-*")).unlink(),
         "cannot be read as JSON": lambda folder: (folder / "manifest.json").write_text('{"calls": ['),
         "has no manifest": lambda folder: (folder / "manifest.json").unlink(),
-        "format version 99": edit(format_version=99),
-        "field 'calls'": edit(calls=3),
-        "field 'surprise'": edit(surprise=1),
+        "format 99": lambda folder: edit_file(folder / "manifest.json", format_version=99),
+        "manifest.json was altered": lambda folder: edit_file(folder / "manifest.json", record={}),
+        "at calls": edit(calls=3),
+        "at surprise": edit(surprise=1),
+        "at shards.0.file": edit(shards=[{"file": "../x.safetensors", "size": 1, "sha256": "0", "tensors": []}]),
+        "link that leads out": outside,
         "is empty": edit(calls=[]),
         "incomplete": edit(complete=False),
     }[name]
@@ -184,8 +187,8 @@ def damage(name):
 @pytest.mark.parametrize(
     "name",
     [
-        "truncated", "altered", "missing", "cannot be read as JSON", "has no manifest", "format version 99",
-        "field 'calls'", "field 'surprise'", "is empty", "incomplete",
+        "truncated", "altered", "missing", "cannot be read as JSON", "has no manifest", "format 99", "at calls",
+        "manifest.json was altered", "at surprise", "at shards.0.file", "link that leads out", "is empty", "incomplete",
     ],
 )  # fmt: skip
 def test_damaged_sets_are_refused(tmp_path, name):

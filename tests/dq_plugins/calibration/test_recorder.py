@@ -75,7 +75,7 @@ def test_records_every_call_with_arguments_and_output(tmp_path):
 
 def test_repeated_tensors_are_stored_once(tmp_path):
     record(Denoiser(), sampler(), tmp_path)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "manifest.json").read_text())["record"]
     stored = [key for shard in manifest["shards"] for key in shard["tensors"]]
     # Four samples, four timesteps, four outputs, one condition.
     assert len(stored) == len(set(stored)) == 13
@@ -243,7 +243,7 @@ def test_shards_split_and_a_kill_without_warning_loses_nothing_flushed(tmp_path,
 
     def sample(denoiser):
         for _ in sampler(batches=1)(denoiser) or [None]:
-            seen.append(json.loads((tmp_path / "manifest.json").read_text()))
+            seen.append(json.loads((tmp_path / "manifest.json").read_text())["record"])
 
     calib = record(Denoiser(), sample, tmp_path)
     assert len(seen[0]["calls"]) == 4
@@ -298,3 +298,16 @@ def test_a_timestep_expanded_to_a_batch_of_one_is_recorded(tmp_path, dtype):
     t = torch.tensor(500, dtype=dtype).expand(1)
     calib = record(Denoiser(), lambda d: d(torch.zeros(1, 3, 2, 2), timestep=t), tmp_path)
     assert calib.timesteps == (500,)
+
+
+def test_a_folder_in_which_the_first_manifest_was_cut_short_is_taken_again(tmp_path, monkeypatch):
+    def killed(*_):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", killed)
+        patch.setattr("pathlib.Path.unlink", lambda *_, **__: None)
+        with pytest.raises(SystemExit):
+            record(Denoiser(), sampler(), tmp_path, progress=False)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
+    assert len(record(Denoiser(), sampler(), tmp_path, progress=False)) == 4
