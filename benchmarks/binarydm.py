@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dq_plugins.metrics.distribution import frechet_distance
+from dq_plugins.metrics.set_distance import frechet_distance
 from dq_plugins.passes.binarization import operations, train_quantized, weight_size
 
 

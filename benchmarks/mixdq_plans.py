@@ -26,16 +26,16 @@ from scipy.stats import spearmanr
 
 from benchmarks.mixdq_setting import ACT_CHOICES, WEIGHT_CHOICES, Setting, arguments, prepare
 from benchmarks.records import Records
+from dq_plugins.passes.allocation.coupling import mixdq_widths, score
 from dq_plugins.passes.allocation.front import Front, draw, fronts, mean_weight_bits
-from dq_plugins.passes.allocation.mixdq import mixdq_widths, score
 from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets
 from dq_plugins.passes.allocation.solve import allocate
 from dq_plugins.progress import finish
 from dq_plugins.quantized.candidates import Entry
 from dq_plugins.quantized.width import Width, WidthChoices, entries_of
 from dq_plugins.sensitivity import ContentProbes, ExactQuality, QualityProbes, SensitivityTable, measure
-from dq_plugins.sensitivity.exact import final_samples
-from dq_plugins.sensitivity.table import cost, entries_to_check, relative
+from dq_plugins.sensitivity.exact_noise import final_samples
+from dq_plugins.sensitivity.sensitivity_table import cost, entries_to_check, relative
 
 SIZES = (3.0, 3.5, 4.0, 4.5, 5.0, 6.0)
 

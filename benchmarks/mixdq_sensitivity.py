@@ -25,7 +25,7 @@ from benchmarks.records import Records
 from dq_plugins.progress import finish
 from dq_plugins.quantized.candidates import Entry
 from dq_plugins.sensitivity import ContentProbes, ExactContent, ExactQuality, QualityProbes, SensitivityTable, measure
-from dq_plugins.sensitivity.table import cost, entries_to_check, relative
+from dq_plugins.sensitivity.sensitivity_table import cost, entries_to_check, relative
 
 DRAWS, CHECKED, CONTENT_PROBES = 160, 32, 2
 """The defaults of the pass ``sensitivity``."""

@@ -14,12 +14,12 @@ from torch import nn
 import dq_plugins as dq
 from dq_plugins.bundled import NAMES, bundled
 from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, LayerCost
-from dq_plugins.passes.candidates import candidates_of
+from dq_plugins.passes.width_candidates import candidates_of
 from dq_plugins.quantized.candidates import Candidates, Entry
 from dq_plugins.quantized.width import WidthChoices
 from dq_plugins.recipe import PassContext, Recipe, Step
 from dq_plugins.sensitivity import Trajectory, trajectories_of
-from dq_plugins.sensitivity.exact import output_noise
+from dq_plugins.sensitivity.exact_noise import output_noise
 
 WEIGHT_CHOICES, ACT_CHOICES = (2, 3, 4, 5, 6, 8), (4, 6, 8)
 RANGES = Recipe("ranges", "", (Step("weight-ranges"), Step("timestep-groups"), Step("activation-ranges")))

@@ -23,9 +23,9 @@ from dq_plugins.plan import QuantPlan, Targets
 from dq_plugins.progress import finish
 from dq_plugins.quantized.block_cache import BlockCache, block_loss, record_block
 from dq_plugins.quantized.learner import Learner, RoundingOptions
+from dq_plugins.quantized.reconstruction_units import Unit, find_units
 from dq_plugins.quantized.run import QuantizedRun, States, planned_run, planned_states
 from dq_plugins.quantized.soft_rounding import SoftRounding
-from dq_plugins.quantized.units import Unit, find_units
 from dq_plugins.recipe import PassContext
 
 SETTINGS = {

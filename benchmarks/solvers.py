@@ -27,10 +27,10 @@ import numpy as np
 
 from benchmarks.records import Records
 from dq_plugins.solvers import Budget, ChoiceProgram, Solution
-from dq_plugins.solvers.baselines import greedy, threshold
 from dq_plugins.solvers.cp_sat import cp_sat
-from dq_plugins.solvers.linear import LinearModel
+from dq_plugins.solvers.linear_program import LinearModel
 from dq_plugins.solvers.mip import mip
+from dq_plugins.solvers.quick import greedy, threshold
 
 WIDTHS = np.array([2, 3, 4, 6, 8, 16])
 

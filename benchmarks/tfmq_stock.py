@@ -18,7 +18,7 @@ from torchao.quantization.quantize_.workflows import IntxChooseQParamsAlgorithm
 from benchmarks.stock_brevitas import BrevitasPTQ
 from benchmarks.stock_torchao import TorchaoPTQ
 from dq_plugins.plan import Targets
-from dq_plugins.quantized.units import find_units
+from dq_plugins.quantized.reconstruction_units import find_units
 from dq_plugins.recipe import PassContext, Step
 
 if TYPE_CHECKING:

@@ -32,9 +32,9 @@ from benchmarks.tmpq_setup import COUNTS, NOTHING, STEPS, TARGET, Benchmark, Err
 from benchmarks.tmpq_supernet import supernet
 from dq_plugins.bundled import NAMES
 from dq_plugins.passes.steps.baselines import widest
-from dq_plugins.passes.steps.exact import best_widths
 from dq_plugins.passes.steps.figure import draw
 from dq_plugins.passes.steps.joint import JointResult, JointSearch
+from dq_plugins.passes.steps.joint_program import best_widths
 from dq_plugins.passes.steps.space import Candidate
 from dq_plugins.progress import finish
 from dq_plugins.quantized.width import Width

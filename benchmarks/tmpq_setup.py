@@ -14,11 +14,11 @@ from dq_diffusers.recording import denoiser_of, load_pipeline, sampler
 
 import dq_plugins as dq
 from dq_plugins.bundled import bundled
-from dq_plugins.passes.candidates import candidates_of
 from dq_plugins.passes.steps.fitness import SamplingFitness
 from dq_plugins.passes.steps.joint import JointSearch
 from dq_plugins.passes.steps.runs import runs_of
 from dq_plugins.passes.steps.timestep_reduction import Setting, TimestepReduction
+from dq_plugins.passes.width_candidates import candidates_of
 from dq_plugins.plan import Targets
 from dq_plugins.progress import finish
 from dq_plugins.quantized.width import Width

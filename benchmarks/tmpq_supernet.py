@@ -21,8 +21,8 @@ from scipy.stats import spearmanr
 
 from benchmarks.tmpq_setup import RANGES, record
 from dq_plugins import CalibrationSet, make_plan
-from dq_plugins.passes.candidates import candidates_of
 from dq_plugins.passes.steps.supernet import CalibrationOptions, calibrate
+from dq_plugins.passes.width_candidates import candidates_of
 from dq_plugins.progress import finish
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.network import SuperNetwork

@@ -10,8 +10,8 @@ from torch import nn
 
 from dq_plugins import registry
 from dq_plugins.compiled import unwrap
-from dq_plugins.denoiser import require_full_precision
 from dq_plugins.errors import RegistryError
+from dq_plugins.full_precision import require_full_precision
 from dq_plugins.plan import QuantPlan
 
 

@@ -15,7 +15,7 @@ from dq_brevitas.weights import weight_values
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized import exact_tokens as tokens
-from dq_plugins.quantized import temporal_table
+from dq_plugins.quantized import table_lookup
 from dq_plugins.timesteps import OutOfRange, TimestepContext, attach_context
 
 IMPLEMENTED = frozenset({"temporal_table", "outlier_rows"})
@@ -33,7 +33,7 @@ class BrevitasAdapter:
         plan: QuantPlan,
         *,
         out_of_range: OutOfRange = "error",
-        temporal_fallback: temporal_table.Outside = "error",
+        temporal_fallback: table_lookup.Outside = "error",
     ) -> nn.Module:
         """Quantize ``model`` in place as the plan says.
 
@@ -55,7 +55,7 @@ class BrevitasAdapter:
         planned = {name for name, layer in plan.layers.items() if layer.quantized}
         _check_classes(model, planned)
         context = TimestepContext(plan.groups, out_of_range)
-        planned -= temporal_table.install_tables(model, plan, context, temporal_fallback)
+        planned -= table_lookup.install_tables(model, plan, context, temporal_fallback)
         others = [n for n, m in model.named_modules() if isinstance(m, tuple(QUANT_CLASSES)) and n not in planned]
         quantized = layerwise_quantize(model, layer_map(plan, context), name_blacklist=others)
         left = [n for n in planned if not isinstance(quantized.get_submodule(n), QuantWeightBiasInputOutputLayer)]

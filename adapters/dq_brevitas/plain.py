@@ -13,7 +13,7 @@ from torch import nn
 from dq_brevitas.weights import quantized_layers
 from dq_plugins.errors import DQError
 from dq_plugins.layer_kinds import LAYER_KINDS, LayerKind, kind_of
-from dq_plugins.quantized.temporal_table import NotComputed, TableLookup
+from dq_plugins.quantized.table_lookup import NotComputed, TableLookup
 from dq_plugins.timesteps import detach_context
 
 QUANT_CLASSES: dict[type[nn.Module], type[nn.Module]] = {

@@ -16,7 +16,7 @@ from dq_plugins.compiled import unwrap
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.quantized import exact_tokens as tokens
-from dq_plugins.quantized import temporal_table
+from dq_plugins.quantized import table_lookup
 from dq_plugins.timesteps import OutOfRange, TimestepContext, attach_context, context_of
 from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of, remember
 from dq_torchao.lowering import lower_layer, mark_full_precision
@@ -37,7 +37,7 @@ def apply(
     plan: QuantPlan,
     *,
     out_of_range: OutOfRange = "error",
-    temporal_fallback: temporal_table.Outside = "error",
+    temporal_fallback: table_lookup.Outside = "error",
     uniform_timesteps: bool = False,
     example_inputs: Mapping[str, Any] | None = None,
     choices: Mapping[str, Timing] | None = None,
@@ -161,7 +161,7 @@ def install(
     lower: Callable[[str, nn.Module, TimestepContext], object],
     *,
     out_of_range: OutOfRange = "error",
-    temporal_fallback: temporal_table.Outside = "error",
+    temporal_fallback: table_lookup.Outside = "error",
     uniform_timesteps: bool = False,
 ) -> None:
     """Put everything that a plan brings into a denoiser: context, tables, layers, tokens; values come with ``plan``.
@@ -180,7 +180,7 @@ def install(
     plan.refuse_unimplemented(IMPLEMENTED, TorchAOAdapter.name)
     model.requires_grad_(False)
     context = TimestepContext(plan.groups, out_of_range, uniform=uniform_timesteps)
-    tabled = temporal_table.install_tables(model, plan, context, temporal_fallback)
+    tabled = table_lookup.install_tables(model, plan, context, temporal_fallback)
     for name, layer_plan in plan.layers.items():
         layer: Any = model.get_submodule(name)
         if name in tabled:

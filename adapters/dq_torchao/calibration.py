@@ -19,8 +19,8 @@ from dq_plugins import recipe as recipes
 from dq_plugins import registry
 from dq_plugins.calibration.call import bind
 from dq_plugins.compiled import uncompiled, unwrap
-from dq_plugins.denoiser import require_full_precision
 from dq_plugins.errors import CalibrationError
+from dq_plugins.full_precision import require_full_precision
 from dq_plugins.graph import find_timestep_argument
 from dq_plugins.graph.arguments import map_leaves
 from dq_plugins.layer_kinds import kind_name

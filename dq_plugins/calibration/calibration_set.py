@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dq_plugins.calibration.call import Call, timestep_tensor
-from dq_plugins.calibration.codec import decode, tensor_keys
+from dq_plugins.calibration.call_records import decode, tensor_keys
 from dq_plugins.calibration.schema import Manifest
 from dq_plugins.calibration.storage import ShardReader, check_shards, read_manifest
 from dq_plugins.errors import CalibrationError

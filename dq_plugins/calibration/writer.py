@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dq_plugins.calibration.codec import tensor_keys
+from dq_plugins.calibration.call_records import tensor_keys
 from dq_plugins.calibration.schedules import visited_schedules
 from dq_plugins.calibration.schema import CallRecord, Manifest, ShardRecord
 from dq_plugins.calibration.storage import (

@@ -12,7 +12,7 @@ from dq_plugins.errors import RegistryError, close_matches
 from dq_plugins.registry import KINDS
 
 if TYPE_CHECKING:
-    from dq_plugins.testing.runner import Result
+    from dq_plugins.testing.running import Result
 
 HELP = "Check that a plugin keeps the protocol of its kind. Exit status 0 when it does, 1 when it does not."
 EXAMPLE = """\

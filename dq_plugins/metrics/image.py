@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dq_plugins.errors import DQError
-from dq_plugins.metrics.base import metric
+from dq_plugins.metrics.metric import metric
 
 WINDOW, SIGMA = 11, 1.5
 """Gaussian window of SSIM in pixels, and its standard deviation (Wang et al. 2004)."""

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from dq_plugins.metrics.base import metric
+from dq_plugins.metrics.metric import metric
 
 
 @metric(higher_is_better=False)

@@ -1,8 +1,8 @@
 """Observers: from activations, streamed by layer and timestep, to clip ranges and timestep groups."""
 
-from dq_plugins.observers.base import Observer
 from dq_plugins.observers.error import ErrorTable
 from dq_plugins.observers.grouping import Grouping, optimal_groups, optimal_groups_per_layer, uniform_groups
+from dq_plugins.observers.observer import Observer
 from dq_plugins.observers.observing import observe_groups
 
 __all__ = [

@@ -7,8 +7,8 @@ from abc import abstractmethod
 from torch import Tensor
 from typing_extensions import Self
 
-from dq_plugins.observers.base import Observer
 from dq_plugins.observers.histogram import Histogram
+from dq_plugins.observers.observer import Observer
 
 BINS = 4096
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from typing_extensions import Self
 
-from dq_plugins.observers.base import Observer
+from dq_plugins.observers.observer import Observer
 
 
 class MinMaxObserver(Observer):

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from dq_plugins.affine import affine_parameters, integer_range
-from dq_plugins.observers.candidates import RATIO, candidate_ranges
+from dq_plugins.observers.candidate_ranges import RATIO, candidate_ranges
 from dq_plugins.observers.distribution import DistributionObserver
 from dq_plugins.observers.error import range_errors
-from dq_plugins.observers.exact import exact_range
+from dq_plugins.observers.exact_ranges import exact_range
 
 CHEAP = 1 << 20  # values x levels x zero points that are swept in about a tenth of a second
 

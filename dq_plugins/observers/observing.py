@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.calibration import CalibrationSet
-from dq_plugins.observers.base import Observer
+from dq_plugins.observers.observer import Observer
 from dq_plugins.observers.streaming import Balance, located, stream_inputs
 from dq_plugins.timesteps import TimestepGroups
 

@@ -12,7 +12,7 @@ from dq_plugins.plan.decisions import (
     Targets,
 )
 from dq_plugins.plan.layers import ActivationQuant, BiasCorrection, LayerPlan, Reason, WeightQuant
-from dq_plugins.plan.plan import PLAN, PassRecord, QuantPlan
+from dq_plugins.plan.quant_plan import PLAN, PassRecord, QuantPlan
 from dq_plugins.plan.section import Section
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from dq_plugins.plan.plan import QuantPlan
+    from dq_plugins.plan.quant_plan import QuantPlan
 
 SHOWN = 6
 """Entries of a list that are spelled out."""

@@ -10,7 +10,7 @@ from torch import Tensor, equal
 
 from dq_plugins.artifact.codec import encode
 from dq_plugins.plan.brief import tensor_text
-from dq_plugins.plan.plan import QuantPlan
+from dq_plugins.plan.quant_plan import QuantPlan
 
 LONGEST = 200
 """Characters of a value that a difference shows."""

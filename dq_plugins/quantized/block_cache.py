@@ -21,8 +21,8 @@ from dq_plugins.calibration.call import Call, first_tensor
 from dq_plugins.errors import CalibrationError
 from dq_plugins.graph.arguments import map_leaves, named_leaves
 from dq_plugins.hooks import hooked
+from dq_plugins.quantized.reconstruction_units import Unit
 from dq_plugins.quantized.run import QuantizedRun, States
-from dq_plugins.quantized.units import Unit
 
 
 class _Reached(Exception):  # noqa: N818

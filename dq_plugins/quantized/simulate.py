@@ -9,7 +9,7 @@ from torch import nn
 
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized import exact_tokens as tokens
-from dq_plugins.quantized import temporal_table
+from dq_plugins.quantized import table_lookup
 from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.timesteps import OutOfRange, TimestepContext, attach_context
 
@@ -27,7 +27,7 @@ class SimulateAdapter:
         plan: QuantPlan,
         *,
         out_of_range: OutOfRange = "error",
-        temporal_fallback: temporal_table.Outside = "error",
+        temporal_fallback: table_lookup.Outside = "error",
     ) -> nn.Module:
         """Simulate ``plan`` on ``model`` in place.
 
@@ -41,7 +41,7 @@ class SimulateAdapter:
         plan.check_model(model)
         model.requires_grad_(False)
         context = TimestepContext(plan.groups, out_of_range)
-        tabulated = temporal_table.install_tables(model, plan, context, temporal_fallback)
+        tabulated = table_lookup.install_tables(model, plan, context, temporal_fallback)
         for name, layer_plan in plan.layers.items():
             if name not in tabulated and layer_plan.quantized:
                 simulate_layer(model.get_submodule(name), layer_plan, context)

@@ -28,11 +28,11 @@ from dq_plugins.atomic import write_atomically
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.errors import CalibrationError
 from dq_plugins.hashing import hash_json, hash_tensors
-from dq_plugins.observers.base import Observer
-from dq_plugins.observers.candidates import candidate_ranges
+from dq_plugins.observers.candidate_ranges import candidate_ranges
 from dq_plugins.observers.distribution import BINS
 from dq_plugins.observers.error import ErrorTable, range_errors
 from dq_plugins.observers.histogram import Histogram
+from dq_plugins.observers.observer import Observer
 from dq_plugins.observers.streaming import Balance, located, stream_inputs
 from dq_plugins.timesteps import fit_to_input
 
@@ -268,7 +268,7 @@ class Statistics:
         return found
 
     def error_table(self, layer: str, bits: int, *, symmetric: bool = True, power: float = 2.0) -> ErrorTable:
-        """Errors of ranges worth trying; see `dq_plugins.observers.candidates`.
+        """Errors of ranges worth trying; see `dq_plugins.observers.candidate_ranges`.
 
         Args:
             layer: fully qualified name.

@@ -7,9 +7,9 @@ from typing import Any
 
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import PLAN, QuantPlan
-from dq_plugins.plan.plan import PLAN_NAME
-from dq_plugins.recipe.context import PassContext
-from dq_plugins.recipe.recipe import Step
+from dq_plugins.plan.quant_plan import PLAN_NAME
+from dq_plugins.recipe.definition import Step
+from dq_plugins.recipe.pass_context import PassContext
 
 
 class StepResults:

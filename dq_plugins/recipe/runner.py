@@ -14,15 +14,15 @@ from tqdm.auto import tqdm
 from dq_plugins import registry
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.compiled import uncompiled, unwrap
-from dq_plugins.denoiser import require_full_precision
 from dq_plugins.errors import RecipeError
+from dq_plugins.full_precision import require_full_precision
 from dq_plugins.hashing import weights_hash
 from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan, Reason, Targets
 from dq_plugins.quantized.sampled import SampledStatistics
-from dq_plugins.recipe.context import PassContext
-from dq_plugins.recipe.passes import Pass
-from dq_plugins.recipe.recipe import Recipe
+from dq_plugins.recipe.definition import Recipe
+from dq_plugins.recipe.pass_context import PassContext
+from dq_plugins.recipe.pass_protocol import Pass
 from dq_plugins.recipe.results import StepResults
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dq_plugins.progress import Progress, finish
-from dq_plugins.sensitivity.store import Store, Sums
+from dq_plugins.sensitivity.measurement_store import Store, Sums
 
 __all__ = ["Measurement", "finish", "measure"]
 

@@ -9,7 +9,7 @@ and one backward pass gives ``J^T v`` for all weights and all layer inputs toget
 ``P`` backward passes whatever the number of layers and widths, where the naive method repeats the call for each of
 them. The relative standard deviation of an estimate over ``n`` probes and calls is about ``sqrt(2 / n)``.
 
-Large errors (2 bits) are not linear; `dq_plugins.sensitivity.table` checks and corrects the estimate on exact
+Large errors (2 bits) are not linear; `dq_plugins.sensitivity.sensitivity_table` checks and corrects it on exact
 measurements. The estimate is that of Hutchinson (1990), applied to ``J d d^T J^T``.
 
 Shapes: ``B`` samples in the batch.
@@ -30,8 +30,8 @@ from dq_plugins.calibration import CalibrationSet, first_tensor
 from dq_plugins.errors import DQError
 from dq_plugins.hooks import Arguments, hooked
 from dq_plugins.quantized.candidates import Candidates, Entry
+from dq_plugins.sensitivity.measurement_store import BACKWARD, FORWARD, Sums
 from dq_plugins.sensitivity.similarity import SsimForm
-from dq_plugins.sensitivity.store import BACKWARD, FORWARD, Sums
 from dq_plugins.sensitivity.trajectory import Trajectory
 
 CACHE_BYTES = 256 * 2**20

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from dq_plugins.solvers.linear import relaxation
+from dq_plugins.solvers.linear_program import relaxation
 from dq_plugins.solvers.nearest import nearest_limits
 from dq_plugins.solvers.program import Choice, ChoiceProgram
 from dq_plugins.solvers.solution import NO_CHOICE, Solution, Status, Use

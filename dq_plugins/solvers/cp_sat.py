@@ -7,9 +7,9 @@ import time
 import numpy as np
 
 from dq_plugins.solvers.answer import answer
-from dq_plugins.solvers.baselines import start_of
 from dq_plugins.solvers.integers import add_choice_sets, chosen_columns, to_integers
 from dq_plugins.solvers.program import Choice, ChoiceProgram
+from dq_plugins.solvers.quick import start_of
 from dq_plugins.solvers.solution import Solution
 
 

@@ -11,9 +11,9 @@ import time
 import numpy as np
 
 from dq_plugins.solvers.answer import answer
-from dq_plugins.solvers.baselines import start_of
-from dq_plugins.solvers.linear import LinearModel
+from dq_plugins.solvers.linear_program import LinearModel
 from dq_plugins.solvers.program import Choice, ChoiceProgram
+from dq_plugins.solvers.quick import start_of
 from dq_plugins.solvers.solution import Solution
 
 FEASIBILITY = 1e-6

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dq_plugins.testing.adapters import AdapterConformance
-from dq_plugins.testing.base import Conformance, ConformanceError, expect, refused
-from dq_plugins.testing.metrics import MetricConformance
-from dq_plugins.testing.observers import ObserverConformance
-from dq_plugins.testing.passes import PassConformance
-from dq_plugins.testing.recipes import RecipeConformance
-from dq_plugins.testing.runner import Result, run_suite
-from dq_plugins.testing.solvers import SolverConformance
+from dq_plugins.testing.adapter_conformance import AdapterConformance
+from dq_plugins.testing.conformance import Conformance, ConformanceError, expect, refused
+from dq_plugins.testing.metric_conformance import MetricConformance
+from dq_plugins.testing.observer_conformance import ObserverConformance
+from dq_plugins.testing.pass_conformance import PassConformance
+from dq_plugins.testing.recipe_conformance import RecipeConformance
+from dq_plugins.testing.running import Result, run_suite
+from dq_plugins.testing.solver_conformance import SolverConformance
 
 if TYPE_CHECKING:
     from dq_plugins.registry import Kind

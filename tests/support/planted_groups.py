@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dq_plugins.passes.ranges.search.learn import Learned, learn_groups, mean_loss
+from dq_plugins.passes.ranges.search.learn import LearnedGroups, learn_groups, mean_loss
 from dq_plugins.passes.ranges.search.points import PointsLoss
 from dq_plugins.passes.ranges.search.relaxation import Relaxation, start_logits
 from dq_plugins.passes.ranges.search.settings import SearchSettings
@@ -41,7 +41,7 @@ def finished(generator):
             return stop.value
 
 
-def search(values: Tensor, seed: int, groups: int, settings: SearchSettings, **options) -> Learned:
+def search(values: Tensor, seed: int, groups: int, settings: SearchSettings, **options) -> LearnedGroups:
     """The search from scratch, on the scale of one static range."""
     loss, (low, high) = points_loss(values), (values.amin(-1), values.amax(-1))
     whole = Relaxation(torch.zeros(1, 1, 1), low.amin(1, keepdim=True), high.amax(1, keepdim=True))

@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from dq_plugins.passes.steps.groups import StepGroups
+from dq_plugins.passes.steps.intervals import StepGroups
 from dq_plugins.passes.steps.space import Candidate, LayerChoices, Space
 
 

@@ -15,19 +15,19 @@ from pydantic import Field
 
 from dq_plugins.errors import BudgetError, PlanError
 from dq_plugins.passes.allocation.columns import choice_of
+from dq_plugins.passes.allocation.coupling import mixdq_widths
 from dq_plugins.passes.allocation.findings import SECTION, find, findings_of
 from dq_plugins.passes.allocation.front import Front, draw, fronts
-from dq_plugins.passes.allocation.mixdq import mixdq_widths
 from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, LayerCost
 from dq_plugins.passes.allocation.solve import Allocation, allocate
-from dq_plugins.passes.candidates import candidates_of, write_widths
+from dq_plugins.passes.width_candidates import candidates_of, write_widths
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.exact_tokens import installed
 from dq_plugins.quantized.width import Width, WidthChoices, entries_of
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity import SensitivityTable, trajectories_of
-from dq_plugins.sensitivity.exact import final_samples
+from dq_plugins.sensitivity.exact_noise import final_samples
 from dq_plugins.solvers.answer import answer
 
 if TYPE_CHECKING:

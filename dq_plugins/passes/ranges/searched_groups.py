@@ -18,17 +18,17 @@ from dq_plugins.errors import RecipeError
 from dq_plugins.observers.error import ErrorTable
 from dq_plugins.observers.grouping import optimal_groups, optimal_groups_per_layer
 from dq_plugins.passes.activations import DEFAULT_GROUPS, statistics
-from dq_plugins.passes.ranges.search.checkpoint import STATE
 from dq_plugins.passes.ranges.search.decide import decided, labels_from_starts, merged
-from dq_plugins.passes.ranges.search.learn import GroupLoss, Learned, learn_groups, mean_loss
+from dq_plugins.passes.ranges.search.learn import GroupLoss, LearnedGroups, learn_groups, mean_loss
 from dq_plugins.passes.ranges.search.output import OutputLoss
 from dq_plugins.passes.ranges.search.points import PointsLoss, representative
 from dq_plugins.passes.ranges.search.relaxation import Relaxation, start_logits
+from dq_plugins.passes.ranges.search.saved_state import STATE
 from dq_plugins.passes.ranges.search.settings import EntropyScale, SearchSettings
 from dq_plugins.passes.ranges.search.start import best_ranges, spread_ranges
 from dq_plugins.plan import QuantPlan
 from dq_plugins.progress import Progress, reported
-from dq_plugins.quantized.units import find_units
+from dq_plugins.quantized.reconstruction_units import find_units
 from dq_plugins.recipe import PassContext, PassOptions
 
 Tables = Mapping[str, ErrorTable]
@@ -124,7 +124,7 @@ class GroupSearch:
         yield Progress(total, total, "comparing with the dynamic program's groups")
         return self._decide(learned, loss)
 
-    def _decide(self, learned: Learned, loss: GroupLoss) -> Found:
+    def _decide(self, learned: LearnedGroups, loss: GroupLoss) -> Found:
         rows = [decided(w, contiguous=self.options.contiguous) for w in learned.weights]
         rows = [merged(row, self._tables_of(i), self.options.merge) for i, row in enumerate(rows)]
         candidates = {"search": torch.stack(rows)}

@@ -30,9 +30,9 @@ from dq_plugins.progress import Progress, reported
 from dq_plugins.quantized.balance import balanced_weight, per_input
 from dq_plugins.quantized.block_cache import BlockCache, block_loss, record_block
 from dq_plugins.quantized.learner import Learned, Learner, RoundingOptions
+from dq_plugins.quantized.reconstruction_units import Unit, find_units
 from dq_plugins.quantized.run import QuantizedRun, States, planned_run, planned_states, sees_quantized_inputs
 from dq_plugins.quantized.soft_rounding import SoftRounding
-from dq_plugins.quantized.units import Unit, find_units
 from dq_plugins.recipe import Pass, PassContext, PassOptions
 
 SHOWN_EVERY = 20  # iterations

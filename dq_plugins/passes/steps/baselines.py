@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dq_plugins.errors import BudgetError
-from dq_plugins.passes.steps.exact import best_widths
 from dq_plugins.passes.steps.fitness import SamplingFitness
+from dq_plugins.passes.steps.joint_program import best_widths
 from dq_plugins.passes.steps.space import Candidate, Space
 from dq_plugins.passes.steps.stepper import Stepper
 from dq_plugins.quantized.candidates import Entry

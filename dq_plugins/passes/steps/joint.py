@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from dq_plugins.errors import BudgetError
 from dq_plugins.passes.steps.baselines import Point, baselines, measured, seeds
-from dq_plugins.passes.steps.exact import Errors, JointProgram, JointSolution, no_noise
+from dq_plugins.passes.steps.evolution import Evolution, EvolutionOptions
 from dq_plugins.passes.steps.fitness import SamplingFitness
-from dq_plugins.passes.steps.search import Evolution, EvolutionOptions
+from dq_plugins.passes.steps.joint_program import Errors, JointProgram, JointSolution, no_noise
 from dq_plugins.passes.steps.space import Candidate, Space
 from dq_plugins.passes.steps.state import Scored, SearchState
 from dq_plugins.passes.steps.transitions import Transitions

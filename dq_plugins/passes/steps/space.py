@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_plugins.errors import BudgetError
-from dq_plugins.passes.steps.groups import StepGroups
+from dq_plugins.passes.steps.intervals import StepGroups
 from dq_plugins.quantized.width import Width
 
 KEEP_STEPS = 0.8

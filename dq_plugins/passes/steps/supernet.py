@@ -30,8 +30,8 @@ from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.layer import LayerState
 from dq_plugins.quantized.learner import Learned, Learner, RoundingOptions
 from dq_plugins.quantized.network import SuperNetwork
+from dq_plugins.quantized.reconstruction_units import Unit, find_units
 from dq_plugins.quantized.soft_rounding import SoftRounding
-from dq_plugins.quantized.units import Unit, find_units
 from dq_plugins.quantized.width import Width
 
 Draw = Literal["random", "independent", "fixed"]

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from dq_plugins.passes.candidates import candidates_of, write_widths
 from dq_plugins.passes.steps.baselines import uniform
+from dq_plugins.passes.steps.evolution import EvolutionOptions
 from dq_plugins.passes.steps.figure import draw
 from dq_plugins.passes.steps.fitness import SamplingFitness
-from dq_plugins.passes.steps.groups import step_groups, thinned
+from dq_plugins.passes.steps.intervals import step_intervals, thinned
 from dq_plugins.passes.steps.joint import JointSearch
 from dq_plugins.passes.steps.layer_choices import kept_widths, layer_choices
 from dq_plugins.passes.steps.runs import Run, runs_of
-from dq_plugins.passes.steps.search import EvolutionOptions
 from dq_plugins.passes.steps.space import Space
 from dq_plugins.passes.steps.stepper import Stepper
 from dq_plugins.passes.steps.supernet import CalibrationOptions, calibrate
 from dq_plugins.passes.steps.transitions import Transitions, measure_transitions
+from dq_plugins.passes.width_candidates import candidates_of, write_widths
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.quantized.candidates import Candidates, Entry
 from dq_plugins.quantized.exact_tokens import installed
@@ -238,7 +238,7 @@ class TimestepReduction(Pass):
         counts = o.steps or (max(len(context.calibration.schedule) // 2, 1),)
         bounds = max(setting.stepper.end, 0.0), setting.grid[-1] + 1
         change = setting.transitions.change() if o.grouping == "change" and setting.transitions else None
-        groups = {k: step_groups(setting.grid, k, o.grouping, bounds=bounds, change=change) for k in counts}
+        groups = {k: step_intervals(setting.grid, k, o.grouping, bounds=bounds, change=change) for k in counts}
         latency = {n: {Width.parse(w): ms for w, ms in times.items()} for n, times in o.latency_table.items()}
         choices = layer_choices(setting.candidates, context, latency)
         unit, overhead = ("ms", o.call_latency) if latency else ("BitOps", 0.0)

@@ -18,7 +18,7 @@ from dq_plugins.passes.temporal.block import TemporalBlock
 from dq_plugins.passes.temporal.features import feature_error
 from dq_plugins.passes.temporal.shared import planned_weights, shared_block
 from dq_plugins.plan import QuantPlan, Reason, Section
-from dq_plugins.quantized.temporal_table import quantize_rows, tabulated
+from dq_plugins.quantized.table_lookup import quantize_rows, tabulated
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dq_plugins.observers.streaming import stream_inputs
-from dq_plugins.passes.candidates import activation_candidates
 from dq_plugins.passes.tokens.outliers import RATIO, SHARE, TokenStatistics, find_outliers
+from dq_plugins.passes.width_candidates import activation_candidates
 from dq_plugins.plan import OutlierRows, QuantPlan, Section
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 

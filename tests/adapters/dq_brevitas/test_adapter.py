@@ -13,8 +13,8 @@ from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
 from dq_plugins.plan import LayerPlan, OutlierRows, Reason
 from dq_plugins.quantized.simulate import SimulateAdapter
-from dq_plugins.quantized.temporal_table import tabulated
-from dq_plugins.testing.adapters import AdapterConformance
+from dq_plugins.quantized.table_lookup import tabulated
+from dq_plugins.testing.adapter_conformance import AdapterConformance
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
 from dq_plugins.testing.plans import handmade_plan
 from dq_plugins.timesteps import context_of

@@ -9,7 +9,7 @@ from torch import nn
 
 from dq_plugins.errors import DQError
 from dq_plugins.hashing import weights_hash
-from dq_plugins.quantized.temporal_table import tabulated
+from dq_plugins.quantized.table_lookup import tabulated
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
 from dq_plugins.testing.plans import handmade_plan
 from dq_plugins.timesteps import context_of

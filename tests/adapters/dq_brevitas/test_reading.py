@@ -13,7 +13,7 @@ from torch import nn
 import dq_plugins as dq
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan
-from dq_plugins.quantized.temporal_table import tabulated
+from dq_plugins.quantized.table_lookup import tabulated
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
 from dq_plugins.testing.plans import handmade_plan
 from dq_plugins.timesteps import Schedule, TimestepGroups

@@ -28,7 +28,7 @@ from torchao_models import denoiser_plan
 from dq_plugins.bundled import bundled
 from dq_plugins.errors import DQError, PlanError
 from dq_plugins.plan import LayerPlan, Reason
-from dq_plugins.quantized.temporal_table import tabulated
+from dq_plugins.quantized.table_lookup import tabulated
 
 IN_A_NEW_PROCESS = """
 import sys, numpy as np, torch

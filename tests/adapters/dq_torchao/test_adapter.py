@@ -15,8 +15,8 @@ from torchao_models import TIMESTEPS, build, denoiser_plan, sqnr
 import dq_plugins.quantized.simulate
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import LayerPlan, Reason
-from dq_plugins.quantized.temporal_table import tabulated
-from dq_plugins.testing.adapters import AdapterConformance
+from dq_plugins.quantized.table_lookup import tabulated
+from dq_plugins.testing.adapter_conformance import AdapterConformance
 from dq_plugins.timesteps import TimestepGroups
 
 

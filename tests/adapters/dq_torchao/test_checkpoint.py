@@ -12,7 +12,7 @@ from torchao_models import TIMESTEPS, Denoiser, build, denoiser_plan, sqnr
 
 from dq_plugins.errors import DQError
 from dq_plugins.plan import LayerPlan, OutlierRows, QuantPlan, Reason
-from dq_plugins.quantized.temporal_table import tabulated
+from dq_plugins.quantized.table_lookup import tabulated
 
 
 def outputs(model: nn.Module) -> list[torch.Tensor]:

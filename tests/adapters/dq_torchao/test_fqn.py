@@ -19,7 +19,7 @@ from torchao_models import build, corrected_plan, denoiser_plan, sqnr
 
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import LayerPlan, Reason, WeightQuant
-from dq_plugins.quantized.temporal_table import tabulated
+from dq_plugins.quantized.table_lookup import tabulated
 from dq_plugins.timesteps import TimestepGroups
 
 T = torch.tensor(500.0)

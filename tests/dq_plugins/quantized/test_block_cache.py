@@ -8,8 +8,8 @@ import dq_plugins as dq
 from dq_plugins.errors import CalibrationError
 from dq_plugins.quantized.block_cache import block_loss, record_block
 from dq_plugins.quantized.layer import LayerState
+from dq_plugins.quantized.reconstruction_units import find_units
 from dq_plugins.quantized.run import QuantizedRun
-from dq_plugins.quantized.units import find_units
 
 
 class Maps(nn.Module):

@@ -7,7 +7,7 @@ import torch
 
 import dq_plugins as dq
 from dq_plugins.errors import PlanError
-from dq_plugins.passes.candidates import candidates_of, write_widths
+from dq_plugins.passes.width_candidates import candidates_of, write_widths
 from dq_plugins.quantized.network import SuperNetwork
 from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import PassContext, Recipe, Step

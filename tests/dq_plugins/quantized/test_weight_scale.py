@@ -9,7 +9,7 @@ from transposed import transposed
 
 import dq_plugins as dq
 from dq_plugins.errors import PlanError
-from dq_plugins.passes.candidates import candidates_of
+from dq_plugins.passes.width_candidates import candidates_of
 from dq_plugins.plan import Targets
 from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
 from dq_plugins.recipe import PassContext

@@ -11,7 +11,7 @@ from dq_plugins.progress import finish
 from dq_plugins.quantized.candidates import Candidates, Entry
 from dq_plugins.sensitivity import ContentProbes, ExactContent, ExactQuality, QualityProbes, trajectories_of
 from dq_plugins.sensitivity.measure import measure
-from dq_plugins.sensitivity.table import cost, relative
+from dq_plugins.sensitivity.sensitivity_table import cost, relative
 
 
 @pytest.fixture(scope="module")

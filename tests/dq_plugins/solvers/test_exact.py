@@ -8,11 +8,11 @@ from choice_programs import network_program, small_programs
 from hypothesis import given, settings
 
 from dq_plugins.solvers import Budget, ChoiceProgram, Solver
-from dq_plugins.solvers.baselines import greedy, threshold
 from dq_plugins.solvers.cp_sat import cp_sat
-from dq_plugins.solvers.linear import relaxation
+from dq_plugins.solvers.linear_program import relaxation
 from dq_plugins.solvers.mip import mip
-from dq_plugins.testing.solvers import enumerated
+from dq_plugins.solvers.quick import greedy, threshold
+from dq_plugins.testing.solver_conformance import enumerated
 
 EXACT: list[Solver] = [cp_sat, mip]
 

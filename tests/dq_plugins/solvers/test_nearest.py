@@ -11,7 +11,7 @@ from dq_plugins.errors import BudgetError
 from dq_plugins.solvers import ChoiceProgram
 from dq_plugins.solvers.cp_sat import cp_sat
 from dq_plugins.solvers.nearest import nearest_limits
-from dq_plugins.testing.solvers import enumerated
+from dq_plugins.testing.solver_conformance import enumerated
 
 
 def overshoot(program: ChoiceProgram, used: dict[str, float]) -> float:

@@ -9,9 +9,9 @@ import pytest
 
 from dq_plugins import graph, registry
 from dq_plugins.graph import Partition
-from dq_plugins.recipe import context
-from dq_plugins.testing.base import Conformance
-from dq_plugins.testing.runner import run_suite
+from dq_plugins.recipe import pass_context
+from dq_plugins.testing.conformance import Conformance
+from dq_plugins.testing.running import run_suite
 
 _partitions: list[Partition] = []
 
@@ -25,7 +25,7 @@ def _traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
             _partitions.append(graph.partition(*args, **kwargs))
         return _partitions[0]
 
-    monkeypatch.setattr(context, "partition", partition)
+    monkeypatch.setattr(pass_context, "partition", partition)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from dq_plugins.calibration import CalibrationSet
 from dq_plugins.observers.streaming import stream_inputs
 from dq_plugins.passes.ranges.search.points import POINTS, PointsLoss, representative
 from dq_plugins.passes.ranges.search.relaxation import Relaxation, entropy, start_logits
-from dq_plugins.passes.ranges.search.selection import expected_gain, next_timestep
+from dq_plugins.passes.ranges.search.risk import expected_gain, next_timestep
 from dq_plugins.passes.ranges.search.start import spread
 from dq_plugins.quantized.statistics import Collector
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dq_plugins.artifact import UnitResults
 from dq_plugins.errors import RecipeError
-from dq_plugins.passes.ranges.search.checkpoint import STATE, GroupSearchState, load_checkpoint, save_checkpoint
 from dq_plugins.passes.ranges.search.relaxation import Relaxation, entropy
+from dq_plugins.passes.ranges.search.saved_state import STATE, GroupSearchState, load_checkpoint, save_checkpoint
 from dq_plugins.passes.ranges.search.settings import SearchSettings
 
 CHECKPOINT_EVERY = 25  # iterations
@@ -40,7 +40,7 @@ class GroupLoss(Protocol):
 
 
 @dataclass(frozen=True)
-class Learned:
+class LearnedGroups:
     """What the search found.
 
     Attributes:
@@ -69,7 +69,7 @@ def learn_groups(
     *,
     scale: float = 1.0,
     kept: UnitResults[GroupSearchState] = NOTHING_KEPT,
-) -> Generator[int, None, Learned]:
+) -> Generator[int, None, LearnedGroups]:
     """Learn; yields the number of finished iterations.
 
     Args:
@@ -127,11 +127,11 @@ def take_step(
 
 
 @torch.no_grad()
-def _learned(relaxation: Relaxation, loss: GroupLoss, settings: SearchSettings) -> Learned:
+def _learned(relaxation: Relaxation, loss: GroupLoss, settings: SearchSettings) -> LearnedGroups:
     weights = relaxation.weights(settings.temperature[1])
     one_hot = torch.nn.functional.one_hot(weights.argmax(-1), relaxation.groups).float()
     low, high = relaxation.ranges()
-    return Learned(
+    return LearnedGroups(
         weights,
         low.clone(),
         high.clone(),

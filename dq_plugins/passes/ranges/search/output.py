@@ -25,7 +25,7 @@ from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.run import States, planned_run, planned_states
 
 
-class _Mixture(nn.Module):
+class _MixedInputs(nn.Module):
     """The mixture of one layer's input: weights and clip bounds ``[G]``."""
 
     def __init__(self, weights: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool) -> None:
@@ -87,7 +87,7 @@ class OutputLoss:
         shared = weights.shape[0] == 1
 
         mixed = {
-            name: _Mixture(weights[0 if shared else place, 0], low[place], high[place], bits, self.symmetric)
+            name: _MixedInputs(weights[0 if shared else place, 0], low[place], high[place], bits, self.symmetric)
             for place, (name, bits) in enumerate(self.bits.items())
         }
         states = {name: self.states[name]._replace(quantizer=each) for name, each in mixed.items()}

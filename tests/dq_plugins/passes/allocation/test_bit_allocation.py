@@ -159,7 +159,7 @@ def test_only_ssim_can_be_linearised(setting):
 def test_learned_roundings_are_left_alone(tmp_path):
     denoiser, _, _ = tiny_setting(tmp_path)
     calibration = recorded(denoiser, tmp_path / "again")
-    from dq_plugins.passes.candidates import candidates_of
+    from dq_plugins.passes.width_candidates import candidates_of
     from dq_plugins.recipe import PassContext
     from dq_plugins.recipe.runner import empty_plan
 

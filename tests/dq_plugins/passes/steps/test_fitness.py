@@ -9,7 +9,7 @@ from odes import TIMESTEPS, recorded, velocity
 from dq_plugins.affine import affine_parameters
 from dq_plugins.errors import RecipeError
 from dq_plugins.passes.steps.fitness import DIVERGED, SamplingFitness, load_features
-from dq_plugins.passes.steps.groups import StepGroups
+from dq_plugins.passes.steps.intervals import StepGroups
 from dq_plugins.passes.steps.runs import runs_of
 from dq_plugins.passes.steps.space import Candidate, LayerChoices, Space
 from dq_plugins.plan import WeightQuant

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from dq_plugins.errors import BudgetError
-from dq_plugins.passes.steps.groups import StepGroups
+from dq_plugins.passes.steps.evolution import EvolutionOptions
+from dq_plugins.passes.steps.intervals import StepGroups
 from dq_plugins.passes.steps.joint import JointSearch
-from dq_plugins.passes.steps.search import EvolutionOptions
 from dq_plugins.passes.steps.space import LayerChoices, Space
 from dq_plugins.progress import finish
 

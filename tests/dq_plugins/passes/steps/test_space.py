@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from toy_spaces import toy_space
 
 from dq_plugins.errors import BudgetError
-from dq_plugins.passes.steps.groups import StepGroups
+from dq_plugins.passes.steps.intervals import StepGroups
 from dq_plugins.passes.steps.space import Candidate, LayerChoices, Space
 from dq_plugins.quantized.width import Width
 

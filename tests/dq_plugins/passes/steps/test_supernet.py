@@ -7,8 +7,8 @@ from scipy.stats import spearmanr
 
 import dq_plugins as dq
 from dq_plugins.hashing import weights_hash
-from dq_plugins.passes.candidates import candidates_of
 from dq_plugins.passes.steps.supernet import CalibrationOptions, calibrate
+from dq_plugins.passes.width_candidates import candidates_of
 from dq_plugins.progress import finish
 from dq_plugins.quantized.network import SuperNetwork
 from dq_plugins.quantized.soft_rounding import SoftRounding

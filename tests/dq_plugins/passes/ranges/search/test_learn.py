@@ -4,10 +4,10 @@ from planted_groups import finished, planted, points_loss, search
 
 from dq_plugins.artifact import UnitResults
 from dq_plugins.errors import RecipeError
-from dq_plugins.passes.ranges.search.checkpoint import STATE, UNIT
 from dq_plugins.passes.ranges.search.decide import decided, renumbered
 from dq_plugins.passes.ranges.search.learn import learn_groups
 from dq_plugins.passes.ranges.search.relaxation import Relaxation
+from dq_plugins.passes.ranges.search.saved_state import STATE, UNIT
 from dq_plugins.passes.ranges.search.settings import SearchSettings
 
 DEFAULT = SearchSettings()

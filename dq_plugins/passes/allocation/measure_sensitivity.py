@@ -1,0 +1,160 @@
+"""Pass ``sensitivity``: what each width of each layer's weight and input costs in quality and in content.
+
+Linearised by default: a few backward passes estimate all entries at once, and an exact measurement of some of them
+checks and corrects the estimate. ``method="exact"`` is the naive measurement of every entry.
+
+Source: MixDQ (Zhao et al. 2024), metric-decoupled sensitivity; see `dq_plugins.sensitivity` for what differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from dq_plugins.calibration import CalibrationSet
+from dq_plugins.errors import RecipeError
+from dq_plugins.passes.width_candidates import candidates_of
+from dq_plugins.plan import QuantPlan
+from dq_plugins.quantized.candidates import Candidates
+from dq_plugins.quantized.exact_tokens import installed
+from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
+from dq_plugins.sensitivity import (
+    ContentProbes,
+    ExactContent,
+    ExactQuality,
+    QualityProbes,
+    SensitivityTable,
+    measure,
+    trajectories_of,
+)
+from dq_plugins.sensitivity.measure import Measurement
+from dq_plugins.sensitivity.measurement_store import Store, Sums
+from dq_plugins.sensitivity.sensitivity_table import cost, entries_to_check, naive_cost, relative
+
+
+class Sensitivity(Pass):
+    """Measure, and write the table to ``plan.sensitivity``."""
+
+    name = "sensitivity"
+    requires = ("weight-ranges",)
+    after = ("timestep-groups", "activation-ranges", "bos-tokens")
+
+    class Options(PassOptions):
+        """Options of ``sensitivity``.
+
+        Attributes:
+            weight_choices: widths of weights; one bit is BinaryDM's: signs, scaled by the mean magnitude.
+            act_choices: widths of inputs; not measured when activations stay in floating point.
+            method: ``"linearised"`` or ``"exact"``.
+            calls_per_timestep: recorded calls used at each timestep.
+            draws: backward passes over all calls together. An allocation picks widths that look cheap, so it picks
+                underestimates too: with few draws the plan turns out worse than predicted.
+            check_entries: entries measured exactly to check and correct the estimate; 0 for none.
+            content: measure the loss of similarity of the final samples as well.
+            content_probes: backward passes through a sampling run for each part (structure, texture).
+            runs: sampling runs used for content.
+            content_metric: registered metric of final samples; another one than ``"ssim"`` needs ``method="exact"``.
+            workers: processes (joblib).
+        """
+
+        weight_choices: tuple[int, ...] = Field((2, 3, 4, 6, 8), min_length=1)
+        act_choices: tuple[int, ...] = Field((4, 6, 8), min_length=1)
+        method: Literal["linearised", "exact"] = "linearised"
+        calls_per_timestep: int = Field(2, ge=1)
+        draws: int = Field(160, ge=1)
+        check_entries: int = Field(32, ge=0)
+        content: bool = False
+        content_probes: int = Field(2, ge=1)
+        runs: int = Field(1, ge=1)
+        content_metric: str = "ssim"
+        workers: int = Field(1, ge=1)
+
+    options: Options
+    Options: ClassVar[type[PassOptions]] = Options
+
+    def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
+        """Measure quality, check it, and measure content if asked for."""
+        o = self.options
+        if o.content and o.content_metric != "ssim" and o.method != "exact":
+            raise RecipeError(
+                f"pass 'sensitivity': content_metric={o.content_metric!r} cannot be linearised; set method='exact', or "
+                "use 'ssim'"
+            )
+        candidates = candidates_of(plan, context, o.weight_choices, o.act_choices)
+        calls = context.calibration.subset(per_timestep=o.calls_per_timestep)
+        with installed(context.denoiser, plan):  # rows of outlier tokens are exact whatever the widths
+            table = yield from self._quality(candidates, context, calls)
+            if o.content:
+                table = yield from self._content(candidates, context, table)
+        plan.sensitivity = table.measured(o.weight_choices, o.act_choices)
+
+    def _quality(
+        self, candidates: Candidates, context: PassContext, calls: CalibrationSet
+    ) -> Generator[Progress, None, SensitivityTable]:
+        o = self.options
+        if o.method == "exact":
+            exact = ExactQuality(context.denoiser, candidates, calls)
+            results = yield from self._measure(exact, context, calls, candidates, "noise, exact")
+            spent = cost(results)
+            return SensitivityTable(relative(results, candidates), calls=spent, naive_calls=spent)
+        probes = QualityProbes(context.denoiser, candidates, calls, -(-o.draws // len(calls)), context.stream("noise"))
+        results = yield from self._measure(probes, context, calls, candidates, "noise, linearised")
+        naive = naive_cost(candidates, len(calls))
+        table = SensitivityTable(relative(results, candidates), calls=cost(results), naive_calls=naive)
+        if o.check_entries == 0:
+            return table
+        chosen = entries_to_check(table, o.check_entries)
+        few = context.calibration.subset(per_timestep=1)
+        sample = ExactQuality(context.denoiser, candidates, few, chosen)
+        results = yield from self._measure(sample, context, few, candidates, "noise, exact sample")
+        return table.corrected(relative(results, candidates.subset(chosen)), cost(results))
+
+    def _content(
+        self, candidates: Candidates, context: PassContext, table: SensitivityTable
+    ) -> Generator[Progress, None, SensitivityTable]:
+        o = self.options
+        runs = trajectories_of(context.calibration, context.partition.sample_argument)[: o.runs]
+        naive = table.naive_calls + naive_cost(candidates, sum(run.steps for run in runs))
+        if o.method == "exact":
+            exact = ExactContent(context.denoiser, candidates, runs, metric=o.content_metric)
+            results = yield from self._measure(exact, context, context.calibration, candidates, "content, exact")
+            loss = relative(results, candidates)
+            # how much of it is structure is known from the linearised form only
+            probes = ContentProbes(context.denoiser, candidates, runs, o.content_probes, context.stream("content"))
+            parts = yield from self._measure(probes, context, context.calibration, candidates, "content, structure")
+            results = {**results, **parts}
+            structure, texture = _scaled(loss, parts, candidates)
+        else:
+            probes = ContentProbes(context.denoiser, candidates, runs, o.content_probes, context.stream("content"))
+            results = yield from self._measure(probes, context, context.calibration, candidates, "content, linearised")
+            structure, texture = (relative(results, candidates, f"#{part}") for part in ("structure", "texture"))
+        return replace(
+            table, structure=structure, texture=texture, calls=table.calls + cost(results), naive_calls=naive
+        )
+
+    def _measure(
+        self, measurement: Measurement, context: PassContext, calls: CalibrationSet, candidates: Candidates, what: str
+    ) -> Generator[Progress, None, dict[str, Sums]]:
+        store = None
+        if context.workdir is not None:
+            signature = {
+                "model": context.calibration.model_hash,
+                "calls": calls.hash,
+                "candidates": candidates.hash,
+                "seed": context.seed,
+                "what": what,
+                "probes": [self.options.draws, self.options.content_probes],
+                "content": [self.options.runs, self.options.content_metric],
+            }
+            store = Store(context.workdir / "measurements", signature)
+        return (yield from measure(measurement, store=store, workers=self.options.workers, what=what))
+
+
+def _scaled(loss: dict, parts: dict[str, Sums], candidates: Candidates) -> tuple[dict, dict]:
+    """Split an exact loss into structure and texture in the proportion of the linearised parts."""
+    structure, texture = (relative(parts, candidates, f"#{part}") for part in ("structure", "texture"))
+    shares = {e: structure[e] / max(structure[e] + texture[e], 1e-300) for e in loss}
+    return {e: loss[e] * shares[e] for e in loss}, {e: loss[e] * (1 - shares[e]) for e in loss}

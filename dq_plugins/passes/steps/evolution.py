@@ -1,0 +1,236 @@
+"""Joint evolutionary search, with successive halving, a checkpoint after every generation, and exact resume.
+
+One generation: the best ``parents`` of the population have ``mutants`` mutated and ``crossovers`` crossed children;
+random candidates fill up to ``population``; nothing is scored twice, nothing over budget is scored at all; the best
+``population`` of old and new live on. Scoring is in rungs: all new candidates on the first (a few images), the better
+half of them on the next, and so on; who has reached a higher rung comes before who has not.
+
+Whatever happens, a resumed search ends as an uninterrupted one: the state at the start of a generation (random
+generator included) is on disk, and each score is kept as soon as it is known.
+
+Source: TMPQ-DM (Sun et al. 2024): population 50, 10 parents, 25 mutants at 0.25, 10 crossovers, 20 generations. Ours:
+the rungs; the best of every number of steps among the parents; and a mutation rate drawn for each child between one
+gene and the paper's rate (``spread``), because a child that changes a quarter of a hundred genes is hardly related to
+its parent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from dq_plugins.hashing import hash_json
+from dq_plugins.passes.steps.space import Candidate, Space
+from dq_plugins.passes.steps.state import STATE, Scored, SearchState
+from dq_plugins.progress import Progress, reported
+from dq_plugins.sensitivity.measure import measure
+from dq_plugins.sensitivity.measurement_store import Store, Sums
+
+FILE_NAME = "state.json"
+ATTEMPTS = 20
+"""How often a new candidate is drawn again when it is known already."""
+
+
+class Fitness(Protocol):
+    """Scores candidates; deterministic, and picklable when workers are to be used."""
+
+    @property
+    def rungs(self) -> int:
+        """How many rungs there are; each costs more than the one before."""
+        ...
+
+    def __call__(self, candidate: Candidate, rung: int) -> Sums:
+        """``{"loss": lower is better, "calls": what it cost}``."""
+        ...
+
+
+@dataclass(frozen=True)
+class EvolutionOptions:
+    """Settings; the defaults are the paper's, except for ``spread`` and ``keep``.
+
+    Attributes:
+        population: candidates that live on, and candidates of the first generation.
+        parents: how many of them have children.
+        mutants: mutated children of a generation.
+        crossovers: crossed children.
+        generations: generations after the first.
+        mutation: probability that a gene mutates; the largest one with ``spread``.
+        spread: draw each child's rate, log-uniformly, between one gene and ``mutation``.
+        keep: share of candidates that go on to the next rung.
+        seed: of every random choice.
+    """
+
+    population: int = 50
+    parents: int = 10
+    mutants: int = 25
+    crossovers: int = 10
+    generations: int = 20
+    mutation: float = 0.25
+    spread: bool = True
+    keep: float = 0.5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Rung:
+    """Some candidates on one rung, as a measurement."""
+
+    fitness: Fitness
+    candidates: tuple[Candidate, ...]
+    rung: int
+
+    def units(self) -> list[str]:
+        return [f"{self.rung}:{c.key}" for c in self.candidates]
+
+    def __call__(self, unit: str) -> Sums:
+        return self.fitness(Candidate.parse(unit.partition(":")[2]), self.rung)
+
+
+@dataclass
+class Evolution:
+    """A search.
+
+    Attributes:
+        space: what to choose from.
+        fitness: the score.
+        options: settings.
+        seeds: candidates of the first generation; those over budget are left out.
+        folder: for checkpoints and scores; None: the search cannot be resumed.
+        signature: what the scores depend on beside the candidate; another one does not resume here.
+        workers: processes.
+    """
+
+    space: Space
+    fitness: Fitness
+    options: EvolutionOptions = field(default_factory=EvolutionOptions)
+    seeds: Sequence[Candidate] = ()
+    folder: Path | None = None
+    signature: Any = None
+    workers: int = 1
+
+    def run(self) -> Generator[Progress, None, SearchState]:
+        """Search; iterate to run, the generator returns the final state."""
+        state = self._load() or SearchState(rng=np.random.default_rng(self.options.seed).bit_generator.state)
+        while state.generation <= self.options.generations:
+            rng = np.random.default_rng(0)
+            rng.bit_generator.state = state.rng
+            new = self._first(rng) if state.generation == 0 else self._children(rng, state)
+            scored = yield from self._score(new, state)
+            everyone = sorted([*state.population, *scored], key=lambda s: s.order)
+            state.population = everyone[: self.options.population]
+            state.visited |= {c.key for c in new}
+            state.generation += 1
+            state.rng = rng.bit_generator.state
+            state.history.append(state.best.loss)
+            self._save(state)
+        return state
+
+    def _first(self, rng: np.random.Generator) -> list[Candidate]:
+        fitting = [c for c in self.seeds if self.space.fits(c)]
+        mutated = (self.space.mutate(rng, c, self._rate(rng)) for c in fitting for _ in range(2))
+        return self._filled(rng, [*fitting, *mutated], set())
+
+    def _children(self, rng: np.random.Generator, state: SearchState) -> list[Candidate]:
+        o, space = self.options, self.space
+        parents = self._parents(state)
+        made: list[Candidate] = []
+
+        def add(count: int, child: Any) -> None:
+            for _ in range(count):
+                for _ in range(ATTEMPTS):
+                    new = child()
+                    if new.key not in state.visited and new not in made:
+                        made.append(new)
+                        break
+
+        def pick() -> Candidate:
+            return parents[int(rng.integers(len(parents)))]
+
+        add(o.mutants, lambda: space.mutate(rng, pick(), self._rate(rng)))
+        add(o.crossovers, lambda: space.cross(rng, pick(), pick()))
+        return self._filled(rng, made, state.visited)
+
+    def _parents(self, state: SearchState) -> list[Candidate]:
+        """The best, and the best of every number of steps: a number that begins badly is not lost for good."""
+        best = [s.candidate for s in state.population[: self.options.parents]]
+        first: dict[int, Candidate] = {}
+        for scored in state.population:
+            first.setdefault(len(scored.candidate.steps), scored.candidate)
+        return list(dict.fromkeys([*best, *first.values()]))
+
+    def _filled(self, rng: np.random.Generator, made: Iterable[Candidate], visited: set[str]) -> list[Candidate]:
+        """Distinct candidates, filled up with random ones; fewer where the space runs out of new ones."""
+        found = list(dict.fromkeys(made))[: self.options.population]
+        known = visited | {c.key for c in found}
+        for _ in range(ATTEMPTS * self.options.population):
+            if len(found) >= self.options.population:
+                break
+            candidate = self.space.random(rng)
+            if candidate.key not in known:
+                known.add(candidate.key)
+                found.append(candidate)
+        return found
+
+    def _rate(self, rng: np.random.Generator) -> float:
+        largest = self.options.mutation
+        genes = len(self.space.choice_counts) + max(self.space.groups)
+        if not self.options.spread or genes * largest <= 1:
+            return largest
+        return math.exp(rng.uniform(-math.log(genes), math.log(largest)))
+
+    def _score(self, new: list[Candidate], state: SearchState) -> Generator[Progress, None, list[Scored]]:
+        """Score new candidates rung by rung; adds to the counts of ``state``."""
+        rungs = self.fitness.rungs
+        state.evaluations = state.evaluations or [0] * rungs
+        alive, scored = new, {}
+        for rung in range(rungs):
+            measuring = self._measuring(_Rung(self.fitness, tuple(alive), rung))
+            results = yield from self._forwarded(measuring, state.generation, rung, rungs)
+            sums = list(results.values())
+            scored |= {c: Scored(c, rung, s["loss"]) for c, s in zip(alive, sums, strict=True)}
+            state.evaluations[rung] += len(alive)
+            state.calls += sum(s["calls"] for s in sums)
+            ranked = sorted(alive, key=lambda c: scored[c].order)
+            alive = ranked[: max(math.ceil(len(ranked) * self.options.keep), 1)] if ranked else []
+        return list(scored.values())
+
+    def _measuring(self, scores: _Rung) -> Generator[Progress, None, dict[str, Sums]]:
+        """Score candidates; without a folder and without workers there is nothing to keep or share on disk."""
+        if self.folder is not None or self.workers > 1:
+            return (yield from measure(scores, store=self._store(), workers=self.workers))
+        found = {}
+        for unit in scores.units():
+            yield Progress(len(found), len(scores.candidates))
+            found[unit] = scores(unit)
+        yield Progress(len(found), len(scores.candidates))
+        return found
+
+    def _forwarded(self, measuring: Any, generation: int, rung: int, rungs: int) -> Generator[Progress, None, Any]:
+        """Progress of one rung as part of the whole search."""
+        unit = self.options.population
+        total = (self.options.generations + 1) * unit
+
+        def in_search(step: Progress) -> Progress:
+            share = (rung + step.done / max(step.total, 1)) / rungs
+            return Progress(int((generation + share) * unit), total, f"generation {generation}, rung {rung}")
+
+        return (yield from reported(measuring, in_search))
+
+    def _store(self) -> Store | None:
+        return None if self.folder is None else Store(self.folder / "scores", {"of": hash_json(self.signature)})
+
+    def _load(self) -> SearchState | None:
+        return None if self.folder is None else STATE.find(self.folder / FILE_NAME, self._settings())
+
+    def _save(self, state: SearchState) -> None:
+        if self.folder is not None:
+            STATE.write(self.folder / FILE_NAME, state, self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        space = {"budget": self.space.budget, "choices": self.space.choice_counts}
+        return {"scores": self.signature, "options": self.options, "seeds": self.seeds, **space}

@@ -1,0 +1,149 @@
+"""Quantizers at every width that bit allocation may choose, made the way the plan's own were made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from dq_plugins import registry
+from dq_plugins.affine import affine_parameters
+from dq_plugins.errors import RecipeError
+from dq_plugins.observers.minmax import MinMaxObserver
+from dq_plugins.observers.mse import MSEObserver
+from dq_plugins.observers.observer import Observer
+from dq_plugins.observers.streaming import located, stream_inputs
+from dq_plugins.passes.activations import input_ranges, shared_rows
+from dq_plugins.passes.binarization.binarize import binary_weight
+from dq_plugins.plan import ActivationQuant, QuantPlan, Reason, WeightQuant
+from dq_plugins.plan.layers import NO_RANGES
+from dq_plugins.quantized.candidates import Candidates
+from dq_plugins.quantized.weight_scale import weight_quantizer, weight_rows
+from dq_plugins.quantized.width import Width
+from dq_plugins.recipe import PassContext
+
+
+def candidates_of(
+    plan: QuantPlan, context: PassContext, weight_choices: Sequence[int], act_choices: Sequence[int]
+) -> Candidates:
+    """Candidates of every layer that the plan quantizes; shared by the passes of a run.
+
+    Layers whose rounding another pass has learned stay as they are: they have no candidates.
+
+    Args:
+        plan: with weight quantizers, and with activation quantizers unless activations stay in floating point.
+        context: the run.
+        weight_choices: widths of weights; one bit is BinaryDM's: signs, scaled by the mean magnitude.
+        act_choices: widths of inputs.
+    """
+    context.require_unbalanced()
+    key = ("candidates", tuple(weight_choices), tuple(act_choices))
+    return context.shared(key, lambda: _make(plan, context, weight_choices, act_choices))
+
+
+def _make(
+    plan: QuantPlan, context: PassContext, weight_choices: Sequence[int], act_choices: Sequence[int]
+) -> Candidates:
+    layers = [n for n, p in plan.layers.items() if p.weight is not None and p.weight.codes is None]
+    if not layers:
+        raise RecipeError("no layer has a weight quantizer that may change: run the pass 'weight-ranges' before")
+    # in execution order, which is what tables and explanations are read in
+    order = [name for name in context.partition.layers if name in set(layers)]
+    activations = (
+        activation_candidates(plan, context, order, act_choices) if context.targets.act_bits is not None else {}
+    )
+    used = {quant.groups for widths in activations.values() for quant in widths.values()}
+    weights = {name: _weights(plan, context, name, weight_choices) for name in order}
+    return Candidates(weights, activations, {name: plan.groups[name] for name in sorted(used)})
+
+
+def _weights(plan: QuantPlan, context: PassContext, name: str, choices: Sequence[int]) -> dict[int, WeightQuant]:
+    weight = weight_rows(context.denoiser.get_submodule(name), context.balance.get(name))
+    form = {"symmetric": context.targets.symmetric_weights, "method": plan.range_methods.weights}
+    # codes -1 and 0 of one bit would lose half of a symmetric weight
+    return {bits: binary_weight(weight) if bits == 1 else weight_quantizer(weight, bits, **form) for bits in choices}
+
+
+def activation_candidates(
+    plan: QuantPlan, context: PassContext, layers: Sequence[str], choices: Sequence[int]
+) -> dict[str, dict[int, ActivationQuant]]:
+    """Quantizers of layers' inputs at several widths, with the observer and the groups of the plan's own.
+
+    Layers with exact tokens (``plan.outlier_rows``) get the range of their other tokens.
+
+    Args:
+        plan: with an activation quantizer for every layer that is to have candidates.
+        context: the run.
+        layers: fully qualified names.
+        choices: widths.
+    """
+    symmetric = context.targets.symmetric_acts
+    exact = {name: rows.positions for name, rows in plan.outlier_rows.items()}
+    by_groups: dict[str, list[str]] = {}
+    for name in layers:
+        activation = plan.layers[name].activation
+        if activation is not None:
+            by_groups.setdefault(activation.groups, []).append(name)
+    found: dict[str, dict[int, ActivationQuant]] = {}
+    for groups, members in by_groups.items():
+        rows = shared_rows(plan, groups)
+        special = [name for name in members if name in exact]
+        observers = _other_tokens(context, {n: exact[n] for n in special}, choices, plan.range_methods.inputs)
+        for bits in choices:
+            usual = dict.fromkeys((n for n in members if n not in exact), bits)
+            bounds = input_ranges(context, usual, plan.groups[groups], plan.range_methods, rows) if usual else {}
+            count = len(plan.groups[groups])
+            bounds |= {n: tuple(torch.tensor(e).expand(count) for e in observers[n, bits].range()) for n in special}
+            for name in members:
+                scale, zero_point = affine_parameters(*bounds[name], bits, symmetric=symmetric)
+                found.setdefault(name, {})[bits] = ActivationQuant(bits, groups, scale.cpu(), zero_point.cpu())
+    return found
+
+
+def _other_tokens(
+    context: PassContext, layers: Mapping[str, Sequence[int]], choices: Sequence[int], observer: str
+) -> dict[tuple[str, int], Observer]:
+    """One observer for each layer and width, that saw the tokens that are not exact.
+
+    These inputs are conditions, which do not change with t: one range holds for every timestep group.
+    """
+    if not layers:
+        return {}
+    make = {"mse": MSEObserver, "minmax": MinMaxObserver}.get(observer)
+    make = make or registry.get("observer", observer)
+    observers = {(n, b): make(bits=b, symmetric=context.targets.symmetric_acts) for n in layers for b in choices}
+
+    def receive(name: str, x: Tensor, timestep: float) -> None:
+        others = [i for i in range(x.shape[1]) if i not in set(layers[name])]
+        rest = x.index_select(1, torch.tensor(others, device=x.device))
+        for bits in choices:
+            with located(name, timestep):
+                observers[name, bits].update(rest)
+
+    for _ in stream_inputs(context.denoiser, context.calibration, tuple(layers), receive):
+        pass
+    return observers
+
+
+def write_widths(plan: QuantPlan, widths: Mapping[str, Width], candidates: Candidates) -> None:
+    """Put the quantizers of some widths into a plan, with the reason where an operand stays in full precision.
+
+    Args:
+        plan: changed in place.
+        widths: by layer.
+        candidates: holds a quantizer for each of them.
+    """
+    for name, width in widths.items():
+        layer = plan.layers[name]
+        layer.weight = None if width.weight is None else candidates.weights[name][width.weight]
+        activations = candidates.activations.get(name, {})
+        layer.activation = None if width.activation is None else activations[width.activation]
+        missing = [operand for operand, bits in zip(("weight", "input"), width, strict=True) if bits is None]
+        if not missing:
+            layer.unquantized_reason = None
+        elif missing == ["input"] and not activations:
+            layer.unquantized_reason = layer.unquantized_reason or NO_RANGES
+        else:
+            text = f"bit allocation leaves its {' and '.join(missing)} in full precision: it costs most there"
+            layer.unquantized_reason = Reason(text, "allocated")

@@ -1,0 +1,124 @@
+"""Exact sensitivity: quantize one operand of one layer, and run. The naive method; estimates are checked on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from dq_plugins import registry
+from dq_plugins.calibration import CalibrationSet, first_tensor
+from dq_plugins.errors import DQError
+from dq_plugins.quantized.candidates import Candidates, Entry
+from dq_plugins.quantized.network import SuperNetwork
+from dq_plugins.quantized.width import widths_of
+from dq_plugins.sensitivity.measurement_store import FORWARD, Sums
+from dq_plugins.sensitivity.trajectory import Trajectory
+
+
+def _entries(candidates: Candidates, chosen: Sequence[Entry] | None) -> dict[str, Entry]:
+    return {str(entry): entry for entry in (candidates.entries() if chosen is None else chosen)}
+
+
+def output_noise(
+    denoiser: nn.Module, candidates: Candidates, entries: Sequence[Entry], calibration: CalibrationSet
+) -> tuple[float, float]:
+    """Error of the denoiser's output over recorded calls with some entries quantized together.
+
+    Returns:
+        ``sum (y - y^)^2`` and ``sum y^2``.
+    """
+    noise = signal = 0.0
+    with SuperNetwork(denoiser, candidates, calibration.timestep_argument) as network, torch.no_grad():
+        network.switch(widths_of(entries))
+        for call in calibration.calls():
+            reference = call.output.double()
+            noise += float((call.run(denoiser).double() - reference).square().sum())
+            signal += float(reference.square().sum())
+    return noise, signal
+
+
+def final_samples(
+    denoiser: nn.Module, candidates: Candidates, entries: Sequence[Entry], trajectory: Trajectory
+) -> torch.Tensor:
+    """Final samples ``[B, ...]`` of a recorded run, repeated with some entries quantized together."""
+    argument = trajectory.calibration.timestep_argument
+    with SuperNetwork(denoiser, candidates, argument) as network, torch.no_grad():
+        network.switch(widths_of(entries))
+        return trajectory.replay(lambda kwargs: first_tensor(denoiser(**kwargs)))
+
+
+@dataclass
+class ExactQuality:
+    """Noise power of the denoiser's output with one entry quantized, over recorded calls.
+
+    Attributes:
+        denoiser: full precision.
+        candidates: the quantizers.
+        calibration: recorded calls.
+        chosen: which entries; all by default.
+    """
+
+    denoiser: nn.Module
+    candidates: Candidates
+    calibration: CalibrationSet
+    chosen: Sequence[Entry] | None = None
+
+    def units(self) -> list[str]:
+        """One unit of work for each entry."""
+        return list(_entries(self.candidates, self.chosen))
+
+    def __call__(self, unit: str) -> Sums:
+        """``sum (y - y^)^2`` of one entry, and the signal ``sum y^2``."""
+        entry = _entries(self.candidates, self.chosen)[unit]
+        noise, signal = output_noise(self.denoiser, self.candidates, [entry], self.calibration)
+        return {unit: noise, "signal": signal, "calls": FORWARD * len(self.calibration)}
+
+
+@dataclass
+class ExactContent:
+    """Loss of similarity of the final samples with one entry quantized during the whole sampling run, same seeds.
+
+    Attributes:
+        denoiser: full precision.
+        candidates: the quantizers.
+        trajectories: recorded sampling runs.
+        chosen: which entries; all by default.
+        metric: registered metric of the final samples; ``"ssim"``, or a feature distance of the user's.
+    """
+
+    denoiser: nn.Module
+    candidates: Candidates
+    trajectories: Sequence[Trajectory]
+    chosen: Sequence[Entry] | None = None
+    metric: str = field(default="ssim")
+
+    def units(self) -> list[str]:
+        """One unit of work for each entry."""
+        return list(_entries(self.candidates, self.chosen))
+
+    def __call__(self, unit: str) -> Sums:
+        """Loss of one entry, summed over images: ``1 - SSIM``, or the metric turned so that 0 is best."""
+        metric = registry.get("metric", self.metric)
+        loss = images = calls = 0.0
+        entry = _entries(self.candidates, self.chosen)[unit]
+        for trajectory in self.trajectories:
+            reference = trajectory.final()
+            value = metric(reference, final_samples(self.denoiser, self.candidates, [entry], trajectory))
+            loss += (_best(metric, reference) - value if metric.higher_is_better else value) * trajectory.images
+            images += trajectory.images
+            calls += trajectory.steps * FORWARD
+        return {unit: loss, "signal": images, "calls": calls}
+
+
+def _best(metric: object, reference: torch.Tensor) -> float:
+    """Value of equal images: 1 for SSIM."""
+    best = float(metric(reference, reference))  # type: ignore[operator]
+    if best == float("inf"):
+        raise DQError(
+            "a content metric must have a finite value for equal images, from which the loss is counted; "
+            "this one is infinite. Use 'ssim', or a distance (lower is better)."
+        )
+    return best

@@ -1,0 +1,198 @@
+"""The measured sensitivities: one number for every layer, operand and width, and how far they can be trusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from dq_plugins.errors import DQError
+from dq_plugins.plan import EstimateCheck, MeasuredSensitivity
+from dq_plugins.plan.decisions import ByWidth
+from dq_plugins.quantized.candidates import Candidates, Entry, Operand
+from dq_plugins.sensitivity.measurement_store import FORWARD, Sums
+
+Group = Literal["content", "quality"]
+
+
+@dataclass(frozen=True)
+class SensitivityTable:
+    """Sensitivities by entry.
+
+    Attributes:
+        noise: noise power of the denoiser's output relative to its signal (lower is better).
+        structure: loss of similarity of the final samples by moved local means; empty when content was not measured.
+        texture: loss of similarity within windows. ``structure + texture`` estimates ``1 - SSIM``.
+        check: how the noise compares with exact measurements; None when it is exact.
+        calls: what the measurement cost, in denoiser calls (a backward pass counts two).
+        naive_calls: what repeating every call and every run for each entry would have cost.
+    """
+
+    noise: Mapping[Entry, float]
+    structure: Mapping[Entry, float] = field(default_factory=dict)
+    texture: Mapping[Entry, float] = field(default_factory=dict)
+    check: EstimateCheck | None = None
+    calls: float = 0.0
+    naive_calls: float = 0.0
+
+    def sqnr(self, entry: Entry) -> float:
+        """Signal-to-quantization-noise ratio of the output with only this entry quantized, in dB."""
+        noise = self.noise[entry]
+        return -10 * math.log10(noise) if noise > 0 else math.inf
+
+    def similarity(self, entry: Entry) -> float:
+        """Similarity (SSIM) of the final samples with only this entry quantized."""
+        if entry not in self.structure:
+            raise DQError(
+                f"content was not measured for {entry}: run the pass 'sensitivity' with content=True, which the "
+                "objective 'mixdq' needs"
+            )
+        return 1 - self.structure[entry] - self.texture[entry]
+
+    def groups(self, rule: Literal["measured", "paper"] = "measured", *, paper: Iterable[str] = ()) -> dict[str, Group]:
+        """Content and quality layers.
+
+        Args:
+            rule: ``"measured"``: content layers are those whose share of structure in the loss of similarity is above
+                the median layer's. ``"paper"``: the layers in ``paper``.
+            paper: content layers by MixDQ's rule (cross-attention and feed-forward layers).
+
+        Returns:
+            Group by layer.
+        """
+        layers = dict.fromkeys(entry.layer for entry in self.noise)
+        if rule == "paper":
+            content = set(paper)
+            return {layer: "content" if layer in content else "quality" for layer in layers}
+        shares = self.structure_shares()
+        middle = float(np.median(list(shares.values())))
+        return {layer: "content" if shares[layer] > middle else "quality" for layer in layers}
+
+    def structure_shares(self) -> dict[str, float]:
+        """Share of structure in each layer's loss of similarity, mean over its entries (each counts alike)."""
+        if not self.structure:
+            self.similarity(next(iter(self.noise)))  # raises: content was not measured
+        shares: dict[str, list[float]] = {}
+        for entry, structure in self.structure.items():
+            total = structure + self.texture[entry]
+            shares.setdefault(entry.layer, []).append(structure / total if total > 0 else 0.0)
+        return {layer: sum(values) / len(values) for layer, values in shares.items()}
+
+    def corrected(self, exact: Mapping[Entry, float], calls: float) -> SensitivityTable:
+        """The table corrected by exact measurements of some entries.
+
+        Estimates of one operand and width are multiplied by the geometric mean of exact / estimate there (of all
+        operands and widths, where none was measured); measured entries take their exact value.
+
+        Args:
+            exact: relative noise power by entry.
+            calls: what they cost.
+        """
+        logs: dict[str, list[float]] = {}
+        usable = [e for e in exact if exact[e] > 0 and self.noise[e] > 0]
+        for entry in usable:
+            logs.setdefault(_stratum(entry), []).append(math.log(exact[entry] / self.noise[entry]))
+        ratio = {key: math.exp(sum(values) / len(values)) for key, values in sorted(logs.items())}
+        everywhere = math.exp(sum(map(sum, logs.values())) / len(usable)) if usable else 1.0
+        noise = {e: v * ratio.get(_stratum(e), everywhere) for e, v in self.noise.items()}
+        left = [math.log(exact[e] / noise[e]) for e in usable]
+        check = EstimateCheck(
+            entries=len(exact),
+            rank_correlation=_rank_correlation([self.noise[e] for e in exact], list(exact.values())),
+            typical_ratio=ratio,
+            spread=math.exp(math.sqrt(sum(v * v for v in left) / len(left))) if left else 1.0,
+        )
+        return replace(self, noise={**noise, **exact}, check=check, calls=self.calls + calls)
+
+    def measured(self, weight_choices: tuple[int, ...], act_choices: tuple[int, ...]) -> MeasuredSensitivity:
+        """The table as a plan holds it.
+
+        Args:
+            weight_choices: widths of weights that were measured.
+            act_choices: widths of inputs.
+        """
+        parts = (_nested(self.noise), _nested(self.structure), _nested(self.texture))
+        return MeasuredSensitivity(weight_choices, act_choices, *parts, self.check, self.calls, self.naive_calls)
+
+    @classmethod
+    def of(cls, measured: MeasuredSensitivity) -> SensitivityTable:
+        """The table that `measured` gave."""
+        parts = (_flat(measured.noise), _flat(measured.structure), _flat(measured.texture))
+        return cls(*parts, measured.check, measured.calls, measured.naive_calls)
+
+
+def _rank_correlation(estimates: list[float], exact: list[float]) -> float | None:
+    found = float(spearmanr(estimates, exact).statistic)
+    return found if math.isfinite(found) else None
+
+
+def _stratum(entry: Entry) -> str:
+    return f"{entry.operand}@{entry.bits}"
+
+
+def _nested(values: Mapping[Entry, float]) -> ByWidth:
+    nested: dict[str, dict[Operand, dict[int, float]]] = {}
+    for (layer, operand, bits), value in values.items():
+        nested.setdefault(layer, {}).setdefault(operand, {})[bits] = value
+    return nested
+
+
+def _flat(nested: ByWidth) -> dict[Entry, float]:
+    return {
+        Entry(layer, operand, bits): value
+        for layer, operands in nested.items()
+        for operand, widths in operands.items()
+        for bits, value in widths.items()
+    }
+
+
+def relative(results: Mapping[str, Sums], candidates: Candidates, suffix: str = "") -> dict[Entry, float]:
+    """Sums over all units, relative to the signal of the units that hold the entry.
+
+    Args:
+        results: sums by unit.
+        candidates: whose entries are looked for.
+        suffix: what follows the entry in the keys.
+
+    Raises:
+        DQError: the signal is zero.
+    """
+    found: dict[Entry, float] = {}
+    for entry in candidates.entries():
+        key = f"{entry}{suffix}"
+        holders = [sums for sums in results.values() if key in sums]
+        signal = sum(sums["signal"] for sums in holders)
+        if holders and not signal > 0:
+            raise DQError("the full-precision output is zero everywhere: noise has nothing to be relative to")
+        if holders:
+            found[entry] = sum(sums[key] for sums in holders) / signal
+    return found
+
+
+def cost(results: Mapping[str, Sums]) -> float:
+    """Denoiser calls of all units together."""
+    return sum(sums["calls"] for sums in results.values())
+
+
+def entries_to_check(table: SensitivityTable, count: int) -> list[Entry]:
+    """Entries that tell most about the estimate: for every operand and width as many, its noisiest one first.
+
+    Args:
+        table: estimates.
+        count: how many at most.
+    """
+    strata: dict[str, list[Entry]] = {}
+    for entry in sorted(table.noise, key=lambda e: -table.noise[e]):
+        strata.setdefault(_stratum(entry), []).append(entry)
+    each = max(count // max(len(strata), 1), 1)
+    chosen = [entries[round(i * (len(entries) - 1) / max(each, 1))] for entries in strata.values() for i in range(each)]
+    return list(dict.fromkeys(chosen))[:count]
+
+
+def naive_cost(candidates: Candidates, quality_calls: int, content_calls: int = 0) -> float:
+    """Denoiser calls of the naive method: every call and every run again for each entry."""
+    return FORWARD * len(candidates.entries()) * (quality_calls + content_calls)

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from denoisers import recorded, sampler, tiny_denoiser
+from torch import nn
+
+import dq_plugins as dq
+from dq_plugins.errors import DQError, PlanError
+from dq_plugins.full_precision import quantized_by, require_full_precision
+
+
+class Pipeline:
+    """Looks like one of diffusers'."""
+
+    components = {"vae": nn.Identity(), "unet": nn.Identity(), "scheduler": object()}  # noqa: RUF012
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    denoiser, folder = tiny_denoiser(), tmp_path_factory.mktemp("case")
+    calibration = recorded(denoiser, folder / "calib")
+    plan = dq.make_plan(denoiser, folder / "calib", "fast", progress=False)
+    plan.save(folder / "plan")
+    return denoiser, calibration, plan, folder
+
+
+def by_torchao(denoiser: nn.Module) -> nn.Module:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    quantize_(denoiser, Int8WeightOnlyConfig())
+    return denoiser
+
+
+def by_brevitas(denoiser: nn.Module) -> nn.Module:
+    from brevitas.graph.quantize import layerwise_quantize
+
+    return layerwise_quantize(denoiser)
+
+
+@pytest.mark.parametrize("take", [require_full_precision, lambda p: dq.record(p, sampler(), "nowhere")])
+def test_a_pipeline_is_no_denoiser(take) -> None:
+    with pytest.raises(DQError, match=r"this is a Pipeline\. Of its modules \(vae, unet\), pass the one"):
+        take(Pipeline())
+
+
+@pytest.mark.parametrize("quantize", [by_torchao, by_brevitas])
+def test_a_denoiser_of_another_quantizer_is_refused_by_name(case, quantize) -> None:
+    quantized = quantize(copy.deepcopy(case[0]))
+    with pytest.raises(PlanError, match=rf"TinyDenoiser is quantized already: .*{quantize.__name__[3:]}"):
+        dq.make_plan(quantized, case[1], "fast", progress=False)
+
+
+@pytest.mark.parametrize("backend", ["simulate", "torchao", "brevitas"])
+def test_a_plan_is_applied_once(case, backend: str) -> None:
+    denoiser, calibration, plan, _ = case
+    quantized = dq.apply(denoiser, plan, backend=backend)
+    assert quantized_by(denoiser) == ""
+    for again in (lambda: dq.apply(quantized, plan), lambda: dq.make_plan(quantized, calibration)):
+        with pytest.raises(PlanError, match="quantized already"):
+            again()
+
+
+def test_folders_stand_for_what_was_saved_there(case) -> None:
+    denoiser, calibration, plan, folder = case
+    assert dq.make_plan(denoiser, calibration, "fast", progress=False) == plan
+    assert dq.apply(denoiser, str(folder / "plan"), backend="simulate") is not denoiser
+    with pytest.raises(DQError, match="no plan at"):
+        dq.apply(denoiser, folder / "nowhere")
+
+
+def test_a_compiled_denoiser_stands_for_its_module(case, tmp_path: Path) -> None:
+    denoiser, calibration, plan, _ = case
+    compiled = torch.compile(copy.deepcopy(denoiser), backend="eager")
+    assert dq.make_plan(compiled, calibration, "fast", progress=False) == plan
+    assert type(dq.apply(compiled, plan, backend="torchao")) is type(denoiser)
