@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from dq_plugins.artifact.files import read_tensors
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.calibration.call import Call, first_tensor
 from dq_plugins.errors import CalibrationError
@@ -54,7 +55,7 @@ class BlockCache:
 
     def get(self, index: int) -> BlockCall:
         """One call."""
-        tensors = safetensors.torch.load_file(_file(self.folder, index))
+        _, tensors = read_tensors(_file(self.folder, index))
         arguments = map_leaves(self._templates[index], lambda name, value: tensors.get(name, value))
         return BlockCall(tuple(arguments["args"]), arguments["kwargs"], tensors["target"], tensors["timestep"])
 

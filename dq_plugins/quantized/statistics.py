@@ -11,20 +11,19 @@ Shapes: ``T`` timesteps, ``C`` candidate ranges.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import MappingProxyType
+from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dq_plugins.atomic import write_atomically
+from dq_plugins.artifact import STRICT, Format, StoredTensor, UnitResults
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.errors import CalibrationError
 from dq_plugins.hashing import hash_json, hash_tensors
@@ -36,7 +35,37 @@ from dq_plugins.observers.observer import Observer
 from dq_plugins.observers.streaming import Balance, located, stream_inputs
 from dq_plugins.timesteps import fit_to_input
 
-PARTS = ("lattice", "summary", "counts", "sums")
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What a file holds of the inputs of one layer at one timestep.
+
+    Attributes:
+        count: of values.
+        low: the smallest.
+        high: the largest.
+        squares: sum of their squares.
+        exponent: of the histogram's bins, see `Histogram`, as the rest.
+        first: index of the first bin.
+        counts: int64 ``[n]``.
+        sums: float64 ``[n]``.
+    """
+
+    __pydantic_config__ = STRICT
+
+    count: int
+    low: float
+    high: float
+    squares: float
+    exponent: int
+    first: int
+    counts: StoredTensor
+    sums: StoredTensor
+
+
+TIMESTEP: Format[dict[str, LayerRecord]] = Format(
+    "statistics", 2, dict[str, LayerRecord], CalibrationError, "statistics of a timestep"
+)
 
 
 class InputStatistics(Observer):
@@ -63,24 +92,20 @@ class InputStatistics(Observer):
         """The smallest and the largest value."""
         return self.low, self.high
 
-    def tensors(self) -> dict[str, Tensor]:
+    @property
+    def record(self) -> LayerRecord:
         """Everything, to be written."""
         h = self.histogram
-        return {
-            "lattice": torch.tensor([h.exponent, h.first, self.count]),
-            "summary": torch.tensor([self.low, self.high, self.squares], dtype=torch.float64),
-            "counts": h.counts.clone(),
-            "sums": h.sums.clone(),
-        }
+        return LayerRecord(self.count, self.low, self.high, self.squares, h.exponent, h.first, h.counts, h.sums)
 
     @classmethod
-    def of(cls, tensors: Mapping[str, Tensor], bins: int = BINS) -> InputStatistics:
-        """What `tensors` gave."""
+    def of(cls, record: LayerRecord, bins: int = BINS) -> InputStatistics:
+        """What `record` gave; the record's tensors may lie in a file."""
         found = cls(bins)
+        found.count, found.low, found.high, found.squares = record.count, record.low, record.high, record.squares
         h = found.histogram
-        h.exponent, h.first, found.count = (int(v) for v in tensors["lattice"])
-        found.low, found.high, found.squares = (float(v) for v in tensors["summary"])
-        h.counts, h.sums = tensors["counts"].clone(), tensors["sums"].clone()
+        h.exponent, h.first = record.exponent, record.first
+        h.counts, h.sums = record.counts.clone(), record.sums.clone()
         return found
 
 
@@ -95,12 +120,13 @@ class Collector:
     """
 
     def __init__(
-        self, folder: str | Path | None = None, *, source: Mapping[str, str] | None = None, bins: int = BINS
+        self, folder: str | Path | None = None, *, source: Mapping[str, Any] | None = None, bins: int = BINS
     ) -> None:
         self._owner = TemporaryDirectory(prefix="dq-statistics-") if folder is None else None
-        self.folder = Path(self._owner.name if self._owner is not None else str(folder))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.source, self.bins = {**(source or {}), "bins": str(bins)}, bins
+        self._kept = UnitResults(
+            TIMESTEP, self._owner.name if self._owner is not None else folder, {**(source or {}), "bins": bins}
+        )
+        self.bins = bins
         self._open: dict[float, dict[str, InputStatistics]] = {}
         self._seen: set[float] = set()
         self._lock = threading.Lock()  # threads may share a denoiser
@@ -141,11 +167,11 @@ class Collector:
         wanted = set(timesteps)
         for timestep in set(self._open) - wanted:
             layers = self._open.pop(timestep)
-            tensors = {f"{layer}/{part}": x for layer, s in layers.items() for part, x in s.tensors().items()}
-            if tensors:
-                write_atomically(self._file(timestep), safetensors.torch.save(tensors, metadata=self.source))
+            if layers:
+                self._kept.keep(_unit(timestep), {name: each.record for name, each in layers.items()})
         for timestep in wanted - set(self._open):
-            self._open[timestep] = self._read(timestep) if self.holds(timestep) else {}
+            found = self._kept.find(_unit(timestep), mapped=True) or {}
+            self._open[timestep] = {name: InputStatistics.of(record, self.bins) for name, record in found.items()}
 
     def at(self, timestep: float) -> dict[str, InputStatistics]:
         """What was seen so far at a timestep, by layer."""
@@ -154,11 +180,7 @@ class Collector:
 
     def holds(self, timestep: float) -> bool:
         """Whether the folder has this timestep, of this source."""
-        try:
-            with safe_open(self._file(timestep), framework="pt") as file:
-                return file.metadata() == self.source
-        except (OSError, SafetensorError):
-            return False  # absent, or not one of ours: written again
+        return self._kept.find(_unit(timestep), mapped=True) is not None
 
     def statistics(self, layers: Sequence[str], timesteps: Sequence[float] | None = None) -> Statistics:
         """What was seen of some layers; nothing more is collected.
@@ -169,17 +191,12 @@ class Collector:
         """
         self.visit(())
         chosen = self.timesteps if timesteps is None else tuple(timesteps)
-        return Statistics([self._file(t) for t in chosen], layers, chosen, owner=self._owner)
+        records = [self._kept.find(_unit(t), mapped=True) or {} for t in chosen]
+        return Statistics(records, layers, chosen, owner=self._owner)
 
-    def _file(self, timestep: float) -> Path:
-        return self.folder / f"timestep-{timestep!r}.safetensors"
 
-    def _read(self, timestep: float) -> dict[str, InputStatistics]:
-        parts: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in safetensors.torch.load_file(self._file(timestep)).items():
-            layer, _, part = key.rpartition("/")
-            parts.setdefault(layer, {})[part] = tensor
-        return {layer: InputStatistics.of(tensors, self.bins) for layer, tensors in parts.items()}
+def _unit(timestep: float) -> str:
+    return f"timestep {timestep!r}"
 
 
 class Statistics:
@@ -193,14 +210,17 @@ class Statistics:
     """
 
     def __init__(
-        self, files: Sequence[Path], layers: Sequence[str], timesteps: Sequence[float], owner: object = None
+        self,
+        records: Sequence[Mapping[str, LayerRecord]],
+        layers: Sequence[str],
+        timesteps: Sequence[float],
+        owner: object = None,
     ) -> None:
-        """``owner`` is kept alive with the statistics: the temporary folder, if it is one."""
+        """``records``: of each timestep, tensors on disk; ``owner`` is kept alive: the temporary folder, if any."""
         self.layers = tuple(layers)
         self.timesteps = tuple(timesteps)
         self._owner = owner
-        self._files = [safe_open(file, framework="pt") for file in files]
-        self._keys = [frozenset(file.keys()) for file in self._files]
+        self._records = records
 
     def count(self, layer: str) -> Tensor:
         """Number of values at each timestep, ``[T]``."""
@@ -226,31 +246,19 @@ class Statistics:
     @cached_property
     def hash(self) -> str:
         """sha256 of everything that the statistics hold."""
-        places = [(layer, index) for layer in self.layers for index in range(len(self._files))]
-        parts = {f"{n}/{i}/{part}": x for n, i in places for part, x in self._tensors(n, i).items()}
-        return hash_json([list(self.layers), list(self.timesteps), hash_tensors(parts)])
-
-    def _tensors(self, layer: str, index: int) -> dict[str, Tensor]:
-        if f"{layer}/summary" not in self._keys[index]:
-            return {}
-        return {part: self._files[index].get_tensor(f"{layer}/{part}") for part in PARTS}
+        parts = [TIMESTEP.seal({n: r[n] for n in self.layers if n in r})[0]["hash"] for r in self._records]
+        return hash_json([list(self.layers), list(self.timesteps), parts])
 
     @cached_property
     def _summaries(self) -> dict[str, Tensor]:
         """By layer ``[T, 4]``: count, smallest value, largest value, mean square."""
-        return {n: torch.stack([self._row(n, i) for i in range(len(self._files))]) for n in self.layers}
-
-    def _row(self, layer: str, index: int) -> Tensor:
-        if f"{layer}/summary" not in self._keys[index]:
-            return torch.zeros(4, dtype=torch.float64)
-        count = self._files[index].get_tensor(f"{layer}/lattice")[2].double()
-        low, high, squares = self._files[index].get_tensor(f"{layer}/summary")
-        return torch.stack([count, low, high, squares / count])
+        rows = {n: [_summary_of(record.get(n)) for record in self._records] for n in self.layers}
+        return {n: torch.tensor(each, dtype=torch.float64).reshape(-1, 4) for n, each in rows.items()}
 
     def at(self, layer: str, index: int) -> InputStatistics:
         """Everything about a layer at the timestep with this index."""
         self._summary(layer)
-        found = self._tensors(layer, index)
+        found = self._records[index].get(layer)
         return InputStatistics.of(found) if found else InputStatistics()
 
     def points(self, layer: str, index: int) -> tuple[Tensor, Tensor]:
@@ -289,6 +297,10 @@ class Statistics:
         return {layer: self.error_table(layer, width[layer], symmetric=symmetric, power=power) for layer in self.layers}
 
 
+def _summary_of(record: LayerRecord | None) -> tuple[float, float, float, float]:
+    return (0, 0, 0, 0) if record is None else (record.count, record.low, record.high, record.squares / record.count)
+
+
 def collect(
     denoiser: nn.Module,
     calibration: CalibrationSet,
@@ -315,7 +327,7 @@ def collect(
         CalibrationError: a layer does not exist, did not run at some timestep, or its input is not finite.
     """
     divided = hash_tensors({layer: balance[layer] for layer in layers if layer in balance})
-    source = {"calibration": calibration.hash, "layers": json.dumps(list(layers)), "balance": divided}
+    source = {"calibration": calibration.hash, "layers": list(layers), "balance": divided}
     collector = Collector(folder, source=source, bins=bins)
     todo = [t for t in calibration.timesteps if not collector.holds(t)]
     for _ in stream_inputs(

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
+from dq_plugins.artifact import Format, UnitResults
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.errors import DQError, RecipeError
 from dq_plugins.graph import Partition, partition
 from dq_plugins.graph.partition import untraced
 from dq_plugins.graph.unsupported_layers import find_unsupported_layers
 from dq_plugins.hashing import hash_json
-from dq_plugins.plan import Reason, Targets
+from dq_plugins.plan import QuantPlan, Reason, Targets
 from dq_plugins.quantized.sampled import SampledStatistics
 
 T = TypeVar("T")
@@ -101,6 +103,17 @@ class PassContext:
                 f"pass {self.running!r} does not know layers whose input channels are balanced: leave "
                 "'channel-balance' out of this recipe"
             )
+
+    def finished(self, format: Format[T], plan: QuantPlan, options: BaseModel) -> UnitResults[T]:
+        """Results of the running pass's units that are finished, kept in `workdir`.
+
+        Args:
+            format: of the results.
+            plan: as the pass was given it; results for another one are not used.
+            options: of the pass; likewise.
+        """
+        settings = {"plan": plan.hash, "options": options, "seed": self.seed, "calibration": self.calibration.hash}
+        return UnitResults(format, self.workdir, settings)
 
     def shared(self, key: Any, compute: Callable[[], T]) -> T:
         """Result of ``compute``, kept for later passes of the same run under a hashable ``key``."""

@@ -11,20 +11,19 @@ Source: BRECQ (Li et al. 2021) and Q-Diffusion (Li et al. 2023); the freezing is
 
 from __future__ import annotations
 
-import json
 import resource
 import time
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import ClassVar
 
-import safetensors.torch
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from dq_plugins.hashing import hash_json
+from dq_plugins.artifact import STRICT, Format, StoredTensor
 from dq_plugins.plan import QuantPlan, Section, WeightQuant
 from dq_plugins.progress import Progress, reported
 from dq_plugins.quantized.balance import balanced_weight, per_input
@@ -36,6 +35,19 @@ from dq_plugins.quantized.soft_rounding import SoftRounding
 from dq_plugins.recipe import Pass, PassContext, PassOptions
 
 SHOWN_EVERY = 20  # iterations
+
+
+@dataclass(frozen=True)
+class FinishedBlock:
+    """What was learned of a block: its losses, and codes of those layers that keep them."""
+
+    __pydantic_config__ = STRICT
+
+    losses: dict[str, float | bool]
+    codes: dict[str, StoredTensor]
+
+
+BLOCK: Format[FinishedBlock] = Format("reconstructed-block", 1, FinishedBlock, what="a reconstructed block")
 
 
 class BlockReconstruction(Pass):
@@ -80,13 +92,17 @@ class BlockReconstruction(Pass):
         run, inputs = planned_run(context.denoiser, plan), sees_quantized_inputs(plan, self.options.quantize_inputs)
         states = planned_states(run, plan, quantize_inputs=inputs)
         found = {}
-        started = time.perf_counter()
+        started, finished = time.perf_counter(), context.finished(BLOCK, plan, self.options)
         for done, unit in enumerate(units):
-            result, codes = yield from self._unit(unit, done, len(units), run, states, plan, context)
-            for name, learned in codes.items():
+            block = finished.find(unit.module)
+            if block is None:
+                block = yield from self._unit(unit, done, len(units), run, states, plan, context)
+                finished.keep(unit.module, block)
+            for name, learned in block.codes.items():
                 _quant(plan, name).codes = learned.cpu()
-            states |= planned_states(run, plan, codes, quantize_inputs=inputs)
-            found[unit.module] = result
+            states |= planned_states(run, plan, block.codes, quantize_inputs=inputs)
+            found[unit.module] = block.losses
+            yield Progress(done + 1, len(units), unit.module)
         context.measurements[self.name] = {
             "seconds": time.perf_counter() - started,
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -108,14 +124,7 @@ class BlockReconstruction(Pass):
         states: States,
         plan: QuantPlan,
         context: PassContext,
-    ) -> Generator[Progress, None, tuple[dict[str, float | bool], dict[str, Tensor]]]:
-        signature = hash_json([unit.module, unit.layers, self.options.model_dump(), context.seed, plan.hash])
-        file = context.workdir / "blocks" / f"{done:03d}.safetensors" if context.workdir else None
-        saved = _load(file, signature)
-        if saved is not None:
-            yield Progress(done + 1, total, f"{unit.module} (resumed)")
-            return saved
-
+    ) -> Generator[Progress, None, FinishedBlock]:
         def progress(iteration: int) -> Progress | None:
             what = f"{unit.module} {iteration}/{self.options.iterations}"
             return None if iteration % SHOWN_EVERY else Progress(done, total, what)
@@ -130,9 +139,7 @@ class BlockReconstruction(Pass):
             "learned": verdict.learned_loss,
             "kept_nearest": verdict.kept_nearest,
         }
-        _save(file, signature, losses, result.codes)
-        yield Progress(done + 1, total, unit.module)
-        return losses, result.codes
+        return FinishedBlock(losses, result.codes)
 
     def learn(
         self, unit: Unit, cache: BlockCache, run: QuantizedRun, states: States, plan: QuantPlan, context: PassContext
@@ -157,27 +164,3 @@ def _quant(plan: QuantPlan, name: str) -> WeightQuant:
     quant = plan.layers[name].weight
     assert quant is not None
     return quant
-
-
-def _save(file: Path | None, signature: str, losses: dict[str, float | bool], codes: dict[str, Tensor]) -> None:
-    if file is None:
-        return
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    tensors = {name: c.contiguous() for name, c in codes.items()} or {"": torch.zeros(0)}
-    safetensors.torch.save_file(tensors, temporary, {"signature": signature, "losses": json.dumps(losses)})
-    temporary.replace(file)
-
-
-def _load(file: Path | None, signature: str) -> tuple[dict[str, float | bool], dict[str, Tensor]] | None:
-    """A block that an interrupted run finished, if it was this very block."""
-    if file is None or not file.is_file():
-        return None
-    try:
-        with safetensors.safe_open(file, "pt") as stored:
-            metadata = stored.metadata()
-            if metadata["signature"] != signature:
-                return None
-            return json.loads(metadata["losses"]), {n: stored.get_tensor(n) for n in stored.keys() if n}  # noqa: SIM118
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError):
-        return None

@@ -9,7 +9,7 @@ Source: Frantar et al. 2022 (GPTQ).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -17,6 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from dq_plugins.artifact import Format
 from dq_plugins.hooks import hooked
 from dq_plugins.observers.streaming import first_argument
 from dq_plugins.passes.rounding.compensation import GPTQOptions, compensated_codes, weighted_scale
@@ -26,6 +27,9 @@ from dq_plugins.quantized.input_rows import has_rows, input_rows, weight_matrix
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 MEBIBYTE = 1 << 20
+SWEEP: Format[dict[str, WeightQuant]] = Format(
+    "gptq-sweep", 1, dict[str, WeightQuant], what="a sweep of rounded layers"
+)
 
 
 class GPTQ(Pass):
@@ -60,17 +64,30 @@ class GPTQ(Pass):
     Options: ClassVar[type[PassOptions]] = Options
 
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
-        """Write codes (and scales) layer by layer."""
-        layers = self._layers(plan, context)
+        """Write codes (and scales) sweep by sweep; a finished sweep is not made again after an interruption."""
+        layers, finished = self._layers(plan, context), context.finished(SWEEP, plan, self.options)
         done = 0
         for chunk in self._chunks(layers, context):
-            yield Progress(done, len(layers), f"inputs of {len(chunk)} layers")
-            moments = self._moments(chunk, context)
-            for name in chunk:
-                layer = plan.layers[name]
-                layer.weight = self._rounded(context.denoiser.get_submodule(name), layer, moments.pop(name))
-                done += 1
-                yield Progress(done, len(layers), name)
+            unit = " ".join(chunk)
+            weights = finished.find(unit)
+            if weights is None:
+                weights = yield from self._sweep(chunk, plan, context, done, len(layers))
+                finished.keep(unit, weights)
+            for name, weight in weights.items():
+                plan.layers[name].weight = weight
+            done += len(chunk)
+            yield Progress(done, len(layers), chunk[-1])
+
+    def _sweep(
+        self, chunk: list[str], plan: QuantPlan, context: PassContext, done: int, total: int
+    ) -> Generator[Progress, None, dict[str, WeightQuant]]:
+        yield Progress(done, total, f"inputs of {len(chunk)} layers")
+        moments = self._moments(chunk, context)
+        found = {}
+        for name in chunk:
+            yield Progress(done + len(found), total, name)
+            found[name] = self._rounded(context.denoiser.get_submodule(name), plan.layers[name], moments.pop(name))
+        return found
 
     def _layers(self, plan: QuantPlan, context: PassContext) -> list[str]:
         return [

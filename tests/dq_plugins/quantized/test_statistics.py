@@ -262,3 +262,14 @@ def test_files_of_another_source_count_as_absent(tmp_path):
     other = Collector(tmp_path, source={"calibration": "two"})
     other.see("layer", torch.zeros(3), 900)
     assert other.statistics(["layer"]).count("layer").tolist() == [3]
+
+
+def test_a_damaged_file_is_collected_again(denoiser, calib, tmp_path):
+    whole = collect(denoiser, calib, ["moves"], folder=tmp_path)
+    file = sorted(tmp_path.iterdir())[0]
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1  # of a sum
+    file.write_bytes(data)
+    again = collect(denoiser, calib, ["moves"], folder=tmp_path)
+    assert again.hash == collect(denoiser, calib, ["moves"]).hash
+    assert torch.equal(again.low("moves"), whole.low("moves"))

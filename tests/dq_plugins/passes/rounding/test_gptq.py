@@ -96,3 +96,26 @@ def test_the_same_seed_gives_the_same_plan(case) -> None:
     few = Step("gptq", {"rows": 16})
     assert make(case, few) == make(case, few)
     assert make(case, few, seed=1) != make(case, few)
+
+
+def test_resumes_sweep_by_sweep_to_the_same_plan(case, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(gptq, "MEBIBYTE", 1)  # a sweep for each layer
+    whole, measure, swept = make(case, Step("gptq")), gptq.GPTQ._moments, []
+
+    def interrupted_after(sweeps: int):
+        def moments(self, names, context):
+            if len(swept) == sweeps:
+                raise KeyboardInterrupt
+            swept.append(names)
+            return measure(self, names, context)
+
+        return moments
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gptq.GPTQ, "_moments", interrupted_after(2))
+        with pytest.raises(KeyboardInterrupt):
+            make(case, Step("gptq"), workdir=tmp_path)
+    assert len(list((tmp_path / "01-gptq").iterdir())) == 2
+    monkeypatch.setattr(gptq.GPTQ, "_moments", interrupted_after(99))
+    assert make(case, Step("gptq"), workdir=tmp_path) == whole
+    assert len(swept) == len({tuple(names) for names in swept}) > 2
