@@ -112,7 +112,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_store import Counting
+from test_measurement_store import Counting
 from dq_plugins.progress import finish
 from dq_plugins.sensitivity.measure import measure
 from dq_plugins.sensitivity.measurement_store import Store
