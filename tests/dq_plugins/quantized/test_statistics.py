@@ -265,11 +265,12 @@ def test_files_of_another_source_count_as_absent(tmp_path):
 
 
 def test_a_damaged_file_is_collected_again(denoiser, calib, tmp_path):
-    whole = collect(denoiser, calib, ["moves"], folder=tmp_path)
-    file = sorted(tmp_path.iterdir())[0]
+    folder = tmp_path / "statistics"
+    whole = collect(denoiser, calib, ["moves"], folder=folder)
+    file = sorted(folder.iterdir())[0]
     data = bytearray(file.read_bytes())
     data[-3] ^= 1  # of a sum
     file.write_bytes(data)
-    again = collect(denoiser, calib, ["moves"], folder=tmp_path)
+    again = collect(denoiser, calib, ["moves"], folder=folder)
     assert again.hash == collect(denoiser, calib, ["moves"]).hash
     assert torch.equal(again.low("moves"), whole.low("moves"))
