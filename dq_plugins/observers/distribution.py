@@ -35,6 +35,12 @@ class DistributionObserver(Observer):
         """Add the other's histogram."""
         self.histogram.merge(other.histogram)
 
+    def take(self, seen: Observer, histogram: Histogram) -> None:
+        """Take in what another kind of observer saw and kept in a histogram."""
+        self.count += seen.count
+        self.low, self.high = min(self.low, seen.low), max(self.high, seen.high)
+        self.histogram.merge(histogram)
+
     def choose_range(self) -> tuple[float, float]:
         """The range for the values in the histogram."""
         return self.range_of(*self.histogram.points())

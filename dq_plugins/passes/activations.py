@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dq_plugins import registry
 from dq_plugins.hashing import hash_tensors
+from dq_plugins.observers.distribution import DistributionObserver
 from dq_plugins.observers.error import ErrorTable
 from dq_plugins.observers.grouping import best_candidates
 from dq_plugins.observers.observing import observe_groups
@@ -20,7 +21,6 @@ from dq_plugins.recipe import PassContext
 from dq_plugins.timesteps import TimestepGroups
 
 DEFAULT_GROUPS = "default"
-FROM_STATISTICS = ("mse", "minmax")  # observers that the collected statistics answer, without another run
 
 Ranges = dict[str, tuple[Tensor, Tensor]]
 """Clip bounds ``low [G]`` and ``high [G]`` by layer."""
@@ -103,7 +103,7 @@ def input_ranges(
     """
     rows = torch.arange(len(groups)) if rows is None else rows
     symmetric = context.targets.symmetric_acts
-    if methods.inputs not in FROM_STATISTICS:
+    if not from_statistics(methods.inputs):
         observer = registry.get("observer", methods.inputs)
         return observe_groups(
             context.denoiser,
@@ -119,11 +119,43 @@ def input_ranges(
     count = int(rows.max()) + 1
     if methods.inputs == "minmax":
         found = _extremes(context, bits, membership, count)
+    elif methods.inputs != "mse":
+        found = _distributions(context, bits, membership, count, registry.get("observer", methods.inputs))
     else:
         tables = error_tables(context, bits, symmetric=symmetric, power=methods.power)
         chosen = {name: best_candidates(table, membership, count) for name, table in tables.items()}
         found = {name: (tables[name].low[index], tables[name].high[index]) for name, index in chosen.items()}
     return {name: (low[rows], high[rows]) for name, (low, high) in found.items()}
+
+
+def from_statistics(observer: str) -> bool:
+    """Whether the collected statistics answer a registered observer, without another run."""
+    if observer in ("mse", "minmax"):
+        return True
+    found = registry.get("observer", observer)
+    return isinstance(found, type) and issubclass(found, DistributionObserver)
+
+
+def _distributions(
+    context: PassContext,
+    bits: Mapping[str, int],
+    membership: Tensor,
+    count: int,
+    make: type[DistributionObserver],
+) -> Ranges:
+    """Ranges that an observer chooses from the histograms of each group's timesteps."""
+    found, ranges = statistics(context, tuple(sorted(bits))), {}
+    for name, width in bits.items():
+        observers = [make(bits=width, symmetric=context.targets.symmetric_acts) for _ in range(count + 1)]
+        for place, group in enumerate(membership.tolist()):
+            seen = found.at(name, place)
+            for observer in (observers[group], observers[-1]):
+                observer.take(seen, seen.histogram)
+        # a group without recorded timesteps gets the range of all of them
+        chosen = [(each if each.count else observers[-1]).range() for each in observers[:-1]]
+        low, high = torch.tensor(chosen, dtype=torch.float32).T  # [G], [G]
+        ranges[name] = (low, high)
+    return ranges
 
 
 def _extremes(context: PassContext, bits: Iterable[str], membership: Tensor, count: int) -> Ranges:

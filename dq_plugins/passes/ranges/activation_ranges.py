@@ -11,9 +11,9 @@ from pydantic import Field
 from dq_plugins.affine import affine_parameters
 from dq_plugins.passes.activations import (
     DEFAULT_GROUPS,
-    FROM_STATISTICS,
     Ranges,
     activation_bits,
+    from_statistics,
     group_names,
     input_ranges,
     shared_rows,
@@ -62,7 +62,7 @@ class ActivationRanges(Pass):
         low, high = context.calibration.timestep_range
         plan.groups.setdefault(DEFAULT_GROUPS, TimestepGroups((), low, high))
         names = group_names(plan, bits)
-        if self.options.observer in FROM_STATISTICS:
+        if from_statistics(o.observer):
             statistics(context, tuple(sorted(bits)))  # of all layers at once, however many sets of groups there are
         ranges: Ranges = {}
         for groups in dict.fromkeys(names.values()):

@@ -5,11 +5,14 @@ import torch
 from torch import nn
 
 import dq_plugins as dq
+from dq_plugins.affine import affine_parameters
 from dq_plugins.errors import RecipeError
 from dq_plugins.hooks import hooked
 from dq_plugins.layer_kinds import kind_name, kind_of
+from dq_plugins.observers import observe_groups
 from dq_plugins.quantized.sampled import SampledStatistics
 from dq_plugins.quantized.statistics import Collector
+from dq_plugins.recipe import Recipe, Step
 from dq_plugins.testing.denoiser import TinyDenoiser, calibrated, example_inputs, sample
 
 
@@ -34,6 +37,22 @@ def test_the_plan_is_that_of_recorded_calls(recipe):
         denoiser, observed(denoiser, example=example_inputs()), recipe, weight_bits=4, act_bits=6, progress=False
     )
     assert plan == recorded
+
+
+@pytest.mark.parametrize("observer", ["percentile", "shrink", "mse", "minmax"])
+def test_observers_of_distributions_need_no_recorded_calls(observer):
+    ranges = Step("activation-ranges", {"observer": observer})
+    steps = (Step("weight-ranges"), Step("timestep-groups", {"groups": 2}), ranges)
+    with calibrated() as (denoiser, calibration):
+        recorded = dq.make_plan(denoiser, calibration, Recipe("r", "", steps), act_bits=5, progress=False)
+        groups = recorded.groups["default"]
+        if observer in ("percentile", "shrink"):
+            make = dq.get("observer", observer)
+            watched = observe_groups(denoiser, calibration, ["up"], lambda _: make(bits=5, symmetric=False), groups)
+            scale, _ = affine_parameters(*watched["up"], 5, symmetric=False)
+            assert torch.equal(recorded.layers["up"].activation.scale, scale)
+    source = observed(denoiser, example=example_inputs())
+    assert dq.make_plan(denoiser, source, Recipe("r", "", steps), act_bits=5, progress=False) == recorded
 
 
 def test_layers_have_no_roles_where_nothing_can_be_traced():
