@@ -85,7 +85,7 @@ def random_plans(setting: Setting, table: SensitivityTable, count: int) -> list[
 
 def prediction(setting: Setting, table: SensitivityTable, count: int, records: Records) -> dict[str, float]:
     """Rank correlation of both objectives with the true noise over random plans."""
-    groups, plans = table.groups(), random_plans(setting, table, count)
+    groups, plans = table.metric_kinds(), random_plans(setting, table, count)
     sums = [sum(table.noise[e] for e in entries) for entries in plans]
     paper = [-sum(score(table, e, groups[e.layer]) for e in entries) for entries in plans]
     true: list[float] = list(records.data.get("true noise of random plans", []))
@@ -115,7 +115,7 @@ def paper_plan(setting: Setting, table: SensitivityTable, problem: AllocationPro
         final = final_samples(setting.denoiser, setting.candidates, entries_of(widths), run)
         return float((final - run.final()).double().square().mean())
 
-    return mixdq_widths(problem, table, table.groups(), image_error)[0]
+    return mixdq_widths(problem, table, table.metric_kinds(), image_error)[0]
 
 
 def true_fronts(setting: Setting, table: SensitivityTable, records: Records) -> list[Front]:

@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--part", choices=("search", "supernet"), default="search")
     parser.add_argument("--images", type=int, default=8, help="images of the search, and as many others")
     parser.add_argument("--clip", action="store_true", help="keep the scheduler's clip_sample")
-    parser.add_argument("--grouping", choices=("quadratic", "uniform", "change"), default="quadratic")
+    parser.add_argument("--spacing", choices=("quadratic", "uniform", "change"), default="quadratic")
     parser.add_argument("--population", type=int, default=20)
     parser.add_argument("--generations", type=int, default=8)
     parser.add_argument("--draws", type=int, default=160, help="backward passes of the sensitivity")

@@ -112,7 +112,7 @@ class Benchmark:
             **{
                 "steps": COUNTS,
                 "grid": 50,
-                "grouping": self.args.grouping,
+                "spacing": self.args.spacing,
                 "seconds": self.args.seconds,
                 "images": (0.25, 1.0),
                 "generations": self.args.generations,

@@ -53,7 +53,9 @@ class SensitivityTable:
             )
         return 1 - self.structure[entry] - self.texture[entry]
 
-    def groups(self, rule: Literal["measured", "paper"] = "measured", *, paper: Iterable[str] = ()) -> dict[str, Group]:
+    def metric_kinds(
+        self, rule: Literal["measured", "paper"] = "measured", *, paper: Iterable[str] = ()
+    ) -> dict[str, Group]:
         """Content and quality layers.
 
         Args:

@@ -64,7 +64,7 @@ class BitAllocation(Pass):
             role_act_choices: the same for inputs.
             full_precision: offer full precision, too, for all weights and inputs.
             tolerance: relative gap at which the solution counts as optimal.
-            groups: who is a content layer in ``"mixdq"``: ``"measured"`` or ``"paper"``.
+            content_by: who is a content layer in ``"mixdq"``: ``"measured"`` or ``"paper"``.
             sweep: limits on mean weight bits at which error against size is drawn; none by default.
         """
 
@@ -82,7 +82,7 @@ class BitAllocation(Pass):
         role_act_choices: dict[str, tuple[int, ...]] = Field(default_factory=dict)
         full_precision: bool = False
         tolerance: float = Field(0.0, ge=0)
-        groups: Literal["measured", "paper"] = "measured"
+        content_by: Literal["measured", "paper"] = "measured"
         sweep: tuple[float, ...] = ()
 
     options: Options
@@ -189,7 +189,7 @@ class BitAllocation(Pass):
             return float((final - runs[0].final()).double().square().mean())
 
         paper = [name for name in problem.layers if any(part in name for part in PAPER_CONTENT)]
-        groups = table.groups(o.groups, paper=paper)
+        groups = table.metric_kinds(o.content_by, paper=paper)
         widths, couplings = mixdq_widths(problem, table, groups, image_error, solver=o.solver, **exact)
         program, columns = problem.program()
         choice = choice_of(program, columns, widths)

@@ -109,7 +109,7 @@ class TimestepReduction(Pass):
                 ``steps`` at the recipe's widths.
             latency_table: measured time by layer and width, ``{"conv_in": {"W8A8": 0.8}}``; costs are BitOps without.
             call_latency: with such a table, time of a denoiser call outside its layers.
-            grouping: ``"quadratic"`` (the paper's), ``"uniform"``, or ``"change"`` (equal change of the trajectory).
+            spacing: ``"quadratic"`` (the paper's), ``"uniform"``, or ``"change"`` (equal change of the trajectory).
             grid: recorded timesteps to choose from, at most; they are thinned out evenly.
             search: ``"exact"``, ``"evolution"``, or ``"both"``.
             fitness: registered metric of the images.
@@ -136,7 +136,7 @@ class TimestepReduction(Pass):
         budget: float | None = Field(None, gt=0)
         latency_table: dict[str, dict[str, float]] = Field(default_factory=dict)
         call_latency: float = Field(0.0, ge=0)
-        grouping: Literal["quadratic", "uniform", "change"] = "quadratic"
+        spacing: Literal["quadratic", "uniform", "change"] = "quadratic"
         grid: int = Field(50, ge=1)
         search: Literal["exact", "evolution", "both"] = "both"
         fitness: str = "mse"
@@ -209,7 +209,7 @@ class TimestepReduction(Pass):
         stepper, runs = runs_of(context.calibration, argument)
         grid = thinned(tuple(t for t in context.calibration.schedule.sorted if t > stepper.end), o.grid)
         transitions = None
-        if o.search != "evolution" or o.grouping == "change":
+        if o.search != "evolution" or o.spacing == "change":
             trajectories = trajectories_of(context.calibration, argument)
             transitions = yield from measure_transitions(
                 context.denoiser,
@@ -237,8 +237,8 @@ class TimestepReduction(Pass):
         o = self.options
         counts = o.steps or (max(len(context.calibration.schedule) // 2, 1),)
         bounds = max(setting.stepper.end, 0.0), setting.grid[-1] + 1
-        change = setting.transitions.change() if o.grouping == "change" and setting.transitions else None
-        groups = {k: step_intervals(setting.grid, k, o.grouping, bounds=bounds, change=change) for k in counts}
+        change = setting.transitions.change() if o.spacing == "change" and setting.transitions else None
+        groups = {k: step_intervals(setting.grid, k, o.spacing, bounds=bounds, change=change) for k in counts}
         latency = {n: {Width.parse(w): ms for w, ms in times.items()} for n, times in o.latency_table.items()}
         choices = layer_choices(setting.candidates, context, latency)
         unit, overhead = ("ms", o.call_latency) if latency else ("BitOps", 0.0)
@@ -268,7 +268,7 @@ class TimestepReduction(Pass):
         o = self.options
         sizes = o.population, o.parents, o.mutants, o.crossovers, o.generations
         evolution = EvolutionOptions(*sizes, o.mutation, o.spread, seed=context.stream("evolution"))
-        scores_depend_on = o.model_dump(mode="json", include={"steps", "grouping", "fitness", "features", "images"})
+        scores_depend_on = o.model_dump(mode="json", include={"steps", "spacing", "fitness", "features", "images"})
         signature = [context.calibration.hash, setting.candidates.hash, scores_depend_on, setting.grid]
         return JointSearch(
             self._fitness(context, setting, self.space(plan, context, setting)),

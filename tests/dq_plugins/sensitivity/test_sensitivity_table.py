@@ -43,14 +43,19 @@ def test_content_layers_are_those_that_move_structure():
     entries = list(table().noise)
     structure = {e: 0.9 if e.layer in "ab" else 0.1 for e in entries}
     measured = table(structure=structure, texture={e: 1 - structure[e] for e in entries})
-    assert measured.groups() == {"a": "content", "b": "content", "c": "quality", "d": "quality"}
-    assert measured.groups("paper", paper=["d"]) == {"a": "quality", "b": "quality", "c": "quality", "d": "content"}
+    assert measured.metric_kinds() == {"a": "content", "b": "content", "c": "quality", "d": "quality"}
+    assert measured.metric_kinds("paper", paper=["d"]) == {
+        "a": "quality",
+        "b": "quality",
+        "c": "quality",
+        "d": "content",
+    }
     assert measured.similarity(entries[0]) == pytest.approx(0)
 
 
 def test_asking_for_content_that_was_not_measured_says_what_to_do():
     with pytest.raises(DQError, match="content=True"):
-        table().groups()
+        table().metric_kinds()
 
 
 def test_table_survives_the_plan():

@@ -39,7 +39,7 @@ def test_scores_are_ssim_and_sqnr():
 
 def test_planted_groups_are_found_and_each_keeps_its_own_budget_at_every_coupling():
     problem, table = setting()
-    groups = table.groups()
+    groups = table.metric_kinds()
     assert groups == {f"l{i}": "content" if i % 2 else "quality" for i in range(16)}
     sizes = {g: sum(c.weights for n, c in problem.layers.items() if groups[n] == g) for g in ("content", "quality")}
     ratio, seen = sizes["content"] / sizes["quality"], 0
@@ -62,7 +62,7 @@ def test_the_plan_with_the_least_true_error_is_kept_and_equal_plans_are_measured
         asked.append(tuple(sorted(widths.items())))
         return abs(widths["l0"].weight - 2) + sum(w.activation for w in widths.values()) / 1000
 
-    widths, kept = mixdq_widths(problem, table, table.groups(), true_error)
+    widths, kept = mixdq_widths(problem, table, table.metric_kinds(), true_error)
     assert len(asked) == len(set(asked))
     given_weights = [p for p in map(dict, asked) if all(p[n].weight == w.weight for n, w in widths.items())]
     assert true_error(widths) == min(true_error(p) for p in given_weights)
@@ -73,13 +73,13 @@ def test_the_plan_with_the_least_true_error_is_kept_and_equal_plans_are_measured
 def test_other_budgets_are_refused():
     problem, table = setting(weight_bits=4.0, bitops=1e9)
     with pytest.raises(BudgetError, match="bitops needs objective='noise-power'"):
-        mixdq_widths(problem, table, table.groups(), lambda _: 0.0)
+        mixdq_widths(problem, table, table.metric_kinds(), lambda _: 0.0)
 
 
 def test_a_mean_that_only_equal_shares_can_meet_is_met():
     problem, table = setting(weight_bits=4.0, act_bits=8.0)
     problem = replace(problem, default_choices=WidthChoices(BITS, (8,)))
-    widths, kept = mixdq_widths(problem, table, table.groups(), lambda widths: 0.0)
+    widths, kept = mixdq_widths(problem, table, table.metric_kinds(), lambda widths: 0.0)
     assert {w.activation for w in widths.values()} == {8}
     assert kept["activation"] == 1.0
 
@@ -87,4 +87,4 @@ def test_a_mean_that_only_equal_shares_can_meet_is_met():
 def test_a_mean_below_the_narrowest_width_is_refused():
     problem, table = setting(weight_bits=1.0)
     with pytest.raises(BudgetError, match="no coupling"):
-        mixdq_widths(problem, table, table.groups(), lambda _: 0.0)
+        mixdq_widths(problem, table, table.metric_kinds(), lambda _: 0.0)

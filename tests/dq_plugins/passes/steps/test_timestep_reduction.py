@@ -81,7 +81,7 @@ def test_the_figure_shows_the_points_of_the_sweep(joint):
 
 
 def test_timesteps_alone_are_better_than_the_samplers_own(setting):
-    plan = make(setting, ALONE, steps=(4,), grouping="change", sweep=(1.0,), budget=1.0)
+    plan = make(setting, ALONE, steps=(4,), spacing="change", sweep=(1.0,), budget=1.0)
     data = plan.sections["timestep-reduction"].data
     assert len(plan.sampling) == 4
     assert all(layer.weight is None for layer in plan.layers.values())
@@ -89,9 +89,9 @@ def test_timesteps_alone_are_better_than_the_samplers_own(setting):
 
 
 @pytest.mark.parametrize("search", ["evolution", "exact"])
-@pytest.mark.parametrize("grouping", ["uniform", "change"])
-def test_every_grouping_and_search_makes_a_plan(setting, search, grouping):
-    plan = make(setting, ALONE, steps=(4,), search=search, grouping=grouping)
+@pytest.mark.parametrize("spacing", ["uniform", "change"])
+def test_every_spacing_and_search_makes_a_plan(setting, search, spacing):
+    plan = make(setting, ALONE, steps=(4,), search=search, spacing=spacing)
     assert plan.sections["timestep-reduction"].data["chosen_by"] == search
     assert TimestepReduction.figure(plan) is None  # no sweep was asked for
     assert len(plan.sampling) == 4
