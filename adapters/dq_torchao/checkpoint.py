@@ -1,4 +1,4 @@
-"""Quantized denoisers on disk: ``config.json`` and ``model.safetensors``, for any ``nn.Module``.
+"""Quantized denoisers on disk: one safetensors file with tensors and config, for any ``nn.Module``.
 
 Loading takes the denoiser's own class for everything that is not quantized: build it as you built it before, with any
 weights or none, and `load` gives it the quantized layers and all values. Nothing is measured or decided again, so the
@@ -8,18 +8,16 @@ loaded denoiser computes the same bits. A library that saves models in a form of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
 from torch import nn
 from torchao.core.config import config_to_dict
 
-from dq_plugins.atomic import write_atomically
+from dq_plugins.atomic import replacing
 from dq_plugins.errors import CheckpointError, DQError, PlanError, TimestepError
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.adapter import install
@@ -29,8 +27,7 @@ from dq_torchao.config_data import config_from_json
 from dq_torchao.restoring import check_values, restore_layer
 from dq_torchao.timestep_state import bind_timestep_state
 
-CONFIG_NAME, TENSORS_NAME = "config.json", "model.safetensors"
-CONFIG_KEY = "quantization_config"
+FILE_NAME = "model.safetensors"
 
 
 def save(model: nn.Module, folder: str | Path) -> Path:
@@ -55,11 +52,8 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
-    data = config_to_dict(config)
-    # One entry of metadata: safetensors writes several in any order, and the same denoiser makes the same bytes.
-    write_atomically(folder / TENSORS_NAME, safetensors.torch.save(state, integrity_metadata(state, data)))
-    text = json.dumps({CONFIG_KEY: data}, indent=1, sort_keys=True, allow_nan=False)
-    write_atomically(folder / CONFIG_NAME, (text + "\n").encode())
+    with replacing(folder / FILE_NAME) as temporary:
+        safetensors.torch.save_file(state, temporary, integrity_metadata(state, config_to_dict(config), carried=True))
     return folder
 
 
@@ -79,10 +73,15 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
     """
     folder = Path(folder)
     device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
-    raw = _read_config(folder / CONFIG_NAME)
-    config = config_from_json(raw, CheckpointConfig)
-    files = CheckpointFiles([folder / TENSORS_NAME])
+    files = CheckpointFiles([folder / FILE_NAME])
+    raw = files.record.config
+    if raw is None:
+        raise CheckpointError(
+            f"{files.files[0]} does not hold its quantization config: another library saved the denoiser, and its own "
+            "from_pretrained loads it"
+        )
     files.verify(raw)
+    config = config_from_json(raw, CheckpointConfig)
     rebuild(model, config)
     files.check(model.state_dict())
     with _damage_named():
@@ -151,14 +150,3 @@ def _to_meta(layer: nn.Module) -> None:
             f"a {type(layer).__name__} that the checkpoint quantizes has no weight: it is quantized already"
         )
     layer.weight = nn.Parameter(torch.empty_like(weight, device="meta"), requires_grad=False)
-
-
-def _read_config(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent} holds no quantized denoiser: {path.name} is missing")
-    try:
-        return json.loads(path.read_bytes())[CONFIG_KEY]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is not the config of a quantized denoiser: {type(error).__name__}: {error}"
-        ) from error

@@ -27,7 +27,7 @@ ATTRIBUTE = "dq_checkpoint"
 class CheckpointConfig(Versioned, AOBaseConfig):
     """The structure of a denoiser that `dq_torchao.apply` has quantized.
 
-    It is written into ``config.json`` when the denoiser is saved; nobody needs to make one by hand.
+    It is written beside the tensors when the denoiser is saved; nobody needs to make one by hand.
 
     Attributes:
         plan: the JSON record of the plan.

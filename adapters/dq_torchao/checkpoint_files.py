@@ -8,22 +8,21 @@ they are not a signature.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dq_plugins.artifact import STRICT, Format
+from dq_plugins.artifact.format import METADATA_KEY
 from dq_plugins.errors import CheckpointError, DQError
 from dq_plugins.hashing import hash_in_order, hash_json, hash_tensors
 
-METADATA_KEY = "dq_plugins"
-FORMAT_VERSION = 1
 _DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
     "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
@@ -38,20 +37,35 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+@dataclass(frozen=True)
+class CheckpointRecord:
+    """What was saved.
 
-    format_version: int
+    Attributes:
+        state_hash: of all tensors, of all files.
+        config_hash: of the JSON form of the quantization config.
+        config: that form, unless another file holds it.
+    """
+
+    __pydantic_config__ = STRICT
+
     state_hash: str
     config_hash: str
+    config: dict[str, Any] | None = None
 
 
-def integrity_metadata(state: Mapping[str, Tensor], config: Any) -> dict[str, str]:
+RECORD: Format[CheckpointRecord] = Format(
+    "quantized-denoiser", 2, CheckpointRecord, CheckpointError, "a record of a quantized denoiser", "Save it again."
+)
+
+
+def integrity_metadata(state: Mapping[str, Tensor], config: Any, *, carried: bool = False) -> dict[str, str]:
     """Metadata for the safetensors files of a checkpoint.
 
     Args:
         state: all tensors, of all files.
-        config: the JSON form of the quantization config that is saved beside them.
+        config: the JSON form of the quantization config.
+        carried: put the config itself into the metadata; otherwise it is saved beside the files.
 
     Raises:
         DQError: the denoiser has adapters, whose tensors a loaded one would have no place for.
@@ -61,8 +75,8 @@ def integrity_metadata(state: Mapping[str, Tensor], config: Any) -> dict[str, st
             f"the denoiser has LoRA adapters ({adapters[0]!r} and {len(adapters) - 1} other tensors), which are not "
             "part of a quantized checkpoint: save them with save_lora_adapter, unload them, and save again"
         )
-    record = _Record(format_version=FORMAT_VERSION, state_hash=hash_tensors(state), config_hash=hash_json(config))
-    return {METADATA_KEY: record.model_dump_json()}
+    record = CheckpointRecord(hash_tensors(state), hash_json(config), config if carried else None)
+    return {METADATA_KEY: RECORD.to_text(record).decode()}
 
 
 def check_readable(files: Iterable[str | Path]) -> None:
@@ -120,8 +134,7 @@ class CheckpointFiles:
         Raises:
             CheckpointError: there is no record, it is of a newer format, or a hash differs.
         """
-        record = self._record()
-        where = self.files[0].parent
+        record, where = self.record, self.files[0].parent
         if hash_json(config) != record.config_hash:
             raise CheckpointError(
                 f"the quantization config in {where} does not belong to the tensors beside it, or was altered: its "
@@ -133,23 +146,20 @@ class CheckpointFiles:
                 "incomplete, damaged or altered; copy the whole folder again."
             )
 
-    def _record(self) -> _Record:
+    @property
+    def record(self) -> CheckpointRecord:
+        """What was saved.
+
+        Raises:
+            CheckpointError: there is no record, it is damaged, or of another format.
+        """
         where = self.files[0].parent
         if self._metadata is None:
             raise CheckpointError(
                 f"the safetensors files in {where} carry no record of dq-plugins, but the config beside them says that "
                 "the denoiser was quantized. They are of another model, or were written again by another tool."
             )
-        try:
-            raw = json.loads(self._metadata)
-            if raw["format_version"] > FORMAT_VERSION:
-                raise CheckpointError(
-                    f"the checkpoint in {where} has format {raw['format_version']}; this dq-plugins reads up to "
-                    f"{FORMAT_VERSION}. Upgrade dq-plugins."
-                )
-            return _Record.model_validate(raw)
-        except (ValueError, TypeError, KeyError, ValidationError) as error:
-            raise CheckpointError(f"the record in the safetensors files in {where} is damaged: {error}") from error
+        return RECORD.of_text(self._metadata.encode(), f"the record in the safetensors files in {where}")
 
     def tensors(self) -> Iterable[tuple[str, Tensor]]:
         """Every tensor in the order of the names, one in memory at a time."""

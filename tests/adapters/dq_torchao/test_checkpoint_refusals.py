@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 
 import dq_torchao
 import pytest
 import safetensors.torch
 import torch
+from artifacts import edit_file, edit_record, replace_text
+from dq_torchao.checkpoint_files import CheckpointFiles, integrity_metadata
 from hostile import Bomb
-from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torchao_models import build, denoiser_plan
 
@@ -25,23 +26,15 @@ def folder(tmp_path):
     return tmp_path
 
 
-def rewrite(folder, state=None, metadata=None) -> None:
-    """Write the tensors again, with changes."""
-    path = folder / "model.safetensors"
-    with safe_open(path, "pt") as file:
-        kept = file.metadata()
-    tensors = safetensors.torch.load_file(path) | (state or {})
-    tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    safetensors.torch.save_file(tensors, path, metadata or kept)
-
-
 def forge(folder, state) -> None:
     """Tampered tensors with hashes that fit: what is left to find is that they cannot be right."""
     tensors = safetensors.torch.load_file(folder / "model.safetensors") | state
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    metadata = dq_torchao.checkpoint.integrity_metadata(tensors, config)
-    safetensors.torch.save_file(tensors, folder / "model.safetensors", metadata)
+    save_file(tensors, folder / "model.safetensors", integrity_metadata(tensors, config_of(folder), carried=True))
+
+
+def config_of(folder):
+    return CheckpointFiles([folder / "model.safetensors"]).record.config
 
 
 def test_a_truncated_file_is_refused(folder):
@@ -71,28 +64,27 @@ def test_a_pickle_under_the_name_is_never_unpickled(folder):
 
 
 def test_an_edited_config_is_refused(folder):
-    path = folder / "config.json"
-    path.write_text(path.read_text().replace('"out_of_range": "error"', '"out_of_range": "nearest"'))
+    edit_record(folder / "model.safetensors", lambda r: r["config"]["_data"]["options"].update(out_of_range="nearest"))
     with pytest.raises(CheckpointError, match="config .* was altered"):
         dq_torchao.load(build(), folder)
 
 
 def test_tensors_of_an_unquantized_model_are_refused(folder):
-    safetensors.torch.save_file(build().state_dict(), folder / "model.safetensors")
+    save_file(build().state_dict(), folder / "model.safetensors")
     with pytest.raises(CheckpointError, match="no record of dq-plugins"):
         dq_torchao.load(build(), folder)
 
 
 def test_a_newer_format_says_so(folder):
-    rewrite(folder, metadata={"dq_plugins": json.dumps({"format_version": 2, "what": "ever"})})
-    with pytest.raises(CheckpointError, match="format 2.*Upgrade"):
+    edit_file(folder / "model.safetensors", format_version=99)
+    with pytest.raises(CheckpointError, match="format 99.*Upgrade"):
         dq_torchao.load(build(), folder)
 
 
-@pytest.mark.parametrize("record", ["{", "[]", '{"format_version": 1}', '{"format_version": "x"}'])
+@pytest.mark.parametrize("record", ["{", "[]", '{"format_version": 1}', '{"format": "quantized-denoiser"}'])
 def test_a_damaged_record_is_refused(folder, record):
-    rewrite(folder, metadata={"dq_plugins": record})
-    with pytest.raises(CheckpointError, match="damaged"):
+    replace_text(folder / "model.safetensors", record)
+    with pytest.raises(CheckpointError, match="cannot be read as JSON|is not a record of a quantized denoiser"):
         dq_torchao.load(build(), folder)
 
 
@@ -121,29 +113,39 @@ def test_another_denoiser_is_refused(folder):
         dq_torchao.load(nn.Sequential(nn.Linear(2, 2)), folder)
 
 
-def test_missing_files_are_named(folder):
-    (folder / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+def test_a_missing_file_is_named(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is missing"):
         dq_torchao.load(build(), folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"quantization_config": {}}'])
-def test_a_config_that_is_none_is_refused(folder, text):
-    (folder / "config.json").write_text(text)
-    with pytest.raises(DQError, match="config"):
+def test_a_file_of_another_librarys_folder_says_so(folder):
+    tensors, config = safetensors.torch.load_file(folder / "model.safetensors"), config_of(folder)
+    save_file(tensors, folder / "model.safetensors", integrity_metadata(tensors, config))
+    with pytest.raises(CheckpointError, match="does not hold its quantization config"):
+        dq_torchao.load(build(), folder)
+
+
+@pytest.mark.parametrize("config", [{}, {"_type": "CheckpointConfig"}, {"_type": "Evil", "_data": {}, "_version": 1}])
+def test_a_config_that_is_none_is_refused(folder, config):
+    def change(record) -> None:
+        record.update(config=config, config_hash=hash_json(config))
+
+    edit_record(folder / "model.safetensors", change)
+    with pytest.raises(DQError, match="config is"):
         dq_torchao.load(build(), folder)
 
 
 def reconfigure(folder, change) -> None:
-    """Change the config, and make the tensors' record agree."""
-    path = folder / "config.json"
-    whole = json.loads(path.read_text())
-    change(whole["quantization_config"]["_data"])
-    path.write_text(json.dumps(whole))
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        record = json.loads(file.metadata()["dq_plugins"])
-    record["config_hash"] = hash_json(whole["quantization_config"])
-    rewrite(folder, metadata={"dq_plugins": json.dumps(record)})
+    """Change the config, and make all hashes agree."""
+
+    def changed(record) -> None:
+        change(record["config"]["_data"])
+        plan = record["config"]["_data"]["plan"]
+        plan["hash"] = hash_json({key: value for key, value in plan.items() if key != "hash"})
+        record["config_hash"] = hash_json(record["config"])
+
+    edit_record(folder / "model.safetensors", changed)
 
 
 @pytest.mark.parametrize(
