@@ -12,6 +12,7 @@ from dq_plugins import registry
 from dq_plugins.compiled import unwrap
 from dq_plugins.errors import RegistryError
 from dq_plugins.full_precision import require_full_precision
+from dq_plugins.libraries import adapter
 from dq_plugins.plan import QuantPlan
 
 
@@ -44,9 +45,8 @@ def apply(
     require_full_precision(denoiser)
     denoiser = unwrap(denoiser)
     plan = plan if isinstance(plan, QuantPlan) else QuantPlan.load(plan)
-    adapter = registry.get("adapter", backend)
-    adapter = adapter() if isinstance(adapter, type) else adapter
-    if not hasattr(adapter, "apply"):
+    executor = adapter(backend)
+    if not hasattr(executor, "apply"):
         able = [name for name in registry.names("adapter") if hasattr(registry.get("adapter", name), "apply")]
         raise RegistryError(f"adapter {backend!r} does not execute plans; these do: {', '.join(able)}")
-    return adapter.apply(denoiser if inplace else copy.deepcopy(denoiser), plan.validate(), **options)
+    return executor.apply(denoiser if inplace else copy.deepcopy(denoiser), plan.validate(), **options)

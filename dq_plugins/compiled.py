@@ -1,10 +1,11 @@
-"""Denoisers that ``torch.compile`` has been at, by a wrapper around the module or in place."""
+"""Running a denoiser as it is written and without leaving a trace on it, whatever ``torch.compile`` has done to it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -28,3 +29,16 @@ def uncompiled(module: nn.Module) -> Iterator[None]:
     finally:
         for each, call in compiled.items():
             each._compiled_call_impl = call
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients, uncompiled; every submodule's own mode comes back, whatever happens inside."""
+    modes = {each: each.training for each in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad(), uncompiled(module):
+            yield
+    finally:
+        for each, training in modes.items():
+            each.training = training

@@ -1,4 +1,4 @@
-"""The library that a denoiser comes from, and the adapter that knows it."""
+"""The registered adapters, and those that know the library which a denoiser comes from."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from typing import Any
 from torch import nn
 
 from dq_plugins import registry
+
+
+def adapter(name: str) -> Any:
+    """A registered adapter, made where a class is registered; a missing package raises with the pip line."""
+    found = registry.get("adapter", name)
+    return found() if isinstance(found, type) else found
 
 
 def library_adapter(denoiser: nn.Module) -> Any | None:
@@ -21,9 +27,13 @@ def library_adapter(denoiser: nn.Module) -> Any | None:
         MissingDependencyError: the adapter needs a package that is not installed.
     """
     known = registry.names("adapter")
-    for base in type(denoiser).__mro__:
-        library = base.__module__.partition(".")[0]
-        if library in known:
-            adapter = registry.get("adapter", library)
-            return adapter() if isinstance(adapter, type) else adapter
-    return None
+    libraries = (base.__module__.partition(".")[0] for base in type(denoiser).__mro__)
+    return next((adapter(library) for library in libraries if library in known), None)
+
+
+def load_denoiser(folder: str) -> tuple[Any, nn.Module]:
+    """The diffusers pipeline in a folder and its denoiser, in eval mode and without gradients."""
+    diffusers = adapter("diffusers")
+    pipeline = diffusers.load_pipeline(folder)
+    _, denoiser = diffusers.denoiser_of(pipeline)
+    return pipeline, denoiser.eval().requires_grad_(False)

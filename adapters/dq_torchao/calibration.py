@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torchao.quantization.transform_module import register_quantize_module_handler
 
 from dq_plugins import recipe as recipes
 from dq_plugins import registry
@@ -29,6 +30,7 @@ from dq_plugins.quantized.sampled import SampledStatistics
 from dq_plugins.quantized.statistics import Collector
 from dq_plugins.timesteps import TimestepContext, attach_context, context_of, detach_context
 from dq_torchao.adapter import apply, begin, lower_planned
+from dq_torchao.layer_filter import denoiser_of_layer
 from dq_torchao.timestep_config import TimestepInt8Config
 
 
@@ -143,6 +145,19 @@ def convert_layer(denoiser: nn.Module, name: str) -> None:
         plan, options = _end_calibration(denoiser)
         begin(denoiser, plan, **options)
     lower_planned(denoiser, name)
+
+
+@register_quantize_module_handler(TimestepInt8Config)
+def handle_layer(layer: nn.Module, config: TimestepInt8Config) -> nn.Module:
+    """torchao's handler: called once for every layer that the filter selects."""
+    denoiser, name = denoiser_of_layer(
+        layer, "TimestepInt8Config", "dq_torchao.prepare(denoiser, layers, config) and dq_torchao.convert(denoiser)"
+    )
+    if config.step == "prepare":
+        prepare(denoiser, [layer], config)
+    else:
+        convert_layer(denoiser, name)
+    return layer
 
 
 def _end_calibration(denoiser: nn.Module) -> tuple[QuantPlan, dict[str, Any]]:

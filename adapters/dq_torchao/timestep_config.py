@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import nn
 from torchao.core.config import AOBaseConfig
-from torchao.quantization.transform_module import register_quantize_module_handler
 
 from dq_plugins.affine import integer_range
 from dq_plugins.errors import DQError
-from dq_torchao.layer_filter import denoiser_of_layer
 from dq_torchao.versions import Versioned
 
 STEPS = ("prepare", "convert")
@@ -64,18 +61,3 @@ class TimestepInt8Config(Versioned, AOBaseConfig):
             integer_range(bits)
             if not 2 <= bits <= 8:
                 raise DQError(f"TimestepInt8Config: {name} must be 2 to 8 to run in int8, got {bits}")
-
-
-@register_quantize_module_handler(TimestepInt8Config)
-def handle_layer(layer: nn.Module, config: TimestepInt8Config) -> nn.Module:
-    """torchao's handler: called once for every layer that the filter selects."""
-    from dq_torchao.calibration import convert_layer, prepare
-
-    denoiser, name = denoiser_of_layer(
-        layer, "TimestepInt8Config", "dq_torchao.prepare(denoiser, layers, config) and dq_torchao.convert(denoiser)"
-    )
-    if config.step == "prepare":
-        prepare(denoiser, [layer], config)
-    else:
-        convert_layer(denoiser, name)
-    return layer

@@ -15,11 +15,10 @@ from tqdm.auto import tqdm
 from dq_plugins.calibration.calibration_set import CalibrationSet
 from dq_plugins.calibration.call import bind, first_tensor, timestep_tensor, timestep_values
 from dq_plugins.calibration.call_records import decode, encode, leaf_nodes
-from dq_plugins.calibration.modes import evaluating
 from dq_plugins.calibration.schema import CallRecord, Node, TensorNode
 from dq_plugins.calibration.storage import START_OVER
 from dq_plugins.calibration.writer import CalibrationWriter
-from dq_plugins.compiled import unwrap
+from dq_plugins.compiled import evaluating, unwrap
 from dq_plugins.errors import CalibrationError
 from dq_plugins.full_precision import require_module
 from dq_plugins.graph.arguments import find_timestep_argument, named_leaves

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from dq_plugins.application import apply
-    from dq_plugins.commands.pipelines import load_denoiser
+    from dq_plugins.libraries import load_denoiser
     from dq_plugins.plan import QuantPlan
     from dq_plugins.report.execution import executions, layer_table
 

@@ -25,26 +25,25 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo, print the table, write the page."""
     import time
 
-    from dq_plugins.demo import Demo, DemoSettings
+    from dq_plugins.demo import run_demo
     from dq_plugins.plots import pairs_of_images
     from dq_plugins.report.demo_page import demo_page, summary_table
     from dq_plugins.report.execution import execution_table
 
-    settings = DemoSettings(
-        name=args.model,
+    out, start = Path(args.out), time.perf_counter()
+    result = run_demo(
+        out,
+        args.model,
         recipe=args.recipe,
         weight_bits=args.weight_bits,
         act_bits=args.act_bits,
         groups=args.groups,
-        compile=not args.no_compile,
+        compiled=not args.no_compile,
         seed=args.seed,
+        say=lambda step: print(f"[{time.perf_counter() - start:5.0f} s] {step}", flush=True),
     )
-    out, start = Path(args.out), time.perf_counter()
-    demo = Demo(settings, out)
-    for step in demo.steps():
-        print(f"[{time.perf_counter() - start:5.0f} s] {step}", flush=True)
-    page = demo_page(demo.result).save(out / "report.html")
-    pairs_of_images(demo.result.images, demo.result.titles).savefig(out / "images.png", dpi=150)
-    print(f"\n{summary_table(demo.result)}\n\n{execution_table(demo.result.executions)}\n")
+    page = demo_page(result).save(out / "report.html")
+    pairs_of_images(result.images, result.titles).savefig(out / "images.png", dpi=150)
+    print(f"\n{summary_table(result)}\n\n{execution_table(result.executions)}\n")
     print(f"report: {page}   ({time.perf_counter() - start:.0f} s)")
     return 0

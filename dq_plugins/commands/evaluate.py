@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     from dq_plugins.application import apply
     from dq_plugins.calibration import CalibrationSet
-    from dq_plugins.commands.pipelines import load_denoiser
+    from dq_plugins.libraries import load_denoiser
     from dq_plugins.metrics.output_error import output_sqnr
     from dq_plugins.plan import QuantPlan
 

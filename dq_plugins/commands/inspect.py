@@ -36,12 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build the denoiser without weights, trace it, and print its partition."""
-    from dq_plugins import registry
     from dq_plugins.graph import partition, summarise
+    from dq_plugins.libraries import adapter
 
-    adapter = registry.get("adapter", "diffusers")()
-    denoiser = adapter.build_from_config(args.model)
-    inputs = adapter.example_inputs(denoiser, batch=args.batch, size=args.size)
+    diffusers = adapter("diffusers")
+    denoiser = diffusers.build_from_config(args.model)
+    inputs = diffusers.example_inputs(denoiser, batch=args.batch, size=args.size)
     summary = summarise(partition(denoiser, inputs, timestep=args.timestep, sample=args.sample))
     if args.json:
         print(json.dumps({"denoiser": type(denoiser).__name__, **summary}, indent=1))

@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> int:
 def _quantize(args: argparse.Namespace, out: Path) -> None:
     from dq_plugins.application import apply
     from dq_plugins.commands.evaluate import sqnr_table
-    from dq_plugins.commands.pipelines import diffusers_adapter, load_denoiser
     from dq_plugins.commands.record import record_pipeline
+    from dq_plugins.libraries import adapter, load_denoiser
     from dq_plugins.report.plan_page import width_table
 
     calibration = record_pipeline(args, out / "calib")
@@ -47,5 +47,5 @@ def _quantize(args: argparse.Namespace, out: Path) -> None:
     quantized = apply(denoiser, plan, args.backend)
     print(sqnr_table({args.backend: quantized}, calibration))
     print(f"\nplan written to {out / 'plan'}; use it with dq_plugins.apply(denoiser, plan, backend={args.backend!r})")
-    if saved := diffusers_adapter().save_pipeline(pipe, quantized, out / "pipeline"):
+    if saved := adapter("diffusers").save_pipeline(pipe, quantized, out / "pipeline"):
         print(f"quantized pipeline written to {saved}; load it with dq_diffusers.load_pipeline({str(saved)!r})")

@@ -47,15 +47,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def record_pipeline(args: argparse.Namespace, out: Path, *, progress: bool = True) -> CalibrationSet:
     """Sample the pipeline that ``args`` name, and record its denoiser's calls into ``out``."""
     from dq_plugins.calibration import record
-    from dq_plugins.commands.pipelines import diffusers_adapter
+    from dq_plugins.libraries import adapter
     from dq_plugins.progress import on_terminal
 
-    adapter = diffusers_adapter()
-    pipe = adapter.load_pipeline(args.model)
-    _, denoiser = adapter.denoiser_of(pipe)
+    diffusers = adapter("diffusers")
+    pipe = diffusers.load_pipeline(args.model)
+    _, denoiser = diffusers.denoiser_of(pipe)
     default = Path(args.model) / "prompts.txt"
     prompts = args.prompts or ([str(default)] if default.is_file() else None)
-    sample = adapter.sampler(
+    sample = diffusers.sampler(
         pipe,
         prompts=read_prompts(prompts) if prompts else None,
         class_labels=args.classes,

@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from dq_plugins.calibration.modes import evaluating
-from dq_plugins.compiled import unwrap
+from dq_plugins.compiled import evaluating, unwrap
 from dq_plugins.hooks import hooked
 
 

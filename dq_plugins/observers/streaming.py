@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dq_plugins.calibration import CalibrationSet
-from dq_plugins.calibration.modes import evaluating
-from dq_plugins.compiled import unwrap
+from dq_plugins.compiled import evaluating, unwrap
 from dq_plugins.errors import CalibrationError, close_matches
 from dq_plugins.hooks import hooked
 from dq_plugins.layer_kinds import kind_of

@@ -1,16 +1,12 @@
-"""Plans and their parts as text that fits on a screen: no tensor is printed, no long mapping is spelled out."""
+"""Parts of plans as text that fits in a line: no tensor is printed, no long mapping is spelled out."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from dq_plugins.plan.quant_plan import QuantPlan
 
 SHOWN = 6
 """Entries of a list that are spelled out."""
@@ -57,43 +53,3 @@ def listed(values: Collection[Any]) -> str:
     ordered = sorted(values) if isinstance(values, frozenset | set) else list(values)
     rest = len(ordered) - SHOWN
     return ", ".join(map(str, ordered[:SHOWN])) + (f" and {rest} more" if rest > 0 else "") if ordered else "none"
-
-
-def summary(plan: QuantPlan) -> str:
-    """A plan on a screen: model, recipe, schedule, groups, layers by width and why, and what else it decides."""
-    t = plan.targets
-    target = f"W{t.weight_bits}A{t.act_bits or 32}, first and last layers at least {t.edge_bits} bits"
-    visited = f", sampling visits {len(plan.sampling)}" if plan.sampling is not None else ""
-    first, last = plan.schedule.timesteps[0], plan.schedule.timesteps[-1]
-    lines = [
-        f"QuantPlan for {plan.model}: recipe {plan.recipe!r}, seed {plan.seed}, target {target}",
-        f"  schedule: {len(plan.schedule)} timesteps from {first:g} to {last:g}{visited}",
-        f"  groups:   {listed([f'{name} ({len(groups)})' for name, groups in plan.groups.items()])}",
-        f"  passes:   {', '.join(each.name for each in plan.passes) or 'none'}",
-        f"  layers:   {len(plan.layers)}",
-        *(f"    {line}" for line in _layers(plan)),
-        *(f"  {line}" for line in _others(plan)),
-    ]
-    return "\n".join(lines)
-
-
-def _layers(plan: QuantPlan) -> Iterable[str]:
-    """A line for each width: how many layers have it, and why they are not quantized further."""
-    for width, count in Counter(layer.width for layer in plan.layers.values()).most_common():
-        reasons = Counter(layer.why for layer in plan.layers.values() if layer.width == width and layer.why)
-        why = [f"{text} ({n})" if n < count else text for text, n in reasons.most_common()]
-        yield f"{count:>4} {width}" + (f": {listed(why)}" if why else "")
-
-
-def _others(plan: QuantPlan) -> Iterable[str]:
-    found = {feature: f"{len(layers)} layers" if layers else "yes" for feature, layers in plan.features.items()}
-    if plan.temporal_table is not None:
-        found["temporal_table"] = f"{len(plan.temporal_table.layers)} layers"
-    if plan.outlier_rows:
-        found["outlier_rows"] = f"{len(plan.outlier_rows)} layers"
-    if plan.sensitivity is not None:
-        found["sensitivity"] = f"{len(plan.sensitivity.noise)} layers"
-    if found:
-        yield f"also:     {', '.join(f'{what} ({how})' for what, how in found.items())}"
-    if plan.sections:
-        yield f"sections: {listed(plan.sections)}"

@@ -1,8 +1,9 @@
 """Integer kernels behind two operators, ``dq_torchao::int8_linear`` and ``dq_torchao::int8_conv2d``."""
 
 from dq_torchao.kernels.codes import activation_codes, code_offset, kernel_dtype
+from dq_torchao.kernels.devices import kernel_for, plain_codes, prepacked_bytes, release
 from dq_torchao.kernels.frozen import int8_conv2d, int8_linear, is_frozen
-from dq_torchao.kernels.operators import Kernel, kernel_for, plain_codes, prepacked_bytes, release, weight_code_sum
+from dq_torchao.kernels.operators import Kernel, weight_code_sum
 from dq_torchao.kernels.packing import StoredWeight, unpack_codes
 
 __all__ = [

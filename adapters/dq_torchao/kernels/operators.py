@@ -1,4 +1,4 @@
-"""The two integer operators: schemas, shapes, and which kernel a device runs.
+"""The two integer operators: schemas and shapes.
 
 They are PyTorch custom operators, opaque to ``torch.compile``. Inductor fuses the quantization of the input into
 whatever produced it and calls the operator as it is: with freezing or without, in a whole graph or in a region, it
@@ -21,8 +21,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dq_torchao.kernels.packing import PackedWeights, unpack_codes
-
 _WEIGHT = "Tensor weight, int[] weight_shape, int weight_bits, bool weight_signs, Tensor? weight_zero_point"
 _COMMON = f"Tensor codes, Tensor scale, Tensor zero_point, {_WEIGHT}, Tensor weight_scale, Tensor? bias"
 _WINDOW = "int[] stride, int[] padding, int[] dilation, int groups"
@@ -41,8 +39,6 @@ torch.library.define("dq_torchao::weight_code_sum", f"({_WEIGHT}) -> Tensor")
 int8_linear = torch.ops.dq_torchao.int8_linear.default
 int8_conv2d = torch.ops.dq_torchao.int8_conv2d.default
 weight_code_sum = torch.ops.dq_torchao.weight_code_sum.default
-
-_SUMS = PackedWeights()
 
 
 class Kernel(NamedTuple):
@@ -73,16 +69,6 @@ def _(weight: Tensor, shape, bits, signs, zero_point) -> Tensor:
     return weight.new_empty(shape[0], dtype=torch.int32)
 
 
-@torch.library.impl("dq_torchao::weight_code_sum", ("CPU", "CUDA"))
-def _weight_code_sum(
-    weight: Tensor, shape: list[int], bits: int, signs: bool, weight_zero_point: Tensor | None
-) -> Tensor:
-    """``sum_k w[o, k]``, less the zero points: int32 ``[O]``."""
-    stored = (weight, shape, bits, signs, weight_zero_point)
-    # cloned: an operator may not hand out one tensor twice
-    return _SUMS.get(weight, "sum", lambda: plain_codes(*stored).flatten(1).sum(1, dtype=torch.int32)).clone()
-
-
 def empty_conv2d_output(
     codes: Tensor,
     weight_shape: Sequence[int],
@@ -98,48 +84,3 @@ def empty_conv2d_output(
     ]
     shape = (codes.shape[0], weight_shape[0], *size)
     return torch.empty(shape, dtype=dtype, device=codes.device, memory_format=torch.channels_last)
-
-
-def kernel_for(operator: str, device: torch.device) -> Kernel:
-    """The kernel that runs ``operator`` on ``device``.
-
-    Args:
-        operator: ``"linear"`` or ``"conv2d"``.
-        device: where the layer's weight lies.
-    """
-    if device.type == "cpu":
-        from dq_torchao.kernels import onednn
-
-        return onednn.kernel(operator)
-    if device.type == "cuda":
-        from dq_torchao.kernels import cuda
-
-        return cuda.kernel(operator)
-    return Kernel("", "", f"there is no integer kernel for device type {device.type!r}")
-
-
-def prepacked_bytes(weight: Tensor) -> int:
-    """Bytes that the kernels hold of a packed weight beside its packed form: 0 before the first call."""
-    if weight.device.type not in ("cpu", "cuda"):
-        return 0
-    from dq_torchao.kernels import cuda, onednn
-
-    return (onednn if weight.device.type == "cpu" else cuda).prepacked_bytes(weight)
-
-
-def plain_codes(weight: Tensor, shape: Sequence[int], bits: int, signs: bool, zero_point: Tensor | None) -> Tensor:
-    """Plain int8 codes of a weight, less its zero points; also of one that was released."""
-    if weight.device.type != "cpu":
-        return unpack_codes(weight, shape, bits, signs, zero_point)
-    from dq_torchao.kernels import onednn
-
-    return onednn.plain_codes(weight, shape, bits, signs, zero_point)
-
-
-def release(weight: Tensor) -> Tensor | None:
-    """An empty tensor that stands for a packed weight from now on, or None where it has to stay."""
-    if weight.device.type != "cpu":
-        return None
-    from dq_torchao.kernels import onednn
-
-    return onednn.release(weight)

@@ -11,8 +11,8 @@ from typing import Protocol
 
 from torch import Tensor
 
-from dq_plugins import registry
 from dq_plugins.calibration import CalibrationSet
+from dq_plugins.libraries import adapter
 from dq_plugins.sensitivity.trajectory import Trajectory
 
 
@@ -77,5 +77,4 @@ def stepper_of(calibration: CalibrationSet, trajectory: Trajectory) -> Stepper:
         from dq_plugins.passes.steps.linear import LinearStepper
 
         return LinearStepper.of(trajectory)
-    adapter = registry.get("adapter", str(described["adapter"]))
-    return (adapter() if isinstance(adapter, type) else adapter).stepper(described)
+    return adapter(str(described["adapter"])).stepper(described)

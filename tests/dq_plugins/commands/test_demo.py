@@ -1,23 +1,26 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from dq_plugins import demo
 from dq_plugins.cli import main
-from dq_plugins.demo import Demo, DemoSettings
-from dq_plugins.report.demo_page import summary_table
+from dq_plugins.report.demo_page import DemoResult, summary_table
+
+small = partial(demo.run_demo, steps=2, calibration_images=2, images=2, rounds=2)
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> Demo:
-    out = tmp_path_factory.mktemp("demo")
-    settings = DemoSettings(name="emoji", steps=2, calibration_images=2, images=2, groups=2, compile=False, rounds=2)
-    demo = Demo(settings, out)
-    list(demo.steps())
-    return demo
+def out(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("demo")
 
 
-def test_measures_everything_it_reports(demo: Demo) -> None:
-    result = demo.result
+@pytest.fixture(scope="module")
+def result(out: Path) -> DemoResult:
+    return small(out, "emoji", groups=2, compiled=False)
+
+
+def test_measures_everything_it_reports(result: DemoResult) -> None:
     assert set(result.sqnr) == set(result.plan.schedule.timesteps)
     assert min(result.sqnr.values()) > 15
     assert min(result.psnr) > 25
@@ -28,23 +31,14 @@ def test_measures_everything_it_reports(demo: Demo) -> None:
     assert len(result.ranges) == 4
 
 
-def test_a_second_run_uses_what_is_recorded(demo: Demo, capsys) -> None:
-    again = Demo(demo.settings, demo.out)
-    list(again.steps())
-    assert again.result.plan == demo.result.plan
-    assert "image PSNR" in str(summary_table(again.result))
+def test_a_second_run_uses_what_is_recorded(out: Path, result: DemoResult) -> None:
+    again = small(out, "emoji", groups=2, compiled=False)
+    assert again.plan == result.plan
+    assert "image PSNR" in str(summary_table(again))
 
 
 def test_command_writes_a_page_and_a_picture(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(DemoSettings, "steps", 2)
-    settings = DemoSettings.__init__
-    monkeypatch.setattr(
-        DemoSettings,
-        "__init__",
-        lambda self, **given: settings(
-            self, **{**given, "steps": 2, "calibration_images": 2, "images": 2, "rounds": 2}
-        ),
-    )
+    monkeypatch.setattr(demo, "run_demo", small)
     assert main(["demo", "--model", "digits", "--recipe", "fast", "--no-compile", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "images.png").stat().st_size > 1000
     page = (tmp_path / "report.html").read_text()
