@@ -143,7 +143,7 @@ class Format(Generic[T]):
     def _hashed(self, fields: dict[str, Any]) -> str:
         try:
             return hash_json(fields)
-        except DQError:
+        except (DQError, RecursionError):  # data that did not come through `parse_json`
             return ""
 
     def _value(self, envelope: Envelope, tensors: Mapping[str, Tensor], where: str) -> T:

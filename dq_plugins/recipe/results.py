@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+from dq_plugins import registry
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import PLAN, QuantPlan
 from dq_plugins.plan.quant_plan import PLAN_NAME
 from dq_plugins.recipe.definition import Step
 from dq_plugins.recipe.pass_context import PassContext
+
+log = logging.getLogger(__name__)
 
 
 class StepResults:
@@ -32,7 +36,10 @@ class StepResults:
             "targets": context.targets,
             "seed": context.seed,
         }
-        described = [{"pass": s.name, "options": dict(s.options)} for s in steps]
+        described = [
+            {"pass": s.name, "options": dict(s.options), "version": registry.find("pass", s.name).version}
+            for s in steps
+        ]
         self._settings: list[dict[str, Any]] = [{**given, "steps": described[: i + 1]} for i in range(len(steps))]
         self._folders = None if root is None else [Path(root) / f"{i:02d}-{s.name}" for i, s in enumerate(steps)]
 
@@ -41,12 +48,16 @@ class StepResults:
         if self._folders is None:
             return 0, None
         for i in reversed(range(len(self._folders))):
+            path = self._folders[i] / PLAN_NAME
             try:
-                plan = PLAN.find(self._folders[i] / PLAN_NAME, self._settings[i])
+                plan = PLAN.find(path, self._settings[i])
+                if plan is not None:
+                    return i + 1, plan
+                if i == 0 and path.exists():
+                    others = ", ".join(PLAN.differing(path, self._settings[i]))
+                    log.warning("%s is of a run with other settings (%s): its steps run again", path.parent, others)
             except PlanError:
                 continue  # damaged: that step runs again
-            if plan is not None:
-                return i + 1, plan
         return 0, None
 
     def folder(self, step: int) -> Path | None:

@@ -110,6 +110,22 @@ def test_resumes_after_the_last_finished_pass(case, tmp_path, counting) -> None:
     assert plan == again == dq.make_plan(*case, recipe, progress=False)
 
 
+def test_a_folder_of_other_settings_runs_again_and_says_which_they_are(case, tmp_path, counting, caplog) -> None:
+    recipe = Recipe("r", "", (Step("counting"),))
+    for seed in (0, 1):
+        dq.make_plan(*case, recipe, workdir=tmp_path, seed=seed, progress=False)
+    assert counting.runs == 2
+    assert "00-counting is of a run with other settings (seed): its steps run again" in caplog.text
+
+
+def test_another_release_of_a_plugin_runs_again(case, tmp_path, counting, monkeypatch) -> None:
+    recipe = Recipe("r", "", (Step("counting"),))
+    for version in ("1.0", "1.1", "1.1"):
+        monkeypatch.setattr(registry.find("pass", "counting"), "version", version)
+        dq.make_plan(*case, recipe, workdir=tmp_path, progress=False)
+    assert counting.runs == 2
+
+
 def test_other_options_do_not_resume(case, tmp_path, counting) -> None:
     for value in (1, 2, 2):
         plan = dq.make_plan(
