@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from dq_plugins.quantized.statistics import Statistics, collect
 from dq_plugins.recipe import PassContext
 from dq_plugins.timesteps import TimestepGroups
 
+WIDE = 8  # bits from which a clipped value costs more than a coarser step
 DEFAULT_GROUPS = "default"
 
 Ranges = dict[str, tuple[Tensor, Tensor]]
@@ -98,9 +100,16 @@ def input_ranges(
         context: the run.
         bits: width by layer.
         groups: timestep groups.
-        methods: observer of inputs: ``"mse"`` (least error among candidate ranges), ``"minmax"``, or a registered one.
+        methods: observer of inputs: ``"mse"`` (least error among candidate ranges), ``"minmax"``, a registered one, or
+            ``"by-width"``: min-max from 8 bits, where a range that cuts nothing off makes the better images, else mse.
         rows: which range each group uses, ``[G]``; groups of one number share theirs. None: each has its own.
     """
+    if methods.inputs == "by-width":
+        wide = {name: width for name, width in bits.items() if width >= WIDE}
+        narrow = {name: width for name, width in bits.items() if width < WIDE}
+        parts = ((wide, "minmax"), (narrow, "mse"))
+        found = [input_ranges(context, part, groups, replace(methods, inputs=o), rows) for part, o in parts if part]
+        return {name: bounds for part in found for name, bounds in part.items()}
     rows = torch.arange(len(groups)) if rows is None else rows
     symmetric = context.targets.symmetric_acts
     if not from_statistics(methods.inputs):
@@ -130,7 +139,7 @@ def input_ranges(
 
 def from_statistics(observer: str) -> bool:
     """Whether the collected statistics answer a registered observer, without another run."""
-    if observer in ("mse", "minmax"):
+    if observer in ("mse", "minmax", "by-width"):
         return True
     found = registry.get("observer", observer)
     return isinstance(found, type) and issubclass(found, DistributionObserver)

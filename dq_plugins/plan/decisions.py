@@ -62,7 +62,7 @@ class RangeMethods:
 
     Attributes:
         weights: ``"minmax"`` or ``"shrink"``, see `dq_plugins.quantized.weight_scale`.
-        inputs: registered observer.
+        inputs: registered observer, or ``"by-width"``.
         power: p of the error norm of the observer ``"mse"``.
     """
 

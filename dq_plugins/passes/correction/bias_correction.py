@@ -45,7 +45,7 @@ class BiasCorrecting(Pass):
             groups: a correction for each timestep group; off: one for all, which is part of the bias.
         """
 
-        calls: int = Field(100, ge=1)
+        calls: int = Field(50, ge=1)
         mode: Literal["sequential", "local"] = "sequential"
         groups: bool = True
 

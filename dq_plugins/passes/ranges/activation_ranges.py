@@ -39,7 +39,7 @@ class ActivationRanges(Pass):
 
         Attributes:
             observer: ``"mse"`` (least error among candidate ranges, the same that ``timestep-groups`` compares),
-                ``"minmax"``, or any other registered observer.
+                ``"minmax"``, any other registered observer, or ``"by-width"``: min-max from 8 bits, else mse.
             power: p of the error norm of ``"mse"``.
         """
 

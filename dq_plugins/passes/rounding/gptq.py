@@ -52,8 +52,8 @@ class GPTQ(Pass):
             memory_mb: of the second moments of the layers that one sweep serves.
         """
 
-        calls: int = Field(50, ge=1)
-        rows: int = Field(96, ge=1)
+        calls: int = Field(24, ge=1)
+        rows: int = Field(200, ge=1)
         damping: float = Field(0.01, gt=0)
         act_order: bool = True
         scales: bool = True

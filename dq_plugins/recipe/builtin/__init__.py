@@ -24,11 +24,14 @@ RANGES = Recipe(
 
 DEFAULT = Recipe(
     "default",
-    "error-minimising ranges in optimal timestep groups",
+    "balanced inputs, compensating rounding, and no error that every step repeats: what most people should use",
     (
+        Step("channel-balance"),
         Step("weight-ranges"),
+        Step("gptq"),
         Step("timestep-groups"),
-        Step("activation-ranges"),
+        Step("activation-ranges", {"observer": "by-width"}),
+        Step("bias-correction"),
     ),
 )
 

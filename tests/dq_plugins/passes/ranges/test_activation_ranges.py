@@ -119,3 +119,17 @@ def test_registered_observers_can_be_named(case, observer: str) -> None:
 def test_no_activation_bits_leaves_activations_alone(case) -> None:
     plan = dq.make_plan(*case, "default", act_bits=None, progress=False)
     assert all(layer.activation is None and "as asked" in layer.why for layer in plan.layers.values())
+
+
+def test_by_width_cuts_nothing_off_at_eight_bits_and_errs_least_below(case) -> None:
+    def ranges(observer: str, act_bits: int) -> dict[str, torch.Tensor]:
+        recipe = Recipe("r", "", (Step("weight-ranges"), Step("activation-ranges", {"observer": observer})))
+        plan = dq.make_plan(*case, recipe, act_bits=act_bits, edge_bits=8, progress=False)
+        return {name: layer.activation.scale for name, layer in plan.layers.items()}
+
+    narrow, least, widest = (ranges(observer, 4) for observer in ("by-width", "mse", "minmax"))
+    inner = [name for name in narrow if name not in ("enter", "leave")]
+    assert all(torch.equal(narrow[name], least[name]) for name in inner)
+    assert any(not torch.equal(widest[name], least[name]) for name in inner)
+    wide, widest = (ranges(observer, 8) for observer in ("by-width", "minmax"))
+    assert all(torch.equal(wide[name], widest[name]) for name in wide)
