@@ -99,7 +99,7 @@ def prepare(settings: Settings, act_bits: list[int]) -> None:
         binary = weight_size(vanilla, binary_only=True)
         record[f"A{bits}"] = {
             "binary_part_ratio": binary.ratio,
-            "binary_part_bytes": binary.stored,
+            "binary_part_bytes": binary.quantized,
             "all_layers_ratio": weight_size(vanilla).ratio,
             "operations_ratio": operations(part, choices.layers).ratio,
             "evolvable_blocks": choices.evolvable_blocks,

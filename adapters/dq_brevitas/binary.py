@@ -8,7 +8,7 @@ The binarizers are those of `dq_plugins.passes.binarization`: its `evolve`, `evo
 work on a Brevitas model as they are. After training, `freeze_binary` leaves stock quantizers only.
 
 Attributes that ``.let(...)`` or ``weight_...`` arguments change: ``binarizer_clip`` (magnitude beyond which the
-straight-through gradient stops), ``scale_gradient`` and ``fitted`` (see `EvolvableBasis`).
+straight-through gradient stops) and ``scale_gradient`` (see `EvolvableBasis`).
 
 Sources: BinaryDM (Zheng et al., ICLR 2025), LSQ (Esser et al., ICLR 2020).
 """
@@ -30,80 +30,58 @@ from brevitas.quant.solver import WeightQuantSolver
 from torch import Tensor, nn
 
 from dq_brevitas.integer import ReciprocalIntQuant
+from dq_brevitas.plain import QUANT_CLASSES
+from dq_brevitas.weights import quantized_layers
 from dq_plugins.affine import per_row
 from dq_plugins.errors import DQError
 from dq_plugins.quantized.binarizers import BinaryBasis, EvolvableBasis, ScaleGradient
 from dq_plugins.quantized.learned_step import SMALLEST_STEP, LearnedStepActivation, scale_gradient_factor
-from dq_plugins.quantized.trained_layers import LayerChoice
-
-Quantized = tuple[Tensor, Tensor, Tensor, Tensor]
+from dq_plugins.quantized.trained_layers import TRAINED, LayerChoice
 
 
-class _StartsWithoutKeys(nn.Module):
-    """Loads a checkpoint that knows nothing of it, where Brevitas is told to: a full-precision one."""
-
-    def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *rest: Any
-    ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *rest)
-        if brevitas.config.IGNORE_MISSING_KEYS:
-            missing[:] = [key for key in missing if not key.startswith(prefix)]
+def _keep_what_is_missing(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Load a checkpoint that knows nothing of the module, where Brevitas is told to: a full-precision one."""
+    if brevitas.config.IGNORE_MISSING_KEYS:
+        for key, value in module.state_dict().items():
+            state_dict.setdefault(prefix + key, value)
 
 
-class _BrevitasBinarizer(_StartsWithoutKeys):
-    """What Brevitas expects of a ``tensor_quant`` beyond the binarizer itself."""
+class BinarizerQuant(nn.Module):
+    """A binarizer as a Brevitas ``tensor_quant``; of two bases it tells Brevitas the scale of the first.
 
-    scale: nn.Parameter
-
-    def _become_tensor_quant(self) -> None:
-        self.bit_width = BitWidthConst(1)
-        self.zero_point = StatelessBuffer(torch.tensor(0.0))
-        self.observer_only = False
-
-    def _described(self, value: Tensor, weight: Tensor) -> Quantized:
-        return value, per_row(self.scale.abs(), weight), self.zero_point(), self.bit_width()
-
-
-def _only(tracked_parameter_list: list[nn.Parameter]) -> Tensor:
-    if len(tracked_parameter_list) != 1:
-        raise DQError(
-            f"a binarizer belongs to one weight, this one was given {len(tracked_parameter_list)}: layers cannot share "
-            "one weight quantizer"
-        )
-    return tracked_parameter_list[0].detach()
-
-
-class BinaryBasisQuant(_BrevitasBinarizer, BinaryBasis):
-    """`BinaryBasis` as a Brevitas ``tensor_quant``."""
-
-    def __init__(self, tracked_parameter_list: list[nn.Parameter], binarizer_clip: float = 1.0) -> None:
-        super().__init__(_only(tracked_parameter_list), binarizer_clip)
-        self._become_tensor_quant()
-
-    def forward(self, x: Tensor) -> Quantized:
-        """Binarized weight, scale, zero point and bit width."""
-        return self._described(super().forward(x), x)
-
-
-class EvolvableBasisQuant(_BrevitasBinarizer, EvolvableBasis):
-    """`EvolvableBasis` as a Brevitas ``tensor_quant``. Its scale is that of the first basis."""
+    Args:
+        tracked_parameter_list: the weight.
+        two_bases: `EvolvableBasis` instead of `BinaryBasis`.
+        binarizer_clip: see there.
+        scale_gradient: see there.
+    """
 
     def __init__(
         self,
         tracked_parameter_list: list[nn.Parameter],
+        two_bases: bool,
         binarizer_clip: float = 1.0,
         scale_gradient: ScaleGradient = "autograd",
-        fitted: bool = False,
     ) -> None:
-        super().__init__(_only(tracked_parameter_list), binarizer_clip, scale_gradient, fitted)
-        self._become_tensor_quant()
+        super().__init__()
+        self.register_load_state_dict_pre_hook(_keep_what_is_missing)
+        if len(tracked_parameter_list) != 1:
+            raise DQError(
+                f"a binarizer belongs to one weight, this one was given {len(tracked_parameter_list)}: layers cannot "
+                "share one weight quantizer"
+            )
+        args = tracked_parameter_list[0].detach(), binarizer_clip
+        self.binarizer = EvolvableBasis(*args, scale_gradient) if two_bases else BinaryBasis(*args)
+        self.bit_width = BitWidthConst(1)
+        self.zero_point = StatelessBuffer(torch.tensor(0.0))
+        self.observer_only = False
 
-    def forward(self, x: Tensor) -> Quantized:
-        """Weight in one or two bases, scale, zero point and bit width."""
-        return self._described(super().forward(x), x)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Binarized weight, scale, zero point and bit width."""
+        return self.binarizer(x), per_row(self.binarizer.scale.abs(), x), self.zero_point(), self.bit_width()
 
 
-class LearnedStepScaling(_StartsWithoutKeys, LearnedStepActivation):
+class LearnedStepScaling(LearnedStepActivation):
     """LSQ's step as a Brevitas ``scaling_impl``.
 
     The first batch sets the step; inside ``calibration_mode`` the mean over its batches does.
@@ -111,6 +89,7 @@ class LearnedStepScaling(_StartsWithoutKeys, LearnedStepActivation):
 
     def __init__(self, bit_width: int, device: torch.device | None = None) -> None:
         super().__init__(int(bit_width), device)
+        self.register_load_state_dict_pre_hook(_keep_what_is_missing)
         self.observer_only = False  # Brevitas sets it on every module that has it while it calibrates
         self.calls = 0
 
@@ -146,7 +125,8 @@ class SignedBinaryWeightPerChannelFloat(WeightQuantSolver):
         tensor(1.)
     """
 
-    tensor_quant = BinaryBasisQuant
+    tensor_quant = BinarizerQuant
+    two_bases = False
     quant_type = QuantType.BINARY
     scaling_per_output_type = ScalingPerOutputType.CHANNEL
     restrict_scaling_type = RestrictValueType.FP
@@ -169,7 +149,7 @@ class EvolvableBasisWeight(SignedBinaryWeightPerChannelFloat):
         (1, 2)
     """
 
-    tensor_quant = EvolvableBasisQuant
+    two_bases = True
 
 
 class LearnedStepActMixin(ExtendedInjector):
@@ -206,8 +186,6 @@ def binary_layer_map(choices: Mapping[str, LayerChoice]) -> dict[type[nn.Module]
     Example:
         >>> model = layerwise_quantize(unet, compute_layer_map=binary_layer_map(choices.layers))  # doctest: +SKIP
     """
-    from dq_brevitas.plain import QUANT_CLASSES
-    from dq_plugins.quantized.trained_layers import TRAINED
 
     def weight(name: str) -> type[ExtendedInjector] | None:
         return WEIGHT_QUANTIZERS[choices[name].weight] if name in choices else None
@@ -227,17 +205,6 @@ def binary_layer_map(choices: Mapping[str, LayerChoice]) -> dict[type[nn.Module]
     return {plain: (QUANT_CLASSES[plain], arguments) for plain in TRAINED}
 
 
-def binary_weight_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Brevitas layers with a weight quantizer of this file, by name."""
-    from dq_brevitas.weights import quantized_layers
-
-    return {
-        name: layer
-        for name, layer in quantized_layers(model).items()
-        if isinstance(layer.weight_quant.tensor_quant, _BrevitasBinarizer)
-    }
-
-
 @torch.no_grad()
 def freeze_binary(model: nn.Module) -> nn.Module:
     """Make every binary weight a stock 2-bit one that only uses the codes -1 and +1, in place.
@@ -254,12 +221,12 @@ def freeze_binary(model: nn.Module) -> nn.Module:
     Raises:
         DQError: there are no binary weights, or one still has two bases; nothing has been changed then.
     """
-    layers = binary_weight_layers(model)
+    found = quantized_layers(model).items()
+    layers = {name: layer for name, layer in found if isinstance(layer.weight_quant.tensor_quant, BinarizerQuant)}
     if not layers:
         raise DQError(f"this {type(model).__name__} has no binary weight quantizer of dq_brevitas to freeze")
     for name, layer in layers.items():
-        quantizer = layer.weight_quant.tensor_quant
-        if isinstance(quantizer, EvolvableBasis) and not quantizer.evolved:
+        if not layer.weight_quant.tensor_quant.binarizer.evolved:
             raise DQError(
                 f"layer {name!r} still has two bases; call dq_plugins.passes.binarization.evolve(model) first"
             )

@@ -8,8 +8,8 @@ Source: Zheng et al., "BinaryDM: Accurate Weight Binarization for Efficient Diff
 The text initialises ``s1`` with an l2 norm over n; only the l1 norm, the mean magnitude, minimises
 ``|w - s1 sign(w)|``, and the authors' code takes that one too.
 
-For Gaussian weights the relative squared errors are known: ``1 - 2/pi = 0.363`` with one basis; 0.1305 with two at
-these initial values, 0.1175 (the best four-level quantizer, Max 1960) once both scales are fitted together.
+For Gaussian weights the relative squared errors are known: ``1 - 2/pi = 0.363`` with one basis, 0.1305 with two at
+these initial values (the best four-level quantizer, Max 1960, has 0.1175).
 
 Shapes: weight ``[O, ...]``, scales ``[O]``, one per output channel.
 """
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dq_plugins.affine import per_row
 from dq_plugins.errors import DQError
-from dq_plugins.quantized.signs import sign, sign_ste
+from dq_plugins.quantized.straight_through import sign, sign_ste
 
 ScaleGradient = Literal["autograd", "printed"]
 
@@ -37,33 +37,6 @@ def mean_magnitude(weight: Tensor) -> Tensor:
     return weight.detach().abs().flatten(1).mean(1)
 
 
-def residual_scales(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Initial scales of the paper: mean magnitude of the weight, then of what the first basis leaves."""
-    weight = weight.detach()
-    first = mean_magnitude(weight)
-    return first, mean_magnitude(weight - per_row(first, weight) * sign(weight))
-
-
-def fitted_scales(weight: Tensor, rounds: int = 30) -> tuple[Tensor, Tensor]:
-    """Scales that minimise ``|w - w_EBB|^2`` together (Lloyd's alternation, started at `residual_scales`).
-
-    A smaller error than `residual_scales` while there are two bases, and a larger one when the second is dropped.
-
-    Args:
-        weight: ``[O, ...]``.
-        rounds: alternations of "choose the signs" and "solve for both scales".
-    """
-    magnitude = weight.detach().abs().flatten(1)  # [O, n]
-    first, second = residual_scales(weight)  # [O] each
-    for _ in range(rounds):
-        b2 = sign(magnitude - first[:, None])  # [O, n]
-        # normal equations of |w| ~ s1 + s2 b2, per channel: two unknowns
-        m, v, mean_b2 = magnitude.mean(1), (magnitude * b2).mean(1), b2.mean(1)  # [O] each
-        determinant = (1 - mean_b2 * mean_b2).clamp_min(1e-6)
-        first, second = (m - mean_b2 * v) / determinant, (v - mean_b2 * m) / determinant
-    return first, second
-
-
 class BinaryBasis(nn.Module):
     """Vanilla binarizer: ``s1 sign(w)`` with a learned scale per output channel.
 
@@ -73,6 +46,7 @@ class BinaryBasis(nn.Module):
     """
 
     dq_quantizer_state = True
+    bits = 1
 
     def __init__(self, weight: Tensor, clip: float = 1.0) -> None:
         super().__init__()
@@ -83,8 +57,13 @@ class BinaryBasis(nn.Module):
         """Binarized weight, the shape of ``weight``."""
         return per_row(self.scale, weight) * sign_ste(weight, self.clip)
 
+    @property
+    def evolved(self) -> bool:
+        """Whether there is no second basis, or none any more."""
+        return True
 
-class EvolvableBasis(nn.Module):
+
+class EvolvableBasis(BinaryBasis):
     """Evolvable-basis binarizer: two bases while it learns, one after `evolve`.
 
     The stage is a buffer that multiplies the second scale: 1, then 0, or what `fade` puts between the two. Nothing
@@ -105,27 +84,17 @@ class EvolvableBasis(nn.Module):
         weight: ``[O, ...]``, sets the initial scales.
         clip: magnitude beyond which the gradients to the weight and to the residual stop.
         scale_gradient: ``"autograd"`` or ``"printed"``.
-        fitted: start at `fitted_scales` instead of the paper's `residual_scales`.
     """
 
-    dq_quantizer_state = True
     stage_one: Tensor
 
-    def __init__(
-        self,
-        weight: Tensor,
-        clip: float = 1.0,
-        scale_gradient: ScaleGradient = "autograd",
-        fitted: bool = False,
-    ) -> None:
-        super().__init__()
+    def __init__(self, weight: Tensor, clip: float = 1.0, scale_gradient: ScaleGradient = "autograd") -> None:
+        super().__init__(weight, clip)
         if scale_gradient not in ("autograd", "printed"):
             raise DQError(f"scale_gradient is 'autograd' or 'printed', got {scale_gradient!r}")
-        self.clip, self.scale_gradient = clip, scale_gradient
-        first, second = (fitted_scales if fitted else residual_scales)(weight)
-        self.scale = nn.Parameter(first)
-        self.second_scale = nn.Parameter(second)
-        self.register_buffer("stage_one", torch.ones((), dtype=first.dtype, device=first.device))
+        self.scale_gradient = scale_gradient
+        self.second_scale = nn.Parameter(mean_magnitude(weight - per_row(self.scale.detach(), weight) * sign(weight)))
+        self.register_buffer("stage_one", torch.ones_like(self.second_scale[0]).detach())
 
     def forward(self, weight: Tensor) -> Tensor:
         """Binarized weight, the shape of ``weight``."""
@@ -139,14 +108,6 @@ class EvolvableBasis(nn.Module):
         printed = (first - first.detach()) * (second * inside).detach()  # value 0, gradient s2 for s1
         return first * basis + second * sign_ste(residual, self.clip) - printed
 
-    def evolve(self) -> None:
-        """Stage two: drop the second basis."""
-        self.stage_one.zero_()
-
-    def fade(self, share: float) -> None:
-        """Let the second basis count for a share of itself, 1 (all) to 0 (dropped)."""
-        self.stage_one.fill_(share)
-
     @property
     def evolved(self) -> bool:
         """Whether the second basis has been dropped."""
@@ -158,19 +119,21 @@ def evolvable_bases(model: nn.Module) -> list[EvolvableBasis]:
     return [module for module in model.modules() if isinstance(module, EvolvableBasis)]
 
 
-def evolve(model: nn.Module) -> int:
-    """Make the transition to one basis everywhere in ``model``; returns how many binarizers made it."""
+def fade(model: nn.Module, share: float) -> int:
+    """Let second bases that are not dropped yet count for a share of themselves, 1 (all) to 0 (dropped for good).
+
+    Returns:
+        How many there were.
+    """
     bases = [basis for basis in evolvable_bases(model) if not basis.evolved]
     for basis in bases:
-        basis.evolve()
+        basis.stage_one.fill_(share)
     return len(bases)
 
 
-def fade(model: nn.Module, share: float) -> None:
-    """Let the second bases of ``model`` that are not dropped yet count for a share of themselves, 1 to 0."""
-    for basis in evolvable_bases(model):
-        if not basis.evolved:
-            basis.fade(share)
+def evolve(model: nn.Module) -> int:
+    """Make the transition to one basis everywhere in ``model``; returns how many binarizers made it."""
+    return fade(model, 0.0)
 
 
 def evolution_penalty(model: nn.Module, tau: float = 9e-2) -> Tensor:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.affine import integer_range, per_row
-from dq_plugins.quantized.binarizers import mean_magnitude
 from dq_plugins.quantized.straight_through import fake_quantize_ste
 
 SMALLEST_STEP = 1e-8
@@ -51,7 +50,17 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return value
 
 
-class LearnedStepActivation(nn.Module):
+class _LearnedStep(nn.Module):
+    dq_quantizer_state = True
+    bits: int
+    step: nn.Parameter
+
+    def scale(self) -> Tensor:
+        """The step as an affine scale: positive float32, the step's shape."""
+        return self.step.detach().float().abs().clamp_min(SMALLEST_STEP)
+
+
+class LearnedStepActivation(_LearnedStep):
     """Activation quantizer with one learned step, set by the first batch it sees.
 
     Args:
@@ -63,12 +72,10 @@ class LearnedStepActivation(nn.Module):
         started: whether the first batch has set it; saved with the checkpoint.
     """
 
-    dq_quantizer_state = True
     started: Tensor
 
     def __init__(self, bits: int, device: torch.device | str | None = None) -> None:
         super().__init__()
-        integer_range(bits)
         self.bits = bits
         self.step = nn.Parameter(torch.ones((), device=device))
         self.register_buffer("started", torch.zeros((), dtype=torch.bool, device=device))
@@ -88,47 +95,28 @@ class LearnedStepActivation(nn.Module):
             self.start(x)
         return learned_step_quantize(x, self.step, self.bits, x.numel())
 
-    def scale(self) -> Tensor:
-        """The step as an affine scale: positive float32 scalar."""
-        return self.step.detach().float().abs().clamp_min(SMALLEST_STEP)
-
-    def extra_repr(self) -> str:
-        """Width."""
-        return f"bits={self.bits}"
-
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._running = not self.started.is_meta and bool(self.started)
 
 
-class LearnedStepWeight(nn.Module):
-    """Weight quantizer with one learned step per output channel, started at the channel's range.
+class LearnedStepWeight(_LearnedStep):
+    """8-bit weight quantizer with one learned step per output channel, started at the channel's range.
 
     LSQ's own start, ``2 mean |w| / sqrt(Q_P)``, spends 8 bits on 16 standard deviations; the range of the weight
     is known, so the step starts at ``max |w| / Q_P``.
 
     Args:
         weight: ``[O, ...]``.
-        bits: width of the code.
     """
 
-    dq_quantizer_state = True
+    bits = 8
 
-    def __init__(self, weight: Tensor, bits: int = 8) -> None:
+    def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        self.bits = bits
-        mean_magnitude(weight)  # checks the shape
         largest = weight.detach().abs().flatten(1).amax(1)  # [O]
-        self.step = nn.Parameter((largest / integer_range(bits)[1]).clamp_min(SMALLEST_STEP))
+        self.step = nn.Parameter((largest / integer_range(self.bits)[1]).clamp_min(SMALLEST_STEP))
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize and dequantize ``weight``."""
         return learned_step_quantize(weight, per_row(self.step, weight), self.bits, weight[0].numel())
-
-    def scale(self) -> Tensor:
-        """The steps as affine scales: positive float32 ``[O]``."""
-        return self.step.detach().float().abs().clamp_min(SMALLEST_STEP)
-
-    def extra_repr(self) -> str:
-        """Width."""
-        return f"bits={self.bits}"

@@ -5,6 +5,9 @@
 
 Values are those of `dq_plugins.affine`, bit for bit.
 
+A binary weight has two values, so zero needs a side: ``sign(0) = +1`` everywhere, which is also the bit that
+`dq_plugins.quantized.packing` stores.
+
 Source: Bengio et al. 2013 (straight-through estimator); Esser et al., "Learned Step Size Quantization" (ICLR 2020),
 section 2.1, for the gradient of the scale.
 """
@@ -29,3 +32,20 @@ def fake_quantize_ste(x: Tensor, scale: Tensor, zero_point: Tensor | int, q_min:
     else:
         ratio = ratio.clamp(lowest, highest)
     return (round_ste(ratio) * scale).to(x.dtype)
+
+
+def sign(x: Tensor) -> Tensor:
+    """+1 where ``x >= 0`` and -1 elsewhere, in ``x.dtype``, without a gradient."""
+    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+
+def sign_ste(x: Tensor, clip: float = 1.0) -> Tensor:
+    """`sign` with the clipped straight-through gradient: 1 where ``|x| <= clip``, else 0.
+
+    The gradient travels in a term that is exactly zero (``c - c.detach()``), so the value is the sign bit for bit,
+    and neither ``torch.compile`` nor ``torch.export`` meets a custom autograd function.
+
+    Source: Hubara et al., "Binarized Neural Networks" (2016), equation 4; BinaryDM, section 3.1.
+    """
+    passed = x.clamp(-clip, clip)
+    return sign(x) + (passed - passed.detach())

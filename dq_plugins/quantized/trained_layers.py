@@ -47,46 +47,27 @@ class LayerChoice:
 
 
 class QuantizedTraining(nn.Module):
-    """What the layers of this file share."""
+    """A linear or convolutional layer with quantized input and weight."""
 
     weight: Tensor
     bias: Tensor | None
-    weight_quantizer: nn.Module
+    weight_quantizer: BinaryBasis | LearnedStepWeight
     input_quantizer: nn.Module
 
     def quantized_weight(self) -> Tensor:
         """The weight the layer computes with."""
         return self.weight_quantizer(self.weight)
 
-
-class TrainedLinear(QuantizedTraining, nn.Linear):
-    """``nn.Linear`` with quantized input and weight."""
-
     def forward(self, input: Tensor) -> Tensor:
-        """Map ``[..., in]`` to ``[..., out]``."""
-        return F.linear(self.input_quantizer(input), self.quantized_weight(), self.bias)
+        """What PyTorch's layer computes, of quantized operands."""
+        compute = F.linear if isinstance(self, nn.Linear) else self._conv_forward
+        return compute(self.input_quantizer(input), self.quantized_weight(), self.bias)
 
 
-class _TrainedConv(QuantizedTraining):
-    """A convolution with quantized input and weight."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map ``[B, in, ...]`` to ``[B, out, ...]``."""
-        return self._conv_forward(self.input_quantizer(input), self.quantized_weight(), self.bias)
-
-
-TRAINED: dict[type[nn.Module], type[QuantizedTraining]] = {
-    nn.Linear: TrainedLinear,
-    **mixed_in(_TrainedConv, "Trained", (k for k in LAYER_KINDS.values() if k.spatial and k.output_axis == 0)),
-}
+TRAINED = mixed_in(
+    QuantizedTraining, "Trained", (k for k in LAYER_KINDS.values() if not k.lookup and k.output_axis == 0)
+)
 """Layers that can train quantized. Transposed convolutions are not here: their output channel is not dimension 0."""
-
-
-def weight_quantizer(weight: Tensor, scheme: WeightScheme, scale_gradient: ScaleGradient = "autograd") -> nn.Module:
-    """The quantizer of a weight ``[O, ...]``, started from its values."""
-    if scheme == "evolvable":
-        return EvolvableBasis(weight, scale_gradient=scale_gradient)
-    return BinaryBasis(weight) if scheme == "binary" else LearnedStepWeight(weight)
 
 
 def train_quantized(
@@ -114,10 +95,12 @@ def train_quantized(
             raise DQError(f"layer {name!r} cannot train quantized: it is {found}, and only {kinds} can")
     for name, choice in choices.items():
         layer = modules[name]
-        quantizer = weight_quantizer(layer.weight, choice.weight, scale_gradient)
-        bits = choice.act_bits
         layer.__class__ = TRAINED[type(layer)]
-        layer.weight_quantizer = quantizer
+        if choice.weight == "evolvable":
+            layer.weight_quantizer = EvolvableBasis(layer.weight, scale_gradient=scale_gradient)
+        else:
+            layer.weight_quantizer = (BinaryBasis if choice.binary else LearnedStepWeight)(layer.weight)
+        bits = choice.act_bits
         layer.input_quantizer = LearnedStepActivation(bits, layer.weight.device) if bits else nn.Identity()
     return denoiser
 

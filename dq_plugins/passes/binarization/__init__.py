@@ -10,10 +10,8 @@ from dq_plugins.passes.binarization.checkpoint import load_checkpoint, save_chec
 from dq_plugins.passes.binarization.choices import BinaryDMChoices, binarydm_choices, choices_of
 from dq_plugins.passes.binarization.ema import moving_average
 from dq_plugins.passes.binarization.finish import to_plan
-from dq_plugins.passes.binarization.mimicking import LowRankMimicking, principal_directions
 from dq_plugins.passes.binarization.savings import operations, weight_size
 from dq_plugins.quantized.binarizers import (
-    BinaryBasis,
     EvolvableBasis,
     evolution_penalty,
     evolvable_bases,
@@ -21,18 +19,15 @@ from dq_plugins.quantized.binarizers import (
     fade,
     second_scale_mean,
 )
-from dq_plugins.quantized.learned_step import LearnedStepActivation, LearnedStepWeight
+from dq_plugins.quantized.learned_step import LearnedStepActivation
 from dq_plugins.quantized.trained_layers import LayerChoice, train_quantized, trained_layers
 
 __all__ = [
-    "BinaryBasis",
     "BinaryDMCallback",
     "BinaryDMChoices",
     "EvolvableBasis",
     "LayerChoice",
     "LearnedStepActivation",
-    "LearnedStepWeight",
-    "LowRankMimicking",
     "binarydm_choices",
     "choices_of",
     "evolution_penalty",
@@ -42,7 +37,6 @@ __all__ = [
     "load_checkpoint",
     "moving_average",
     "operations",
-    "principal_directions",
     "save_checkpoint",
     "second_scale_mean",
     "to_plan",

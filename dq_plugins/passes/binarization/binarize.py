@@ -23,7 +23,7 @@ from dq_plugins.passes.binarization.choices import BinaryDMChoices, binarydm_cho
 from dq_plugins.plan import BinaryTraining, QuantPlan, Reason, WeightQuant
 from dq_plugins.plan.layers import NO_RANGES
 from dq_plugins.quantized.binarizers import mean_magnitude
-from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
+from dq_plugins.quantized.weight_scale import weight_quantizer, weight_rows
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 TINY = torch.finfo(torch.float32).tiny
@@ -32,12 +32,6 @@ TINY = torch.finfo(torch.float32).tiny
 def binary_weight(weight: Tensor) -> WeightQuant:
     """Signs, and the mean magnitude of each output channel as scale."""
     return WeightQuant(1, mean_magnitude(weight.float()).clamp_min(TINY).cpu(), scheme="binary")
-
-
-def edge_weight(weight: Tensor) -> WeightQuant:
-    """Eight bits over the range of each output channel."""
-    scale, _ = weight_parameters(weight, 8, method="minmax")
-    return WeightQuant(8, scale.cpu())
 
 
 class Binarize(Pass):
@@ -98,7 +92,8 @@ class Binarize(Pass):
             weight = weight_rows(context.denoiser.get_submodule(name))
             if not bool(torch.isfinite(weight).all()):
                 raise PlanError(f"the weight of layer {name!r} holds NaN or infinity: it cannot be quantized")
-            plan.layers[name].weight = binary_weight(weight) if choice.binary else edge_weight(weight)
+            quantizer = binary_weight(weight) if choice.binary else weight_quantizer(weight, 8, method="minmax")
+            plan.layers[name].weight = quantizer
             plan.layers[name].unquantized_reason = NO_RANGES
         for name, reason in choices.unquantized.items():
             plan.layers[name].unquantized_reason = Reason(reason)

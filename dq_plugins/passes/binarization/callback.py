@@ -7,8 +7,7 @@ Source: BinaryDM, equation 15 and section 4.1:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from dq_plugins.errors import DQError
 from dq_plugins.passes.binarization.ema import moving_average
-from dq_plugins.passes.binarization.mimicking import FeatureTap, LowRankMimicking
+from dq_plugins.passes.binarization.mimicking import LowRankMimicking
 from dq_plugins.quantized.binarizers import evolution_penalty, evolvable_bases, evolve, fade
 
 
@@ -71,31 +70,19 @@ class BinaryDMCallback:
     ) -> None:
         if blocks and teacher is None:
             raise DQError("mimicking blocks needs the full-precision denoiser: pass it as teacher=...")
-        self.student, self.teacher = student, teacher
         if fade is not None and (evolve_at is None or not 1 <= fade <= evolve_at):
             raise DQError(
                 f"fade={fade} iterations end where the second bases are dropped, so they need evolve_at of at least "
                 f"as many; evolve_at={evolve_at}"
             )
+        self.student = student
         self.evolve_at, self.fade, self.tau, self.mimic = evolve_at, fade, tau, mimic
         self.parts: dict[str, Tensor] = {}
         self._ema_decay = ema_decay
         self.ema: AveragedModel | None = None
         self.mimicking: LowRankMimicking | None = None
         if blocks and teacher is not None:
-            teacher.requires_grad_(False).eval()
-            self.mimicking = LowRankMimicking(tuple(blocks), reduction)
-            self._taps = FeatureTap(student, tuple(blocks), training=True), FeatureTap(teacher, tuple(blocks))
-            self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
-            self._handle = student.register_forward_pre_hook(self._listener(), with_kwargs=True)
-
-    def _listener(self) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            # sampling in between is not training, and a deep copy of the student brings this hook along
-            if torch.is_grad_enabled() and module is self.student:
-                self._call = args, kwargs
-
-        return remember
+            self.mimicking = LowRankMimicking(student, teacher, tuple(blocks), reduction)
 
     def step(self, loss: Tensor) -> Tensor:
         """Add the regulariser and the mimicking loss of the student's latest forward.
@@ -110,18 +97,8 @@ class BinaryDMCallback:
         if self.tau and evolvable_bases(self.student):
             self.parts["penalty"] = evolution_penalty(self.student, self.tau)
         if self.mimicking is not None:
-            self.parts["mimicking"] = self.mimic * self._mimicking_loss()
+            self.parts["mimicking"] = self.mimic * self.mimicking.loss()
         return torch.stack([loss, *self.parts.values()]).sum() if self.parts else loss
-
-    def _mimicking_loss(self) -> Tensor:
-        if self._call is None or self.mimicking is None or self.teacher is None:
-            raise DQError("step(loss) comes after the student's forward; it has not run since the last step")
-        args, kwargs = self._call
-        self._call = None
-        with torch.no_grad():
-            self.teacher(*args, **kwargs)
-        student, teacher = (tap.take() for tap in self._taps)
-        return self.mimicking(teacher, student)
 
     def on_step(self, iteration: int) -> bool:
         """Call after ``optimizer.step()``: make the transition when its time has come, and average.
@@ -163,7 +140,7 @@ class BinaryDMCallback:
         """What a checkpoint needs beside the student's own state (which holds the stage)."""
         state = {f"ema/{k}": v for k, v in self.ema.state_dict().items()} if self.ema else {}
         if self.mimicking:
-            state |= {f"directions/{k}": v for k, v in self.mimicking.state_dict().items()}
+            state |= {f"directions/{k}": v for k, v in self.mimicking.directions.items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -177,11 +154,9 @@ class BinaryDMCallback:
             self.ema.load_state_dict(parts["ema"])
         if self.mimicking is not None:
             device = next(self.student.parameters()).device
-            self.mimicking.load_state_dict(parts["directions"], device)
+            self.mimicking.directions = {name: value.to(device) for name, value in parts["directions"].items()}
 
     def remove(self) -> None:
-        """Unhook both models."""
+        """Unhook the student."""
         if self.mimicking is not None:
-            self._handle.remove()
-            for tap in self._taps:
-                tap.remove()
+            self.mimicking.remove()

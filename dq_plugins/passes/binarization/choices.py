@@ -13,8 +13,8 @@ Where all blocks have features of that size (a transformer), the first and the l
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from math import prod
 
 from dq_plugins.errors import DQError, PlanError
@@ -60,32 +60,23 @@ def block_positions(part: Partition) -> dict[str, int]:
     return sizes
 
 
-def input_positions(part: Partition) -> tuple[int, int]:
-    """Pixels of the noisy sample, and over how many dimensions they spread."""
+def least_positions(part: Partition, side_ratio: float) -> float:
+    """Pixels or tokens of features with ``side_ratio`` of the side of the noisy sample."""
     shape = part.graph.nodes[f"input:{part.sample_argument}"]["shape"]
-    return (prod(shape[2:]), len(shape) - 2) if len(shape) > 3 else (shape[1] if len(shape) > 2 else 1, 1)
-
-
-def _run(blocks: Iterable[str], sizes: dict[str, int], least: float) -> list[str]:
-    """Blocks from the start of an order, for as long as they are large enough."""
-    found = []
-    for block in blocks:
-        if sizes[block] < least:
-            break
-        found.append(block)
-    return found
+    if len(shape) > 3:
+        return prod(shape[2:]) * side_ratio ** (len(shape) - 2)
+    return (shape[1] if len(shape) > 2 else 1) * side_ratio
 
 
 def edge_blocks(part: Partition, side_ratio: float = 0.5) -> tuple[str, ...]:
     """Blocks at both ends of the denoiser with features of at least ``side_ratio`` of the input's side."""
     sizes = block_positions(part)
-    pixels, dimensions = input_positions(part)
-    order = list(sizes)
-    first = _run(order, sizes, pixels * side_ratio**dimensions)
+    order, least = list(sizes), least_positions(part, side_ratio)
+    first = list(takewhile(lambda b: sizes[b] >= least, order))
     if len(first) == len(order):
         quarter = max(1, round(len(order) / 4)) if order else 0
         return tuple(dict.fromkeys(order[:quarter] + order[len(order) - quarter :]))
-    last = _run(reversed(order), sizes, pixels * side_ratio**dimensions)
+    last = list(takewhile(lambda b: sizes[b] >= least, reversed(order)))
     return tuple(b for b in order if b in {*first, *last})
 
 
@@ -112,8 +103,7 @@ def binarydm_choices(
     """
     evolvable_blocks = edge_blocks(part, side_ratio)
     # resampling layers lie between blocks: they go with the size they produce, unless size says nothing
-    pixels, dimensions = input_positions(part)
-    least = pixels * side_ratio**dimensions if len(set(block_positions(part).values())) > 1 else float("inf")
+    least = least_positions(part, side_ratio) if len(set(block_positions(part).values())) > 1 else float("inf")
     layers, unquantized = {}, {}
     for name, layer in part.layers.items():
         outside_time = not layer.block and layer.signature != "sample"

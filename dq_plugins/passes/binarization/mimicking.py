@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import DQError
+from dq_plugins.hooks import hooked
 from dq_plugins.quantized.learned_step import mean_over_processes
 
 
@@ -29,11 +30,6 @@ def by_channel(features: Tensor) -> Tensor:
     if features.dim() >= 4:
         features = features.movedim(1, -1)
     return features.reshape(-1, features.shape[-1]).float()
-
-
-def rank_of(channels: int, reduction: int) -> int:
-    """Number of directions kept: ``round(channels / reduction)``, at least one."""
-    return max(1, round(channels / reduction))
 
 
 def principal_directions(features: Tensor, reduction: int = 4) -> Tensor:
@@ -50,7 +46,8 @@ def principal_directions(features: Tensor, reduction: int = 4) -> Tensor:
     moments = mean_over_processes(moments)
     covariance = moments[1:] - moments[0].outer(moments[0])
     _, vectors = torch.linalg.eigh(covariance)  # ascending
-    return vectors.flip(1)[:, : rank_of(x.shape[1], reduction)].float().contiguous()
+    rank = max(1, round(x.shape[1] / reduction))
+    return vectors.flip(1)[:, :rank].float().contiguous()
 
 
 def mimicking_loss(teacher: Tensor, student: Tensor, directions: Tensor) -> Tensor:
@@ -68,78 +65,80 @@ def first_tensor(output: Any) -> Tensor:
     return output
 
 
-class FeatureTap:
-    """Keeps the latest output of named modules of one model.
-
-    Args:
-        model: a denoiser.
-        names: fully qualified names of its blocks.
-        training: keep outputs with gradients only, so that sampling in between does not interfere.
-
-    Raises:
-        DQError: a name is unknown.
-    """
-
-    def __init__(self, model: nn.Module, names: tuple[str, ...], *, training: bool = False) -> None:
-        modules = dict(model.named_modules())
-        unknown = [name for name in names if name not in modules]
-        if unknown:
-            raise DQError(f"{type(model).__name__} has no block {unknown[0]!r}, so its features cannot be compared")
-        self.names, self.training = names, training
-        self.features: dict[str, Tensor] = {}
-        self._handles = [modules[name].register_forward_hook(self._keeper(name, modules[name])) for name in names]
-
-    def _keeper(self, name: str, block: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            # a deep copy of the model brings this hook along, and its features are not wanted
-            if module is block and (torch.is_grad_enabled() or not self.training):
-                self.features[name] = first_tensor(output)
-
-        return keep
-
-    def take(self) -> dict[str, Tensor]:
-        """The features since the last call, and forget them."""
-        missing = [name for name in self.names if name not in self.features]
-        if missing:
-            raise DQError(f"block {missing[0]!r} has not run since its features were last taken")
-        features, self.features = self.features, {}
-        return features
-
-    def remove(self) -> None:
-        """Unhook."""
-        for handle in self._handles:
-            handle.remove()
-
-
 class LowRankMimicking:
-    """The mimicking loss over the blocks of a denoiser; its directions are set by the first batch.
+    """The mimicking loss over the blocks of a student in training; its directions are set by the first batch.
+
+    Sampling with the student (without gradients) and calls of its copies do not interfere.
 
     Args:
-        blocks: fully qualified names.
+        student: the denoiser that trains.
+        teacher: the full-precision denoiser; frozen here.
+        blocks: fully qualified names, in both models.
         reduction: K of the paper; 1 keeps every direction.
 
     Attributes:
         directions: per block ``[C, r]``; empty before the first batch.
+
+    Raises:
+        DQError: a model has no such block.
     """
 
-    def __init__(self, blocks: tuple[str, ...], reduction: int = 4) -> None:
-        if not blocks:
-            raise DQError("mimicking needs at least one block; name some with blocks=(...)")
-        self.blocks, self.reduction = blocks, reduction
+    def __init__(self, student: nn.Module, teacher: nn.Module, blocks: tuple[str, ...], reduction: int = 4) -> None:
+        self.student, self.teacher = student, teacher.requires_grad_(False).eval()
+        self.reduction = reduction
         self.directions: dict[str, Tensor] = {}
+        self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+        self._features: dict[str, Tensor] = {}
+        self._blocks = _modules(teacher, blocks)
+        self._handles = [
+            student.register_forward_pre_hook(self._remember_call(), with_kwargs=True),
+            *(m.register_forward_hook(self._keep_features(n, m)) for n, m in _modules(student, blocks).items()),
+        ]
 
-    def __call__(self, teacher: Mapping[str, Tensor], student: Mapping[str, Tensor]) -> Tensor:
-        """Mean over the blocks of `mimicking_loss`, not yet multiplied by lambda."""
-        for name in self.blocks:
+    # Closures and not methods: a deep copy of the student copies the objects of its hooks, but not their closures.
+    def _remember_call(self) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def remember(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if torch.is_grad_enabled() and module is self.student:
+                self._call = args, kwargs
+
+        return remember
+
+    def _keep_features(self, name: str, block: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            if torch.is_grad_enabled() and module is block:
+                self._features[name] = first_tensor(output)
+
+        return keep
+
+    def loss(self) -> Tensor:
+        """Mean over the blocks of `mimicking_loss` for the student's latest call, not yet multiplied by lambda.
+
+        Raises:
+            DQError: the student, or one of its blocks, has not run since the last time.
+        """
+        if self._call is None:
+            raise DQError("step(loss) comes after the student's forward; it has not run since the last step")
+        (args, kwargs), student, teacher = self._call, self._features, {}
+        self._call, self._features = None, {}
+        with torch.no_grad(), hooked(self._blocks, after=lambda n, a, k, out: teacher.update({n: first_tensor(out)})):
+            self.teacher(*args, **kwargs)
+        missing = [name for name in self._blocks if name not in student or name not in teacher]
+        if missing:
+            raise DQError(f"block {missing[0]!r} did not run, so its features cannot be compared")
+        for name in self._blocks:
             if name not in self.directions:
                 self.directions[name] = principal_directions(teacher[name], self.reduction)
-        losses = [mimicking_loss(teacher[n].detach(), student[n], self.directions[n]) for n in self.blocks]
-        return torch.stack(losses).mean()
+        return torch.stack([mimicking_loss(teacher[n], student[n], self.directions[n]) for n in self._blocks]).mean()
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The directions, by block."""
-        return dict(self.directions)
+    def remove(self) -> None:
+        """Unhook the student."""
+        for handle in self._handles:
+            handle.remove()
 
-    def load_state_dict(self, state: Mapping[str, Tensor], device: torch.device | str = "cpu") -> None:
-        """Take directions over, for example from a checkpoint."""
-        self.directions = {name: directions.to(device) for name, directions in state.items()}
+
+def _modules(model: nn.Module, names: tuple[str, ...]) -> dict[str, nn.Module]:
+    modules = dict(model.named_modules())
+    unknown = [name for name in names if name not in modules]
+    if unknown:
+        raise DQError(f"{type(model).__name__} has no block {unknown[0]!r}, so its features cannot be compared")
+    return {name: modules[name] for name in names}

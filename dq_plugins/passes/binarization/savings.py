@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from torch import nn
 
 from dq_plugins.graph import Partition
-from dq_plugins.quantized.binarizers import BinaryBasis, EvolvableBasis
 from dq_plugins.quantized.packing import packed_bytes
 from dq_plugins.quantized.trained_layers import LayerChoice, trained_layers
 
@@ -21,60 +20,37 @@ WORD_BITS = 64
 
 
 @dataclass(frozen=True)
-class Size:
-    """Bytes of weights and their scales.
-
-    Attributes:
-        original: the same weights in float32.
-        stored: codes packed without gaps, and one float32 scale per output channel, in memory and on disk.
-    """
-
-    original: int
-    stored: int
-
-    @property
-    def ratio(self) -> float:
-        """How many times smaller than float32."""
-        return self.original / self.stored if self.stored else 1.0
-
-
-def weight_size(model: nn.Module, *, binary_only: bool = False) -> Size:
-    """Size of the weights of all layers that train quantized, once they are packed.
-
-    Args:
-        model: after `train_quantized`.
-        binary_only: leave out the 8-bit layers.
-    """
-    original, stored = 0, 0
-    for layer in trained_layers(model).values():
-        bits = 1 if isinstance(layer.weight_quantizer, BinaryBasis | EvolvableBasis) else layer.weight_quantizer.bits
-        if bits > 1 and binary_only:
-            continue
-        original += FLOAT_BYTES * layer.weight.numel()
-        stored += packed_bytes(layer.weight.shape, bits) + FLOAT_BYTES * layer.weight.shape[0]
-    return Size(original, stored)
-
-
-@dataclass(frozen=True)
-class Operations:
-    """Operations of one call of the denoiser, for the batch of the example inputs.
-
-    Attributes:
-        original: multiply-accumulates of all layers in floating point.
-        quantized: ``OPs`` of the paper.
-    """
+class Saving:
+    """What there was in floating point, and what is left: bytes or operations."""
 
     original: int
     quantized: float
 
     @property
     def ratio(self) -> float:
-        """How many times fewer."""
-        return self.original / self.quantized
+        """How many times less."""
+        return self.original / self.quantized if self.quantized else 1.0
 
 
-def operations(part: Partition, choices: Mapping[str, LayerChoice]) -> Operations:
-    """The paper's operation count of a choice of widths.
+def weight_size(model: nn.Module, *, binary_only: bool = False) -> Saving:
+    """Bytes of the weights of all layers that train quantized, in float32 and packed with their float32 scales.
+
+    Args:
+        model: after `train_quantized`.
+        binary_only: leave out the 8-bit layers.
+    """
+    original, packed = 0, 0
+    for layer in trained_layers(model).values():
+        bits = layer.weight_quantizer.bits
+        if bits > 1 and binary_only:
+            continue
+        original += FLOAT_BYTES * layer.weight.numel()
+        packed += packed_bytes(layer.weight.shape, bits) + FLOAT_BYTES * layer.weight.shape[0]
+    return Saving(original, packed)
+
+
+def operations(part: Partition, choices: Mapping[str, LayerChoice]) -> Saving:
+    """Multiply-accumulates of one call for the batch of the example inputs, and the paper's ``OPs`` of a choice.
 
     A layer whose input stays in floating point counts as floating point, like one without a choice.
     """
@@ -85,4 +61,4 @@ def operations(part: Partition, choices: Mapping[str, LayerChoice]) -> Operation
             floating += layer.macs
         else:
             binary += layer.macs * choice.act_bits * (1 if choice.binary else 8)
-    return Operations(sum(layer.macs for layer in part.layers.values()), binary / WORD_BITS + floating)
+    return Saving(sum(layer.macs for layer in part.layers.values()), binary / WORD_BITS + floating)

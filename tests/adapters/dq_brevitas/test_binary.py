@@ -26,7 +26,7 @@ from dq_plugins.passes.binarization import (
     evolve,
     train_quantized,
 )
-from dq_plugins.quantized.signs import sign
+from dq_plugins.quantized.straight_through import sign
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +63,15 @@ def test_after_the_transition_the_weight_is_scaled_signs_bit_for_bit():
     layer = QuantLinear(6, 4, bias=False, weight_quant=EvolvableBasisWeight)
     assert layer.quant_weight().value[0].unique().numel() == 4
     evolve(layer)
-    expected = layer.weight_quant.tensor_quant.scale[:, None] * sign(layer.weight)
+    expected = layer.weight_quant.tensor_quant.binarizer.scale[:, None] * sign(layer.weight)
     assert torch.equal(layer.quant_weight().value, expected)
 
 
 def test_options_reach_the_binarizer():
-    layer = QuantLinear(
-        6, 4, bias=False, weight_quant=EvolvableBasisWeight.let(scale_gradient="printed"), weight_fitted=True
-    )
-    assert layer.weight_quant.tensor_quant.scale_gradient == "printed"
-    paper = QuantLinear(6, 4, bias=False, weight_quant=EvolvableBasisWeight)
-    paper.load_state_dict({"weight": layer.weight}, strict=False)
-    assert not torch.equal(paper.weight_quant.tensor_quant.scale, layer.weight_quant.tensor_quant.scale)
+    injector = EvolvableBasisWeight.let(scale_gradient="printed")
+    layer = QuantLinear(6, 4, bias=False, weight_quant=injector, weight_binarizer_clip=0.5)
+    binarizer = layer.weight_quant.tensor_quant.binarizer
+    assert (binarizer.scale_gradient, binarizer.clip) == ("printed", 0.5)
 
 
 def test_the_callback_trains_a_brevitas_model_through_the_transition(choices):
@@ -101,7 +98,7 @@ def test_state_dict_round_trip_with_the_stage(choices):
     model(**tiny_inputs())
     evolve(model)
     with torch.no_grad():
-        model.middle.conv1.weight_quant.tensor_quant.scale.mul_(1.5)
+        model.middle.conv1.weight_quant.tensor_quant.binarizer.scale.mul_(1.5)
     other = binary_model(choices)
     other.load_state_dict(model.state_dict(), strict=True)
     assert torch.equal(other(**tiny_inputs()), model(**tiny_inputs()))
@@ -113,7 +110,7 @@ def test_frozen_model_has_stock_quantizers_and_the_same_output(choices):
     expected = model(**tiny_inputs())
     evolve(model)
     with torch.no_grad():
-        model.middle.conv1.weight_quant.tensor_quant.scale[:2] *= -1
+        model.middle.conv1.weight_quant.tensor_quant.binarizer.scale[:2] *= -1
     expected = model(**tiny_inputs())
     freeze_binary(model)
     assert torch.equal(model(**tiny_inputs()), expected)

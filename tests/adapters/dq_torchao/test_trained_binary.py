@@ -23,7 +23,7 @@ def test_integer_layers_compute_what_was_trained(act_bits, state):
 
 def test_packed_weights_on_disk_have_the_size_that_was_promised(tmp_path):
     model, plan = trained(channels=32), empty_plan(tiny_denoiser(channels=32))
-    promised = weight_size(model).stored
+    promised = weight_size(model).quantized
     dq_torchao.save(dq.apply(model, to_plan(model, plan), backend="torchao"), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     weights = {name: t for name, t in tensors.items() if name.endswith(("weight", "weight_packed", "weight_scale"))}

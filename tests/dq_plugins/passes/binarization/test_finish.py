@@ -60,11 +60,11 @@ def test_size_counts_one_bit_a_binary_weight_and_a_scale_an_output():
     blocks = [*model.down, model.middle, *model.up]
     weights, outputs = len(blocks) * (2 * 32 * 32 * 9 + 32 * 16), len(blocks) * 3 * 32
     binary, everything = weight_size(model, binary_only=True), weight_size(model)
-    assert (binary.original, binary.stored) == (4 * weights, weights // 8 + 4 * outputs)
+    assert (binary.original, binary.quantized) == (4 * weights, weights // 8 + 4 * outputs)
     assert binary.ratio > 20
     edges, edge_outputs = 2 * 16 + 2 * 3 * 32 * 9, 16 + 32 + 3  # embed, first and last, 8 bits each
     assert everything.original == 4 * (weights + edges)
-    assert everything.stored == binary.stored + edges + 4 * edge_outputs
+    assert everything.quantized == binary.quantized + edges + 4 * edge_outputs
 
 
 def test_operations_follow_the_papers_count():

@@ -6,13 +6,11 @@ from torch import nn
 
 from dq_plugins.errors import DQError
 from dq_plugins.passes.binarization.mimicking import (
-    FeatureTap,
     LowRankMimicking,
     by_channel,
     first_tensor,
     mimicking_loss,
     principal_directions,
-    rank_of,
 )
 
 
@@ -47,7 +45,7 @@ def test_directions_come_in_order_of_variance():
 
 @pytest.mark.parametrize(("channels", "expected"), [(64, 16), (6, 2), (1, 1)])
 def test_rank(channels, expected):
-    assert rank_of(channels, 4) == expected
+    assert principal_directions(torch.randn(1, 70, channels), reduction=4).shape == (channels, expected)
 
 
 def test_a_student_that_differs_outside_the_subspace_only_has_no_loss_and_no_gradient():
@@ -73,16 +71,14 @@ def test_gradients_lie_in_the_subspace():
 
 
 def test_directions_are_frozen_after_the_first_batch():
-    loss = LowRankMimicking(("a",))
-    first, _ = planted_features((2, 16, 4, 4), strong=4)
-    second, _ = planted_features((2, 16, 4, 4), strong=4, seed=9)
-    loss({"a": first}, {"a": first})
-    kept = loss.directions["a"].clone()
-    loss({"a": second}, {"a": second})
-    assert torch.equal(loss.directions["a"], kept)
-    other = LowRankMimicking(("a",))
-    other.load_state_dict(loss.state_dict())
-    assert torch.equal(other.directions["a"], kept)
+    student, teacher = (nn.Sequential(nn.Identity()) for _ in range(2))
+    mimicking = LowRankMimicking(student, teacher, ("0",))
+    kept = []
+    for seed in (0, 9):
+        student(planted_features((2, 16, 4, 4), strong=4, seed=seed)[0])
+        mimicking.loss()
+        kept.append(mimicking.directions["0"].clone())
+    assert torch.equal(*kept)
 
 
 def train_student(mimic, steps=120):
@@ -90,16 +86,14 @@ def train_student(mimic, steps=120):
     torch.manual_seed(0)
     teacher = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
     student = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
-    taps = [FeatureTap(m, ("0",)) for m in (teacher, student)]
-    loss_of = LowRankMimicking(("0",), reduction=2)
+    mimicking = LowRankMimicking(student, teacher, ("0",), reduction=2)
     optimizer = torch.optim.Adam(student.parameters(), lr=1e-2)
     x = torch.randn(128, 8)
     for _ in range(steps):
         with torch.no_grad():
             target = teacher(x)
         loss = (student(x) - target).square().mean()
-        features = [tap.take() for tap in taps]
-        mimicry = loss_of(*features)
+        mimicry = mimicking.loss()
         optimizer.zero_grad()
         (loss + mimic * mimicry).backward()
         optimizer.step()
@@ -118,14 +112,20 @@ def test_first_tensor_of_nested_outputs():
         first_tensor(())
 
 
-def test_taps_name_unknown_blocks_and_blocks_that_did_not_run():
-    model = nn.Sequential(nn.Linear(2, 2))
+class OneOfTwo(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+def test_unknown_blocks_and_blocks_that_did_not_run_are_named():
+    student, teacher = OneOfTwo(), OneOfTwo()
     with pytest.raises(DQError, match="no block 'x'"):
-        FeatureTap(model, ("x",))
-    with pytest.raises(DQError, match="has not run"):
-        FeatureTap(model, ("0",)).take()
-
-
-def test_no_blocks_is_an_error():
-    with pytest.raises(DQError, match="at least one block"):
-        LowRankMimicking(())
+        LowRankMimicking(student, teacher, ("x",))
+    mimicking = LowRankMimicking(student, teacher, ("unused",))
+    student(torch.ones(1, 2))
+    with pytest.raises(DQError, match="'unused' did not run"):
+        mimicking.loss()
