@@ -14,7 +14,7 @@ from dq_plugins.errors import DQError
 from dq_plugins.quantized.candidates import Candidates, Entry
 from dq_plugins.quantized.network import SuperNetwork
 from dq_plugins.quantized.width import widths_of
-from dq_plugins.sensitivity.measurement_store import FORWARD, Sums
+from dq_plugins.sensitivity.measure import FORWARD, Sums
 from dq_plugins.sensitivity.trajectory import Trajectory
 
 

@@ -1,19 +1,27 @@
-"""Run a measurement: units of work, in this process or in several, each finished unit kept."""
+"""Measurements in units that do not depend on each other: in this process or in several, each finished unit kept."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from pathlib import Path
+from collections.abc import Generator, Sequence
 from typing import Protocol
 
-from dq_plugins.progress import Progress, finish
-from dq_plugins.sensitivity.measurement_store import Store, Sums
+import torch
 
-__all__ = ["Measurement", "finish", "measure"]
+from dq_plugins.artifact import Format, UnitResults
+from dq_plugins.progress import Progress
+
+Sums = dict[str, float]
+"""Result of a unit: sums by entry key, ``signal`` (what they are relative to), ``calls`` (cost in denoiser calls)."""
+
+FORWARD, BACKWARD = 1.0, 2.0
+"""Cost of a forward and of a backward pass, in denoiser calls."""
+
+MEASURED: Format[Sums] = Format("measurement", 1, Sums, what="a measurement")
+NOTHING_KEPT = UnitResults(MEASURED, None, {})
 
 
 class Measurement(Protocol):
-    """Something to measure, in units that do not depend on each other. Picklable, when workers are to be used."""
+    """Something to measure. Picklable, when workers are to be used."""
 
     def units(self) -> list[str]:
         """Keys of the units."""
@@ -25,63 +33,48 @@ class Measurement(Protocol):
 
 
 def measure(
-    measurement: Measurement,
-    *,
-    store: Store | None = None,
-    workers: int = 1,
-    what: str = "",
+    measurement: Measurement, kept: UnitResults[Sums] = NOTHING_KEPT, *, workers: int = 1, what: str = ""
 ) -> Generator[Progress, None, dict[str, Sums]]:
-    """Measure every unit that is not in the store yet. Iterate to run; the generator returns the results.
+    """Measure every unit that was not kept yet. Iterate to run; the generator returns the results.
 
     With several workers, joblib runs them: local processes by default, or Dask or Ray inside
-    ``with joblib.parallel_config("dask")`` and the like; they share the store's folder.
+    ``with joblib.parallel_config("dask")`` and the like; they share the folder of the results.
 
     Args:
         measurement: what to measure.
-        store: where finished units are kept; a temporary one by default.
+        kept: results of finished units.
         workers: processes.
         what: shown with the progress.
-
-    Yields:
-        Progress.
 
     Returns:
         Sums by unit, in the order of the units.
     """
-    from tempfile import TemporaryDirectory
-
-    if store is None:
-        with TemporaryDirectory(prefix="dq-sensitivity-") as folder:
-            return (yield from measure(measurement, store=Store(Path(folder), {}), workers=workers, what=what))
     units = measurement.units()
-    store.drop_claims()
-    done = store.read()
-    todo = [unit for unit in units if unit not in done]
+    found = {unit: sums for unit in units if (sums := kept.find(unit)) is not None}
+    todo = [unit for unit in units if unit not in found]
     if workers > 1 and len(todo) > 1:
-        yield Progress(len(units) - len(todo), len(units), f"{what}, {workers} workers")
-        _spread(measurement, todo, store, min(workers, len(todo)))
+        from joblib import Parallel, delayed
+
+        yield Progress(len(found), len(units), f"{what}, {workers} workers")
+        # one share for each worker: a measurement holds a denoiser, which is sent once
+        shares = [todo[start::workers] for start in range(min(workers, len(todo)))]
+        parts = Parallel(n_jobs=len(shares))(delayed(_share)(measurement, share, kept) for share in shares)
+        for part in parts:
+            found |= part
     else:
-        for position, unit in enumerate(todo, len(units) - len(todo)):
-            yield Progress(position, len(units), what)
-            store.add(unit, measurement(unit))
-    found = store.read()
+        for unit in todo:
+            yield Progress(len(found), len(units), what)
+            found[unit] = _measured(measurement, unit, kept)
     yield Progress(len(units), len(units), what)
     return {unit: found[unit] for unit in units}
 
 
-def _spread(measurement: Measurement, todo: list[str], store: Store, workers: int) -> None:
-    from joblib import Parallel, delayed
-
-    # every worker walks the whole list from its own start and takes what is not claimed: no queue, many machines
-    shifts = [len(todo) * w // workers for w in range(workers)]
-    tasks = (delayed(_work)(measurement, todo[s:] + todo[:s], store) for s in shifts)
-    Parallel(n_jobs=workers)(tasks)
+def _measured(measurement: Measurement, unit: str, kept: UnitResults[Sums]) -> Sums:
+    sums = measurement(unit)
+    kept.keep(unit, sums)
+    return sums
 
 
-def _work(measurement: Measurement, units: list[str], store: Store) -> None:
-    import torch
-
+def _share(measurement: Measurement, units: Sequence[str], kept: UnitResults[Sums]) -> dict[str, Sums]:
     torch.set_num_threads(1)
-    for unit in units:
-        if store.claim(unit):
-            store.add(unit, measurement(unit))
+    return {unit: _measured(measurement, unit, kept) for unit in units}

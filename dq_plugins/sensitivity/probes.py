@@ -30,7 +30,7 @@ from dq_plugins.calibration import CalibrationSet, first_tensor
 from dq_plugins.errors import DQError
 from dq_plugins.hooks import Arguments, hooked
 from dq_plugins.quantized.candidates import Candidates, Entry
-from dq_plugins.sensitivity.measurement_store import BACKWARD, FORWARD, Sums
+from dq_plugins.sensitivity.measure import BACKWARD, FORWARD, Sums
 from dq_plugins.sensitivity.similarity import SsimForm
 from dq_plugins.sensitivity.trajectory import Trajectory
 

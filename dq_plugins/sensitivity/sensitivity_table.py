@@ -14,7 +14,7 @@ from dq_plugins.errors import DQError
 from dq_plugins.plan import EstimateCheck, MeasuredSensitivity
 from dq_plugins.plan.decisions import ByWidth
 from dq_plugins.quantized.candidates import Candidates, Entry, Operand
-from dq_plugins.sensitivity.measurement_store import FORWARD, Sums
+from dq_plugins.sensitivity.measure import FORWARD, Sums
 
 Group = Literal["content", "quality"]
 

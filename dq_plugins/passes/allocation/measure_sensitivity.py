@@ -14,8 +14,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from dq_plugins.artifact import UnitResults
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.errors import RecipeError
+from dq_plugins.hashing import hash_json
 from dq_plugins.passes.width_candidates import candidates_of
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.candidates import Candidates
@@ -30,8 +32,7 @@ from dq_plugins.sensitivity import (
     measure,
     trajectories_of,
 )
-from dq_plugins.sensitivity.measure import Measurement
-from dq_plugins.sensitivity.measurement_store import Store, Sums
+from dq_plugins.sensitivity.measure import MEASURED, Measurement, Sums
 from dq_plugins.sensitivity.sensitivity_table import cost, entries_to_check, naive_cost, relative
 
 
@@ -138,19 +139,18 @@ class Sensitivity(Pass):
     def _measure(
         self, measurement: Measurement, context: PassContext, calls: CalibrationSet, candidates: Candidates, what: str
     ) -> Generator[Progress, None, dict[str, Sums]]:
-        store = None
-        if context.workdir is not None:
-            signature = {
-                "model": context.calibration.model_hash,
-                "calls": calls.hash,
-                "candidates": candidates.hash,
-                "seed": context.seed,
-                "what": what,
-                "probes": [self.options.draws, self.options.content_probes],
-                "content": [self.options.runs, self.options.content_metric],
-            }
-            store = Store(context.workdir / "measurements", signature)
-        return (yield from measure(measurement, store=store, workers=self.options.workers, what=what))
+        settings = {
+            "model": context.calibration.model_hash,
+            "calls": calls.hash,
+            "candidates": candidates.hash,
+            "seed": context.seed,
+            "what": what,
+            "probes": [self.options.draws, self.options.content_probes],
+            "content": [self.options.runs, self.options.content_metric],
+        }
+        folder = context.workdir and context.workdir / "measurements" / hash_json(settings)[:16]
+        kept = UnitResults(MEASURED, folder, settings)
+        return (yield from measure(measurement, kept, workers=self.options.workers, what=what))
 
 
 def _scaled(loss: dict, parts: dict[str, Sums], candidates: Candidates) -> tuple[dict, dict]:

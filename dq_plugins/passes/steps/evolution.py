@@ -24,12 +24,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dq_plugins.hashing import hash_json
+from dq_plugins.artifact import UnitResults
 from dq_plugins.passes.steps.space import Candidate, Space
 from dq_plugins.passes.steps.state import STATE, Scored, SearchState
 from dq_plugins.progress import Progress, reported
-from dq_plugins.sensitivity.measure import measure
-from dq_plugins.sensitivity.measurement_store import Store, Sums
+from dq_plugins.sensitivity.measure import MEASURED, Sums, measure
 
 FILE_NAME = "state.json"
 ATTEMPTS = 20
@@ -189,7 +188,7 @@ class Evolution:
         state.evaluations = state.evaluations or [0] * rungs
         alive, scored = new, {}
         for rung in range(rungs):
-            measuring = self._measuring(_Rung(self.fitness, tuple(alive), rung))
+            measuring = measure(_Rung(self.fitness, tuple(alive), rung), self._scores, workers=self.workers)
             results = yield from self._forwarded(measuring, state.generation, rung, rungs)
             sums = list(results.values())
             scored |= {c: Scored(c, rung, s["loss"]) for c, s in zip(alive, sums, strict=True)}
@@ -198,17 +197,6 @@ class Evolution:
             ranked = sorted(alive, key=lambda c: scored[c].order)
             alive = ranked[: max(math.ceil(len(ranked) * self.options.keep), 1)] if ranked else []
         return list(scored.values())
-
-    def _measuring(self, scores: _Rung) -> Generator[Progress, None, dict[str, Sums]]:
-        """Score candidates; without a folder and without workers there is nothing to keep or share on disk."""
-        if self.folder is not None or self.workers > 1:
-            return (yield from measure(scores, store=self._store(), workers=self.workers))
-        found = {}
-        for unit in scores.units():
-            yield Progress(len(found), len(scores.candidates))
-            found[unit] = scores(unit)
-        yield Progress(len(found), len(scores.candidates))
-        return found
 
     def _forwarded(self, measuring: Any, generation: int, rung: int, rungs: int) -> Generator[Progress, None, Any]:
         """Progress of one rung as part of the whole search."""
@@ -221,8 +209,9 @@ class Evolution:
 
         return (yield from reported(measuring, in_search))
 
-    def _store(self) -> Store | None:
-        return None if self.folder is None else Store(self.folder / "scores", {"of": hash_json(self.signature)})
+    @property
+    def _scores(self) -> UnitResults[Sums]:
+        return UnitResults(MEASURED, self.folder and self.folder / "scores", {"of": self.signature})
 
     def _load(self) -> SearchState | None:
         return None if self.folder is None else STATE.find(self.folder / FILE_NAME, self._settings())

@@ -27,7 +27,7 @@ from dq_plugins.passes.steps.stepper import Stepper
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.network import SuperNetwork
 from dq_plugins.quantized.width import Width
-from dq_plugins.sensitivity.measurement_store import Sums
+from dq_plugins.sensitivity.measure import Sums
 
 DIVERGED = 1e30
 """Loss of a candidate whose images are not finite."""
