@@ -23,7 +23,7 @@ import dq_plugins as dq
 from dq_plugins.bundled import bundled
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.observers import optimal_groups
-from dq_plugins.passes.ranges.search.active import ActiveCalibration, ActiveSettings
+from dq_plugins.passes.ranges.search.active import ActiveCalibration
 from dq_plugins.quantized.statistics import Statistics, collect
 
 BUDGETS = (1.0, 2.0, 3.0, 3.6, 4.0, 6.0)  # images for each timestep, on average
@@ -52,11 +52,10 @@ def drawn_actively(denoiser: nn.Module, pool: CalibrationSet, args: argparse.Nam
         dict.fromkeys(layers, args.bits),
         groups=args.groups,
         symmetric=False,
-        settings=ActiveSettings(),
         generator=torch.Generator().manual_seed(seed),
     )
     limit = int(BUDGETS[-1] * len(pool.timesteps))
-    return [pool.timesteps[visit.timestep] for visit in active.draw(0.0, limit)]
+    return [pool.timesteps[index] for index, _ in active.draw(0.0, limit)]
 
 
 def curves(

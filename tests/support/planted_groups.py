@@ -7,9 +7,7 @@ from torch import Tensor
 
 from dq_plugins.passes.ranges.search.learn import LearnedGroups, learn_groups, mean_loss
 from dq_plugins.passes.ranges.search.points import PointsLoss
-from dq_plugins.passes.ranges.search.relaxation import Relaxation, start_logits
-from dq_plugins.passes.ranges.search.settings import SearchSettings
-from dq_plugins.passes.ranges.search.start import spread
+from dq_plugins.passes.ranges.search.relaxation import Relaxation, spread, start_logits
 
 SCALES = (0.5, 1.5, 5.0)
 BITS = 4
@@ -41,12 +39,12 @@ def finished(generator):
             return stop.value
 
 
-def search(values: Tensor, seed: int, groups: int, settings: SearchSettings, **options) -> LearnedGroups:
+def search(values: Tensor, seed: int, groups: int, rounds: int = 200, **options) -> LearnedGroups:
     """The search from scratch, on the scale of one static range."""
     loss, (low, high) = points_loss(values), (values.amin(-1), values.amax(-1))
     whole = Relaxation(torch.zeros(1, 1, 1), low.amin(1, keepdim=True), high.amax(1, keepdim=True))
     scale = mean_loss(loss, torch.ones(1, values.shape[1], 1), whole)
     generator = torch.Generator().manual_seed(seed)
-    logits = start_logits((1, values.shape[1], groups), None, lead=0, noise=settings.noise, generator=generator)
+    logits = start_logits((1, values.shape[1], groups), None, generator)
     relaxation = Relaxation(logits, *spread(low, high, groups))
-    return finished(learn_groups(relaxation, loss, settings, scale=scale, **options))
+    return finished(learn_groups(relaxation, loss, rounds, scale=scale, **options))

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from dq_plugins.errors import RecipeError
 from dq_plugins.passes.activations import activation_bits
-from dq_plugins.passes.ranges.search.active import ActiveCalibration, ActiveSettings
+from dq_plugins.passes.ranges.search.active import ActiveCalibration
 from dq_plugins.plan import CalibrationCalls, QuantPlan, Section
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
@@ -66,20 +66,21 @@ class CalibrationTimesteps(Pass):
             dict(sorted(bits.items())),
             groups=min(o.groups, steps),
             symmetric=context.targets.symmetric_acts,
-            settings=ActiveSettings(eta=o.eta, entropy=o.entropy),
+            eta=o.eta,
+            entropy_weight=o.entropy,
             generator=context.generator(),
         )
-        drawn = []
-        for visit in active.draw(o.threshold, limit):
-            drawn.append(visit)
-            t = calibration.timesteps[visit.timestep]
-            yield Progress(len(drawn), limit, f"timestep {t:g}, expected gain {visit.gain:.2f}")
-        stopped = "no call left" if len(drawn) == recorded else "limit" if len(drawn) == limit else "expected gain"
+        gains: list[float] = []
+        for index, gain in active.draw(o.threshold, limit):
+            gains.append(gain)
+            t = calibration.timesteps[index]
+            yield Progress(len(gains), limit, f"timestep {t:g}, expected gain {gain:.2f}")
+        stopped = "no call left" if len(gains) == recorded else "limit" if len(gains) == limit else "expected gain"
         plan.calibration_calls = CalibrationCalls(calibration.timesteps, tuple(active.visits.tolist()))
         plan.sections[self.name] = Section(
             {
                 "entropy": active.entropy.tolist(),
-                "gain": [visit.gain for visit in drawn],
+                "gain": gains,
                 "stopped": stopped,
                 "recorded": recorded,
             }

@@ -6,7 +6,6 @@ Shapes: ``T`` timesteps, ``G`` groups, ``L`` layers, ``Q`` sets of groups (1 or 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -19,13 +18,10 @@ from dq_plugins.observers.error import ErrorTable
 from dq_plugins.observers.grouping import optimal_groups, optimal_groups_per_layer
 from dq_plugins.passes.activations import DEFAULT_GROUPS, statistics
 from dq_plugins.passes.ranges.search.decide import decided, labels_from_starts, merged
-from dq_plugins.passes.ranges.search.learn import GroupLoss, LearnedGroups, learn_groups, mean_loss
+from dq_plugins.passes.ranges.search.learn import STATE, GroupLoss, LearnedGroups, learn_groups, mean_loss
 from dq_plugins.passes.ranges.search.output import OutputLoss
 from dq_plugins.passes.ranges.search.points import PointsLoss, representative
-from dq_plugins.passes.ranges.search.relaxation import Relaxation, start_logits
-from dq_plugins.passes.ranges.search.saved_state import STATE
-from dq_plugins.passes.ranges.search.settings import EntropyScale, SearchSettings
-from dq_plugins.passes.ranges.search.start import best_ranges, spread_ranges
+from dq_plugins.passes.ranges.search.relaxation import Relaxation, best_ranges, spread_ranges, start_logits
 from dq_plugins.plan import QuantPlan
 from dq_plugins.progress import Progress, reported
 from dq_plugins.quantized.reconstruction_units import find_units
@@ -36,9 +32,10 @@ ROUNDS = {"input": 200, "layer": 16, "block": 16, "denoiser": 16}
 
 
 class SearchOptions(PassOptions):
-    """Options of the method ``search``; the other methods ignore all but ``shared``.
+    """Options of the method ``search``; the other methods ignore all but ``groups`` and ``shared``.
 
     Attributes:
+        groups: number of groups; a schedule with fewer timesteps has one each.
         shared: one set of groups for all layers; off: each layer has its own.
         start: ``"dp"``, the groups of the exact dynamic program, or ``"scratch"``.
         contiguous: groups are runs of timesteps; off: any timesteps may share ranges.
@@ -47,11 +44,14 @@ class SearchOptions(PassOptions):
         rounds: how often each timestep is visited; None: 200 for inputs, 16 for outputs.
         images: samples of a call that an iteration runs.
         entropy: weight of the entropy (0.8 is the paper's).
-        entropy_scale: what the loss is divided by, see `dq_plugins.passes.ranges.search.settings.SearchSettings`.
+        entropy_scale: what the loss is divided by: the error that one static range makes (``"static"``), the power of
+            the full-precision signal (``"signal"``), or nothing, the error being summed over each image
+            (``"absolute"``, the paper's).
         merge: groups are joined while the summed error of the activations rises by no more than this share.
         keep_better: compare with the dynamic program's and uniform groups on the calibration set, and keep the best.
     """
 
+    groups: int = Field(8, ge=1)
     shared: bool = True
     start: Literal["dp", "scratch"] = "dp"
     contiguous: bool = True
@@ -59,22 +59,9 @@ class SearchOptions(PassOptions):
     rounds: int | None = Field(None, ge=1)
     images: int = Field(2, ge=1)
     entropy: float = Field(0.8, ge=0)
-    entropy_scale: EntropyScale = "static"
+    entropy_scale: Literal["static", "signal", "absolute"] = "static"
     merge: float = Field(0.01, ge=0)
     keep_better: bool = True
-
-
-@dataclass(frozen=True)
-class Found:
-    """What the search decided.
-
-    Attributes:
-        labels: group of each timestep ``[T]`` by name of the groups.
-        report: findings for the plan's section.
-    """
-
-    labels: dict[str, Tensor]
-    report: dict[str, Any] = field(default_factory=dict)
 
 
 class GroupSearch:
@@ -84,47 +71,39 @@ class GroupSearch:
         plan: with the weights that the searched activations will meet.
         context: the run.
         bits: width of every layer's input.
-        tables: error tables of the same layers, in the same order.
-        groups: G at most.
-        symmetric: whether zero points are 0.
+        tables: error tables of the same layers, in the order of the search.
         options: the rest.
     """
 
     def __init__(
-        self,
-        plan: QuantPlan,
-        context: PassContext,
-        bits: Mapping[str, int],
-        tables: Tables,
-        groups: int,
-        symmetric: bool,
-        options: SearchOptions,
+        self, plan: QuantPlan, context: PassContext, bits: Mapping[str, int], tables: Tables, options: SearchOptions
     ) -> None:
-        self.plan, self.context, self.options, self.symmetric = plan, context, options, symmetric
+        self.plan, self.context, self.options, self.tables = plan, context, options, tables
         self.bits = {name: bits[name] for name in tables}
-        self.tables = tables
+        self.symmetric = context.targets.symmetric_acts
         self.steps = len(context.calibration.timesteps)
-        self.groups = min(groups, self.steps)
+        self.groups = min(options.groups, self.steps)
         self.rounds = options.rounds or ROUNDS[options.loss]
 
-    def run(self) -> Generator[Progress, None, Found]:
-        """Search, decide, compare."""
-        settings = SearchSettings(
-            rounds=self.rounds, entropy=self.options.entropy, entropy_scale=self.options.entropy_scale
-        )
+    def run(self) -> Generator[Progress, None, tuple[dict[str, Tensor], dict[str, Any]]]:
+        """Search, decide, compare.
+
+        Returns:
+            (of the generator) the group of each timestep ``[T]`` by name of the groups, and findings for the plan's
+            section.
+        """
         yield Progress(0, 1, "search: recorded outputs")
         loss = self._loss()
-        scale = self._scale(loss)
+        scale, relaxation = self._scale(loss), self._start()
         kept = UnitResults(STATE, self.context.workdir, self._settings())
-        relaxation = self._start(settings)
-        learning = learn_groups(relaxation, loss, settings, scale=scale, kept=kept)
+        learning = learn_groups(relaxation, loss, self.rounds, self.options.entropy, scale=scale, kept=kept)
         total = self.rounds * loss.per_round
         what = f"{self.groups} groups, {self.options.loss} loss"
         learned = yield from reported(learning, lambda iteration: Progress(iteration, total, what))
         yield Progress(total, total, "comparing with the dynamic program's groups")
         return self._decide(learned, loss)
 
-    def _decide(self, learned: LearnedGroups, loss: GroupLoss) -> Found:
+    def _decide(self, learned: LearnedGroups, loss: GroupLoss) -> tuple[dict[str, Tensor], dict[str, Any]]:
         rows = [decided(w, contiguous=self.options.contiguous) for w in learned.weights]
         rows = [merged(row, self._tables_of(i), self.options.merge) for i, row in enumerate(rows)]
         candidates = {"search": torch.stack(rows)}
@@ -141,7 +120,7 @@ class GroupSearch:
             "mixture_error": learned.mixture_loss,
             "argmax_error": learned.hard_loss,
         }
-        return Found(dict(zip(names, candidates[kept], strict=True)), report)
+        return dict(zip(names, candidates[kept], strict=True)), report
 
     def _tables_of(self, row: int) -> Tables:
         """Tables of the layers that share a set of groups."""
@@ -184,7 +163,7 @@ class GroupSearch:
         return PointsLoss(values, weights, list(self.bits.values()), symmetric=self.symmetric)
 
     def _scale(self, loss: GroupLoss) -> float:
-        """What the loss is divided by, see `SearchSettings`."""
+        """What the loss is divided by, see `SearchOptions.entropy_scale`."""
         if self.options.entropy_scale == "signal":
             return 1.0
         if isinstance(loss, OutputLoss) and self.options.entropy_scale == "absolute":
@@ -194,21 +173,17 @@ class GroupSearch:
     def _error(self, labels: Tensor, loss: GroupLoss) -> float:
         """Loss with given groups ``[Q, T]``, each with its best candidate ranges."""
         groups = int(labels.max()) + 1
-        ranges = best_ranges(labels, self.tables, groups)
-        one_hot = torch.nn.functional.one_hot(labels, groups).float()
-        fixed = Relaxation(torch.zeros(1, 1, groups), *ranges)
-        return mean_loss(loss, one_hot, fixed)
+        fixed = Relaxation(torch.zeros(1, 1, groups), *best_ranges(labels, self.tables, groups))
+        return mean_loss(loss, torch.nn.functional.one_hot(labels, groups).float(), fixed)
 
-    def _start(self, settings: SearchSettings) -> Relaxation:
+    def _start(self) -> Relaxation:
         shape = (1 if self.options.shared else len(self.tables), self.steps, self.groups)
         labels = self._optimal() if self.options.start == "dp" else None
-        ranges = spread_ranges(self.tables, self.groups)
-        if labels is not None:
+        if labels is None:
+            ranges = spread_ranges(self.tables, self.groups)
+        else:
             ranges = best_ranges(labels, self.tables, self.groups)
-        generator = self.context.generator("start")
-        return Relaxation(
-            start_logits(shape, labels, lead=settings.lead, noise=settings.noise, generator=generator), *ranges
-        )
+        return Relaxation(start_logits(shape, labels, self.context.generator("start")), *ranges)
 
     def _optimal(self) -> Tensor:
         """The dynamic program's groups, ``[Q, T]``."""
@@ -232,6 +207,4 @@ class GroupSearch:
             "seed": self.context.seed,
             "options": self.options,
             "bits": self.bits,
-            "groups": self.groups,
-            "symmetric": self.symmetric,
         }

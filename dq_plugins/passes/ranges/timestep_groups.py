@@ -54,12 +54,10 @@ class TimestepGrouping(Pass):
 
         Attributes:
             method: ``"dp"`` (optimal), ``"search"`` or ``"uniform"``.
-            groups: number of groups; a schedule with fewer timesteps has one each.
             power: p of the error norm of the dynamic program.
         """
 
         method: Literal["dp", "search", "uniform"] = "dp"
-        groups: int = Field(8, ge=1)
         power: float = Field(2.0, gt=0)
 
     options: Options
@@ -82,8 +80,7 @@ class TimestepGrouping(Pass):
         plan.sections[self.name] = Section.of(_curve(grouping, o.groups))
         if o.method == "search":
             yield from self._search(plan, context, bits, tables)
-            return
-        if o.shared:
+        elif o.shared:
             plan.groups[DEFAULT_GROUPS] = grouping.groups(o.groups)
         else:
             for name, own in optimal_groups_per_layer(tables, timesteps, bounds=bounds).items():
@@ -105,12 +102,11 @@ class TimestepGrouping(Pass):
     def _search(
         self, plan: QuantPlan, context: PassContext, bits: dict[str, int], tables: Tables
     ) -> Iterator[Progress]:
-        o, calibration = self.options, context.calibration
-        search = GroupSearch(plan, context, bits, tables, o.groups, context.targets.symmetric_acts, o)
-        found = yield from search.run()
+        calibration = context.calibration
+        found, report = yield from GroupSearch(plan, context, bits, tables, self.options).run()
         curve = plan.sections[self.name].read(GroupCurve, self.name)
-        plan.sections[self.name] = Section.of(replace(curve, search=found.report))
-        for name, labels in found.labels.items():
+        plan.sections[self.name] = Section.of(replace(curve, search=report))
+        for name, labels in found.items():
             plan.groups[name], rows = as_runs(labels, calibration.timesteps, calibration.timestep_range)
             if len(set(rows)) < len(rows):
                 plan.shared_rows[name] = rows

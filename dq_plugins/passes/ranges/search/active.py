@@ -1,9 +1,13 @@
 """Active calibration: draw a call, learn a little, look where it is still undecided, draw there.
 
-The groups learned on the way only say where to look; ``timestep-groups`` chooses the ones that count, from what was
-drawn.
+    score(t) = H(t) + eta / (N_t + 1)
 
-Source: ADP-DM (He et al. 2024).
+H(t) is the entropy of t's groups: high while it is undecided which group t belongs to. N_t counts the calls drawn at t;
+the second term bounds what calls not drawn yet could still change. The groups learned on the way only say where to
+look; ``timestep-groups`` chooses the ones that count, from what was drawn.
+
+Source: ADP-DM (He et al. 2024), structural risk minimisation over timesteps; eta = 1.5 is the paper's. (Its released
+code subtracts twice the number of visits instead.)
 
 Shapes: ``T`` timesteps, ``L`` layers, ``N`` values, ``G`` groups.
 """
@@ -11,7 +15,6 @@ Shapes: ``T`` timesteps, ``L`` layers, ``N`` values, ``G`` groups.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,43 +22,23 @@ from torch import Tensor, nn
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.observers.streaming import stream_inputs
 from dq_plugins.passes.ranges.search.points import POINTS, PointsLoss, representative
-from dq_plugins.passes.ranges.search.relaxation import Relaxation, entropy, start_logits
-from dq_plugins.passes.ranges.search.risk import expected_gain, next_timestep
-from dq_plugins.passes.ranges.search.start import spread
+from dq_plugins.passes.ranges.search.relaxation import Relaxation, entropy, spread, start_logits
 from dq_plugins.quantized.statistics import Collector
 
-
-@dataclass(frozen=True)
-class ActiveSettings:
-    """How the drawing goes.
-
-    Attributes:
-        eta: weight of what is unseen (1.5 is the paper's).
-        entropy: weight of the entropy in the search that goes on beside the drawing; the loss is divided by the error
-            of one static range.
-        steps: optimiser steps after each drawn call.
-        learning_rate: of the logits.
-        range_learning_rate: of the logarithms of the clip bounds.
-    """
-
-    eta: float = 1.5
-    entropy: float = 0.8
-    steps: int = 5
-    learning_rate: float = 0.2
-    range_learning_rate: float = 0.002
+STEPS = 5  # of the optimiser after each drawn call
+LOGIT_RATE, RANGE_RATE = 0.2, 0.002  # its learning rates
 
 
-@dataclass(frozen=True)
-class Visit:
-    """One call that was drawn.
+def expected_gain(entropy: Tensor, visits: Tensor, eta: float) -> Tensor:
+    """The score of each timestep ``[T]``, in nats, from the entropy of its groups and the calls drawn there ``[T]``."""
+    return entropy + eta / (visits + 1)
 
-    Attributes:
-        timestep: its index.
-        gain: expected gain before it was drawn, in nats.
-    """
 
-    timestep: int
-    gain: float
+def next_timestep(gain: Tensor, available: Tensor) -> int | None:
+    """Index of the largest gain ``[T]`` among timesteps with calls ``available`` ``[T]``; the first of equals."""
+    open_gain = torch.where(available > 0, gain, torch.full_like(gain, -torch.inf))
+    best = int(open_gain.argmax())
+    return best if bool(open_gain[best] > -torch.inf) else None
 
 
 class ActiveCalibration:
@@ -67,7 +50,9 @@ class ActiveCalibration:
         bits: width of each layer's input.
         groups: G.
         symmetric: whether zero points are 0.
-        settings: the rest.
+        eta: weight of what is unseen.
+        entropy_weight: of the entropy in the search beside the drawing; the loss is divided by the error of one static
+            range.
         generator: random numbers.
 
     Attributes:
@@ -83,11 +68,12 @@ class ActiveCalibration:
         *,
         groups: int,
         symmetric: bool,
-        settings: ActiveSettings,
         generator: torch.Generator,
+        eta: float = 1.5,
+        entropy_weight: float = 0.8,
     ) -> None:
         self.denoiser, self.calibration, self.bits = denoiser, calibration, dict(bits)
-        self.groups, self.symmetric, self.settings = groups, symmetric, settings
+        self.groups, self.symmetric, self.eta, self.entropy_weight = groups, symmetric, eta, entropy_weight
         steps = len(calibration.timesteps)
         self.visits = torch.zeros(steps, dtype=torch.int64)
         self.entropy = torch.full((steps,), groups, dtype=torch.float32).log()
@@ -96,32 +82,43 @@ class ActiveCalibration:
         self._values = torch.zeros(len(self.bits), steps, POINTS)
         self._weights = torch.zeros_like(self._values)
         self._generator = generator
-        self._search: _Search | None = None
 
-    def draw(self, threshold: float, limit: int) -> Iterator[Visit]:
+    def draw(self, threshold: float, limit: int) -> Iterator[tuple[int, float]]:
         """Draw calls until the expected gain falls under ``threshold``, ``limit`` calls are drawn, or none is left.
 
         Every timestep is drawn once before any is drawn again: nothing is as uncertain as one not seen.
+
+        Yields:
+            Index of the timestep of the call drawn, and its expected gain before, in nats.
         """
+        search: _Search | None = None
         while int(self.visits.sum()) < limit:
-            gain = expected_gain(self.entropy, self.visits, self.settings.eta)
+            gain = expected_gain(self.entropy, self.visits, self.eta)
             index = next_timestep(gain, self._pool - self.visits)
             if index is None or float(gain[index]) < threshold:
                 return
             self._observe(index)
             self.visits[index] += 1
-            if self._search is not None:
-                self.entropy[index] = self._search.learn(index, self._values, self._weights)
+            if search is not None:
+                self.entropy[index] = search.learn(index)
             elif bool((self.visits > 0).all()):
-                self._search = _Search(self._values, self._weights, list(self.bits.values()), self)
+                search = _Search(self)
                 for i in range(len(self.visits)):
-                    self.entropy[i] = self._search.learn(i, self._values, self._weights)
-            yield Visit(index, float(gain[index]))
+                    self.entropy[i] = search.learn(i)
+            yield index, float(gain[index])
 
-    def start_logits(self) -> Tensor:
-        """Even logits with a little noise ``[1, T, G]``."""
-        shape = (1, len(self.visits), self.groups)
-        return start_logits(shape, None, lead=0.0, noise=0.01, generator=self._generator)
+    def loss(self, steps: slice, power: Tensor | None = None) -> PointsLoss:
+        """Loss on what was drawn at some timesteps."""
+        bits = list(self.bits.values())
+        return PointsLoss(self._values[:, steps], self._weights[:, steps], bits, symmetric=self.symmetric, power=power)
+
+    def start(self) -> tuple[Relaxation, Relaxation]:
+        """Where learning starts: even logits and ranges spread over the timesteps; and one static range of all."""
+        seen = torch.where(self._weights > 0, self._values, 0.0)  # ranges contain 0 anyway
+        low, high = seen.amin(-1), seen.amax(-1)
+        logits = start_logits((1, len(self.visits), self.groups), None, self._generator)
+        static = Relaxation(torch.zeros(1, 1, 1), low.amin(1, keepdim=True), high.amax(1, keepdim=True))
+        return Relaxation(logits, *spread(low, high, self.groups)), static
 
     def _observe(self, index: int) -> None:
         """Run the next call at a timestep and add the layers' inputs to its statistics."""
@@ -138,33 +135,29 @@ class ActiveCalibration:
 class _Search:
     """The relaxation that goes on learning while calls are drawn, one timestep at a time."""
 
-    def __init__(self, values: Tensor, weights: Tensor, bits: list[int], owner: ActiveCalibration) -> None:
-        self.bits, self.symmetric, self.settings = bits, owner.symmetric, owner.settings
-        seen = torch.where(weights > 0, values, torch.zeros_like(values))  # ranges contain 0 anyway
-        low, high = seen.amin(-1), seen.amax(-1)
-        self.relaxation = Relaxation(owner.start_logits(), *spread(low, high, owner.groups))
-        whole = Relaxation(torch.zeros(1, 1, 1), low.amin(1, keepdim=True), high.amax(1, keepdim=True))
-        everything = PointsLoss(values, weights, bits, symmetric=self.symmetric)
+    def __init__(self, drawn: ActiveCalibration) -> None:
+        self.drawn, steps = drawn, len(drawn.visits)
+        self.relaxation, static = drawn.start()
+        everything = drawn.loss(slice(steps))
         self.power = everything.power
         with torch.no_grad():
-            self.scale = max(float(everything.loss(0, torch.ones(1, values.shape[1], 1), whole)), 1e-30)
+            self.scale = max(float(everything.loss(0, torch.ones(1, steps, 1), static)), 1e-30)
         self.optimiser = torch.optim.Adam(
             [
-                {"params": list(self.relaxation.rows), "lr": self.settings.learning_rate},
-                {"params": [self.relaxation.log_ends], "lr": self.settings.range_learning_rate},
+                {"params": list(self.relaxation.rows), "lr": LOGIT_RATE},
+                {"params": [self.relaxation.log_ends], "lr": RANGE_RATE},
             ]
         )
 
     @torch.enable_grad()
-    def learn(self, index: int, values: Tensor, weights: Tensor) -> Tensor:
+    def learn(self, index: int) -> Tensor:
         """A few steps on one timestep; returns the entropy of its groups."""
-        here = slice(index, index + 1)
-        loss = PointsLoss(values[:, here], weights[:, here], self.bits, symmetric=self.symmetric, power=self.power)
-        for _ in range(self.settings.steps):
+        loss = self.drawn.loss(slice(index, index + 1), self.power)
+        for _ in range(STEPS):
             shares = self.relaxation.weights(1.0, [index])
             error = loss.loss(0, shares, self.relaxation) / self.scale
             self.optimiser.zero_grad()
-            (error + self.settings.entropy * entropy(shares).mean()).backward()
+            (error + self.drawn.entropy_weight * entropy(shares).mean()).backward()
             self.optimiser.step()
         with torch.no_grad():
             return entropy(self.relaxation.weights(1.0, [index]))[0, 0]

@@ -1,5 +1,13 @@
 """The search: logits and ranges learned together, until every timestep has decided for one group.
 
+The objective at an iteration is
+
+    loss / scale  +  entropy * ramp(iteration) * mean over timesteps of  - sum_g w_g ln w_g,
+
+with weights w = softmax(logits / temperature). An entropy weight says nothing without the scale of the loss beside it:
+ADP-DM's 0.8 belongs to the squared error of the noise summed over an image. Against an error normalised to around 0.01
+the same 0.8 commits before the loss has had an effect.
+
 Source: ADP-DM (He et al. 2024).
 """
 
@@ -7,46 +15,52 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from dq_plugins.artifact import UnitResults
+from dq_plugins.artifact import STRICT, Format, StoredTensor, UnitResults
+from dq_plugins.artifact.optimizers import OptimizerState, optimizer_state, restore_optimizer
 from dq_plugins.errors import RecipeError
+from dq_plugins.passes.ranges.search.output import OutputLoss
+from dq_plugins.passes.ranges.search.points import PointsLoss
 from dq_plugins.passes.ranges.search.relaxation import Relaxation, entropy
-from dq_plugins.passes.ranges.search.saved_state import STATE, GroupSearchState, load_checkpoint, save_checkpoint
-from dq_plugins.passes.ranges.search.settings import SearchSettings
 
 CHECKPOINT_EVERY = 25  # iterations
-NOTHING_KEPT = UnitResults(STATE, None, {})
+WARMUP = 0.3  # share of the iterations in which the loss decides alone; the entropy is whole after twice this share
+TEMPERATURE = (1.0, 0.5)  # of the softmax, at the start and at the end; geometric in between
+# About how far a logit can go in all: the learning rate (of Adam) is this over the rounds, and at most so large: with
+# few rounds larger steps follow the noise of single images.
+TRAVEL, LARGEST_STEP = 20.0, 0.5
+# Likewise for the logarithms of the clip bounds. Ranges that move far before the groups are decided widen until they
+# serve timesteps of other groups as well.
+RANGE_TRAVEL = 0.6
 
-
-class GroupLoss(Protocol):
-    """What a mixture of groups costs. `PointsLoss` and `OutputLoss` are two."""
-
-    @property
-    def per_round(self) -> int:
-        """Iterations in which every timestep is seen once."""
-        ...
-
-    def timesteps(self, iteration: int) -> list[int]:
-        """Indices of the timesteps that an iteration sees. A function of the iteration alone."""
-        ...
-
-    def loss(self, iteration: int, weights: Tensor, relaxation: Relaxation) -> Tensor:
-        """Error relative to the signal for weights ``[Q, n, G]`` of the groups at those timesteps; a scalar."""
-        ...
+GroupLoss = PointsLoss | OutputLoss
 
 
 @dataclass(frozen=True)
-class LearnedGroups:
+class GroupSearchState:
+    """What an interrupted search goes on from."""
+
+    __pydantic_config__ = STRICT
+
+    iteration: int
+    parameters: dict[str, StoredTensor]
+    optimiser: OptimizerState
+
+
+STATE: Format[GroupSearchState] = Format("group-search", 1, GroupSearchState, what="the state of a group search")
+UNIT = "search"
+NOTHING_KEPT = UnitResults(STATE, None, {})
+
+
+class LearnedGroups(NamedTuple):
     """What the search found.
 
     Attributes:
         weights: of the groups, ``[Q, T, G]``, at the final temperature.
-        low: learned clip bounds ``[L, G]``.
-        high: likewise.
         entropy: mean over timesteps at the end, in nats.
         top_weight: mean over timesteps of the largest weight.
         mixture_loss: loss of the mixture over one round of the timesteps, with the final weights.
@@ -54,8 +68,6 @@ class LearnedGroups:
     """
 
     weights: Tensor
-    low: Tensor
-    high: Tensor
     entropy: float
     top_weight: float
     mixture_loss: float
@@ -65,8 +77,10 @@ class LearnedGroups:
 def learn_groups(
     relaxation: Relaxation,
     loss: GroupLoss,
-    settings: SearchSettings,
+    rounds: int,
+    entropy_weight: float = 0.8,
     *,
+    warmup: float = WARMUP,
     scale: float = 1.0,
     kept: UnitResults[GroupSearchState] = NOTHING_KEPT,
 ) -> Generator[int, None, LearnedGroups]:
@@ -75,75 +89,73 @@ def learn_groups(
     Args:
         relaxation: where to start; it is changed in place.
         loss: what to minimise.
-        settings: the objective and its schedules.
-        scale: what the loss is divided by, see `SearchSettings`.
+        rounds: how often each timestep is visited.
+        entropy_weight: weight of the entropy at the end.
+        warmup: see `WARMUP`.
+        scale: what the loss is divided by.
         kept: where the state is kept every few iterations. The same call goes on from there.
-
-    Returns:
-        (of the generator) the weights and the ranges.
 
     Raises:
         RecipeError: the loss is not finite.
     """
-    iterations = settings.rounds * loss.per_round
+    iterations = rounds * loss.per_round
     optimiser = torch.optim.Adam(
         [
-            {"params": list(relaxation.rows), "lr": settings.learning_rate},
-            {"params": [relaxation.log_ends], "lr": settings.range_travel / iterations},
+            {"params": list(relaxation.rows), "lr": min(TRAVEL / rounds, LARGEST_STEP)},
+            {"params": [relaxation.log_ends], "lr": RANGE_TRAVEL / iterations},
         ],
         fused=True,
     )
-    start = load_checkpoint(kept, relaxation, optimiser)
-    for iteration in range(start, iterations):
-        take_step(iteration, iteration / iterations, relaxation, loss, settings, scale, optimiser)
+    state = kept.find(UNIT)
+    if state is not None:
+        relaxation.load_state_dict(state.parameters)
+        restore_optimizer(optimiser, state.optimiser)
+    for iteration in range(state.iteration if state else 0, iterations):
+        progress = iteration / iterations
+        temperature = TEMPERATURE[0] * (TEMPERATURE[1] / TEMPERATURE[0]) ** progress
+        weight = entropy_weight * min(max(progress - warmup, 0.0) / max(warmup, 1e-9), 1.0)
+        take_step(iteration, relaxation, loss, temperature, weight, scale, optimiser)
         if (iteration + 1) % CHECKPOINT_EVERY == 0:
-            save_checkpoint(kept, iteration + 1, relaxation, optimiser)
+            parameters = dict(relaxation.named_parameters())
+            kept.keep(UNIT, GroupSearchState(iteration + 1, parameters, optimizer_state(optimiser)))
         yield iteration + 1
-    return _learned(relaxation, loss, settings)
+    return _learned(relaxation, loss)
 
 
 @torch.enable_grad()
 def take_step(
     iteration: int,
-    progress: float,
     relaxation: Relaxation,
     loss: GroupLoss,
-    settings: SearchSettings,
+    temperature: float,
+    entropy_weight: float,
     scale: float,
     optimiser: torch.optim.Optimizer,
 ) -> None:
-    """One step of the optimiser; ``progress`` is the share of the iterations that are done.
+    """One step of the optimiser.
 
     Raises:
         RecipeError: the loss is not finite.
     """
-    weights = relaxation.weights(settings.temperature_at(progress), loss.timesteps(iteration))
+    weights = relaxation.weights(temperature, loss.timesteps(iteration))
     error = loss.loss(iteration, weights, relaxation) / scale
     if not bool(torch.isfinite(error)):
         raise RecipeError(f"the loss of the group search is {error.item()} at iteration {iteration}")
     optimiser.zero_grad()
-    (error + settings.entropy_at(progress) * entropy(weights).mean()).backward()
+    (error + entropy_weight * entropy(weights).mean()).backward()
     optimiser.step()
 
 
 @torch.no_grad()
-def _learned(relaxation: Relaxation, loss: GroupLoss, settings: SearchSettings) -> LearnedGroups:
-    weights = relaxation.weights(settings.temperature[1])
+def _learned(relaxation: Relaxation, loss: GroupLoss) -> LearnedGroups:
+    weights = relaxation.weights(TEMPERATURE[1])
     one_hot = torch.nn.functional.one_hot(weights.argmax(-1), relaxation.groups).float()
-    low, high = relaxation.ranges()
-    return LearnedGroups(
-        weights,
-        low.clone(),
-        high.clone(),
-        float(entropy(weights).mean()),
-        float(weights.amax(-1).mean()),
-        mean_loss(loss, weights, relaxation),
-        mean_loss(loss, one_hot, relaxation),
-    )
+    losses = [mean_loss(loss, each, relaxation) for each in (weights, one_hot)]
+    return LearnedGroups(weights, float(entropy(weights).mean()), float(weights.amax(-1).mean()), *losses)
 
 
 @torch.no_grad()
-def mean_loss(loss: GroupLoss, weights: Tensor, relaxation: Relaxation, rounds: int = 1) -> float:
-    """Loss of given weights ``[Q, T, G]``, mean over the first iterations that see every timestep ``rounds`` times."""
-    found = [float(loss.loss(i, weights[:, loss.timesteps(i)], relaxation)) for i in range(rounds * loss.per_round)]
+def mean_loss(loss: GroupLoss, weights: Tensor, relaxation: Relaxation) -> float:
+    """Loss of given weights ``[Q, T, G]``, mean over the first iterations that see every timestep once."""
+    found = [float(loss.loss(i, weights[:, loss.timesteps(i)], relaxation)) for i in range(loss.per_round)]
     return sum(found) / len(found)

@@ -84,14 +84,12 @@ class OutputLoss:
         (index,) = self.timesteps(iteration)
         call = self.visited(index, iteration // self.per_round)
         low, high = relaxation.ranges()
-        shared = weights.shape[0] == 1
-
-        mixed = {
-            name: _MixedInputs(weights[0 if shared else place, 0], low[place], high[place], bits, self.symmetric)
-            for place, (name, bits) in enumerate(self.bits.items())
-        }
-        states = {name: self.states[name]._replace(quantizer=each) for name, each in mixed.items()}
-        return self._error(call, {**self.states, **states})
+        states = dict(self.states)
+        for place, (name, bits) in enumerate(self.bits.items()):
+            own = weights[place if len(weights) > 1 else 0, 0]  # [G]
+            mixed = _MixedInputs(own, low[place], high[place], bits, self.symmetric)
+            states[name] = self.states[name]._replace(quantizer=mixed)
+        return self._error(call, states)
 
     def visited(self, index: int, turn: int) -> Call:
         """What one visit of a timestep runs: a part of its recorded calls, each turn other images."""

@@ -8,7 +8,7 @@ Shapes: ``L`` layers, ``T`` timesteps, ``N`` values, ``G`` groups, ``Q`` sets of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -68,9 +68,8 @@ class PointsLoss:
         power: Tensor | None = None,
     ) -> None:
         self.values, self.mass, self.symmetric = values.float(), weights.float(), symmetric
-        self.widths: Mapping[int, Tensor] = {
-            width: torch.tensor([i for i, b in enumerate(bits) if b == width]) for width in sorted(set(bits))
-        }
+        # the layers of each width, by index
+        self.widths = {w: torch.tensor([i for i, b in enumerate(bits) if b == w]) for w in sorted(set(bits))}
         if power is None:
             power = (self.mass * self.values.square()).sum((1, 2)) / self.mass.sum((1, 2)).clamp(min=1e-30)
         self.power = power

@@ -1,4 +1,4 @@
-"""What the search learns: to which degree each timestep belongs to each group, and the groups' clip ranges.
+"""What the search learns, and where it starts: the share of each group in each timestep, and the groups' clip ranges.
 
 Shapes: ``T`` timesteps, ``G`` groups, ``Q`` sets of groups (1 when all quantizers share them, else one for each
 layer), ``L`` layers.
@@ -6,11 +6,16 @@ layer), ``L`` layers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from dq_plugins.observers.error import ErrorTable
+from dq_plugins.observers.grouping import best_candidates
+
+LEAD = 2.0  # by how much a timestep's own group leads the next one at the start; the one after trails by twice that
+NOISE = 0.01  # standard deviation of the logits at the start
 LEAST = 1e-3  # of a range's width: a bound at 0 has no logarithm, and a bound this small rounds to 0
 
 
@@ -53,19 +58,57 @@ def entropy(weights: Tensor) -> Tensor:
     return -(weights * weights.clamp(min=1e-12).log()).sum(-1)
 
 
-def start_logits(
-    shape: tuple[int, int, int], labels: Tensor | None, *, lead: float, noise: float, generator: torch.Generator
-) -> Tensor:
-    """Logits to start from.
+def start_logits(shape: tuple[int, int, int], labels: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Logits ``[Q, T, G]`` to start from, with a little noise.
 
     Args:
         shape: ``(Q, T, G)``.
         labels: group of each timestep to start at, ``[Q, T]``; None: every group is as likely.
-        lead: by how much a timestep's own group leads the next one; the one after that trails by twice as much.
-        noise: standard deviation of what is added.
         generator: random numbers.
     """
     start = torch.zeros(shape)
     if labels is not None:
-        start = -lead * (torch.arange(shape[-1]) - labels.unsqueeze(-1)).abs().float().expand(shape)
-    return start + noise * torch.randn(shape, generator=generator)
+        start = -LEAD * (torch.arange(shape[-1]) - labels.unsqueeze(-1)).abs().float().expand(shape)
+    return start + NOISE * torch.randn(shape, generator=generator)
+
+
+def best_ranges(labels: Tensor, tables: Mapping[str, ErrorTable], groups: int) -> tuple[Tensor, Tensor]:
+    """Best candidate range of every layer in every group: ``low`` and ``high``, each ``[L, G]``.
+
+    Args:
+        labels: group of each timestep ``[Q, T]``.
+        tables: error tables by layer.
+        groups: G; a group without timesteps gets the range that is best for all of them.
+    """
+    rows = labels.expand(len(tables), -1)  # [L, T]
+    chosen = [best_candidates(table, row, groups) for table, row in zip(tables.values(), rows, strict=True)]
+    return _ends(tables, chosen)
+
+
+def spread_ranges(tables: Mapping[str, ErrorTable], groups: int) -> tuple[Tensor, Tensor]:
+    """`spread` over the best range of each layer at each timestep."""
+    return spread(*_ends(tables, [table.error.argmin(dim=1) for table in tables.values()]), groups)
+
+
+def _ends(tables: Mapping[str, ErrorTable], chosen: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    pairs = list(zip(tables.values(), chosen, strict=True))
+    return torch.stack([table.low[c] for table, c in pairs]), torch.stack([table.high[c] for table, c in pairs])
+
+
+def spread(low: Tensor, high: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Ranges ``low`` and ``high``, each ``[L, G]``, to start from scratch: those of timesteps spread over the changes.
+
+    The logarithms of the ranges' widths are ordered by their first principal component over the timesteps, which also
+    holds where some layers' ranges grow with t and others' shrink; G timesteps are taken at even quantiles, both ends
+    included: a timestep whose values no group's range covers would never find one.
+
+    Args:
+        low: lower bounds ``[L, T]``.
+        high: upper bounds ``[L, T]``.
+        groups: G.
+    """
+    width = (high - low).double().clamp(min=1e-30).log()
+    component = torch.linalg.svd(width - width.mean(1, keepdim=True), full_matrices=False)[2][0]
+    order = component.argsort(stable=True)
+    picked = order[torch.linspace(0, len(order) - 1, groups).round().long()]
+    return low[:, picked], high[:, picked]

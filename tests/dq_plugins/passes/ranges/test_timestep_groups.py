@@ -69,7 +69,7 @@ def test_a_start_from_the_dynamic_program_begins_with_its_groups(case, monkeypat
     monkeypatch.setattr(
         searched_groups,
         "start_logits",
-        lambda shape, labels, **o: started.append(labels) or start_logits(shape, labels, **o),
+        lambda shape, labels, g: started.append(labels) or start_logits(shape, labels, g),
     )
     plan_with(case, method="search", loss="input", start="dp", rounds=1)
     groups = plan_with(case, method="dp").groups["default"]

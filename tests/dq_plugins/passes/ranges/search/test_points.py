@@ -3,8 +3,7 @@ import torch
 from planted_groups import BITS, planted, points_loss
 
 from dq_plugins.passes.ranges.search.points import PointsLoss, representative
-from dq_plugins.passes.ranges.search.relaxation import Relaxation
-from dq_plugins.passes.ranges.search.start import spread
+from dq_plugins.passes.ranges.search.relaxation import Relaxation, spread
 
 
 def test_few_values_stand_for_many() -> None:

@@ -1,6 +1,6 @@
 import torch
 
-from dq_plugins.passes.ranges.search.risk import expected_gain, next_timestep
+from dq_plugins.passes.ranges.search.active import expected_gain, next_timestep
 
 
 def rounds(entropy: torch.Tensor, eta: float, count: int) -> torch.Tensor:
