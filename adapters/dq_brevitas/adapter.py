@@ -18,7 +18,7 @@ from dq_plugins.quantized import exact_tokens as tokens
 from dq_plugins.quantized import table_lookup
 from dq_plugins.timesteps import OutOfRange, TimestepContext, attach_context
 
-IMPLEMENTED = frozenset({"temporal_table", "outlier_rows"})
+IMPLEMENTED = frozenset({"temporal_table", "outlier_rows", "balance", "bias_correction"})
 """What this adapter can do of `QuantPlan.features`."""
 
 

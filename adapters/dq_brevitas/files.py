@@ -14,7 +14,7 @@ from dq_brevitas import host  # noqa: F401  isort: skip
 from brevitas.graph.calibrate import load_quant_model_mode
 from torch import nn
 
-from dq_brevitas.proxy import timestep_proxies
+from dq_brevitas.corrected import timestep_parts
 from dq_brevitas.records import MODEL, ModelRecord
 from dq_brevitas.weights import quantized_layers
 from dq_plugins.errors import DQError
@@ -74,7 +74,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
     """
     record = MODEL.read(Path(folder) / FILE_NAME)
     context = TimestepContext(record.groups, record.out_of_range or "error")
-    for proxy in timestep_proxies(model).values():
+    for proxy in timestep_parts(model).values():
         proxy.bind(context)
     _check_widths(record, model)
     if record.timestep_argument is not None:

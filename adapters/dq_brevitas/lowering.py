@@ -26,6 +26,8 @@ from brevitas.inject.enum import (
 from brevitas.quant.solver import ActQuantSolver, WeightQuantSolver
 from torch import Tensor, nn
 
+from dq_brevitas.balanced import BalancedActIntQuant, BalancedWeightIntQuant, BalancedWeightProxy
+from dq_brevitas.corrected import PlanCorrection
 from dq_brevitas.integer import ReciprocalIntQuant
 from dq_brevitas.plain import QUANT_CLASSES
 from dq_brevitas.quantizers import TimestepActMixin
@@ -34,6 +36,7 @@ from dq_plugins.affine import integer_range
 from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, WeightQuant
+from dq_plugins.quantized.balance import fake_weight, per_input
 from dq_plugins.timesteps import TimestepContext
 
 
@@ -91,19 +94,23 @@ def _threshold(bits: int, *, signed: bool) -> float:
     return 2.0 ** (bits - 1 if signed else bits)
 
 
-def weight_quantizer(quant: WeightQuant, layer: nn.Module, name: str = "the layer") -> type[ExtendedInjector]:
+def weight_quantizer(
+    quant: WeightQuant, layer: nn.Module, name: str = "the layer", balance: Tensor | None = None
+) -> type[ExtendedInjector]:
     """Brevitas weight quantizer of one layer.
 
     Args:
         quant: what the plan says.
         layer: the layer, for the shape of its scale.
         name: of the layer, for messages.
+        balance: what the channels of its input are divided by, ``[C]``.
 
     Returns:
         An injector for ``weight_quant``.
 
     Raises:
-        PlanError: a zero point is outside the integer range, or the layer's output channel is not dimension 0.
+        PlanError: a zero point is outside the integer range, the layer's output channel is not dimension 0, or a
+            binary weight is balanced.
     """
     weight = layer.weight
     kind = kind_of(layer)
@@ -117,6 +124,10 @@ def weight_quantizer(quant: WeightQuant, layer: nn.Module, name: str = "the laye
     # no shape for a scalar: Brevitas would read the number to fill the shape, and layers are built on the meta device
     shape = (quant.scale.numel(), *[1] * (weight.dim() - 1)) if quant.scale.numel() > 1 else None
     scale = quant.scale.float().reshape(shape or ())
+    if quant.scheme == "binary" and balance is not None:
+        raise PlanError(
+            f"{name!r} has a binary weight and balanced input channels; Brevitas' binary quantizer has none"
+        )
     if quant.scheme == "binary":
         return PlanBinaryWeight.let(scaling_init=scale, scaling_shape=shape)
     injector = PlanWeight.let(
@@ -125,6 +136,9 @@ def weight_quantizer(quant: WeightQuant, layer: nn.Module, name: str = "the laye
         scaling_shape=shape,
         signed=quant.symmetric,
     )
+    if balance is not None:
+        factors = per_input(layer, balance)
+        injector = injector.let(int_quant=BalancedWeightIntQuant, proxy_class=BalancedWeightProxy, balance=factors)
     if quant.zero_point is None:
         return injector
     zero_point = _shifted(quant.zero_point, quant.bits, f"the weight of {name!r}").reshape(shape or ())
@@ -132,7 +146,10 @@ def weight_quantizer(quant: WeightQuant, layer: nn.Module, name: str = "the laye
 
 
 def activation_quantizer(
-    quant: ActivationQuant, name: str = "the layer", context: TimestepContext | None = None
+    quant: ActivationQuant,
+    name: str = "the layer",
+    context: TimestepContext | None = None,
+    balance: Tensor | None = None,
 ) -> type[ExtendedInjector]:
     """Brevitas activation quantizer of one layer, with the plan's table.
 
@@ -140,6 +157,7 @@ def activation_quantizer(
         quant: what the plan says.
         name: of the layer, for messages.
         context: the timestep context; None waits for `attach_timesteps`.
+        balance: what the channels of the input are divided by, as it broadcasts against the input.
 
     Returns:
         An injector for ``input_quant``.
@@ -156,6 +174,8 @@ def activation_quantizer(
         scaling_table_init=scale * _threshold(quant.bits, signed=symmetric),
         signed=symmetric,
     )
+    if balance is not None:
+        injector = injector.let(int_quant=BalancedActIntQuant, balance=balance)
     if symmetric:
         return injector
     zero_point = _shifted(quant.zero_point, quant.bits, f"the input of {name!r}")
@@ -183,16 +203,17 @@ def layer_map(plan: QuantPlan, context: TimestepContext | None = None) -> dict[t
     # Brevitas evaluates literal lambdas of (module, name) only, not functions or partial objects.
     arguments = {
         "weight_quant": lambda module, name: _weight_for(plan, module, name),
-        "input_quant": lambda module, name: _input_for(plan, name, context),
+        "input_quant": lambda module, name: _input_for(plan, module, name, context),
         "bias_quant": None,
-        "output_quant": None,
+        "output_quant": lambda module, name: _correction_for(plan, name, context),
         "return_quant_tensor": False,
     }
     return {plain: (quantized, arguments) for plain, quantized in QUANT_CLASSES.items()}
 
 
 def _weight_for(plan: QuantPlan, layer: nn.Module, name: str) -> type[ExtendedInjector] | None:
-    quant = plan.layers.get(name, LayerPlan("")).weight
+    planned = plan.layers.get(name, LayerPlan(""))
+    quant = planned.weight
     if quant is None:
         return None
     if quant.codes is not None:
@@ -202,10 +223,23 @@ def _weight_for(plan: QuantPlan, layer: nn.Module, name: str) -> type[ExtendedIn
                 f"{tuple(layer.weight.shape)}"
             )
         with torch.no_grad():
-            layer.weight = nn.Parameter(quant.fake_quantize(layer.weight), layer.weight.requires_grad)
-    return weight_quantizer(quant, layer, name)
+            fake = fake_weight(layer, quant, planned.balance)
+            layer.weight = nn.Parameter(fake, layer.weight.requires_grad)
+    return weight_quantizer(quant, layer, name, planned.balance)
 
 
-def _input_for(plan: QuantPlan, name: str, context: TimestepContext | None) -> type[ExtendedInjector] | None:
-    quant = plan.layers.get(name, LayerPlan("")).activation
-    return None if quant is None else activation_quantizer(quant, name, context)
+def _input_for(
+    plan: QuantPlan, layer: nn.Module, name: str, context: TimestepContext | None
+) -> type[ExtendedInjector] | None:
+    planned, kind = plan.layers.get(name, LayerPlan("")), kind_of(layer)
+    if planned.activation is None:
+        return None
+    balance = None if planned.balance is None or kind is None else kind.per_output(planned.balance)
+    return activation_quantizer(planned.activation, name, context, balance)
+
+
+def _correction_for(plan: QuantPlan, name: str, context: TimestepContext | None) -> type[ExtendedInjector] | None:
+    correction = plan.layers.get(name, LayerPlan("")).bias_correction
+    if correction is None:
+        return None
+    return PlanCorrection.let(bias_correction=correction, timestep_context=context)

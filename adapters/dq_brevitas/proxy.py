@@ -9,6 +9,7 @@ import torch
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
 from torch import Tensor, nn
 
+from dq_brevitas.balanced import balance_of
 from dq_plugins.errors import TimestepError
 from dq_plugins.timesteps import TimestepContext
 
@@ -69,6 +70,7 @@ class TimestepActQuantProxyFromInjector(ActQuantProxyFromInjector):
             return
         self.quant_injector = self.quant_injector.let(timestep_context=context)
         super().init_tensor_quant()
+        self.balanced = balance_of(self) is not None
         weight = getattr(self.tracked_module_list[0], "weight", None)
         if isinstance(weight, Tensor) and not weight.is_meta:  # Brevitas puts activation parameters on the CPU
             self.to(weight.device)
@@ -85,9 +87,9 @@ class TimestepActQuantProxyFromInjector(ActQuantProxyFromInjector):
     def create_quant_tensor(self, qt_args: Any, x: Any) -> Any:
         """The quantized input with its metadata; a plain tensor when every sample has its own scale.
 
-        Brevitas' metadata knows one scale per tensor or per channel, not one per sample.
+        Brevitas' metadata knows one scale per tensor or per channel, not one per sample, or per channel and sample.
         """
-        if not isinstance(qt_args, tuple) or qt_args[1].dim() == 0:
+        if not isinstance(qt_args, tuple) or (qt_args[1].dim() == 0 and not self.balanced):
             return super().create_quant_tensor(qt_args, x)
         for layer in self.tracked_module_list:
             bias = getattr(layer, "bias_quant", None)

@@ -14,6 +14,8 @@ from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
 from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
+from dq_brevitas.balanced import balance_of, read_balance
+from dq_brevitas.corrected import CorrectionProxy
 from dq_brevitas.plain import float_model, plain_kind
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
 from dq_brevitas.weights import quantized_layers
@@ -80,9 +82,18 @@ def _read_layers(model: nn.Module, base: QuantPlan | None) -> list[tuple[str, La
         activation = read_activation(name, layer.input_quant) if layer.input_quant.is_quant_enabled else None
         known = base.layers.get(name) if base else None
         kind = known.kind if known else plain_kind(name, layer).name
+        correction = layer.output_quant.table() if isinstance(layer.output_quant, CorrectionProxy) else None
         complete = weight is not None and activation is not None
         reason = None if complete else (known and known.unquantized_reason) or NOT_QUANTIZED
-        read.append((name, LayerPlan(kind, known.roles if known else frozenset(), weight, activation, reason)))
+        roles = known.roles if known else frozenset()
+        read.append(
+            (
+                name,
+                LayerPlan(
+                    kind, roles, weight, activation, reason, balance=read_balance(layer), bias_correction=correction
+                ),
+            )
+        )
     have = {name for name, _ in read}
     read += [(n, layer) for n, layer in (base.layers.items() if base else ()) if n not in have]
     return sorted(read)
@@ -102,14 +113,16 @@ def read_weight(name: str, layer: nn.Module) -> WeightQuant:
     proxy = layer.weight_quant
     training = proxy.training
     proxy.eval()
-    quantized = layer.quant_weight()
+    quantized, balance = layer.quant_weight(), balance_of(proxy)
+    # metadata has the scale of every output and input channel, the quantizer has that of every output
+    own_scale = quantized.scale if balance is None else proxy.tensor_quant(layer.weight)[1]
     proxy.train(training)
     if not isinstance(quantized, IntQuantTensor) or quantized.value.shape != layer.weight.shape:
         raise PlanError(f"layer {name!r} has a {type(proxy).__name__}, whose weights are not one integer each")
     bits = int(quantized.bit_width)
-    scale = _per_channel(quantized.scale, layer.weight, f"weight scale of {name!r}")
-    zero_point = _per_channel(quantized.zero_point.expand_as(quantized.scale), layer.weight, f"zero point of {name!r}")
-    value = quantized.value.float()
+    scale = _per_channel(own_scale, layer.weight, f"weight scale of {name!r}")
+    zero_point = _per_channel(quantized.zero_point.expand_as(own_scale), layer.weight, f"zero point of {name!r}")
+    value = quantized.value.float() if balance is None else quantized.value.float() * balance.to(layer.weight.device)
     exact = value / per_row(scale, value) + per_row(zero_point, value)
     if not torch.allclose(exact, exact.round(), atol=0.01) or bool((zero_point != zero_point.round()).any()):
         raise PlanError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from dq_brevitas.proxy import timestep_proxies
+from dq_brevitas.corrected import timestep_parts
 from dq_brevitas.quantizers import DEFAULT_GROUPS, FINITE_SET_GROUPS
 from dq_plugins.errors import TimestepError
 from dq_plugins.graph.arguments import find_timestep_argument
@@ -59,7 +59,7 @@ def attach_timesteps(
     named = {DEFAULT_GROUPS: groups} if isinstance(groups, TimestepGroups) else dict(groups)
     if schedule is not None:
         named.setdefault(FINITE_SET_GROUPS, TimestepGroups.one_per_timestep(schedule.timesteps))
-    proxies = timestep_proxies(model)
+    proxies = timestep_parts(model)
     if not proxies:
         raise TimestepError(
             f"{type(model).__name__} has no timestep quantizer. Quantize it with the quantizers of "

@@ -172,12 +172,12 @@ def planned_state(
     values = quantizer = correction = None
     if plan.weight is not None:
         values = nn.Parameter(fake_weight(module, plan.weight, plan.balance), requires_grad=False)
+    kind = kind_of(module)
     if plan.activation is not None and quantize_inputs:
-        kind = kind_of(module)
         balance = None if plan.balance is None or kind is None else kind.per_output(plan.balance)
         quantizer = ActivationQuantizer(plan.activation, context, weight.device, balance)
-    if plan.bias_correction is not None:
-        correction = OutputCorrection(plan.bias_correction, context, module)
+    if plan.bias_correction is not None and kind is not None:
+        correction = OutputCorrection(plan.bias_correction, context, kind, weight.device)
     return LayerState(values, quantizer, correction)
 
 

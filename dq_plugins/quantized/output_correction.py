@@ -5,11 +5,10 @@ Shapes: ``G`` timestep groups, ``O`` output channels, ``B`` samples and ``T`` to
 
 from __future__ import annotations
 
-from typing import Any
+import torch
+from torch import Tensor
 
-from torch import Tensor, nn
-
-from dq_plugins.layer_kinds import LayerKind, kind_of
+from dq_plugins.layer_kinds import LayerKind
 from dq_plugins.plan import BiasCorrection
 from dq_plugins.quantized.exact_state import ExactState
 from dq_plugins.timesteps import TimestepContext, fit_to_input
@@ -21,20 +20,20 @@ class OutputCorrection(ExactState):
     Args:
         correction: the table ``[G, O]``.
         context: of the denoiser.
-        layer: whose output it is.
+        kind: of the layer whose output it is.
+        device: where the table lives.
     """
 
     exact_state = ("values",)
 
     values: Tensor
 
-    def __init__(self, correction: BiasCorrection, context: TimestepContext, layer: nn.Module) -> None:
+    def __init__(
+        self, correction: BiasCorrection, context: TimestepContext, kind: LayerKind, device: torch.device
+    ) -> None:
         super().__init__()
-        weight: Any = layer.weight
-        kind = kind_of(layer)
-        assert kind is not None
         self.groups, self.context, self.kind = correction.groups, context, kind
-        self.register_buffer("values", correction.values.to(weight.device, copy=True))
+        self.register_buffer("values", correction.values.to(device, copy=True))
 
     def forward(self, y: Tensor) -> Tensor:
         """``y`` with its correction."""

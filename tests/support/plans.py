@@ -1,9 +1,13 @@
-"""A small plan that uses every field."""
+"""A small plan that uses every field, and any plan with balanced channels and bias corrections."""
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
 
+import torch
+from torch import nn
+
+from dq_plugins.affine import integer_range
 from dq_plugins.plan import (
     ActivationQuant,
     BiasCorrection,
@@ -21,6 +25,7 @@ from dq_plugins.plan import (
     TabulatedOutput,
     WeightQuant,
 )
+from dq_plugins.quantized.balance import balanced_weight
 from dq_plugins.timesteps import Schedule, TimestepGroups
 
 
@@ -68,3 +73,25 @@ def example_plan(seed: int = 0) -> QuantPlan:
         recipe="default",
         seed=seed,
     )
+
+
+def corrected(plan: LayerPlan, layer: nn.Module, *, groups: str | None = "all", seed: int = 0) -> LayerPlan:
+    """The same plan with uneven input channels balanced, and a bias correction for every timestep group."""
+    assert plan.weight is not None
+    g = torch.Generator().manual_seed(seed)
+    inputs, outputs = layer.weight.shape[1] * getattr(layer, "groups", 1), layer.weight.shape[0]
+    balance = torch.exp(torch.randn(inputs, generator=g))
+    largest = balanced_weight(layer, balance).detach().flatten(1).abs().amax(1).float()
+    weight = replace(plan.weight, scale=largest / max(integer_range(plan.weight.bits)[1], 1))
+    by_group = groups is not None and plan.activation is not None
+    values = torch.randn(len(plan.activation.scale) if by_group else 1, outputs, generator=g)
+    correction = BiasCorrection(values, groups if by_group else None)
+    return replace(plan, weight=weight, balance=balance, bias_correction=correction)
+
+
+def all_corrected(plan: QuantPlan, model: nn.Module) -> QuantPlan:
+    """``plan``, each quantized layer of it `corrected`, in place."""
+    for seed, (name, layer) in enumerate(plan.layers.items()):
+        if layer.quantized:
+            plan.layers[name] = corrected(layer, model.get_submodule(name), seed=seed)
+    return plan

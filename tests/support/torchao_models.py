@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
+from plans import all_corrected
 from torch import Tensor, nn
 
 from dq_plugins.affine import affine_parameters, integer_range
 from dq_plugins.hashing import weights_hash
-from dq_plugins.plan import ActivationQuant, BiasCorrection, LayerPlan, QuantPlan, Reason, WeightQuant
-from dq_plugins.quantized.balance import balanced_weight
+from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, Reason, WeightQuant
 from dq_plugins.timesteps import Schedule, TimestepGroups
 
 GROUPS = TimestepGroups((300.0, 700.0))
@@ -55,26 +53,9 @@ def layer_plan(
     )
 
 
-def corrected(plan: LayerPlan, layer: nn.Module, *, groups: str | None = "all", seed: int = 0) -> LayerPlan:
-    """The same plan with uneven input channels balanced, and a bias correction for every timestep group."""
-    assert plan.weight is not None
-    g = torch.Generator().manual_seed(seed)
-    inputs, outputs = layer.weight.shape[1] * getattr(layer, "groups", 1), layer.weight.shape[0]
-    balance = torch.exp(torch.randn(inputs, generator=g))
-    largest = balanced_weight(layer, balance).detach().flatten(1).abs().amax(1).float()
-    weight = replace(plan.weight, scale=largest / max(integer_range(plan.weight.bits)[1], 1))
-    rows = len(plan.activation.scale) if groups and plan.activation else 1
-    correction = BiasCorrection(torch.randn(rows, outputs, generator=g), groups)
-    return replace(plan, weight=weight, balance=balance, bias_correction=correction)
-
-
 def corrected_plan(model: nn.Module, groups: TimestepGroups = GROUPS, **options: bool | int) -> QuantPlan:
-    """`denoiser_plan` with `corrected` layers."""
-    plan = denoiser_plan(model, groups, **options)
-    for seed, (name, layer) in enumerate(plan.layers.items()):
-        if layer.quantized:
-            plan.layers[name] = corrected(layer, model.get_submodule(name), seed=seed)
-    return plan
+    """`denoiser_plan` with `plans.corrected` layers."""
+    return all_corrected(denoiser_plan(model, groups, **options), model)
 
 
 def denoiser_plan(model: nn.Module, groups: TimestepGroups = GROUPS, **options: bool | int) -> QuantPlan:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dq_brevitas.proxy import timestep_proxies
+from dq_brevitas.corrected import timestep_parts
 from dq_plugins.errors import TimestepError
 from dq_plugins.timesteps import route_of
 
@@ -29,7 +29,7 @@ def check_exportable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[st
         TimestepError: the model has timestep quantizers and is not the module that is routed by the timestep, or the
             timestep is a Python number, which exports turn into a constant.
     """
-    proxies = timestep_proxies(model)
+    proxies = timestep_parts(model)
     if not proxies:
         return
     route = route_of(model)

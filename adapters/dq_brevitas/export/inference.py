@@ -15,6 +15,7 @@ from brevitas.function.ops import max_int, min_int
 from brevitas.proxy.parameter_quant import WeightQuantProxyFromInjector
 from torch import Tensor, nn
 
+from dq_brevitas.balanced import BalancedWeightProxy, balance_of
 from dq_brevitas.export.checks import check_exportable
 from dq_brevitas.integer import ReciprocalIntQuant
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
@@ -37,6 +38,8 @@ class TimestepInferenceHandler(InferenceHandler):
         self.register_buffer("scales", module.scale_table().detach().clone())
         self.register_buffer("zero_points", module.zero_point_table().detach().clone())
         self.register_buffer("bit_width", bits.detach().clone())
+        balance = balance_of(module)
+        self.register_buffer("balance", None if balance is None else balance.detach().to(self.scales.device, copy=True))
 
     def quantize(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         """Integer codes, in the arithmetic of the quantizer this handler stands for."""
@@ -52,6 +55,8 @@ class TimestepInferenceHandler(InferenceHandler):
         """Quantize and dequantize with the parameters of the running timestep."""
         index = self.context.index(self.groups).to(self.scales.device)
         scale, zero_point = (select_for_input(t, index, x) for t in (self.scales, self.zero_points))
+        if self.balance is not None:
+            scale = scale * self.balance
         y = self.dequantize(self.quantize(x, scale, zero_point), scale, zero_point).to(x.dtype)
         return y, scale, zero_point, self.bit_width
 
@@ -76,11 +81,22 @@ class ExactWeightHandler(IntWeightInferencetHandler):
         return self.dequantize(codes, scale, zero_point).to(x.dtype)
 
 
+class BalancedWeightHandler(ExactWeightHandler):
+    """The same with the scale of every output and input channel, which the metadata of a balanced weight has."""
+
+    handled_layer = BalancedWeightProxy
+
+
 class TimestepInferenceManager(InferenceManager):
     """Brevitas' inference manager that also knows the quantizers of this package."""
 
     # the first handler that names a proxy's class wins
-    handlers = [TimestepInferenceHandler, ExactWeightHandler, *InferenceManager.handlers]  # noqa: RUF012
+    handlers = [  # noqa: RUF012
+        TimestepInferenceHandler,
+        ExactWeightHandler,
+        BalancedWeightHandler,
+        *InferenceManager.handlers,
+    ]
 
 
 class inference_mode(quant_inference_mode):  # noqa: N801  named like the context manager it extends

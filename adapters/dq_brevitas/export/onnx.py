@@ -16,6 +16,7 @@ from brevitas.export.onnx.standard.qcdq.handler import StdQCDQCastONNXActQuantPr
 from brevitas.export.onnx.standard.qcdq.manager import StdQCDQONNXDynamoManager
 from torch import Tensor, nn
 
+from dq_brevitas.balanced import read_balance
 from dq_brevitas.export.checks import check_exportable
 from dq_brevitas.integer import ReciprocalIntQuant
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
@@ -89,12 +90,12 @@ def export_onnx_qcdq(
     Raises:
         MissingDependencyError: onnx, onnxscript or onnxoptimizer is not installed.
         TimestepError: the graph could not see the timestep, so it would hold one group for ever.
-        DQError: a width above 8 bits, which QuantizeLinear does not have.
+        DQError: a width above 8 bits, which QuantizeLinear does not have, or balanced input channels.
     """
     for package in ("onnxscript", "onnxoptimizer"):
         require(package, "export", "export to ONNX")
     check_exportable(model, args, kwargs or {})
-    _check_widths(model)
+    _check_layers(model)
     positional, names = _positional(model, args, kwargs or {})
     model = _on_grid(copy.deepcopy(model).eval())
     if "input_names" not in options and all(isinstance(a, Tensor) for a in positional):
@@ -131,8 +132,13 @@ def onnxruntime_options() -> Any:
     return options
 
 
-def _check_widths(model: nn.Module) -> None:
+def _check_layers(model: nn.Module) -> None:
     for name, layer in quantized_layers(model).items():
+        if read_balance(layer) is not None:
+            raise DQError(
+                f"layer {name!r} has balanced input channels, and DequantizeLinear has no factors for them. Use "
+                "dq_brevitas.export_torch, or leave the pass 'channel-balance' out of the recipe."
+            )
         for proxy in (layer.weight_quant, layer.input_quant):
             if proxy.is_quant_enabled and not 2 <= int(proxy.bit_width()) <= 8:
                 raise DQError(

@@ -12,10 +12,11 @@ from dq_torchao import restoring
 from dq_torchao.intx import intx_tensor
 from dq_torchao.kernels import Kernel
 from dq_torchao.lowering import lower_layer
+from plans import corrected
 from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
-from torchao_models import GROUPS, TIMESTEPS, build, corrected, corrected_plan, denoiser_plan, layer_plan, sqnr
+from torchao_models import GROUPS, TIMESTEPS, build, corrected_plan, denoiser_plan, layer_plan, sqnr
 
 from dq_plugins.errors import CheckpointError, DQError
 from dq_plugins.plan import BiasCorrection, LayerPlan, QuantPlan, Reason
