@@ -17,13 +17,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import safetensors.torch
-from pydantic import Field
+from safetensors import SafetensorError
 from torch import Tensor
 
-from dq_plugins.artifact.codec import STRICT, adapter, decode, encode
+from dq_plugins.artifact.codec import adapter, decode, encode
+from dq_plugins.artifact.envelope import Envelope
 from dq_plugins.artifact.files import check_length, read_bounded, read_tensors
 from dq_plugins.artifact.strict_json import parse_json
 from dq_plugins.atomic import replacing, write_atomically
@@ -34,32 +35,6 @@ from dq_plugins.version import __version__
 T = TypeVar("T")
 
 METADATA_KEY = "dq_plugins"
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-@dataclass(frozen=True)
-class Envelope:
-    """What stands around every record.
-
-    Attributes:
-        format: name of the format.
-        format_version: its version.
-        library_version: the release that wrote it.
-        settings: what the content depends on.
-        record: the value without its tensors.
-        tensors_hash: of its tensors; None: it has none.
-        hash: of everything above.
-    """
-
-    __pydantic_config__ = STRICT
-
-    format: str
-    format_version: int
-    library_version: str
-    record: Any
-    hash: Digest
-    settings: dict[str, Any] | None = None
-    tensors_hash: Digest | None = None
 
 
 @dataclass(frozen=True)
@@ -200,17 +175,23 @@ class Format(Generic[T]):
 
         Returns:
             The path.
+
+        Raises:
+            DQError: of the class `error`: the disk is full, the folder is a file, or may not be written.
         """
         path = Path(path)
         data, tensors = self.seal(value, settings)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".json":
-            self._write_text(path, data, tensors)
-        else:
-            text = json.dumps(data, sort_keys=True, allow_nan=False)
-            # One entry of metadata: safetensors writes several in any order, and the same value makes the same bytes.
-            with replacing(path) as temporary:
-                safetensors.torch.save_file(tensors, temporary, {METADATA_KEY: text})
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".json":
+                self._write_text(path, data, tensors)
+            else:
+                text = json.dumps(data, sort_keys=True, allow_nan=False)
+                # One entry of metadata: safetensors writes several in any order, and same values make same bytes.
+                with replacing(path) as temporary:
+                    safetensors.torch.save_file(tensors, temporary, {METADATA_KEY: text})
+        except (OSError, SafetensorError) as error:
+            raise self.error(f"{path} cannot be written: {error}. What was there before is unchanged.") from error
         return path
 
     def _write_text(self, path: Path, data: dict[str, Any], tensors: dict[str, Tensor]) -> None:

@@ -13,6 +13,7 @@ from artifacts import edit_file, edit_record, replace_text
 from safetensors.torch import save_file
 
 from dq_plugins.artifact import STRICT, Format, StoredTensor, UnitResults, strict_json
+from dq_plugins.artifact.format import METADATA_KEY
 from dq_plugins.artifact.strict_json import parse_json
 from dq_plugins.errors import ArtifactError, CheckpointError, PlanError
 
@@ -205,6 +206,13 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path):
         THING.read(tmp_path / "x.safetensors")
 
 
+def test_a_second_entry_of_metadata_is_refused(tmp_path):
+    data, tensors = THING.seal(thing())
+    save_file(tensors, tmp_path / "x.safetensors", {METADATA_KEY: json.dumps(data), "more": "?"})
+    with pytest.raises(ArtifactError, match="carries no record"):
+        THING.read(tmp_path / "x.safetensors")
+
+
 def test_records_are_bounded(path):
     with pytest.raises(ArtifactError, match="at most 0 MiB"):
         Format("thing", 3, Thing, record_mb=0).read(path)
@@ -254,6 +262,23 @@ def test_an_interruption_before_the_old_tensors_go_leaves_the_new_one(tmp_path, 
     assert same(THING.read(path), thing(2.0))
 
 
+def test_what_cannot_be_written_is_said_and_the_old_one_stays(path, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(ArtifactError, match="cannot be written: No space left on device"):
+            THING.write(path, thing(2.0))
+    assert same(THING.read(path), thing(1.0))
+    assert not list(path.parent.glob("*.tmp"))
+    (tmp_path / "file").write_text("")
+    (tmp_path / f"folder2/{path.name}").mkdir(parents=True)
+    for place in (tmp_path / "file" / path.name, tmp_path / "folder2" / path.name):
+        with pytest.raises(ArtifactError, match="cannot be written"):
+            THING.write(place, thing())
+
+
 def test_the_old_tensors_go_with_their_record(tmp_path):
     for value in (1.0, 2.0, 2.0):
         THING.write(tmp_path / "thing.json", thing(value))
@@ -263,10 +288,10 @@ def test_the_old_tensors_go_with_their_record(tmp_path):
 def test_finished_units_are_found_under_the_same_settings_only(tmp_path):
     units = UnitResults(THING, tmp_path / "units", {"seed": 1})
     assert units.find("down.0") is None
-    for index, unit in enumerate(["down.0", "down/0", "../../up"]):
+    for index, unit in enumerate(["down.0", "down/0", "down 0", "../../up"]):
         units.keep(unit, thing(float(index)))
-    assert [float(units.find(unit).scale[0]) for unit in ("down.0", "down/0", "../../up")] == [0, 1, 2]
-    assert len(list((tmp_path / "units").iterdir())) == 3
+    assert [float(units.find(unit).scale[0]) for unit in ("down.0", "down/0", "down 0", "../../up")] == [0, 1, 2, 3]
+    assert len(list((tmp_path / "units").iterdir())) == 4
     assert UnitResults(THING, tmp_path / "units", {"seed": 2}).find("down.0") is None
     units.path("down.0").write_bytes(units.path("down/0").read_bytes())
     assert units.find("down.0") is None
