@@ -6,6 +6,7 @@ A builder takes the full-precision model and returns a denoiser of its own; the 
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import nn
 
 from benchmarks import peers
 from benchmarks.models import Inputs, Model
+from dq_plugins import make_plan, record
+from dq_plugins.recipe import Recipe, Step
 
 Builder = Callable[[Model], nn.Module]
 
@@ -110,6 +113,23 @@ def ours(model: Model, groups: int = GROUPS, *, tuned: bool = False, uniform: bo
     return dq_torchao.apply(copy.deepcopy(model.denoiser), plan, example_inputs=example, uniform_timesteps=uniform)
 
 
+def by_recipe(model: Model, *names: str) -> nn.Module:
+    """Ranges in `GROUPS` groups by a recipe, with further passes."""
+    import dq_torchao
+
+    order = ("channel-balance", "weight-ranges", "timestep-groups", "activation-ranges", "bias-correction")
+    passes = {"weight-ranges", "timestep-groups", "activation-ranges", *names}
+    recipe = Recipe("benchmark", "", tuple(Step(name) for name in order if name in passes))
+    denoiser = copy.deepcopy(model.denoiser)
+    with tempfile.TemporaryDirectory() as folder:
+        calls = record(denoiser, lambda each: _calibrate(each, model.inputs), folder, progress=False)
+        options = {"timestep-groups": {"groups": GROUPS}}
+        plan = make_plan(denoiser, calls, recipe, options=options, progress=False)
+    balanced = sum(layer.balance is not None for layer in plan.layers.values())
+    print(f"{balanced} of {len(plan.layers)} layers are balanced")
+    return dq_torchao.apply(denoiser, plan, uniform_timesteps=True)
+
+
 VARIANTS: dict[str, Builder] = {
     "fp32": float32,
     "bf16": bfloat16,
@@ -125,6 +145,9 @@ VARIANTS: dict[str, Builder] = {
     "W8A8, 8 groups (ours)": ours,
     "W8A8, 1 group, uniform t (ours)": lambda model: ours(model, 1, uniform=True),
     "W8A8, 8 groups, uniform t (ours)": lambda model: ours(model, uniform=True),
+    "W8A8, 8 groups, by recipe (ours)": by_recipe,
+    "W8A8, 8 groups, bias table (ours)": lambda model: by_recipe(model, "bias-correction"),
+    "W8A8, 8 groups, balance, bias table (ours)": lambda model: by_recipe(model, "channel-balance", "bias-correction"),
     "W8A8, 8 groups, tuned (ours)": lambda model: ours(model, tuned=True, uniform=True),
 }
 CPU_ONLY = {name for name in VARIANTS if name.startswith(("PT2E", "OpenVINO"))}

@@ -1,5 +1,6 @@
 """The bundled transformer from full precision to integers, and again in another process."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 import dq_plugins as dq
 from dq_plugins.bundled import bundled
 from dq_plugins.metrics.output_error import output_sqnr
+from dq_plugins.plan import LayerPlan, Reason
 from dq_plugins.report.execution import executions
 
 SAMPLE = """
@@ -73,6 +75,29 @@ def test_integers_and_simulation_agree(case) -> None:
     for call in calibration.calls():
         a, b = call.run(integer), call.run(simulated)
         assert (a - b).square().sum() < 1e-4 * b.square().sum()
+
+
+def test_every_kind_of_correction_is_in_the_plan_and_comes_back_from_disk_bit_for_bit(case, tmp_path: Path) -> None:
+    import dq_torchao
+
+    _, denoiser, calibration, plan, _ = case
+    assert {"balance", "bias_correction"} <= plan.features.keys()
+    integer = dq.apply(denoiser, plan, backend="torchao")
+    dq_torchao.save(integer, tmp_path)
+    loaded = dq_torchao.load(copy.deepcopy(denoiser), tmp_path)
+    assert all(torch.equal(call.run(integer), call.run(loaded)) for call in calibration.calls())
+
+
+def test_brevitas_and_simulation_agree(case) -> None:
+    _, denoiser, calibration, plan, _ = case
+    plan = copy.deepcopy(plan)
+    for name, layer in plan.layers.items():  # Brevitas has no embeddings
+        if layer.kind == "embedding":
+            plan.layers[name] = LayerPlan(layer.kind, unquantized_reason=Reason("kept"))
+    brevitas, simulated = (dq.apply(denoiser, plan, backend=b) for b in ("brevitas", "simulate"))
+    for call in calibration.calls():
+        a, b = call.run(brevitas), call.run(simulated)
+        assert (a - b).square().sum() < 1e-6 * b.square().sum()
 
 
 def test_fewer_bits_more_error(case) -> None:
