@@ -117,10 +117,10 @@ def feature_errors(case: Case, plan: dq.QuantPlan) -> FeatureError:
     weights = block.weights()
     planned = {
         f"{n}.weight": plan.layers[n].weight.fake_quantize(weights[f"{n}.weight"])  # type: ignore[union-attr]
-        for n in set(block.layers.values())
+        for n in block.layers
     }
-    timesteps = plan.schedule.sorted
-    return feature_error(block.features(timesteps), block.features(timesteps, planned))
+    points = block.points(plan.schedule.sorted)
+    return feature_error(block.features(points), block.features(points, planned))
 
 
 def mean_of(runs: list[dict[str, float]]) -> dict[str, float]:

@@ -103,7 +103,7 @@ class PackedWeight(ExactState):
         self.register_buffer("weight_zero_point", zero_point)
 
     def _pack(self, codes: Tensor) -> Tensor:
-        return pack_bits(codes, self.weight_bits, "signs" if self.weight_signs else "signed")
+        return pack_bits(codes, self.weight_bits, signs=self.weight_signs)
 
     def _per_output(self, parameters: Tensor, dtype: torch.dtype) -> Tensor:
         return parameters.to(self.weight_packed.device, dtype).expand(self.weight_shape[0]).clone()

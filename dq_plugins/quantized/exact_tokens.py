@@ -16,8 +16,8 @@ Shapes: ``N`` samples, ``L`` tokens, ``P`` outlier tokens, ``D`` input and ``O``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -88,7 +88,7 @@ def _replace(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     return layer.exact_tokens.replace(layer, output)  # type: ignore[operator]
 
 
-def exact_tokens(layer: nn.Module, tokens: ExactTokens) -> Callable[[], None]:
+def exact_tokens(layer: nn.Module, tokens: ExactTokens) -> ExitStack:
     """Give a layer its exact rows.
 
     Args:
@@ -96,21 +96,18 @@ def exact_tokens(layer: nn.Module, tokens: ExactTokens) -> Callable[[], None]:
         tokens: its known rows.
 
     Returns:
-        A function that takes them away again.
+        What takes them away again when it is closed.
     """
     layer.exact_tokens = tokens
-    handles = [layer.register_forward_pre_hook(_look, prepend=True), layer.register_forward_hook(_replace)]
-
-    def remove() -> None:
-        for handle in handles:
-            handle.remove()
-        del layer.exact_tokens
-
-    return remove
+    stack = ExitStack()
+    stack.callback(delattr, layer, "exact_tokens")
+    stack.enter_context(layer.register_forward_pre_hook(_look, prepend=True))
+    stack.enter_context(layer.register_forward_hook(_replace))
+    return stack
 
 
-def install_tokens(model: nn.Module, plan: QuantPlan, weight_of: WeightOf = _own_weight) -> list[Callable[[], None]]:
-    """Give every layer of ``plan.outlier_rows`` its exact rows.
+def install_tokens(model: nn.Module, plan: QuantPlan, weight_of: WeightOf = _own_weight) -> ExitStack:
+    """Give every layer of ``plan.outlier_rows`` its exact rows: for good, or for the length of a ``with`` block.
 
     Args:
         model: the denoiser, quantized or not.
@@ -118,23 +115,12 @@ def install_tokens(model: nn.Module, plan: QuantPlan, weight_of: WeightOf = _own
         weight_of: gives the floating-point weight that a layer of this backend computes with, for live rows.
 
     Returns:
-        Functions that take the rows away again.
+        What takes the rows away again when it is closed.
     """
-    removers = []
+    stack = ExitStack()
     for name, known in plan.outlier_rows.items():
         layer = model.get_submodule(name)
         device = next((t.device for t in (*layer.parameters(), *layer.buffers())), torch.device("cpu"))
         inputs, outputs = (rows.to(device, copy=True) for rows in (known.inputs, known.outputs))
-        removers.append(exact_tokens(layer, ExactTokens(known.positions, inputs, outputs, weight_of)))
-    return removers
-
-
-@contextmanager
-def installed(model: nn.Module, plan: QuantPlan) -> Iterator[None]:
-    """`install_tokens` while the context is open: the full-precision denoiser with its known rows."""
-    removers = install_tokens(model, plan)
-    try:
-        yield
-    finally:
-        for remove in removers:
-            remove()
+        stack.enter_context(exact_tokens(layer, ExactTokens(known.positions, inputs, outputs, weight_of)))
+    return stack

@@ -2,7 +2,9 @@
 
 The bytes are one little-endian bit string: code ``i`` of the flattened tensor takes its bits ``i b`` to
 ``i b + b - 1``, and bit ``j`` of the string is bit ``j % 8`` of byte ``j // 8``. Rows are not aligned to bytes, so a
-tensor of ``n`` codes takes ``ceil(n b / 8)`` bytes, whatever its shape. Shape, width and alphabet travel beside them.
+tensor of ``n`` codes takes ``ceil(n b / 8)`` bytes, whatever its shape. Shape and width travel beside them.
+
+Codes are signed integers; with ``signs``, one bit a code, they are -1 and +1.
 
 Eight codes fill ``b`` bytes exactly, so eight at a time are moved inside one 64-bit word (of a little-endian machine).
 
@@ -14,41 +16,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from math import prod
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dq_plugins.affine import integer_range
 from dq_plugins.errors import DQError
-
-Alphabet = Literal["signed", "unsigned", "signs"]
-"""What the bits mean: two's complement, plain binary, or (one bit) -1 and +1."""
 
 _WORDS = {1: torch.int64, 2: torch.int32, 4: torch.int16}
 """Widths that divide a byte, and the dtype that holds the codes of one."""
-
-
-def alphabet_range(bits: int, alphabet: Alphabet = "signed") -> tuple[int, int]:
-    """Smallest and largest code.
-
-    Raises:
-        DQError: no such width or alphabet.
-
-    Example:
-        >>> alphabet_range(3), alphabet_range(3, "unsigned"), alphabet_range(1, "signs")
-        ((-4, 3), (0, 7), (-1, 1))
-    """
-    if not isinstance(bits, int) or not 1 <= bits <= 8:
-        raise DQError(f"packed codes have 1 to 8 bits, got bits={bits!r}")
-    if alphabet == "signed":
-        return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
-    if alphabet == "unsigned":
-        return 0, (1 << bits) - 1
-    if alphabet == "signs" and bits == 1:
-        return -1, 1
-    raise DQError(f"codes are 'signed', 'unsigned' or, with one bit, 'signs'; got {alphabet!r} with {bits} bits")
 
 
 def packed_bytes(shape: Sequence[int], bits: int) -> int:
@@ -61,47 +39,47 @@ def packed_bytes(shape: Sequence[int], bits: int) -> int:
     return -(-prod(shape) * bits // 8)
 
 
-def pack_bits(codes: Tensor, bits: int, alphabet: Alphabet = "signed") -> Tensor:
+def pack_bits(codes: Tensor, bits: int, *, signs: bool = False) -> Tensor:
     """Pack integer codes.
 
     Args:
         codes: integers of any shape and dtype.
         bits: width, 1 to 8.
-        alphabet: what the codes are.
+        signs: the codes are -1 and +1.
 
     Returns:
         uint8 ``[ceil(n bits / 8)]``.
 
     Raises:
-        DQError: a code is not of the alphabet.
+        DQError: no such width, or a code that it cannot hold.
 
     Example:
         >>> pack_bits(torch.tensor([1, -1, 0, -2]), bits=2).tolist()
         [141]
     """
-    _check_codes(codes, bits, alphabet)
+    _check_codes(codes, bits, signs)
     flat = codes.detach().reshape(-1)
-    if alphabet == "signs":
+    if signs:
         values = (flat > 0).to(torch.uint8)
     elif bits == 8:
-        return flat.to(torch.uint8 if alphabet == "unsigned" else torch.int8).view(torch.uint8).clone()
+        return flat.to(torch.int8).view(torch.uint8).clone()
     else:
         values = flat.to(torch.int8).view(torch.uint8) & ((1 << bits) - 1)
     words = _squeeze(pad(values, (0, -len(values) % 8)).view(torch.int64), bits)
     return words.view(torch.uint8).view(-1, 8)[:, :bits].reshape(-1)[: packed_bytes(codes.shape, bits)].clone()
 
 
-def unpack_bits(packed: Tensor, bits: int, shape: Sequence[int], alphabet: Alphabet = "signed") -> Tensor:
+def unpack_bits(packed: Tensor, bits: int, shape: Sequence[int], *, signs: bool = False) -> Tensor:
     """Read packed codes.
 
     Args:
         packed: uint8 ``[ceil(n bits / 8)]``, as `pack_bits` made it.
         bits: width, 1 to 8.
         shape: shape of the result, n codes.
-        alphabet: what the codes are.
+        signs: the codes are -1 and +1.
 
     Returns:
-        int8 codes of this shape; uint8 when unsigned.
+        int8 codes of this shape.
 
     Raises:
         DQError: the number of bytes does not fit the shape.
@@ -110,7 +88,6 @@ def unpack_bits(packed: Tensor, bits: int, shape: Sequence[int], alphabet: Alpha
         >>> unpack_bits(torch.tensor([141], dtype=torch.uint8), 2, (4,)).tolist()
         [1, -1, 0, -2]
     """
-    alphabet_range(bits, alphabet)
     expected = packed_bytes(shape, bits)
     if packed.dtype != torch.uint8 or packed.shape != (expected,):
         raise DQError(
@@ -118,30 +95,25 @@ def unpack_bits(packed: Tensor, bits: int, shape: Sequence[int], alphabet: Alpha
             f"{packed.dtype} of shape {tuple(packed.shape)}"
         )
     if bits == 8:
-        codes = packed.view(torch.uint8 if alphabet == "unsigned" else torch.int8).clone()
+        codes = packed.view(torch.int8).clone()
     elif bits in _WORDS and not torch.compiler.is_compiling():  # compilers warn of the cached table, and fuse shifts
-        codes = _byte_table(bits, alphabet, packed.device).index_select(0, packed.int()).view(_dtype(alphabet))
+        codes = _byte_table(bits, signs, packed.device).index_select(0, packed.int()).view(torch.int8)
     else:
-        codes = _spell_out(_spread(_words(packed, bits), bits).view(torch.uint8), bits, alphabet)
+        codes = _spell_out(_spread(_words(packed, bits), bits).view(torch.uint8), bits, signs)
     return codes[: prod(shape)].reshape(tuple(shape))
 
 
-def _check_codes(codes: Tensor, bits: int, alphabet: Alphabet) -> None:
-    low, high = alphabet_range(bits, alphabet)
+def _check_codes(codes: Tensor, bits: int, signs: bool) -> None:
+    if not isinstance(bits, int) or not 1 <= bits <= (1 if signs else 8):
+        raise DQError(f"packed codes have 1 to 8 bits, and signs one; got bits={bits!r}, signs={signs}")
     if codes.is_floating_point() or codes.is_complex():
         raise DQError(f"only integers can be packed, got {codes.dtype}; quantize first")
     if codes.is_meta or not codes.numel():
         return
+    low, high = (-1, 1) if signs else integer_range(bits)
     least, most = (int(v) for v in codes.aminmax())
-    if least < low or most > high or (alphabet == "signs" and bool((codes == 0).any())):
-        raise DQError(
-            f"{alphabet} codes of {bits} bits lie in [{low}, {high}]{', without 0' * (alphabet == 'signs')}; "
-            f"found [{least}, {most}]"
-        )
-
-
-def _dtype(alphabet: Alphabet) -> torch.dtype:
-    return torch.uint8 if alphabet == "unsigned" else torch.int8
+    if least < low or most > high or (signs and bool((codes == 0).any())):
+        raise DQError(f"codes of {bits} bits lie in [{low}, {high}]{', without 0' * signs}; found [{least}, {most}]")
 
 
 def _lanes(width: int, value_bits: int) -> int:
@@ -181,19 +153,17 @@ def _spread(words: Tensor, bits: int) -> Tensor:
     return words
 
 
-def _spell_out(values: Tensor, bits: int, alphabet: Alphabet) -> Tensor:
+def _spell_out(values: Tensor, bits: int, signs: bool) -> Tensor:
     """Bare bits to codes, in place."""
-    if alphabet == "unsigned":
-        return values
-    if alphabet == "signs":
+    if signs:
         return values.view(torch.int8).mul_(2).sub_(1)
     sign = 1 << (bits - 1)
     return values.bitwise_xor_(sign).view(torch.int8).sub_(sign)
 
 
 @cache
-def _byte_table(bits: int, alphabet: Alphabet, device: torch.device) -> Tensor:
+def _byte_table(bits: int, signs: bool, device: torch.device) -> Tensor:
     """All ``8 / bits`` codes of every byte, seen as one word: ``[256]``. A lookup beats shifting each code out."""
     byte = torch.arange(256, dtype=torch.uint8, device=device)
     values = torch.stack([byte >> shift for shift in range(0, 8, bits)], 1) & ((1 << bits) - 1)
-    return _spell_out(values, bits, alphabet).view(_WORDS[bits]).reshape(256)
+    return _spell_out(values, bits, signs).view(_WORDS[bits]).reshape(256)

@@ -21,7 +21,6 @@ from dq_plugins.affine import per_row
 from dq_plugins.errors import TimestepError
 from dq_plugins.layer_kinds import LAYER_KINDS, kind_of
 from dq_plugins.plan import QuantPlan, TabulatedBlock, TabulatedOutput
-from dq_plugins.quantized.stand_in import keep_sizes
 from dq_plugins.timesteps import TimestepContext, fit_to_input
 
 Outside = Literal["error", "live"]
@@ -109,10 +108,6 @@ class TableLookup(nn.Module):
             "with temporal_fallback='live', which keeps the temporal block for timesteps outside the table."
         )
 
-    def extra_repr(self) -> str:
-        """Size of the table."""
-        return f"{len(self.timesteps)} timesteps x {tuple(self.rows.shape[1:])}, {self.rows.dtype}"
-
 
 class NotComputed(nn.Module):
     """Stands in for a layer whose output only tables would read: right shape, no weights, no work."""
@@ -169,12 +164,20 @@ def install_tables(
             dtype=weight.dtype,
             live=layer if fallback == "live" else None,
         )
-        model.set_submodule(name, keep_sizes(lookup, layer))
+        _replace(model, name, lookup)
     if fallback == "error":
         for name in table.not_computed:
-            layer = model.get_submodule(name)
-            model.set_submodule(name, keep_sizes(NotComputed(layer), layer))
+            _replace(model, name, NotComputed(model.get_submodule(name)))
     return set(table.layers)
+
+
+def _replace(model: nn.Module, name: str, stand_in: nn.Module) -> None:
+    """Put a stand-in in a layer's place, with the sizes that code around a layer may read."""
+    layer = model.get_submodule(name)
+    for size in ("in_features", "out_features", "in_channels", "out_channels"):
+        if hasattr(layer, size):
+            setattr(stand_in, size, getattr(layer, size))
+    model.set_submodule(name, stand_in)
 
 
 def tabulated(

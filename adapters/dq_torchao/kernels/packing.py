@@ -34,7 +34,7 @@ def unpack_codes(
         signs: whether the codes are -1 and +1.
         zero_point: int32 ``[O]``, or None; the differences must fit int8.
     """
-    codes = unpack_bits(weight, bits, shape, "signs" if signs else "signed")
+    codes = unpack_bits(weight, bits, shape, signs=signs)
     if zero_point is not None:
         codes -= per_row(zero_point.to(torch.int8), codes)
     return codes

@@ -23,7 +23,7 @@ from dq_plugins.passes.allocation.solve import Allocation, allocate
 from dq_plugins.passes.width_candidates import candidates_of, write_widths
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.quantized.candidates import Candidates
-from dq_plugins.quantized.exact_tokens import installed
+from dq_plugins.quantized.exact_tokens import install_tokens
 from dq_plugins.quantized.width import Width, WidthChoices, entries_of
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity import SensitivityTable, trajectories_of
@@ -184,7 +184,7 @@ class BitAllocation(Pass):
         runs = trajectories_of(context.calibration, context.partition.sample_argument)[:1]
 
         def image_error(widths: Mapping[str, Width]) -> float:
-            with installed(context.denoiser, plan):
+            with install_tokens(context.denoiser, plan):
                 final = final_samples(context.denoiser, candidates, entries_of(widths), runs[0])
             return float((final - runs[0].final()).double().square().mean())
 

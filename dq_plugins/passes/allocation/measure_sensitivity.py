@@ -21,7 +21,7 @@ from dq_plugins.hashing import hash_json
 from dq_plugins.passes.width_candidates import candidates_of
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.candidates import Candidates
-from dq_plugins.quantized.exact_tokens import installed
+from dq_plugins.quantized.exact_tokens import install_tokens
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity import (
     ContentProbes,
@@ -86,7 +86,7 @@ class Sensitivity(Pass):
             )
         candidates = candidates_of(plan, context, o.weight_choices, o.act_choices)
         calls = context.calibration.subset(per_timestep=o.calls_per_timestep)
-        with installed(context.denoiser, plan):  # rows of outlier tokens are exact whatever the widths
+        with install_tokens(context.denoiser, plan):  # rows of outlier tokens are exact whatever the widths
             table = yield from self._quality(candidates, context, calls)
             if o.content:
                 table = yield from self._content(candidates, context, table)

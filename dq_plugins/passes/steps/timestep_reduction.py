@@ -30,7 +30,7 @@ from dq_plugins.passes.steps.transitions import Transitions, measure_transitions
 from dq_plugins.passes.width_candidates import candidates_of, write_widths
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.quantized.candidates import Candidates, Entry
-from dq_plugins.quantized.exact_tokens import installed
+from dq_plugins.quantized.exact_tokens import install_tokens
 from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity import SensitivityTable
@@ -167,7 +167,7 @@ class TimestepReduction(Pass):
             BudgetError: nothing fits the budget, or more steps are asked for than were recorded.
             TimestepError: the recorded sampler takes no custom timesteps.
         """
-        with installed(context.denoiser, plan):
+        with install_tokens(context.denoiser, plan):
             setting = yield from self.setting(plan, context)
             search = self.search(plan, context, setting)
             found = yield from search.run()

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import TraceError
-from dq_plugins.graph import Partition, find_timestep_argument, partition
+from dq_plugins.graph import find_timestep_argument, partition
 from dq_plugins.graph.arguments import named_leaves, number_to_tensor
-from dq_plugins.graph.block_boundary import BoundaryTensor
 from dq_plugins.graph.flow import Flow
 from dq_plugins.passes.temporal.subprogram import Subprogram, extract
 
@@ -30,16 +29,15 @@ class TemporalBlock:
     """The temporal block as a program from t to its boundary.
 
     Attributes:
-        layers: the layers inside, by node name: fully qualified name.
-        block_boundary: nodes through which t reaches the rest of the denoiser.
+        layers: the layers inside, by fully qualified name.
         layer_inputs: per layer, the nodes that feed it (a layer that runs twice has two).
-        tables: per boundary node its layer, ``""`` where it is not a layer's output.
+        tables: the nodes through which t reaches the rest of the denoiser, and whose layer's output each is (``""``
+            where it is not a layer's).
         conditions: dotted names of the arguments that the block reads besides t.
     """
 
     denoiser: nn.Module
-    layers: Mapping[str, str]
-    block_boundary: tuple[str, ...]
+    layers: frozenset[str]
     layer_inputs: Mapping[str, tuple[str, ...]]
     tables: Mapping[str, str]
     timestep: str
@@ -52,43 +50,26 @@ class TemporalBlock:
         state = dict(self.denoiser.named_parameters()) | dict(self.denoiser.named_buffers())
         return {name: state[name].detach() for name in self.program.parameters}
 
-    def timestep_batch(self, timesteps: Sequence[float]) -> Tensor:
-        """``[T, *shape of one call's timestep]``."""
+    def points(self, timesteps: Sequence[float]) -> dict[str, Tensor]:
+        """The timestep as an input of `run`, for T values of it: ``[T, *shape of one call's timestep]``."""
         example = self.example_timestep
         values = torch.tensor(timesteps, dtype=torch.float64).to(example.dtype)
-        return values.reshape(-1, *[1] * example.dim()).expand(-1, *example.shape).to(example.device)
+        return {self.timestep: values.reshape(-1, *[1] * example.dim()).expand(-1, *example.shape).to(example.device)}
 
-    def run(self, timesteps: Sequence[float], weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Every node the program computes, for every timestep: ``[T, ...]``.
-
-        Args:
-            timesteps: T values of t.
-            weights: replacements for some of the block's weights (soft-rounded, quantized); differentiable.
-        """
-        return self.run_points({self.timestep: self.timestep_batch(timesteps)}, weights)
-
-    def run_points(
-        self, inputs: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
+    def run(self, inputs: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Every node the program computes, for P points: ``[P, ...]``.
 
         Args:
             inputs: the timestep and the conditions, ``[P, *shape in one call]``, by name.
-            weights: replacements for some of the block's weights; differentiable.
+            weights: replacements for some of the block's weights (soft-rounded, quantized); differentiable.
         """
         parameters = self.weights() | dict(weights or {})
+        return torch.func.vmap(lambda point: self.program(point, parameters))(dict(inputs))
 
-        def one(point: dict[str, Tensor]) -> dict[str, Tensor]:
-            return self.program(point, parameters)
-
-        return torch.func.vmap(one)(dict(inputs))
-
-    def features_at(
-        self, inputs: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """The boundary tensors for P points: ``[P, ...]`` by node name; arguments as for `run_points`."""
-        values = self.run_points(inputs, weights)
-        return {name: values[name] for name in self.block_boundary}
+    def features(self, inputs: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The boundary tensors for P points: ``[P, ...]`` by node name; arguments as for `run`."""
+        values = self.run(inputs, weights)
+        return {name: values[name] for name in self.tables}
 
     def at(self, timestep: float) -> dict[str, Tensor]:
         """The boundary tensors at one timestep, with full-precision weights.
@@ -96,20 +77,14 @@ class TemporalBlock:
         The ops run unbatched, on as many samples as the example call had: bit for bit what the denoiser computes for
         such a call. (`run` batches over timesteps, and a larger product may round differently in the last bit.)
         """
-        values = self.program({self.timestep: self.timestep_batch([timestep])[0].contiguous()}, self.weights())
-        return {name: values[name] for name in self.block_boundary}
-
-    def features(self, timesteps: Sequence[float], weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The boundary tensors for every timestep: ``[T, ...]`` by node name."""
-        values = self.run(timesteps, weights)
-        return {name: values[name] for name in self.block_boundary}
+        values = self.program({self.timestep: self.points([timestep])[self.timestep][0].contiguous()}, self.weights())
+        return {name: values[name] for name in self.tables}
 
 
 def temporal_block(
     denoiser: nn.Module,
     example_inputs: Mapping[str, Any],
     timestep: str | None = None,
-    found: Partition | None = None,
     *,
     with_conditions: bool = False,
 ) -> TemporalBlock | None:
@@ -119,7 +94,6 @@ def temporal_block(
         denoiser: any denoiser that ``torch.export`` can follow.
         example_inputs: keyword arguments of one call.
         timestep: name of the timestep argument, found by itself where it has a usual name.
-        found: the denoiser's partition, if it is known already.
         with_conditions: include the layers that mix t with conditions; the boundary is then where t meets the sample.
 
     Returns:
@@ -128,13 +102,17 @@ def temporal_block(
     """
     timestep = find_timestep_argument(denoiser, timestep)
     inputs = number_to_tensor(dict(example_inputs), timestep)
-    found = found or partition(denoiser, inputs, timestep=timestep)
+    found = partition(denoiser, inputs, timestep=timestep)
     members = found.temporal | found.mixed if with_conditions else found.temporal
     if not members:
         return None
     flow = Flow(found.graph, timestep, found.sample_argument)
     layers = {n: flow.layer(n) for n in flow.layer_nodes() if flow.layer(n) in members}
-    boundary = [f for f in found.block_boundary if f.upstream and _leaves(f, with_conditions)]
+    boundary = [
+        f
+        for f in found.block_boundary
+        if f.upstream and ("sample" in f.reaches if with_conditions else f.signature == "temporal")
+    ]
     layer_inputs: dict[str, tuple[str, ...]] = {}
     for node, layer in layers.items():
         source = flow.layer_input(node)
@@ -147,8 +125,7 @@ def temporal_block(
         raise TraceError(f"the temporal block reads {list(conditions)} besides the timestep")
     return TemporalBlock(
         denoiser=denoiser,
-        layers=layers,
-        block_boundary=tuple(f.node for f in boundary),
+        layers=frozenset(layers.values()),
         layer_inputs=layer_inputs,
         tables={f.node: f.layer for f in boundary},
         timestep=timestep,
@@ -156,7 +133,3 @@ def temporal_block(
         program=program,
         conditions=conditions,
     )
-
-
-def _leaves(tensor: BoundaryTensor, with_conditions: bool) -> bool:
-    return "sample" in tensor.reaches if with_conditions else tensor.signature == "temporal"

@@ -59,7 +59,7 @@ def finite_set(block: TemporalBlock, timesteps: Sequence[float], conditions: Seq
         conditions: C conditions; needed where the block reads any.
     """
     count = len(conditions) if block.conditions else 1
-    inputs = {block.timestep: block.timestep_batch(timesteps).repeat_interleave(count, 0)}
+    inputs = {block.timestep: block.points(timesteps)[block.timestep].repeat_interleave(count, 0)}
     for name in block.conditions:
         stacked = torch.stack([condition[name] for condition in conditions]).to(block.program.device)
         inputs[name] = stacked.repeat(len(timesteps), *[1] * (stacked.dim() - 1))

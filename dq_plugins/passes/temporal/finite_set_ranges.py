@@ -39,7 +39,7 @@ def exact_ranges(block: TemporalBlock, points: FiniteSet, weights: dict[str, Ten
     Returns:
         ``[T, 2]`` by layer: minimum and maximum.
     """
-    values = block.run_points(points.inputs, weights)
+    values = block.run(points.inputs, weights)
     ranges = {}
     for layer, nodes in block.layer_inputs.items():
         rows = torch.cat([points.by_timestep(values[node]) for node in nodes], dim=1)

@@ -53,7 +53,7 @@ def planned_weights(block: TemporalBlock, plan: QuantPlan) -> dict[str, Tensor]:
     """The weights that the planned block computes with, by parameter name."""
     weights = block.weights()
     quantized = {}
-    for layer in set(block.layers.values()):
+    for layer in block.layers:
         quant = plan.layers[layer].weight
         if quant is not None:
             quantized[f"{layer}.weight"] = quant.fake_quantize(weights[f"{layer}.weight"])

@@ -7,7 +7,8 @@ ops and not of modules.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,29 +21,23 @@ from dq_plugins.graph.arguments import number_to_tensor
 from dq_plugins.graph.export import PREFIX, Exported, export_denoiser
 
 
+@dataclass(frozen=True)
 class Subprogram:
     """A part of a denoiser as a function of its inputs and weights.
 
     Attributes:
+        module: the traced ops; called with the inputs, then the weights.
         inputs: dotted names of the denoiser's tensor arguments that the part reads.
         parameters: names of the parameters and buffers that it reads.
         outputs: names of the nodes that it computes, as in the dependency graph.
         device: where it runs.
     """
 
-    def __init__(
-        self,
-        module: fx.GraphModule,
-        inputs: Sequence[str],
-        parameters: Sequence[str],
-        outputs: Sequence[str],
-        device: torch.device,
-    ) -> None:
-        self._module = module
-        self.device = device
-        self.inputs = tuple(inputs)
-        self.parameters = tuple(parameters)
-        self.outputs = tuple(outputs)
+    module: fx.GraphModule
+    inputs: tuple[str, ...]
+    parameters: tuple[str, ...]
+    outputs: tuple[str, ...]
+    device: torch.device
 
     def __call__(self, inputs: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Compute the outputs.
@@ -54,7 +49,7 @@ class Subprogram:
         Returns:
             Output tensors by node name.
         """
-        values = self._module(*(inputs[n] for n in self.inputs), *(parameters[n] for n in self.parameters))
+        values = self.module(*(inputs[n] for n in self.inputs), *(parameters[n] for n in self.parameters))
         return dict(zip(self.outputs, values, strict=True))
 
 
@@ -110,9 +105,13 @@ class _Cutter:
                 copies[node] = self._copy(node, graph, root, copies)
         graph.output(tuple(copies[self.by_name[name]] for name in wanted))
         graph.lint()
-        module = fx.GraphModule(root, graph)
-        names = [self.arguments[n.name] for n in arguments], [self.weights[n.name] for n in weights]
-        return Subprogram(module, *names, wanted, self.device)
+        return Subprogram(
+            fx.GraphModule(root, graph),
+            tuple(self.arguments[n.name] for n in arguments),
+            tuple(self.weights[n.name] for n in weights),
+            tuple(wanted),
+            self.device,
+        )
 
     def _needed(self, wanted: list[str]) -> set[fx.Node]:
         pending = [self.by_name[name] for name in wanted]

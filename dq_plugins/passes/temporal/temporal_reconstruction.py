@@ -77,14 +77,14 @@ class TemporalReconstruction(Pass):
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
         """Write the learned codes of the temporal layers and the feature errors before and after."""
         block = shared_block(context, with_conditions=self.options.conditions > 0)
-        layers = [] if block is None else sorted({n for n in block.layers.values() if _learnable(n, plan, context)})
+        layers = [] if block is None else sorted(n for n in block.layers if _learnable(n, plan, context))
         if block is None or not layers:
             plan.sections[self.name] = Section({"skipped": "no quantized layer depends on the timestep alone"})
             return
         points = shared_points(context, block, plan.visited.sorted, self.options.conditions)
-        weights, reference = block.weights(), block.features_at(points.inputs)
+        weights, reference = block.weights(), block.features(points.inputs)
         planned = planned_weights(block, plan)
-        before = feature_error(reference, block.features_at(points.inputs, planned))
+        before = feature_error(reference, block.features(points.inputs, planned))
         variables = {n: SoftRounding(weights[f"{n}.weight"], plan.layers[n].weight) for n in layers}  # type: ignore[arg-type]
 
         def loss(soft: dict[str, Tensor], iteration: int) -> Tensor:
@@ -93,7 +93,7 @@ class TemporalReconstruction(Pass):
                 draw = context.generator(f"iteration {iteration}")
                 rows = torch.randperm(len(rows), generator=draw)[: self.options.batch]
             learning = {f"{n}.weight": w for n, w in soft.items()}
-            features = block.features_at(points.rows(rows), {**planned, **learning})
+            features = block.features(points.rows(rows), {**planned, **learning})
             errors = [(features[k] - reference[k][rows]).square().flatten(1).sum(1).mean() for k in features]
             return torch.stack(errors).sum()
 
@@ -106,7 +106,7 @@ class TemporalReconstruction(Pass):
             quant = plan.layers[name].weight
             assert quant is not None
             quant.codes = codes.cpu()
-        after = feature_error(reference, block.features_at(points.inputs, planned_weights(block, plan)))
+        after = feature_error(reference, block.features(points.inputs, planned_weights(block, plan)))
         plan.learned_layers |= frozenset(layers)
         plan.sections[self.name] = Section(
             {

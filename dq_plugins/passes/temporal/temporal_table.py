@@ -44,7 +44,7 @@ class TemporalTable(Pass):
         """Write ``plan.temporal_table``; the tabulated layers lose their quantizers."""
         block = shared_block(context, whole_batch=True)
         nodes = {} if block is None else {node: layer for node, layer in block.tables.items() if layer}
-        if block is None or len(nodes) < len(block.block_boundary) or len(set(nodes.values())) < len(nodes):
+        if block is None or len(nodes) < len(block.tables) or len(set(nodes.values())) < len(nodes):
             reason = "no layer depends on the timestep alone" if block is None else "t leaves the block between layers"
             plan.sections[self.name] = Section({"skipped": reason})
             return
@@ -53,7 +53,7 @@ class TemporalTable(Pass):
         features = {layer: torch.cat([row[node][:1] for row in computed]) for node, layer in nodes.items()}
         yield Progress(len(timesteps), len(timesteps))
         int8 = self._int8(block, plan, features, nodes)
-        rest = sorted(set(block.layers.values()) - set(features))
+        rest = sorted(block.layers - set(features))
         plan.temporal_table = tabulated(timesteps, features, rest, int8)
         for name in [*features, *rest]:
             layer = plan.layers[name]
@@ -66,7 +66,7 @@ class TemporalTable(Pass):
     ) -> frozenset[str]:
         if self.options.storage != "auto":
             return frozenset(features) if self.options.storage == "int8" else frozenset()
-        quantized = block.features(plan.visited.sorted, planned_weights(block, plan))
+        quantized = block.features(block.points(plan.visited.sorted), planned_weights(block, plan))
         chosen = set()
         for node, layer in nodes.items():
             codes, scale = quantize_rows(features[layer])

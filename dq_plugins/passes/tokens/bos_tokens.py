@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -66,23 +67,22 @@ class BosTokens(Pass):
 
     def _tokens(self, context: PassContext, name: str, statistics: TokenStatistics) -> OutlierRows | None:
         outliers = find_outliers(statistics, self.options.ratio, self.options.share)
-        if outliers is None:
+        if not outliers:
             return None
         layer: Any = context.denoiser.get_submodule(name)
-        rows = outliers.rows.to(layer.weight)
+        rows = torch.stack([token.vector for token in outliers]).to(layer.weight)
         bias: Tensor | None = layer.bias
         # float64: the exact row, whatever order a kernel sums in
         values = F.linear(rows.double(), layer.weight.double(), None if bias is None else bias.double())
-        return OutlierRows(outliers.positions, rows.cpu(), values.to(layer.weight.dtype).cpu())
+        return OutlierRows(tuple(token.position for token in outliers), rows.cpu(), values.to(layer.weight.dtype).cpu())
 
 
 def _findings(statistics: dict[str, TokenStatistics], found: dict[str, OutlierRows]) -> dict[str, Any]:
     """What was seen: by layer, the position with the largest ratio, found or not."""
     seen = {}
     for name, each in statistics.items():
-        best = max(each.candidates(), key=lambda c: c[3], default=None)
+        best = max(each.candidates(), key=lambda token: token.ratio, default=None)
         if best is not None:
-            position, _, share, ratio = best
-            seen[name] = {"position": position, "ratio": round(ratio, 4), "share": round(share, 4)}
+            seen[name] = {"position": best.position, "ratio": round(best.ratio, 4), "share": round(best.share, 4)}
     note = {} if found else {"skipped": "no token is the same for most samples and far larger than the others"}
     return {"seen": seen, **note}

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,22 @@ RATIO = 4.0
 
 SHARE = 0.5
 """Least share of samples that hold the same vector."""
+
+
+class TokenVector(NamedTuple):
+    """What most samples hold at one position.
+
+    Attributes:
+        position: of the token.
+        vector: ``[D]``.
+        share: of the samples that hold it.
+        ratio: its largest value over the median of the other tokens' largest values.
+    """
+
+    position: int
+    vector: Tensor
+    share: float
+    ratio: float
 
 
 @dataclass
@@ -66,49 +83,25 @@ class TokenStatistics:
                 self._vectors[position] = (key, vector.clone())
         self.samples += x.shape[0]
 
-    def candidates(self) -> list[tuple[int, Tensor, float, float]]:
-        """Most frequent vector of every position that has one: ``(position, vector, share of samples, ratio)``."""
+    def candidates(self) -> list[TokenVector]:
+        """Most frequent vector of every position that has one."""
         if not self.usable or self._largest is None:
             return []
         found = []
         for position, (key, vector) in sorted(self._vectors.items()):
             others = torch.cat([self._largest[:position], self._largest[position + 1 :]])
             ratio = float(vector.float().abs().max() / others.median().clamp(min=1e-30))
-            found.append((position, vector, self._seen[position][key] / self.samples, ratio))
+            found.append(TokenVector(position, vector, self._seen[position][key] / self.samples, ratio))
         return found
 
 
-@dataclass(frozen=True)
-class OutlierTokens:
-    """The outlier tokens of one layer's input.
-
-    Attributes:
-        positions: ascending.
-        rows: their vectors ``[P, D]``.
-        share: least share of samples that hold them.
-        ratio: largest value over the median of the other tokens' largest values; of the largest one.
-    """
-
-    positions: tuple[int, ...]
-    rows: Tensor
-    share: float
-    ratio: float
-
-
-def find_outliers(statistics: TokenStatistics, ratio: float = RATIO, share: float = SHARE) -> OutlierTokens | None:
-    """The outlier tokens that statistics show; None when there are none.
+def find_outliers(statistics: TokenStatistics, ratio: float = RATIO, share: float = SHARE) -> list[TokenVector]:
+    """The outlier tokens that statistics show, by position; none where every token would be one.
 
     Args:
         statistics: of one layer's input.
         ratio: see the rule at the top of this file.
         share: see the rule at the top of this file.
     """
-    found = [c for c in statistics.candidates() if c[2] >= share and c[3] >= ratio]
-    if not found or len(found) == statistics.length:
-        return None
-    return OutlierTokens(
-        tuple(position for position, *_ in found),
-        torch.stack([vector for _, vector, *_ in found]),
-        min(c[2] for c in found),
-        max(c[3] for c in found),
-    )
+    found = [token for token in statistics.candidates() if token.share >= share and token.ratio >= ratio]
+    return [] if len(found) == statistics.length else found

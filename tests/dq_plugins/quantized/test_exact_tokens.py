@@ -87,9 +87,9 @@ def test_removing_restores_the_layer():
     torch.manual_seed(0)
     layer = nn.Linear(FEATURES, 5).requires_grad_(False)
     x, before = texts(2), layer(texts(2))
-    remove = exact_tokens(layer, ExactTokens((0,), texts(1)[0, :1], torch.full((1, 5), 7.0)))
+    installed = exact_tokens(layer, ExactTokens((0,), texts(1)[0, :1], torch.full((1, 5), 7.0)))
     assert torch.equal(layer(x)[:, 0], torch.full((2, 5), 7.0))
-    remove()
+    installed.close()
     assert torch.equal(layer(x), before)
     assert not hasattr(layer, "exact_tokens")
 

@@ -151,8 +151,8 @@ def test_layers_of_every_kind_can_be_left_out(tmp_path) -> None:
 @pytest.mark.parametrize(("weight_bits", "dtype"), [(2, torch.int8), (None, torch.float32)])
 def test_auto_takes_int8_rows_only_where_the_quantized_block_disturbs_more(tabulated, tmp_path, weight_bits, dtype):
     denoiser, _ = tabulated
-    before = () if weight_bits is None else (Step("weight-ranges", {"bits": weight_bits}),)
+    before = () if weight_bits is None else (Step("weight-ranges"),)
     recipe = Recipe("auto", "", (*before, Step("temporal-table", {"storage": "auto"})))
-    plan = dq.make_plan(denoiser, recorded(denoiser, tmp_path), recipe, progress=False)
+    plan = dq.make_plan(denoiser, recorded(denoiser, tmp_path), recipe, weight_bits=weight_bits or 8, progress=False)
     assert set(plan.temporal_table.outputs) == {"body.0.beta", "body.1.beta"}
     assert {each.rows.dtype for each in plan.temporal_table.outputs.values()} == {dtype}

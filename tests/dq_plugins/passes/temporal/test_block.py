@@ -7,7 +7,7 @@ from dq_plugins.passes.temporal.features import feature_error
 
 def test_holds_exactly_the_layers_of_t() -> None:
     block = temporal_block(tiny_denoiser(), example())
-    assert set(block.layers.values()) == {"p", "q", "body.0.beta", "body.1.beta"}
+    assert block.layers == {"p", "q", "body.0.beta", "body.1.beta"}
     assert set(block.tables.values()) == {"body.0.beta", "body.1.beta"}
 
 
@@ -17,7 +17,7 @@ def test_features_equal_those_of_the_denoiser() -> None:
     seen = {}
     for name in block.tables.values():
         denoiser.get_submodule(name).register_forward_hook(lambda _m, _i, out, n=name: seen.__setitem__(n, out))
-    features = block.features(SCHEDULE)
+    features = block.features(block.points(SCHEDULE))
     for row, t in enumerate(SCHEDULE):
         denoiser(torch.randn(2, 2, 8, 8), torch.tensor([t, t]))
         for node, name in block.tables.items():
@@ -27,7 +27,7 @@ def test_features_equal_those_of_the_denoiser() -> None:
 def test_weights_can_be_replaced_and_differentiated() -> None:
     block = temporal_block(tiny_denoiser(), example())
     weight = block.weights()["p.weight"].clone().requires_grad_(True)
-    features = block.features(SCHEDULE, {"p.weight": weight})
+    features = block.features(block.points(SCHEDULE), {"p.weight": weight})
     sum(f.square().sum() for f in features.values()).backward()
     assert weight.grad.abs().sum() > 0
 

@@ -12,7 +12,7 @@ def wide_block(denoiser: torch.nn.Module):
 
 def test_takes_in_what_mixes_t_with_a_class() -> None:
     block = wide_block(class_denoiser())
-    assert set(block.layers.values()) == {"p", "q", "body.0.beta", "body.1.beta"}
+    assert block.layers == {"p", "q", "body.0.beta", "body.1.beta"}
     assert set(block.tables.values()) == {"body.0.beta", "body.1.beta"}
     assert block.conditions == ("label",)
 
@@ -25,7 +25,7 @@ def test_one_point_for_each_timestep_and_recorded_condition(tmp_path) -> None:
     assert len(recorded_conditions(calibration, block.conditions, 2)) == 2
     points = finite_set(block, SCHEDULE, conditions)
     assert len(points) == 3 * len(SCHEDULE)
-    features = block.features_at(points.inputs)
+    features = block.features(points.inputs)
     seen = {}
     for name in block.tables.values():
         denoiser.get_submodule(name).register_forward_hook(lambda _m, _i, out, n=name: seen.__setitem__(n, out))

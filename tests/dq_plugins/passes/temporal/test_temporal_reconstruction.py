@@ -48,14 +48,14 @@ def test_quantized_layers_that_do_not_learn_stay_quantized_while_others_do(tmp_p
             plan.layers["q"].weight = WeightQuant(1, weight.abs().mean(1), scheme="binary")
 
     seen: list[torch.Tensor] = []
-    features_at = TemporalBlock.features_at
+    features = TemporalBlock.features
 
     def remembered(self, inputs, weights=None):
         if weights is not None and weights["p.weight"].requires_grad:
             seen.append(weights["q.weight"])
-        return features_at(self, inputs, weights)
+        return features(self, inputs, weights)
 
-    monkeypatch.setattr(TemporalBlock, "features_at", remembered)
+    monkeypatch.setattr(TemporalBlock, "features", remembered)
     steps = Step("signs-in-the-middle"), Step("temporal-reconstruction", {"iterations": 3})
     with registry.temporary("pass", SignsInTheMiddle.name, SignsInTheMiddle):
         denoiser, plan = plan_with(tmp_path, 0, *steps, weight_bits=4)
