@@ -13,7 +13,16 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-OWN = ("weight_scale", "weight_sum", "act_scale", "_edges", "_bounds")
+OWN = (
+    "weight_scale",
+    "act_scale",
+    "balance",
+    "bias_correction",
+    "input_quantizer.scale",
+    "output_correction.values",
+    "_edges",
+    "_bounds",
+)
 """Endings of names of tensors that are the quantizer's, in dtypes of their own."""
 
 

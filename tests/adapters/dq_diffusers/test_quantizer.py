@@ -23,11 +23,12 @@ from dq_diffusers import DQConfig
 from dq_diffusers.pipelines import PixelClassConditionalPipeline, load_pipeline
 from dq_torchao import TimestepInt8Config, linear_and_conv2d
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
-from torchao_models import denoiser_plan
+from torchao_models import corrected_plan, denoiser_plan, sqnr
 
 from dq_plugins.bundled import bundled
 from dq_plugins.errors import DQError, PlanError
-from dq_plugins.plan import LayerPlan, Reason
+from dq_plugins.plan import BiasCorrection, LayerPlan, Reason
+from dq_plugins.quantized.simulate import SimulateAdapter
 from dq_plugins.quantized.table_lookup import tabulated
 
 IN_A_NEW_PROCESS = """
@@ -281,3 +282,21 @@ def test_diffusers_own_pipelines(tmp_path):
     pipe.save_pretrained(tmp_path)
     loaded = DiffusionPipeline.from_pretrained(tmp_path)
     assert same(loaded.unet, pipe.unet)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_balanced_and_corrected_layers_of_a_u_net_are_saved_and_loaded_bit_for_bit(dtype, tmp_path):
+    quantized, simulated = unet(), unet()
+    plan = corrected_plan(quantized)
+    one = next(name for name, layer in plan.layers.items() if layer.bias_correction is not None)
+    plan.layers[one].bias_correction = BiasCorrection(plan.layers[one].bias_correction.values[:1])
+    dq_torchao.apply(quantized, plan)
+    SimulateAdapter().apply(simulated, plan)
+    for a, b in zip(models.outputs(simulated), models.outputs(quantized), strict=True):
+        assert sqnr(a, b) > 40
+    quantized.save_pretrained(tmp_path)
+    loaded = UNet2DModel.from_pretrained(tmp_path, torch_dtype=dtype)
+    assert same(loaded, quantized.to(dtype or torch.float32), dtype or torch.float32)
+    tables = [t for name, t in loaded.state_dict().items() if name.endswith(("inverse_balance", "bias_correction"))]
+    assert len(tables) > 10
+    assert {t.dtype for t in tables} == {torch.float32}
