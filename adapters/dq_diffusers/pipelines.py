@@ -10,9 +10,7 @@ Shapes: samples ``x`` are ``[B, C, H, W]`` in [-1, 1], of the denoiser's own siz
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,12 +41,11 @@ class _PixelPipeline(DiffusionPipeline):
         steps: int,
         guidance_scale: float,
         generator: torch.Generator | list[torch.Generator] | None,
+        output_type: str,
+        return_dict: bool,
         callback: StepCallback | None,
-    ) -> Tensor:
-        """Noise to samples ``[batch, C, H, W]`` in [-1, 1].
-
-        ``predict(x, t)`` runs the denoiser on ``x``, which holds ``2 * batch`` rows when guidance is on.
-        """
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Noise to images; ``predict(x, t)`` runs the denoiser on ``2 * batch`` rows when guidance is on."""
         size, channels = denoiser.config.sample_size, denoiser.config.in_channels
         shape = (batch, channels, size, size)
         sample = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=denoiser.dtype)
@@ -65,10 +62,6 @@ class _PixelPipeline(DiffusionPipeline):
             if callback is not None:
                 changed = callback(self, index, t, {"latents": sample}) or {}
                 sample = changed.get("latents", sample)
-        return sample
-
-    def _finish(self, sample: Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple[Any]:
-        """Samples in [-1, 1] to the kind of image that was asked for."""
         sample = nn.functional.pixel_shuffle(sample, self.config.pixel_block)
         images: Any = (sample / 2 + 0.5).clamp(0, 1)
         if output_type != "pt":
@@ -161,16 +154,8 @@ class PixelTextToImagePipeline(_PixelPipeline):
         def predict(rows: Tensor, t: Tensor) -> Tensor:
             return self.unet(rows, t, encoder_hidden_states=states, return_dict=False)[0]
 
-        sample = self._sample(
-            self.unet,
-            predict,
-            len(prompts),
-            num_inference_steps,
-            guidance_scale,
-            generator,
-            callback_on_step_end,
-        )
-        return self._finish(sample, output_type, return_dict)
+        how = (num_inference_steps, guidance_scale, generator, output_type, return_dict, callback_on_step_end)
+        return self._sample(self.unet, predict, len(prompts), *how)
 
 
 class PixelClassConditionalPipeline(_PixelPipeline):
@@ -218,32 +203,5 @@ class PixelClassConditionalPipeline(_PixelPipeline):
             timesteps = t.to(rows.device).expand(len(rows))
             return self.transformer(rows, timestep=timesteps, class_labels=classes, return_dict=False)[0]
 
-        sample = self._sample(
-            self.transformer,
-            predict,
-            len(labels),
-            num_inference_steps,
-            guidance_scale,
-            generator,
-            callback_on_step_end,
-        )
-        return self._finish(sample, output_type, return_dict)
-
-
-def load_pipeline(folder: str | Path) -> DiffusionPipeline:
-    """Load a saved pipeline, quantized or not, by the class its index names: one of this module's, or of diffusers'.
-
-    ``DiffusionPipeline.from_pretrained`` looks only inside diffusers, so it cannot find the classes of this module.
-
-    Raises:
-        DQError: where ``folder`` holds no pipeline.
-    """
-    index = Path(folder) / "model_index.json"
-    if not index.is_file():
-        raise DQError(
-            f"{str(folder)!r} holds no pipeline: model_index.json is missing. Give a folder that a diffusers pipeline "
-            "wrote with save_pretrained."
-        )
-    name = json.loads(index.read_text())["_class_name"]
-    own = {cls.__name__: cls for cls in (PixelTextToImagePipeline, PixelClassConditionalPipeline)}
-    return own.get(name, DiffusionPipeline).from_pretrained(folder)
+        how = (num_inference_steps, guidance_scale, generator, output_type, return_dict, callback_on_step_end)
+        return self._sample(self.transformer, predict, len(labels), *how)

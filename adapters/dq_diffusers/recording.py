@@ -28,7 +28,9 @@ _USUAL_NAMES = ("unet", "transformer", "prior", "decoder")
 
 
 def load_pipeline(path: str | Path) -> Any:
-    """Load a pipeline in full precision.
+    """Load a pipeline, quantized or not, by the class its index names: of `dq_diffusers.pipelines`, or of diffusers'.
+
+    ``DiffusionPipeline.from_pretrained`` looks only inside diffusers, so it cannot find the classes of that module.
 
     Args:
         path: folder that a pipeline was saved to, or its name on the Hugging Face hub (``"owner/name"``).
@@ -36,13 +38,20 @@ def load_pipeline(path: str | Path) -> Any:
     Raises:
         DQError: there is no pipeline.
     """
-    from dq_diffusers.host import diffusers_attribute
-    from dq_diffusers.pipelines import load_pipeline as load_folder
+    from dq_diffusers import pipelines
 
+    index = Path(path) / "model_index.json"
+    if index.is_file():
+        name = json.loads(index.read_text())["_class_name"]
+        own = (pipelines.PixelTextToImagePipeline, pipelines.PixelClassConditionalPipeline)
+        return {each.__name__: each for each in own}.get(name, pipelines.DiffusionPipeline).from_pretrained(path)
     if Path(path).exists() or not _HUB_NAME.fullmatch(str(path)):
-        return load_folder(path)
+        raise DQError(
+            f"{str(path)!r} holds no pipeline: model_index.json is missing. Give a folder that a diffusers pipeline "
+            "wrote with save_pretrained."
+        )
     try:
-        return diffusers_attribute("DiffusionPipeline").from_pretrained(str(path))
+        return pipelines.DiffusionPipeline.from_pretrained(str(path))
     except OSError as error:
         raise DQError(
             f"{str(path)!r} is neither a folder here nor a pipeline that the hub hands out: {error}"
@@ -89,14 +98,9 @@ class PipelineSampler:
     Image ``i`` starts from the noise of seed ``seed + i`` whatever the batch size, on the CPU, so a recording can be
     resumed and compared on any device. Latents are not decoded: the denoiser's calls are what counts.
 
-    Attributes:
-        pipe: the pipeline.
-        attribute: name of its denoiser.
+    Attributes, beside the arguments of `sampler`:
+        attribute: name of the pipeline's denoiser.
         conditions: by argument of the pipeline, one value for each image.
-        steps: denoising steps.
-        images: number of images.
-        batch: images sampled at once.
-        seed: of the first image.
         arguments: the other arguments of every call of the pipeline.
     """
 

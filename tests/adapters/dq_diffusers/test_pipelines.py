@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from dq_diffusers.pipelines import load_pipeline
+from dq_diffusers.recording import load_pipeline
 from tiny_pipelines import class_pipeline, quiet, text_pipeline
 from torch import nn
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 from diffusers_models import class_pipeline, unet
-from dq_diffusers.pipelines import load_pipeline
 from dq_diffusers.quantization import prompts_of
+from dq_diffusers.recording import load_pipeline
 from torchao_models import sqnr
 
 import dq_plugins as dq

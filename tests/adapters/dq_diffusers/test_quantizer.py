@@ -20,7 +20,8 @@ from diffusers import (
 )
 from diffusers_models import class_pipeline, same, unet
 from dq_diffusers import DQConfig
-from dq_diffusers.pipelines import PixelClassConditionalPipeline, load_pipeline
+from dq_diffusers.pipelines import PixelClassConditionalPipeline
+from dq_diffusers.recording import load_pipeline
 from dq_torchao import TimestepInt8Config, linear_and_conv2d
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from torchao_models import corrected_plan, denoiser_plan, sqnr

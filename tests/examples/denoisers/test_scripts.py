@@ -11,7 +11,7 @@ import pytest
 import torch
 import train_digits
 import train_emoji
-from dq_diffusers.pipelines import load_pipeline
+from dq_diffusers.recording import load_pipeline
 from PIL import Image
 from safetensors.torch import load_file
 

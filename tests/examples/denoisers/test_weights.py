@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dq_diffusers.pipelines import load_pipeline
+from dq_diffusers.recording import load_pipeline
 
 FOLDER = Path(__file__).parents[3] / "examples" / "denoisers"
 
