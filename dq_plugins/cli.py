@@ -1,4 +1,7 @@
-"""The command line: one sub-command per module in `dq_plugins.commands`."""
+"""The command line: one sub-command per module in `dq_plugins.commands`.
+
+Each has ``HELP``, ``EXAMPLE``, ``add_arguments(parser)`` and ``run(args)``, which prints and returns the exit status.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,6 @@ EXAMPLE = "dq-plugins apply examples/denoisers/digits plan/ --backend torchao"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
     parser.add_argument("model", help="folder of a diffusers pipeline")
     parser.add_argument("plan", help="folder of a plan")
     parser.add_argument("--backend", default="torchao", help="adapter that executes the plan")
@@ -17,7 +16,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Apply and print."""
     import json
     from dataclasses import asdict
 

@@ -22,14 +22,12 @@ dq-plugins check simulate --kind adapter --json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
     parser.add_argument("name", help="registered name of the plugin")
     parser.add_argument("--kind", choices=KINDS, help="its kind, where several kinds have that name")
     parser.add_argument("--json", action="store_true", help="print a JSON object of the results")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the suite and print a line per test."""
     kind = args.kind or kind_of(args.name)
     plugin = registry.find(kind, args.name)
     plugin.load()  # a broken plugin is one clear error, not a failure of every test

@@ -10,7 +10,6 @@ EXAMPLE = "dq-plugins demo --out demo-report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
     parser.add_argument("--out", default="demo-report", help="folder for the report, the plan and the recorded calls")
     parser.add_argument("--model", default="emoji", choices=("emoji", "digits"), help="bundled denoiser")
     parser.add_argument("--recipe", default="default", help="registered recipe")
@@ -22,7 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo, print the table, write the page."""
     import time
 
     from dq_plugins.demo import run_demo

@@ -11,14 +11,12 @@ EXAMPLE = "dq-plugins diff plan-a/ plan-b/"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
     parser.add_argument("left", help="folder of a plan")
     parser.add_argument("right", help="folder of another plan")
     parser.add_argument("--json", action="store_true", help="print a JSON list of {where, left, right}")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the differences."""
     from dq_plugins.plan import QuantPlan
     from dq_plugins.plan.diff import diff_plans
 

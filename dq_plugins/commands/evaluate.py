@@ -17,7 +17,6 @@ EXAMPLE = "dq-plugins evaluate examples/denoisers/digits plan/ held-out-calib/ -
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
     parser.add_argument("model", help="folder of a diffusers pipeline")
     parser.add_argument("plan", help="folder of a plan")
     parser.add_argument("calibration", help="recorded calls, best not those of the plan (another --seed)")
@@ -35,7 +34,6 @@ def sqnr_table(models: dict[str, nn.Module], calls: CalibrationSet) -> Table:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the errors."""
     import json
 
     from dq_plugins.application import apply

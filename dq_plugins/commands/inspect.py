@@ -24,7 +24,6 @@ _MEANING = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
     parser.add_argument("model", help="a diffusers config.json, a model's folder, or a saved pipeline's folder")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     parser.add_argument("--layers", action="store_true", help="also list every layer")

@@ -22,7 +22,6 @@ dq-plugins list --json | python -c "import json, sys; print([p['name'] for p in 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of ``dq-plugins list``."""
     parser.add_argument("--kind", choices=KINDS, help="only plugins of this kind")
     parser.add_argument(
         "--load",

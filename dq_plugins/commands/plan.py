@@ -43,7 +43,6 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
     parser.add_argument("model", help="folder of a diffusers pipeline")
     parser.add_argument("calibration", help="folder written by dq-plugins record")
     parser.add_argument("--out", required=True, help="folder for the plan; the same command resumes there")

@@ -12,7 +12,6 @@ EXAMPLE = "dq-plugins quantize examples/denoisers/digits --recipe default --weig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
     from dq_plugins.commands.record import add_sampling_arguments
 
     parser.add_argument("model", help="folder of a diffusers pipeline")

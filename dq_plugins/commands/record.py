@@ -37,7 +37,6 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
     parser.add_argument("model", help="folder of a saved diffusers pipeline")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the calibration set")
     add_sampling_arguments(parser)
@@ -77,7 +76,6 @@ def record_pipeline(args: argparse.Namespace, out: Path, *, progress: bool = Tru
 
 
 def run(args: argparse.Namespace) -> int:
-    """Record, then say what was recorded."""
     calib = record_pipeline(args, Path(args.out), progress=not args.json)
     summary = {
         "folder": str(args.out),

@@ -9,13 +9,11 @@ EXAMPLE = "dq-plugins report plan/ --out report.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
     parser.add_argument("plan", help="folder of a plan")
     parser.add_argument("--out", default="report.html", help="file to write")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page."""
     from dq_plugins.plan import QuantPlan
     from dq_plugins.report.plan_page import plan_page
 

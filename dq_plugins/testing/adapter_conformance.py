@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
+from dq_plugins.metrics import sqnr
 from dq_plugins.plan import LayerPlan, QuantPlan, Reason, Section
 from dq_plugins.quantized.simulate import SimulateAdapter
 from dq_plugins.registry import Kind
@@ -22,12 +23,6 @@ from dq_plugins.testing.conformance import Conformance, expect, refused
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser, example_inputs
 from dq_plugins.testing.plans import handmade_plan
 from dq_plugins.timesteps import TimestepGroups
-
-
-def sqnr(reference: Tensor, output: Tensor) -> float:
-    """Signal-to-quantization-noise ratio in dB, infinite for equal tensors."""
-    signal, noise = reference.double().square().sum(), (reference.double() - output.double()).square().sum()
-    return float(10 * torch.log10(signal / noise))
 
 
 class AdapterConformance(Conformance):
@@ -63,19 +58,16 @@ class AdapterConformance(Conformance):
         return model(**{**example_inputs(batch), "timestep": torch.as_tensor(timestep)})
 
     def test_it_goes_by_its_registered_name(self) -> None:
-        """``name`` is what messages call the adapter."""
         found = getattr(self.plugin, "name", None)
         expect(found == self.name, f"the adapter registered as {self.name!r} has the name {found!r}")
 
     def test_it_does_what_an_adapter_does(self) -> None:
-        """Lowers plans, or lends what its framework knows about denoisers."""
         roles = (("apply",), ("build_from_config", "example_inputs"))
         adapter = self.adapter()
         able = any(all(callable(getattr(adapter, each, None)) for each in role) for role in roles)
         expect(able, f"the adapter {self.name!r} has neither apply nor build_from_config and example_inputs")
 
     def test_output_is_close_to_full_precision(self) -> None:
-        """Eight bits cost little, at every timestep of the schedule."""
         reference, model = self.denoiser(), self.apply(handmade_plan(self.denoiser()))
         for t in TIMESTEPS:
             found = sqnr(self.run(reference, t), self.run(model, t))
@@ -98,7 +90,6 @@ class AdapterConformance(Conformance):
             expect(torch.equal(first[t], self.run(model, t)), f"t={t} gave another output when called in another order")
 
     def test_every_sample_may_have_its_own_timestep(self) -> None:
-        """A batch of two timesteps equals two calls."""
         model = self.apply(handmade_plan(self.denoiser()))
         both = self.run(model, torch.tensor([TIMESTEPS[0], TIMESTEPS[-1]]))
         for row, t in ((0, TIMESTEPS[0]), (1, TIMESTEPS[-1])):
@@ -106,20 +97,17 @@ class AdapterConformance(Conformance):
             expect(found > 60, f"sample {row} of a batch of two timesteps is {found:.1f} dB from its own call at t={t}")
 
     def test_same_plan_same_output(self) -> None:
-        """Applied twice to the same weights: bit for bit the same."""
         plan = handmade_plan(self.denoiser())
         outputs = [self.run(self.apply(plan), TIMESTEPS[0]) for _ in range(2)]
         expect(torch.equal(*outputs), "the same plan applied to the same weights twice gave two outputs")
 
     def test_plan_is_left_as_it_is(self) -> None:
-        """Neither applying nor running writes into the plan."""
         plan = handmade_plan(self.denoiser())
         before = plan.hash
         self.run(self.apply(plan), TIMESTEPS[0])
         expect(plan.hash == before, "applying the plan changed it")
 
     def test_copy_is_independent(self) -> None:
-        """``copy.deepcopy`` of the quantized denoiser works on its own."""
         model = self.apply(handmade_plan(self.denoiser()))
         expected = self.run(model, TIMESTEPS[0])
         copied = copy.deepcopy(model)
@@ -127,7 +115,6 @@ class AdapterConformance(Conformance):
         expect(torch.equal(expected, self.run(copied, TIMESTEPS[0])), "a deep copy gives another output")
 
     def test_layer_in_full_precision_stays_so(self) -> None:
-        """A layer that the plan keeps is not touched."""
         reference, plan = self.denoiser(), handmade_plan(self.denoiser())
         for name, layer in plan.layers.items():
             plan.layers[name] = LayerPlan(layer.kind, unquantized_reason=Reason("this test keeps it"))
@@ -136,14 +123,12 @@ class AdapterConformance(Conformance):
         expect(torch.equal(found, expected), "a plan that quantizes nothing changed the output")
 
     def test_timestep_outside_the_calibrated_range_is_refused(self) -> None:
-        """Its ranges say nothing about such a timestep."""
         groups = TimestepGroups((500.0,), low=100.0, high=900.0)
         model = self.apply(handmade_plan(self.denoiser(), groups=groups))
         with refused("t=999, outside the calibrated [100, 900],"):
             self.run(model, 999)
 
     def test_plan_of_other_weights_is_refused_before_anything_changes(self) -> None:
-        """The weights hash decides, and the refused model is intact."""
         plan, other = handmade_plan(self.denoiser()), TinyDenoiser(seed=1)
         before = weights_hash(other)
         with refused("a plan of other weights", PlanError):
@@ -151,7 +136,6 @@ class AdapterConformance(Conformance):
         expect(weights_hash(other) == before, "the model was changed although its plan was refused")
 
     def test_unknown_layer_is_refused(self) -> None:
-        """A plan that names a layer the model lacks is of another model."""
         plan = handmade_plan(self.denoiser())
         plan.layers["no.such.layer"] = LayerPlan("linear")
         with refused("a plan with an unknown layer", PlanError):
@@ -165,6 +149,5 @@ class AdapterConformance(Conformance):
             self.apply(plan)
 
     def test_unknown_option_is_refused(self) -> None:
-        """A misspelt option is an error."""
         with refused("the option 'no_such_option'", Exception):
             self.apply(handmade_plan(self.denoiser()), no_such_option=1)

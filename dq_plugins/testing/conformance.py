@@ -76,7 +76,6 @@ class Conformance:
         return registry.get(self.kind, self.name)
 
     def test_it_is_registered_and_loads(self) -> None:
-        """The registry has the plugin among the usable ones."""
         expect(self.plugin is not None, f"the {self.kind} {self.name!r} is None")
         states = [registry.status(plugin)[0] for plugin in registry.plugins(self.kind) if plugin.name == self.name]
         expect("ok" in states, f"the {self.kind} {self.name!r} is listed as {states} after it was loaded")
@@ -89,7 +88,6 @@ class Conformance:
         )
 
     def test_it_says_what_it_is(self) -> None:
-        """A docstring (or the summary of a recipe) says what the plugin does."""
         plugin = self.plugin
         text = plugin.summary if hasattr(plugin, "summary") else plugin.__doc__
         expect(text and text.strip(), f"the {self.kind} {self.name!r} has no docstring that says what it does")

@@ -44,7 +44,6 @@ class MetricConformance(Conformance):
         return one > other if self.plugin.higher_is_better else one < other
 
     def test_it_says_which_direction_is_better(self) -> None:
-        """``higher_is_better`` is a bool."""
         found = getattr(self.plugin, "higher_is_better", None)
         expect(isinstance(found, bool), f"higher_is_better of {self.name!r} is {found!r}; expected True or False")
 
@@ -66,14 +65,12 @@ class MetricConformance(Conformance):
         )
 
     def test_more_noise_is_worse(self) -> None:
-        """Monotone in the strength of the noise."""
         values = [self.measure(self.reference(), self.noisy(strength)) for strength in (0.02, 0.1, 0.4)]
         ordered = self.better(values[0], values[1]) and self.better(values[1], values[2])
         direction = "higher" if self.plugin.higher_is_better else "lower"
         expect(ordered, f"{self.name!r} says {direction} is better and gave {values} for growing noise")
 
     def test_same_tensors_same_value(self) -> None:
-        """Deterministic, whatever the global random state."""
         values = []
         for seed in (0, 1):
             torch.manual_seed(seed)
@@ -81,7 +78,6 @@ class MetricConformance(Conformance):
         expect(values[0] == values[1], f"{self.name!r} gave {values[0]} and then {values[1]} for the same tensors")
 
     def test_inputs_are_left_as_they_are(self) -> None:
-        """Neither tensor is changed in place."""
         reference, output = self.reference(), self.noisy(0.1)
         self.measure(reference, output)
         same = torch.equal(reference, self.reference()) and torch.equal(output, self.noisy(0.1))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
+from dq_plugins.metrics import sqnr
 from dq_plugins.registry import Kind
 from dq_plugins.testing.conformance import Conformance, expect, refused
 
@@ -64,7 +65,6 @@ class ObserverConformance(Conformance):
         return ((bits, symmetric) for bits in (4, 8) for symmetric in (False, True))
 
     def test_it_goes_by_its_registered_name(self) -> None:
-        """``name`` is what messages call the observer."""
         found = getattr(self.plugin, "name", None)
         expect(found == self.name, f"the observer registered as {self.name!r} has the name {found!r}")
 
@@ -75,12 +75,10 @@ class ObserverConformance(Conformance):
                 self.make(bits=bits)
 
     def test_unknown_option_is_refused(self) -> None:
-        """A misspelt option is an error."""
         with refused("the option 'no_such_option'", Exception):
             self.make(no_such_option=1)
 
     def test_range_before_any_value_is_refused(self) -> None:
-        """An empty stream has no range."""
         with refused("asking for the range before any value"):
             self.make().range()
 
@@ -93,7 +91,6 @@ class ObserverConformance(Conformance):
                 self.make().update(values)
 
     def test_empty_tensor_changes_nothing_or_is_refused(self) -> None:
-        """A batch without values is not a zero."""
         observer = self.observe([gaussian() + 100])
         before = observer.range()
         try:
@@ -103,7 +100,6 @@ class ObserverConformance(Conformance):
         expect(observer.range() == before, f"an empty tensor moved the range from {before} to {observer.range()}")
 
     def test_range_is_two_finite_ordered_numbers(self) -> None:
-        """For every kind of signal, width and symmetry."""
         for what, values in SIGNALS.items():
             for bits, symmetric in self.variants():
                 low, high = self.observe([values], bits, symmetric).range()
@@ -133,14 +129,12 @@ class ObserverConformance(Conformance):
             expect(low == -high, f"range [{low}, {high}] of {what} is not symmetric")
 
     def test_quantizing_with_the_range_keeps_the_signal(self) -> None:
-        """Eight bits of ordinary values: neither clipped away nor coarse."""
         for symmetric in (False, True):
             values = gaussian()
             found = self._db(values, *self.observe([values], 8, symmetric).range(), 8, symmetric)
             expect(found >= self.least_db, f"{found:.1f} dB (symmetric={symmetric}); expected {self.least_db} dB")
 
     def test_scaled_values_scale_the_range(self) -> None:
-        """No threshold in absolute units."""
         low, high = self.observe([gaussian()]).range()
         for factor in (2.0**-20, 2.0**20):
             scaled = self.observe([gaussian() * factor]).range()
@@ -148,7 +142,6 @@ class ObserverConformance(Conformance):
             expect(moved <= 1e-3 * (high - low), f"values times {factor:g} gave {scaled}; without it {(low, high)}")
 
     def test_same_stream_same_range(self) -> None:
-        """Bit for bit, whatever the global random state."""
         ranges = []
         for seed in (0, 1):
             torch.manual_seed(seed)
@@ -156,7 +149,6 @@ class ObserverConformance(Conformance):
         expect(ranges[0] == ranges[1], f"the same stream gave {ranges[0]} and then {ranges[1]}")
 
     def test_how_the_stream_is_cut_hardly_matters(self) -> None:
-        """One tensor, its rows one by one, or its rows in reverse."""
         values = gaussian()
         whole = self.observe([values]).range()
         for what, batches in {"row by row": list(values), "rows in reverse": list(values.flip(0))}.items():
@@ -182,12 +174,10 @@ class ObserverConformance(Conformance):
         expect(observer.range() == before, "the range moved when the tensor seen earlier was overwritten: it was kept")
 
     def test_memory_is_flat_in_the_number_of_batches(self) -> None:
-        """Statistics stream: forty batches take no more than four."""
         sizes = [_elements(self.observe([gaussian(s) for s in range(n)])) for n in (4, 40)]
         expect(sizes[1] <= 1.5 * sizes[0] + 64, f"state of {sizes[0]} values after 4 batches, {sizes[1]} after 40")
 
     def test_any_shape_and_floating_dtype_is_taken(self) -> None:
-        """Activations of any rank, half precision, and those that carry a gradient."""
         for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
             for shape in ((4096,), (8, 512), (2, 4, 16, 32)):
                 values = gaussian().reshape(shape).to(dtype).requires_grad_()
@@ -195,7 +185,6 @@ class ObserverConformance(Conformance):
                 expect(low < 0 < high, f"range [{low}, {high}] of Gaussian values of {dtype} and shape {shape}")
 
     def test_copy_is_independent(self) -> None:
-        """A deep copy goes on by itself."""
         observer = self.observe([gaussian()])
         before = observer.range()
         copy.deepcopy(observer).update(100 * gaussian(1))
@@ -204,8 +193,7 @@ class ObserverConformance(Conformance):
     def _db(self, values: Tensor, low: float, high: float, bits: int, symmetric: bool) -> float:
         """SQNR of ``values`` quantized with a range."""
         scale, zero = affine_parameters(torch.tensor(float(low)), torch.tensor(float(high)), bits, symmetric=symmetric)
-        noise = values - fake_quantize(values, scale, zero, *integer_range(bits))
-        return float(10 * torch.log10(values.square().sum() / noise.square().sum()))
+        return sqnr(values, fake_quantize(values, scale, zero, *integer_range(bits)))
 
     def _expect_alike(self, one: tuple[float, float], other: tuple[float, float], values: Tensor, what: str) -> None:
         """Expect two ranges to serve ``values`` about as well: within 3 dB."""

@@ -71,7 +71,6 @@ class PassConformance(Conformance):
         return _two_runs(type(self))
 
     def test_it_is_a_pass_class_under_its_registered_name(self) -> None:
-        """A subclass of `Pass`."""
         found = self.plugin
         is_pass = isinstance(found, type) and issubclass(found, Pass)
         expect(is_pass, f"{self.name!r} is {found!r}; expected a subclass of dq_plugins.recipe.Pass")
@@ -85,7 +84,6 @@ class PassConformance(Conformance):
         expect(not needed, f"options of {self.name!r} without a default: {', '.join(sorted(needed))}")
 
     def test_unknown_option_is_refused(self) -> None:
-        """A misspelt option is an error when the pass is made, before anything runs."""
         with refused(f"the option 'no_such_option' by the pass {self.name!r}", RecipeError):
             self.plugin(**self.options, no_such_option=1)
 
@@ -95,7 +93,6 @@ class PassConformance(Conformance):
         expect(not unknown, f"the pass {self.name!r} requires {', '.join(unknown)}, which no one registers")
 
     def test_plan_is_valid_and_survives_a_round_trip(self) -> None:
-        """The plan validates, and reloads equal."""
         plan = self.runs()[0].plan.validate()
         with TemporaryDirectory() as folder:
             again = QuantPlan.load(plan.save(Path(folder) / "plan"))
@@ -107,12 +104,10 @@ class PassConformance(Conformance):
         expect(run.after != run.before, f"the pass {self.name!r} left no trace in the plan")
 
     def test_same_seed_same_plan(self) -> None:
-        """Random numbers come from ``context.generator()`` alone: the global state plays no part."""
         one, other = self.runs()
         expect(one.plan == other.plan, f"the pass {self.name!r} made two plans from one seed")
 
     def test_denoiser_is_left_as_it_was(self) -> None:
-        """Weights, modules, hooks and training mode are as before."""
         changed = self.runs()[0].changed
         expect(not changed, f"the pass {self.name!r} changed the {' and the '.join(changed)} of the denoiser")
 

@@ -29,7 +29,6 @@ class RecipeConformance(Conformance):
         return _two_plans(type(self))
 
     def test_it_is_a_recipe_under_its_registered_name(self) -> None:
-        """A `Recipe` object, not a function that makes one."""
         found = self.plugin
         expect(isinstance(found, Recipe), f"{self.name!r} is a {type(found).__name__}; expected a Recipe object")
         expect(found.name == self.name, f"the recipe registered as {self.name!r} has the name {found.name!r}")
@@ -42,13 +41,11 @@ class RecipeConformance(Conformance):
             classes[step.name](**step.options)
 
     def test_plan_quantizes_something_and_explains_the_rest(self) -> None:
-        """Valid, and not empty."""
         plan = self.plans()[0].validate()
         expect(any(layer.weight for layer in plan.layers.values()), f"the recipe {self.name!r} quantizes no weight")
         expect(plan.recipe == self.name, f"the plan says it is of recipe {plan.recipe!r}")
 
     def test_same_seed_same_plan(self) -> None:
-        """Byte for byte, whatever the global random state."""
         one, other = self.plans()
         expect(one == other, f"the recipe {self.name!r} made two plans from one seed")
 

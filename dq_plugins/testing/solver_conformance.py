@@ -69,14 +69,12 @@ class SolverConformance(Conformance):
         return self.plugin(program, **self.options)
 
     def test_answer_is_a_solution_with_a_status(self) -> None:
-        """A `Solution`, whose status is one of the four."""
         for program in self.programs():
             found = self.solve(program)
             expect(isinstance(found, Solution), f"{self.name!r} gave a {type(found).__name__}; expected a Solution")
             expect(found.status in STATUSES, f"status {found.status!r} is none of {', '.join(STATUSES)}")
 
     def test_choice_takes_one_option_from_every_choice_set_within_the_budgets(self) -> None:
-        """The first thing a user relies on."""
         for program in self.programs():
             found = self.solve(program)
             if found.status in ("optimal", "feasible"):
@@ -88,7 +86,6 @@ class SolverConformance(Conformance):
                 expect(program.feasible(found.choice), f"status {found.status!r}, but used and limit are {used}")
 
     def test_objective_is_the_error_of_the_choice(self) -> None:
-        """Recomputed from the program."""
         for program in self.programs():
             found = self.solve(program)
             if found.status in ("optimal", "feasible"):
@@ -98,13 +95,11 @@ class SolverConformance(Conformance):
                 )
 
     def test_bound_holds(self) -> None:
-        """No choice within the budgets has a lower error, by enumeration."""
         for program in self.programs():
             found, best = self.solve(program), enumerated(program)[1]
             expect(found.bound <= best + 1e-9 * max(1.0, abs(best)), f"bound {found.bound} above the optimum {best}")
 
     def test_optimal_means_optimal(self) -> None:
-        """Within the tolerance that the answer states."""
         for program in self.programs():
             found, best = self.solve(program), enumerated(program)[1]
             if found.status == "optimal":
@@ -118,14 +113,12 @@ class SolverConformance(Conformance):
             expect(status != "infeasible", f"called infeasible, with an optimum of {enumerated(program)[1]}")
 
     def test_without_budgets_every_choice_set_gives_its_best(self) -> None:
-        """Nothing to trade: any solver finds it."""
         program = self.programs()[-1]
         found = self.solve(program)
         best = program.value(program.cheapest(program.error))
         expect(math.isclose(found.objective, best, rel_tol=1e-9), f"objective {found.objective}; the best is {best}")
 
     def test_impossible_budget_is_an_answer_with_the_way_out(self) -> None:
-        """No exception; not feasible; the nearest limits, if given, can be met."""
         program = random_program(0)
         floor = program.budgets[0].used(program.cheapest(program.budgets[0].cost))
         impossible = program.with_limits({"bits": floor - 5})
@@ -140,7 +133,6 @@ class SolverConformance(Conformance):
             expect(enumerated(eased)[1] < math.inf, f"no choice meets the nearest limits {found.nearest} either")
 
     def test_same_program_same_answer(self) -> None:
-        """Whatever the global random states."""
         for program in self.programs():
             answers = []
             for seed in (0, 1):
@@ -151,7 +143,6 @@ class SolverConformance(Conformance):
             expect(answers[0] == answers[1], f"one program, two answers: {answers[0]} and {answers[1]}")
 
     def test_program_is_left_as_it_is(self) -> None:
-        """Its arrays are not changed in place."""
         for seed in range(3):
             program, again = random_program(seed), random_program(seed)
             self.solve(program)
@@ -161,7 +152,6 @@ class SolverConformance(Conformance):
             expect(same, f"{self.name!r} changed the program it was given")
 
     def test_unknown_option_is_refused(self) -> None:
-        """A misspelt option is an error."""
         options: dict[str, Any] = {**self.options, "no_such_option": 1}
         with refused(f"the option 'no_such_option' by the solver {self.name!r}", Exception):
             self.plugin(random_program(0), **options)
