@@ -5,9 +5,8 @@ Shapes: ``B`` samples in the batch.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import CalibrationError, TimestepError
-from dq_plugins.graph.arguments import map_leaves, named_leaves
+from dq_plugins.graph.arguments import map_leaves, named_leaves, tensors_of
 
 
 @dataclass(frozen=True)
@@ -71,24 +70,13 @@ def first_tensor(output: Any) -> Tensor:
     Raises:
         CalibrationError: there is none.
     """
-    found = _find_tensor(output)
+    found = next(tensors_of(output), None)
     if found is None:
         raise CalibrationError(
             f"the denoiser returned a {type(output).__name__} without a tensor in it; expected a tensor, or a "
             "tuple, dictionary or dataclass whose first tensor is the prediction"
         )
     return found
-
-
-def _find_tensor(output: Any) -> Tensor | None:
-    if isinstance(output, Tensor):
-        return output
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        output = [getattr(output, field.name) for field in dataclasses.fields(output)]
-    elif isinstance(output, Mapping):
-        output = list(output.values())
-    items = output if isinstance(output, list | tuple) else []
-    return next((found for item in items if (found := _find_tensor(item)) is not None), None)
 
 
 def bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -111,14 +111,7 @@ def _output_class(name: str) -> type:
 
 def tensor_keys(node: Node) -> Iterator[str]:
     """Content hashes of the tensors of a description, in order."""
-    if isinstance(node, TensorNode):
-        yield node.key
-    elif isinstance(node, SequenceNode):
-        for item in node.items:
-            yield from tensor_keys(item)
-    elif isinstance(node, MappingNode):
-        for item in node.items.values():
-            yield from tensor_keys(item)
+    return (leaf.key for _, leaf in leaf_nodes("", node) if isinstance(leaf, TensorNode))
 
 
 def leaf_nodes(name: str, node: Node) -> Iterator[tuple[str, Node]]:

@@ -1,7 +1,8 @@
-"""Which argument of a denoiser's forward is which, and example inputs as a flat, named list of tensors."""
+"""Which argument of a denoiser's forward is which, and the tensors in nested arguments and outputs."""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -13,30 +14,10 @@ from dq_plugins.compiled import unwrap
 from dq_plugins.errors import TimestepError, TraceError
 
 TIMESTEP_NAMES = (
-    "timestep",
-    "timesteps",
-    "time_step",
-    "time_steps",
-    "diffusion_step",
-    "diffusion_steps",
-    "timestep_ratio",
-    "t",
-    "ts",
-    "time",
-    "times",
-    "sigma",
-    "sigmas",
-    "noise_level",
-    "noise_levels",
-    "noise_label",
-    "noise_labels",
-    "c_noise",
-    "log_snr",
-    "logsnr",
-    "lambda_t",
-    "gamma",
-    "gammas",
-)
+    "timestep", "timesteps", "time_step", "time_steps", "diffusion_step", "diffusion_steps", "timestep_ratio",
+    "t", "ts", "time", "times", "sigma", "sigmas", "noise_level", "noise_levels", "noise_label", "noise_labels",
+    "c_noise", "log_snr", "logsnr", "lambda_t", "gamma", "gammas",
+)  # fmt: skip
 """Names that denoisers use for the timestep, most specific first: the first one found wins."""
 
 
@@ -141,6 +122,19 @@ def _map(name: str, value: Any, function: Callable[[str, Any], Any]) -> Any:
             return items
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     return function(name, value)
+
+
+def tensors_of(output: Any) -> Iterator[Tensor]:
+    """Every tensor of a module's output: of a tensor, or a tuple, dictionary or dataclass of tensors, in order."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        yield from tensors_of(list(output.values()))
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from tensors_of(value)
+    elif dataclasses.is_dataclass(output):
+        yield from tensors_of([getattr(output, field.name) for field in dataclasses.fields(output)])
 
 
 def number_to_tensor(inputs: Mapping[str, Any], timestep: str | None) -> dict[str, Any]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import logging
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from torch.export import ExportedProgram
 
 from dq_plugins.compiled import unwrap
 from dq_plugins.errors import TraceError
-from dq_plugins.graph.arguments import map_leaves, named_leaves
+from dq_plugins.graph.arguments import map_leaves, named_leaves, tensors_of
 from dq_plugins.graph.meta_copy import empty_on, meta_copy
 from dq_plugins.quiet import loggers_at
 
@@ -27,26 +26,16 @@ PREFIX = "denoiser"
 """Attribute of the exported wrapper that holds the denoiser: the first part of every name in the program."""
 
 
-class Exported(NamedTuple):
-    """A traced denoiser: the program and the dotted names of its tensor inputs, in order."""
-
-    program: ExportedProgram
-    input_names: tuple[str, ...]
-
-
-class _Attempt(NamedTuple):
-    description: str
-    device: str
-    strict: bool
-
+Exported = tuple[ExportedProgram, tuple[str, ...]]
+"""A traced denoiser: the program and the dotted names of its tensor inputs, in order."""
 
 # Meta tensors come first: they are the plainest. Code that asks the device for its autocast settings does not know
 # the meta device, and runs on fake CPU tensors instead. Code that reads Python values out of tensors, or builds
 # modules as it goes, may only pass the bytecode tracer (strict).
 _ATTEMPTS = (
-    _Attempt("on meta tensors", "meta", strict=False),
-    _Attempt("on fake CPU tensors", "cpu", strict=False),
-    _Attempt("on meta tensors, strict", "meta", strict=True),
+    ("on meta tensors", "meta", False),
+    ("on fake CPU tensors", "cpu", False),
+    ("on meta tensors, strict", "meta", True),
 )
 
 
@@ -63,20 +52,20 @@ def export_denoiser(denoiser: nn.Module, inputs: Mapping[str, Any]) -> Exported:
     Raises:
         TraceError: no way of tracing gets through; the message holds the reason of each.
     """
-    failures: list[tuple[_Attempt, Exception]] = []
-    for attempt in _ATTEMPTS:
+    failures: list[tuple[str, Exception]] = []
+    for how, device, strict in _ATTEMPTS:
         try:
-            return _export(unwrap(denoiser), inputs, attempt)
+            return _export(unwrap(denoiser), inputs, device, strict)
         except TraceError:
             raise
         except Exception as error:  # torch.export raises whatever the model's code and its own passes raise
-            failures.append((attempt, error))
+            failures.append((how, error))
     raise TraceError(_explain(denoiser, failures)) from failures[0][1]
 
 
-def _export(denoiser: nn.Module, inputs: Mapping[str, Any], attempt: _Attempt) -> Exported:
-    fake = contextlib.nullcontext() if attempt.device == "meta" else FakeTensorMode(allow_non_fake_inputs=True)
-    allocate = empty_on(attempt.device)
+def _export(denoiser: nn.Module, inputs: Mapping[str, Any], device: str, strict: bool) -> Exported:
+    fake = contextlib.nullcontext() if device == "meta" else FakeTensorMode(allow_non_fake_inputs=True)
+    allocate = empty_on(device)
 
     def stand_in(tensor: Tensor) -> Tensor:
         with fake:
@@ -85,8 +74,8 @@ def _export(denoiser: nn.Module, inputs: Mapping[str, Any], attempt: _Attempt) -
     call = _Call(meta_copy(denoiser, stand_in), inputs)
     tensors = tuple(stand_in(value) for _, value in named_leaves(inputs) if isinstance(value, Tensor))
     with _quiet(), torch.no_grad():
-        program = torch.export.export(call, tensors, strict=attempt.strict)
-    return Exported(program, call.names)
+        program = torch.export.export(call, tensors, strict=strict)
+    return program, call.names
 
 
 class _Call(nn.Module):
@@ -102,27 +91,13 @@ class _Call(nn.Module):
         """Call the denoiser and return the tensors of its output, flattened."""
         given = dict(zip(self.names, tensors, strict=True))
         output = self.denoiser(**map_leaves(self.template, lambda name, value: given.get(name, value)))
-        found = tuple(_tensors_of(output))
+        found = tuple(tensors_of(output))
         if not found:
             raise TraceError(
                 f"the forward of {type(self.denoiser).__name__} returned {type(output).__name__}, with no tensor in "
                 "it that could be the denoised sample. Return a tensor, or a tuple, dictionary or dataclass of tensors."
             )
         return found
-
-
-def _tensors_of(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors_of(value)
-    elif isinstance(output, list | tuple):
-        for value in output:
-            yield from _tensors_of(value)
-    elif dataclasses.is_dataclass(output):
-        for field in dataclasses.fields(output):
-            yield from _tensors_of(getattr(output, field.name))
 
 
 _CHATTY = ("torch.export", "torch._dynamo", "torch.fx", "torch._subclasses.fake_tensor")
@@ -139,8 +114,8 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _explain(denoiser: nn.Module, failures: list[tuple[_Attempt, Exception]]) -> str:
-    reasons = "; ".join(f"{attempt.description}: {_first_line(error)}" for attempt, error in failures)
+def _explain(denoiser: nn.Module, failures: list[tuple[str, Exception]]) -> str:
+    reasons = "; ".join(f"{how}: {_first_line(error)}" for how, error in failures)
     return (
         f"{type(unwrap(denoiser)).__name__} cannot be traced by torch.export with these example inputs ({reasons}). "
         "Check first that the denoiser runs on the example inputs. If it does, its forward reads tensor values to "

@@ -14,12 +14,13 @@ Shapes: features ``[B, C, ...]`` (convolutional, 3 or more dimensions after a ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dq_plugins.calibration import first_tensor
 from dq_plugins.errors import DQError
 from dq_plugins.hooks import hooked
 from dq_plugins.quantized.learned_step import mean_over_processes
@@ -53,16 +54,6 @@ def principal_directions(features: Tensor, reduction: int = 4) -> Tensor:
 def mimicking_loss(teacher: Tensor, student: Tensor, directions: Tensor) -> Tensor:
     """Mean squared difference of the features along the directions."""
     return ((by_channel(student) - by_channel(teacher)) @ directions).square().mean()
-
-
-def first_tensor(output: Any) -> Tensor:
-    """The features in a block's output: the tensor itself, or the first one of a tuple or mapping."""
-    while not isinstance(output, Tensor):
-        values = list(output.values()) if isinstance(output, Mapping) else list(output)
-        if not values:
-            raise DQError("a block returned nothing whose features could be compared")
-        output = values[0]
-    return output
 
 
 class LowRankMimicking:

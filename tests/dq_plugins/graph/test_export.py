@@ -46,12 +46,12 @@ class ReturnsADataclass(TwoLayers):
         return Output(self.body(x), [self.time(t)])
 
 
-def attempts(monkeypatch, model) -> list[str]:
+def attempts(monkeypatch, model) -> list[tuple[str, bool]]:
     taken, original = [], export._export
 
-    def spy(denoiser, inputs, attempt):
-        taken.append(attempt.description)
-        return original(denoiser, inputs, attempt)
+    def spy(denoiser, inputs, *way):
+        taken.append(way)
+        return original(denoiser, inputs, *way)
 
     monkeypatch.setattr(export, "_export", spy)
     export_denoiser(model, TwoLayers.inputs())
