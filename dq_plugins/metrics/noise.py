@@ -1,4 +1,4 @@
-"""Metrics of the error as noise: of any tensor, usually the denoiser's output. Computed in float64."""
+"""Metrics of the error as noise: of tensors of any shape, usually the denoiser's output. Computed in float64."""
 
 from __future__ import annotations
 
@@ -15,10 +15,6 @@ def noise_power(reference: Tensor, output: Tensor) -> float:
 
     Errors of independent sources add up in it, which decibels do not; so bit allocation minimises a sum of these.
 
-    Args:
-        reference: ``[...]``.
-        output: the same shape.
-
     Returns:
         0 for equal tensors; infinite when only the reference is zero everywhere.
     """
@@ -28,22 +24,12 @@ def noise_power(reference: Tensor, output: Tensor) -> float:
 
 @metric(higher_is_better=True)
 def sqnr(reference: Tensor, output: Tensor) -> float:
-    """Signal-to-quantization-noise ratio in dB, ``10 log10(sum y^2 / sum (y - y^)^2)``; infinite for equal tensors.
-
-    Args:
-        reference: ``[...]``.
-        output: the same shape.
-    """
+    """Signal-to-quantization-noise ratio in dB, ``10 log10(sum y^2 / sum (y - y^)^2)``; infinite for equal tensors."""
     power = noise_power(reference, output)
     return math.inf if power == 0 else -math.inf if power == math.inf else -10 * math.log10(power)
 
 
 @metric(higher_is_better=False)
 def mse(reference: Tensor, output: Tensor) -> float:
-    """Mean squared error.
-
-    Args:
-        reference: ``[...]``.
-        output: the same shape.
-    """
+    """Mean squared error."""
     return float((reference - output).square().mean())

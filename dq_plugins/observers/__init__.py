@@ -1,7 +1,7 @@
 """Observers: from activations, streamed by layer and timestep, to clip ranges and timestep groups."""
 
 from dq_plugins.observers.error import ErrorTable
-from dq_plugins.observers.grouping import Grouping, optimal_groups, optimal_groups_per_layer, uniform_groups
+from dq_plugins.observers.grouping import Grouping, optimal_groups, uniform_groups
 from dq_plugins.observers.observer import Observer
 from dq_plugins.observers.observing import observe_groups
 
@@ -11,6 +11,5 @@ __all__ = [
     "Observer",
     "observe_groups",
     "optimal_groups",
-    "optimal_groups_per_layer",
     "uniform_groups",
 ]

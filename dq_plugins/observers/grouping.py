@@ -20,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -184,13 +183,6 @@ def optimal_groups(
         total += torch.where(cost.isinf(), cost, weight * cost)  # a weight of 0 must not make empty runs NaN
     curve, starts = best_partitions(total, max_groups)
     return Grouping(tuple(timesteps), tuple(curve.tolist()), tuple(starts), dict(tables), bounds)
-
-
-def optimal_groups_per_layer(
-    tables: Mapping[str, ErrorTable], timesteps: Sequence[float], **options: Any
-) -> dict[str, Grouping]:
-    """`optimal_groups` for each layer on its own."""
-    return {layer: optimal_groups({layer: table}, timesteps, **options) for layer, table in tables.items()}
 
 
 def uniform_groups(

@@ -20,11 +20,6 @@ class MSEObserver(DistributionObserver):
     Symmetric ranges, and asymmetric ones of few bits, are found exactly: no scale and no zero point does better on
     the values in the histogram. Where that would be slow (asymmetric, more than 4 bits), the best of a grid is
     improved exactly around its scale and zero point.
-
-    Args:
-        bits: width of the quantizer.
-        symmetric: whether its zero point is fixed at 0.
-        bins: resolution of the histogram.
     """
 
     name = "mse"

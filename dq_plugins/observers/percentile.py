@@ -15,10 +15,7 @@ class PercentileObserver(DistributionObserver):
     Symmetric: that share of the largest absolute values. Asymmetric: half of it at each end.
 
     Args:
-        bits: width of the quantizer.
-        symmetric: whether its zero point is fixed at 0.
         percentile: above 50, up to 100; 100 is min-max.
-        bins: resolution of the histogram.
     """
 
     name = "percentile"

@@ -17,12 +17,9 @@ class ShrinkObserver(DistributionObserver):
     (arXiv 2302.04304). Both ends shrink together.
 
     Args:
-        bits: width of the quantizer.
-        symmetric: whether its zero point is fixed at 0.
         power: p of the error norm.
         steps: number of ranges tried, the unshrunk one among them.
         step: how much of the min-max range each step takes away.
-        bins: resolution of the histogram.
     """
 
     name = "shrink"

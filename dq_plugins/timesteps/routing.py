@@ -27,7 +27,6 @@ from dq_plugins.compiled import unwrap
 from dq_plugins.errors import TimestepError
 from dq_plugins.lookalike import Lookalike, change_class, lookalike
 from dq_plugins.timesteps.context import TimestepContext
-from dq_plugins.timesteps.fused import call_every_layer
 
 ROUTE = "_dq_timestep_route"
 """Attribute of a routed denoiser."""
@@ -153,7 +152,7 @@ def attach_context(denoiser: nn.Module, context: TimestepContext, argument: str)
     """
     detach_context(denoiser)
     denoiser = unwrap(denoiser)
-    call_every_layer(denoiser)
+    _call_every_layer(denoiser)
     original = type(denoiser)
     of_class = TimestepArgument.of(original.forward.__get__(denoiser), argument)
     outside = TimestepArgument.of(denoiser.forward, argument) if "forward" in vars(denoiser) else None
@@ -174,6 +173,19 @@ def attach_context(denoiser: nn.Module, context: TimestepContext, argument: str)
             f"({error}). Build the denoiser from its Python class."
         ) from error
     object.__setattr__(denoiser, ROUTE, Route(context, of_class or outside, outside))
+
+
+def _call_every_layer(model: nn.Module) -> None:
+    """Keep transformer encoders from handing the weights of their layers to one fused kernel, in evaluation mode.
+
+    The layers would not be called, and whatever quantizes them would be skipped without a word. Results change by
+    rounding alone.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0  # how the layer notes an activation that the fused kernel lacks
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False  # an input that only the fused kernel takes
 
 
 def route_of(denoiser: nn.Module) -> Route | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from dq_plugins.artifact import UnitResults
 from dq_plugins.errors import RecipeError
 from dq_plugins.observers.error import ErrorTable
-from dq_plugins.observers.grouping import optimal_groups, optimal_groups_per_layer
+from dq_plugins.observers.grouping import optimal_groups
 from dq_plugins.passes.activations import DEFAULT_GROUPS, statistics
 from dq_plugins.passes.ranges.search.decide import decided, labels_from_starts, merged
 from dq_plugins.passes.ranges.search.learn import STATE, GroupLoss, LearnedGroups, learn_groups, mean_loss
@@ -188,10 +188,8 @@ class GroupSearch:
     def _optimal(self) -> Tensor:
         """The dynamic program's groups, ``[Q, T]``."""
         timesteps = self.context.calibration.timesteps
-        if self.options.shared:
-            found = [optimal_groups(self.tables, timesteps)]
-        else:
-            found = list(optimal_groups_per_layer(self.tables, timesteps).values())
+        apart = [self.tables] if self.options.shared else [{name: table} for name, table in self.tables.items()]
+        found = [optimal_groups(tables, timesteps) for tables in apart]
         return torch.stack([labels_from_starts(g.starts[self.groups - 1], self.steps) for g in found])
 
     def _uniform(self) -> Tensor:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from dq_plugins.observers.grouping import Grouping, optimal_groups, optimal_groups_per_layer, uniform_groups
+from dq_plugins.observers.grouping import Grouping, optimal_groups, uniform_groups
 from dq_plugins.passes.activations import DEFAULT_GROUPS, activation_bits, error_tables
 from dq_plugins.passes.ranges.search.decide import as_runs
 from dq_plugins.passes.ranges.searched_groups import GroupSearch, SearchOptions, Tables
@@ -83,8 +83,8 @@ class TimestepGrouping(Pass):
         elif o.shared:
             plan.groups[DEFAULT_GROUPS] = grouping.groups(o.groups)
         else:
-            for name, own in optimal_groups_per_layer(tables, timesteps, bounds=bounds).items():
-                plan.groups[name] = own.groups(o.groups)
+            for name, table in tables.items():
+                plan.groups[name] = optimal_groups({name: table}, timesteps, bounds=bounds).groups(o.groups)
         yield Progress(2, 2)
 
     @classmethod

@@ -12,7 +12,6 @@ from dq_plugins.observers.error import ErrorTable
 from dq_plugins.observers.grouping import (
     best_candidates,
     optimal_groups,
-    optimal_groups_per_layer,
     uniform_groups,
 )
 
@@ -112,7 +111,8 @@ def test_layers_count_relative_to_their_power_unless_weighted():
 
 def test_edges_per_layer_are_at_least_as_good_for_each():
     tables = {"a": planted(), "b": table(planted().error.flip(0))}
-    shared, own = optimal_groups(tables, range(10)), optimal_groups_per_layer(tables, range(10))
+    shared = optimal_groups(tables, range(10))
+    own = {layer: optimal_groups({layer: errors}, range(10)) for layer, errors in tables.items()}
     assert own["a"].groups(3).edges != own["b"].groups(3).edges
     for layer in tables:
         assert own[layer].errors(3)[layer] <= shared.errors(3)[layer]
