@@ -53,13 +53,7 @@ def find_block_boundary(flow: Flow) -> tuple[BoundaryTensor, ...]:
 
     Replacing all tensors of signature ``temporal`` by a table over t makes every temporal layer unnecessary;
     replacing all that reach ``"sample"`` by one computed before the sampling run makes the mixed layers unnecessary
-    too.
-
-    Args:
-        flow: the denoiser's graph.
-
-    Returns:
-        The tensors in execution order.
+    too. In execution order.
     """
     crossings: dict[str, list[str]] = defaultdict(list)
     for source, target in flow.graph.edges:

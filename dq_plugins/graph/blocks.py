@@ -40,13 +40,7 @@ def closing_modules(flow: Flow) -> set[str]:
 def find_blocks(flow: Flow, layers: Iterable[str]) -> dict[str, str]:
     """The block of every layer: the innermost module around it that closes a residual connection itself.
 
-    Args:
-        flow: the denoiser's graph.
-        layers: fully qualified names.
-
-    Returns:
-        Per layer the name of its block, ``""`` for layers outside of every block (first and last layers, the
-        embedding of the timestep).
+    ``""`` for layers outside of every block (first and last layers, the embedding of the timestep).
     """
     closing = closing_modules(flow)
     return {layer: block_of(layer.rpartition(".")[0], closing) for layer in layers}

@@ -26,14 +26,8 @@ _RESHAPES = frozenset({"view", "reshape", "view_as", "reshape_as", "_unsafe_view
 def channel_axes(flow: Flow, blocks: Mapping[str, str]) -> dict[str, int]:
     """Axis of the channels in the output of every layer and of every block.
 
-    A block's is that of the last tensor it hands on; that of its last layer where the graph does not tell.
-
-    Args:
-        flow: the denoiser's graph.
-        blocks: the block of every layer, see `dq_plugins.graph.blocks.find_blocks`.
-
-    Returns:
-        Axes from the end, by fully qualified name.
+    A block's is that of the last tensor it hands on; that of its last layer where the graph does not tell. ``blocks``
+    are those of `dq_plugins.graph.blocks.find_blocks`.
     """
     axes = _node_axes(flow)
     layers = {flow.layer(node): axes[node] for node in flow.layer_nodes()}

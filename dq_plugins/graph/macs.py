@@ -29,14 +29,8 @@ def _attention(operands: Sequence[Shape], output: Shape) -> int:
 
 
 _PRODUCTS: Mapping[str, _Count] = {
-    "mm": _matmul,
-    "mv": _matmul,
-    "bmm": _matmul,
-    "dot": _matmul,
-    "matmul": _matmul,
-    "addmm": _added_matmul,
-    "addmv": _added_matmul,
-    "baddbmm": _added_matmul,
+    **dict.fromkeys(("mm", "mv", "bmm", "dot", "matmul"), _matmul),
+    **dict.fromkeys(("addmm", "addmv", "baddbmm"), _added_matmul),
 }
 
 

@@ -14,66 +14,20 @@ from dq_plugins.layer_kinds import BY_OPERATOR
 _PRODUCTS = frozenset({"matmul", "mm", "mv", "addmm", "bmm", "baddbmm", "einsum", "dot"})
 
 # Their result has the shape of an operand and nothing of its values.
-_FRESH = frozenset(
-    [
-        "zeros_like",
-        "ones_like",
-        "full_like",
-        "empty_like",
-        "rand_like",
-        "randn_like",
-        "randint_like",
-        "new_zeros",
-        "new_ones",
-        "new_full",
-        "new_empty",
-        "new_empty_strided",
-    ]
-)
+_FRESH = frozenset([
+    "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like",
+    "new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided",
+])  # fmt: skip
 
 # Of their second operand they take the shape or the dtype only.
 _LIKE_SECOND = frozenset({"expand_as", "view_as", "reshape_as", "type_as", "to"})
 
-VIEWS = frozenset(
-    [
-        "view",
-        "reshape",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "permute",
-        "transpose",
-        "t",
-        "movedim",
-        "select",
-        "slice",
-        "narrow",
-        "split",
-        "split_with_sizes",
-        "chunk",
-        "unbind",
-        "expand",
-        "expand_as",
-        "view_as",
-        "reshape_as",
-        "alias",
-        "detach",
-        "getitem",
-        "contiguous",
-        "clone",
-        "to",
-        "type_as",
-        "_to_copy",
-        "swapaxes",
-        "swapdims",
-        "repeat",
-        "dropout",
-        "feature_dropout",
-        "lift_fresh_copy",
-        "index_select",
-    ]
-)
+VIEWS = frozenset([
+    "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "permute", "transpose", "t", "movedim",
+    "select", "slice", "narrow", "split", "split_with_sizes", "chunk", "unbind", "expand", "expand_as",
+    "view_as", "reshape_as", "alias", "detach", "getitem", "contiguous", "clone", "to", "type_as", "_to_copy",
+    "swapaxes", "swapdims", "repeat", "dropout", "feature_dropout", "lift_fresh_copy", "index_select",
+])  # fmt: skip
 """Ops that rearrange, cast or pass on one tensor and compute nothing."""
 
 

@@ -16,16 +16,10 @@ from dq_plugins.layer_kinds import BY_OPERATOR
 _LARGEST_SIZE = 2**48  # a larger bound is not a bound: it is the largest integer that torch can express
 
 # Higher-order ops that run one region of code once, with the operands that stand last among their arguments.
-_RUN_ONCE = frozenset(
-    {
-        "wrap",
-        "wrap_with_autocast",
-        "wrap_with_set_grad_enabled",
-        "wrap_activation_checkpoint",
-        "tag_activation_checkpoint",
-        "invoke_subgraph",
-    }
-)
+_RUN_ONCE = frozenset([
+    "wrap", "wrap_with_autocast", "wrap_with_set_grad_enabled", "wrap_activation_checkpoint",
+    "tag_activation_checkpoint", "invoke_subgraph",
+])  # fmt: skip
 
 
 def inlined_region(node: fx.Node, owner: nn.Module) -> fx.GraphModule | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from dq_plugins.graph.block_boundary import BoundaryTensor
@@ -12,9 +13,6 @@ from dq_plugins.graph.signatures import SIGNATURES
 
 def summarise(partition: Partition) -> dict[str, Any]:
     """Everything that the partition of a denoiser says, JSON-serialisable.
-
-    Args:
-        partition: of any denoiser.
 
     Returns:
         A dictionary with the keys ``timestep``, ``sample``, ``inputs`` (shape and dtype by dotted name),
@@ -37,8 +35,8 @@ def summarise(partition: Partition) -> dict[str, Any]:
         "macs": {"layers": in_layers, "attention": products, "total": in_layers + products},
         "signatures": {signature: _totals(partition, signature) for signature in SIGNATURES},
         "roles": _by_role(partition.layers),
-        "block_boundary": [_boundary_row(tensor) for tensor in partition.block_boundary],
-        "layers": {name: _layer_row(layer) for name, layer in partition.layers.items()},
+        "block_boundary": [_row(tensor) for tensor in partition.block_boundary],
+        "layers": {name: _row(layer) for name, layer in partition.layers.items()},
     }
 
 
@@ -63,31 +61,9 @@ def _by_role(layers: Mapping[str, LayerInfo]) -> dict[str, list[str]]:
     return {role: [name for name, layer in layers.items() if role in layer.roles] for role in roles}
 
 
-def _layer_row(layer: LayerInfo) -> dict[str, Any]:
+def _row(described: LayerInfo | BoundaryTensor) -> dict[str, Any]:
+    values = {each.name: getattr(described, each.name) for each in fields(described)}
     return {
-        "kind": layer.kind,
-        "type": layer.type_name,
-        "signature": layer.signature,
-        "depends": sorted(layer.depends),
-        "roles": sorted(layer.roles),
-        "block": layer.block,
-        "params": layer.params,
-        "weight_shape": list(layer.weight_shape),
-        "macs": layer.macs,
-        "input_shape": list(layer.input_shape),
-        "output_shape": list(layer.output_shape),
-    }
-
-
-def _boundary_row(tensor: BoundaryTensor) -> dict[str, Any]:
-    return {
-        "node": tensor.node,
-        "layer": tensor.layer,
-        "module": tensor.module,
-        "signature": tensor.signature,
-        "shape": list(tensor.shape),
-        "reaches": sorted(tensor.reaches),
-        "consumers": list(tensor.consumers),
-        "consumer_layers": list(tensor.consumer_layers),
-        "upstream": sorted(tensor.upstream),
+        name: sorted(value) if isinstance(value, frozenset) else list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
     }
