@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -36,16 +37,12 @@ def hooked(
     with ExitStack() as stack:
         for name, module in modules.items():
             if before is not None:
-                hook = _before(name, before)
+                hook = partial(_call, name, before)
                 stack.enter_context(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=first))
             if after is not None:
-                stack.enter_context(module.register_forward_hook(_after(name, after), with_kwargs=True))
+                stack.enter_context(module.register_forward_hook(partial(_call, name, after), with_kwargs=True))
         yield
 
 
-def _before(name: str, function: Before) -> Callable[..., Arguments | None]:
-    return lambda module, args, kwargs: function(name, args, kwargs)
-
-
-def _after(name: str, function: After) -> Callable[..., Any]:
-    return lambda module, args, kwargs, output: function(name, args, kwargs, output)
+def _call(name: str, function: Callable[..., Any], _: nn.Module, *call: Any) -> Any:
+    return function(name, *call)

@@ -157,11 +157,6 @@ def _text_mask(call: _Call) -> Tensor | None:
     return call.ones(call.batch, call.text) if required is inspect.Parameter.empty else None
 
 
-def _pooled_text(call: _Call) -> Tensor | None:
-    width = call.get("pooled_projection_dim", "in_text_dim2")
-    return None if width is None else call.floats(call.batch, width)
-
-
 def _classes(call: _Call) -> Tensor | None:
     if call.get("class_embed_type") == "timestep":
         return call.floats(call.batch)
@@ -169,18 +164,6 @@ def _classes(call: _Call) -> Tensor | None:
         return call.floats(call.batch, call.get("projection_class_embeddings_input_dim"))
     counted = call.get("num_class_embeds") is not None or call.kind.startswith("DiT")
     return call.indices(call.batch) if counted else None
-
-
-def _guidance(call: _Call) -> Tensor | None:
-    return call.floats(call.batch) if call.get("guidance_embeds") else None
-
-
-def _image_positions(call: _Call) -> Tensor:
-    return call.floats(call.height * call.width, len(call.config.get("axes_dims_rope", (0, 0, 0))))
-
-
-def _text_positions(call: _Call) -> Tensor:
-    return call.floats(call.text, len(call.config.get("axes_dims_rope", (0, 0, 0))))
 
 
 def _added_conditions(call: _Call) -> dict[str, Tensor] | None:
@@ -199,11 +182,6 @@ def _added_conditions(call: _Call) -> dict[str, Tensor] | None:
     return None
 
 
-def _time_condition(call: _Call) -> Tensor | None:
-    width = call.get("time_cond_proj_dim")
-    return None if width is None else call.floats(call.batch, width)
-
-
 def _rotary(call: _Call) -> tuple[Tensor, Tensor] | None:
     if call.kind.startswith("HunyuanDiT"):
         patches = (call.height // call.get("patch_size")) * (call.width // call.get("patch_size"))
@@ -216,12 +194,20 @@ def _rotary(call: _Call) -> tuple[Tensor, Tensor] | None:
     return call.floats(patches, head), call.floats(patches, head)
 
 
+def _vectors(*widths: str) -> Callable[[_Call], Any]:
+    """A rule for an argument ``[B, C]``, where the config sets one of these fields to ``C``."""
+    return lambda call: None if (width := call.get(*widths)) is None else call.floats(call.batch, width)
+
+
+def _positions(count: Callable[[_Call], int]) -> Callable[[_Call], Any]:
+    """A rule for the positions ``[N, axes]`` of so many tokens."""
+    return lambda call: call.floats(count(call), len(call.config.get("axes_dims_rope", (0, 0, 0))))
+
+
 def _only(kinds: str | tuple[str, ...], make: Callable[[_Call], Any]) -> Callable[[_Call], Any]:
     """A rule for the classes whose names start with ``kinds``; elsewhere the argument is left out."""
     return lambda call: make(call) if call.kind.startswith(kinds) else None
 
-
-_CROPPED = ("CogView",)
 
 _RULES: Mapping[str, Callable[[_Call], Any]] = {
     "sample": _sample,
@@ -230,14 +216,14 @@ _RULES: Mapping[str, Callable[[_Call], Any]] = {
     "timesteps": _timestep,
     "encoder_hidden_states": _text,
     "encoder_attention_mask": _text_mask,
-    "pooled_projections": _pooled_text,
+    "pooled_projections": _vectors("pooled_projection_dim", "in_text_dim2"),
     "class_labels": _classes,
-    "guidance": _guidance,
-    "img_ids": _image_positions,
-    "txt_ids": _text_positions,
+    "guidance": lambda call: call.floats(call.batch) if call.get("guidance_embeds") else None,
+    "img_ids": _positions(lambda call: call.height * call.width),
+    "txt_ids": _positions(lambda call: call.text),
     "img_shapes": lambda call: [[(1, call.height, call.width)]] * call.batch,
     "added_cond_kwargs": _added_conditions,
-    "timestep_cond": _time_condition,
+    "timestep_cond": _vectors("time_cond_proj_dim"),
     "image_rotary_emb": _rotary,
     "num_frames": _only("LTX", lambda call: call.frames),
     "height": _only("LTX", lambda call: call.height),
@@ -251,9 +237,9 @@ _RULES: Mapping[str, Callable[[_Call], Any]] = {
     "image_meta_size": _only("HunyuanDiT", lambda call: call.floats(call.batch, 6)),
     "style": _only("HunyuanDiT", lambda call: call.indices(call.batch)),
     # CogView: sizes and crop as conditions
-    "original_size": _only(_CROPPED, lambda call: call.floats(call.batch, 2)),
-    "target_size": _only(_CROPPED, lambda call: call.floats(call.batch, 2)),
-    "crop_coords": _only(_CROPPED, lambda call: call.floats(call.batch, 2)),
+    "original_size": _only("CogView", lambda call: call.floats(call.batch, 2)),
+    "target_size": _only("CogView", lambda call: call.floats(call.batch, 2)),
+    "crop_coords": _only("CogView", lambda call: call.floats(call.batch, 2)),
     # Z-Image: lists of unbatched tensors
     "x": _only(
         "ZImage",

@@ -59,7 +59,7 @@ class CalibrationContext(TimestepContext):
     @torch.compiler.disable  # a wrapper of torch.compile around the denoiser would trace how statistics are kept
     def observe(self, name: str, x: Tensor) -> None:
         """See the input of layer ``name``, at the timestep of the forward that is running."""
-        self.collector.see(name, x, self.timestep)
+        self.collector.see(name, x, self.selection.timestep)
 
     @torch.compiler.disable
     def see_call(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import networkx as nx
@@ -29,6 +29,9 @@ class _Parameter(str):
 
 _Source = tuple[int, Any, str | None]
 """One operand: its position, its value, and the node that last wrote to its memory in place (or None)."""
+
+
+_OPERANDS = ("input_operand", "weight_operand")
 
 
 class _Lowering:
@@ -133,8 +136,8 @@ class _Lowering:
             layer=self.owners.layer(weight, module_of(node)[0]) if weight else "",
             macs=count_macs(base, shapes, shape_of(node.meta.get("val")) or [], settings.get("equation", "")),
             operand_shapes=shapes,
-            layer_operands=at,
             options=settings,
+            **dict(zip(_OPERANDS, at or (), strict=False)),
         )
         if weight:
             self.weights[name] = ()  # what a layer computes is an activation, even when nothing reaches it
@@ -165,38 +168,29 @@ class _Lowering:
         kind: str,
         sources: list[_Source],
         depends: Iterable[str] = (),
-        layer: str = "",
-        macs: int = 0,
-        operand_shapes: Iterable[list[int]] = (),
-        layer_operands: tuple[int, int] | None = None,
-        options: Mapping[str, Any] | None = None,
+        **of_op: Any,
     ) -> str:
         """Add one node with its edges; parameters are attributes, not nodes."""
         values = [v for _, v, _ in sources] + [writer for _, _, writer in sources]
         reached = set(depends).union(*(self._depends_of(v) for v in values))
         names = sorted({p for v in values for p in self._parameters_of(v)})
         tensor = node.meta.get("val")
-        shape = shape_of(tensor)
         module, module_type = module_of(node)
+        no_op = {"layer": "", "macs": 0, "operand_shapes": [], "options": {}, **dict.fromkeys(_OPERANDS)}
         self.graph.add_node(
             name,
             op=op,
             kind=kind,
             module=module,
             module_type=module_type,
-            layer=layer,
-            shape=shape,
+            shape=shape_of(tensor),
             dtype=str(tensor.dtype).removeprefix("torch.") if isinstance(tensor, Tensor) else None,
-            macs=macs,
-            operand_shapes=list(operand_shapes),
-            input_operand=layer_operands[0] if layer_operands else None,
-            weight_operand=layer_operands[1] if layer_operands else None,
             activation_numel=numel_of(tensor),
             parameters=names,
             param_numel=sum(self.owners.numel(p) for p in names),
             param_bytes=sum(self.owners.nbytes(p) for p in names),
             depends=sorted(reached),
-            options=dict(options or {}),
+            **{**no_op, **of_op},
         )
         self.weights[name] = () if reached else tuple(names)
         self._connect(name, sources)

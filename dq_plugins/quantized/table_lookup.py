@@ -60,8 +60,8 @@ class TableLookup(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows for the timesteps of the running call; only the number of samples of ``x`` is read."""
-        per = tuple(self.context.timestep.shape)
-        t = self.context.timestep.reshape(-1)
+        per = tuple(self.context.selection.timestep.shape)
+        t = self.context.selection.timestep.reshape(-1)
         if torch.compiler.is_compiling() or t.device.type != "cpu":
             # Nothing can be raised here without stalling the device: be loud in the values.
             index, known = self._locate(t)
@@ -85,7 +85,7 @@ class TableLookup(nn.Module):
 
     def _index_on_host(self, t: Tensor) -> Tensor | None:
         """Row of every timestep, looked up once a call by the first of the tables; None to compute live."""
-        found = self.context.per_call
+        found = self.context.selection.per_call
         key = ("temporal-table", self.timesteps.data_ptr())  # the tables of a denoiser share their timesteps
         if key not in found:
             index, known = self._locate(t)

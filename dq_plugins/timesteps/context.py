@@ -7,7 +7,7 @@ threads share a denoiser, a call within a call comes back to its own selection, 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -109,16 +109,6 @@ class TimestepContext:
                 "known. Call the denoiser itself, or select one: with context_of(denoiser).select(t): ..."
             )
         return selection
-
-    @property
-    def timestep(self) -> Tensor:
-        """Of the call that runs: ``[1]``, ``[B]`` or ``[B, T]``."""
-        return self.selection.timestep
-
-    @property
-    def per_call(self) -> dict[Hashable, Any]:
-        """What layers computed from the timestep for others to use during the same call."""
-        return self.selection.per_call
 
     def index(self, name: str) -> Tensor:
         """Selected group of the named groups: int64 ``[1]``, ``[B]`` or ``[B, T]``.

@@ -56,7 +56,7 @@ def test_a_layer_outside_of_every_call_says_so() -> None:
     for error in (RuntimeError, KeyboardInterrupt):
         with pytest.raises(error), known.select(400):
             raise error
-        for read in (lambda: known.index("g"), lambda: known.timestep, lambda: known.per_call):
+        for read in (lambda: known.index("g"), lambda: known.selection):
             with pytest.raises(TimestepError, match="outside the denoiser's forward"):
                 read()
 

@@ -8,7 +8,6 @@ from dq_plugins.errors import DQError
 from dq_plugins.passes.binarization.mimicking import (
     LowRankMimicking,
     by_channel,
-    first_tensor,
     mimicking_loss,
     principal_directions,
 )
@@ -102,14 +101,6 @@ def train_student(mimic, steps=120):
 
 def test_mimicking_brings_the_features_closer_than_the_output_loss_alone():
     assert train_student(mimic=1.0) < 0.2 * train_student(mimic=0.0)
-
-
-def test_first_tensor_of_nested_outputs():
-    x = torch.ones(1)
-    assert first_tensor((x, 3)) is x
-    assert first_tensor({"sample": [x]}) is x
-    with pytest.raises(DQError, match="nothing"):
-        first_tensor(())
 
 
 class OneOfTwo(nn.Module):
