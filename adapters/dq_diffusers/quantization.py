@@ -7,16 +7,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch import nn
-
 from dq_diffusers.recording import denoiser_of, sampler
 from dq_diffusers.schedules import install_schedule
 from dq_plugins.application import apply
 from dq_plugins.calibration import record
-from dq_plugins.errors import DQError
+from dq_plugins.full_precision import require_full_precision
 from dq_plugins.plan import QuantPlan
 from dq_plugins.recipe import Recipe, make_plan
-from dq_plugins.timesteps import context_of
 
 PROMPTS_NAME = "prompts.txt"
 
@@ -79,7 +76,7 @@ def quantize(
         pipe.save_pretrained("quantized/")
     """
     _, denoiser = denoiser_of(pipe)
-    _refuse_quantized(denoiser)
+    require_full_precision(denoiser)
     sample = sampler(
         pipe,
         prompts=prompts if prompts is not None else prompts_of(pipe),
@@ -120,11 +117,3 @@ def prompts_of(pipe: Any) -> list[str] | None:
     if not file.is_file():
         return None
     return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()] or None
-
-
-def _refuse_quantized(denoiser: nn.Module) -> None:
-    if context_of(denoiser) is not None:
-        raise DQError(
-            f"the {type(denoiser).__name__} of this pipeline is quantized, or being calibrated, already; load the "
-            "full-precision pipeline again and quantize that"
-        )

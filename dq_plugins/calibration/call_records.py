@@ -1,4 +1,8 @@
-"""Nested arguments and outputs of a denoiser as validated records plus tensors, and back."""
+"""Nested arguments and outputs of a denoiser as JSON data plus tensors, and back.
+
+A tensor is ``{"tensor": HASH}``, a tuple ``{"tuple": [...]}``, a dictionary ``{"dict": {...}}``, an output class its
+fields likewise with ``"class": "module:qualified name"``; lists, numbers, strings and None are themselves.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dq_plugins.calibration.schema import MappingNode, Node, SequenceNode, TensorNode, ValueNode
 from dq_plugins.errors import CalibrationError
 from dq_plugins.hashing import hash_tensor
 
 
-def encode(name: str, value: Any, tensors: dict[str, Tensor]) -> Node:
+def encode(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     """Describe ``value``; a copy on the CPU of each tensor in it is added to ``tensors``, by content hash.
 
     Args:
@@ -33,29 +36,29 @@ def encode(name: str, value: Any, tensors: dict[str, Tensor]) -> Node:
         copy = value.detach().to("cpu", copy=True).contiguous()
         key = hash_tensor(copy)
         tensors[key] = copy
-        return TensorNode(key=key)
+        return {"tensor": key}
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, bool | int | float | str):
         if isinstance(value, float) and not math.isfinite(value):
             raise CalibrationError(f"{name} is {value}; only finite values can be recorded")
-        return ValueNode(value=value)
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         owner = f"{type(value).__module__}:{type(value).__qualname__}"
-        return MappingNode(items=_encode_items(name, fields, tensors), output_class=owner)
+        return {"dict": _encode_items(name, fields, tensors), "class": owner}
     if isinstance(value, Mapping):
-        return MappingNode(items=_encode_items(name, value, tensors))
+        return {"dict": _encode_items(name, value, tensors)}
     if isinstance(value, list | tuple):
         items = [encode(f"{name}.{i}", item, tensors) for i, item in enumerate(value)]
-        return SequenceNode(kind="list" if isinstance(value, list) else "tuple", items=items)
+        return items if isinstance(value, list) else {"tuple": items}
     raise CalibrationError(
         f"{name} is a {type(value).__name__}, which cannot be recorded. Denoiser arguments and outputs are tensors, "
         "numbers, strings, None, and lists, tuples, dictionaries and dataclasses of these."
     )
 
 
-def _encode_items(name: str, items: Mapping[Any, Any], tensors: dict[str, Tensor]) -> dict[str, Node]:
+def _encode_items(name: str, items: Mapping[Any, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
     for key in items:
         if not isinstance(key, str):
             raise CalibrationError(f"{name} has the key {key!r}; only dictionaries with string keys can be recorded")
@@ -74,7 +77,7 @@ def _check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
-def decode(node: Node, fetch: Callable[[str], Tensor]) -> Any:
+def decode(node: Any, fetch: Callable[[str], Tensor]) -> Any:
     """The value that `encode` described.
 
     Args:
@@ -84,15 +87,16 @@ def decode(node: Node, fetch: Callable[[str], Tensor]) -> Any:
     Raises:
         CalibrationError: the output class is not loaded in this process.
     """
-    if isinstance(node, TensorNode):
-        return fetch(node.key)
-    if isinstance(node, ValueNode):
-        return node.value
-    if isinstance(node, SequenceNode):
-        items = [decode(item, fetch) for item in node.items]
-        return items if node.kind == "list" else tuple(items)
-    fields = {key: decode(item, fetch) for key, item in node.items.items()}
-    return fields if node.output_class is None else _output_class(node.output_class)(**fields)
+    if isinstance(node, list):
+        return [decode(item, fetch) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "tensor" in node:
+        return fetch(node["tensor"])
+    if "tuple" in node:
+        return tuple(decode(item, fetch) for item in node["tuple"])
+    fields = {key: decode(item, fetch) for key, item in node["dict"].items()}
+    return _output_class(node["class"])(**fields) if "class" in node else fields
 
 
 def _output_class(name: str) -> type:
@@ -109,18 +113,21 @@ def _output_class(name: str) -> type:
     )
 
 
-def tensor_keys(node: Node) -> Iterator[str]:
+def tensor_keys(node: Any) -> Iterator[str]:
     """Content hashes of the tensors of a description, in order."""
-    return (leaf.key for _, leaf in leaf_nodes("", node) if isinstance(leaf, TensorNode))
+    return (leaf["tensor"] for _, leaf in leaf_nodes("", node) if is_tensor(leaf))
 
 
-def leaf_nodes(name: str, node: Node) -> Iterator[tuple[str, Node]]:
+def is_tensor(leaf: Any) -> bool:
+    """Whether a leaf of a description stands for a tensor."""
+    return isinstance(leaf, dict)
+
+
+def leaf_nodes(name: str, node: Any) -> Iterator[tuple[str, Any]]:
     """Dotted paths and leaves (tensors and plain values) of a description, in order."""
-    if isinstance(node, SequenceNode):
-        for index, item in enumerate(node.items):
-            yield from leaf_nodes(f"{name}.{index}", item)
-    elif isinstance(node, MappingNode):
-        for key, item in node.items.items():
-            yield from leaf_nodes(f"{name}.{key}", item)
-    else:
+    children = node.get("dict", node.get("tuple")) if isinstance(node, dict) else node
+    if not isinstance(children, dict | list):
         yield name, node
+        return
+    for key, item in children.items() if isinstance(children, dict) else enumerate(children):
+        yield from leaf_nodes(f"{name}.{key}", item)

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 from dq_plugins.calibration.calibration_set import CalibrationSet
 from dq_plugins.calibration.call import bind, first_tensor, timestep_tensor, timestep_values
-from dq_plugins.calibration.call_records import decode, encode, leaf_nodes
-from dq_plugins.calibration.schema import CallRecord, Node, TensorNode
+from dq_plugins.calibration.call_records import decode, encode, is_tensor, leaf_nodes
+from dq_plugins.calibration.schema import CallRecord
 from dq_plugins.calibration.storage import START_OVER
 from dq_plugins.calibration.writer import CalibrationWriter
 from dq_plugins.compiled import evaluating, unwrap
@@ -110,7 +110,7 @@ class _Recorder:
         self.position += 1
         return output
 
-    def _replay(self, where: str, inputs: dict[str, Node], tensors: dict[str, Tensor], device: torch.device) -> Any:
+    def _replay(self, where: str, inputs: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Any:
         recorded = self.writer.calls[self.position]
         if inputs != recorded.inputs:
             raise CalibrationError(
@@ -121,17 +121,17 @@ class _Recorder:
             )
         return decode(recorded.output, lambda key: self.writer.fetch(key).to(device))
 
-    def _difference(self, old: dict[str, Node], new: dict[str, Node], tensors: dict[str, Tensor]) -> str:
+    def _difference(self, old: dict[str, Any], new: dict[str, Any], tensors: dict[str, Tensor]) -> str:
         old_leaves = {path: leaf for name, node in old.items() for path, leaf in leaf_nodes(name, node)}
         new_leaves = {path: leaf for name, node in new.items() for path, leaf in leaf_nodes(name, node)}
         for path in sorted({*old_leaves, *new_leaves}):
             was, now = old_leaves.get(path), new_leaves.get(path)
+            if path not in old_leaves or path not in new_leaves:
+                return f"argument {path} is {'absent' if path in old_leaves else 'new'}"
             if was == now:
                 continue
-            if was is None or now is None:
-                return f"argument {path} is {'new' if was is None else 'absent'}"
-            if isinstance(was, TensorNode) and isinstance(now, TensorNode):
-                return f"argument {path} {_tensor_difference(self.writer.fetch(was.key), tensors[now.key])}"
+            if is_tensor(was) and is_tensor(now):
+                return f"argument {path} {_tensor_difference(self.writer.fetch(was['tensor']), tensors[now['tensor']])}"
             return f"argument {path} was {_leaf_text(was)}, is {_leaf_text(now)}"
         return "its arguments are nested differently"
 
@@ -158,8 +158,8 @@ def _signature(denoiser: nn.Module) -> inspect.Signature:
     return of_class if named else inspect.signature(module.forward)
 
 
-def _leaf_text(node: Node) -> str:
-    return "a tensor" if isinstance(node, TensorNode) else repr(getattr(node, "value", node))
+def _leaf_text(leaf: Any) -> str:
+    return "a tensor" if is_tensor(leaf) else repr(leaf)
 
 
 def _tensor_difference(was: Tensor, now: Tensor) -> str:

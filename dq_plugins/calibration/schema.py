@@ -6,9 +6,7 @@ named by the hash of their content, so a tensor that repeats (text embeddings, t
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 
 class Record(BaseModel):
@@ -17,44 +15,12 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TensorNode(Record):
-    """A tensor, by the hash of its content."""
-
-    kind: Literal["tensor"] = "tensor"
-    key: str = Field(pattern="^[0-9a-f]{64}$")
-
-
-class ValueNode(Record):
-    """A plain value."""
-
-    kind: Literal["value"] = "value"
-    value: StrictBool | StrictInt | StrictFloat | StrictStr | None
-
-
-class SequenceNode(Record):
-    """A list or a tuple."""
-
-    kind: Literal["list", "tuple"]
-    items: list[Node]
-
-
-class MappingNode(Record):
-    """A dictionary with string keys, or the fields of an output class (``module:qualified name``)."""
-
-    kind: Literal["dict"] = "dict"
-    items: dict[str, Node]
-    output_class: str | None = None
-
-
-Node = Annotated[TensorNode | ValueNode | SequenceNode | MappingNode, Field(discriminator="kind")]
-
-
 class CallRecord(Record):
-    """One denoiser call: its timestep (one value, or one per sample), arguments and output."""
+    """One denoiser call: its timestep (one value, or one per sample), and what `call_records` says of its values."""
 
     timesteps: list[float] = Field(min_length=1)
-    inputs: dict[str, Node]
-    output: Node
+    inputs: dict[str, JsonValue]
+    output: JsonValue
 
 
 class ShardRecord(Record):
@@ -77,7 +43,3 @@ class Manifest(Record):
     shards: list[ShardRecord]
     calls: list[CallRecord]
     sampler: dict[str, JsonValue] | None = None
-
-
-for _record in (SequenceNode, MappingNode, CallRecord, Manifest):
-    _record.model_rebuild()

@@ -23,7 +23,7 @@ from dq_plugins.errors import CalibrationError
 MANIFEST_NAME = "manifest.json"
 START_OVER = "start over with overwrite=True (--overwrite on the command line)"
 WAY_OUT = f"Restore the folder from a copy, or {START_OVER}."
-MANIFEST: Format[Manifest] = Format("calibration", 3, Manifest, CalibrationError, "a calibration manifest", WAY_OUT)
+MANIFEST: Format[Manifest] = Format("calibration", 4, Manifest, CalibrationError, "a calibration manifest", WAY_OUT)
 
 
 def write_shard(folder: Path, number: int, tensors: Mapping[str, Tensor]) -> ShardRecord:

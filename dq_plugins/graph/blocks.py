@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from dq_plugins.graph.flow import Flow
+from dq_plugins.graph.signatures import enclosing
 
 
 def residual_additions(flow: Flow) -> Iterator[tuple[str, str, str]]:
@@ -48,6 +49,4 @@ def find_blocks(flow: Flow, layers: Iterable[str]) -> dict[str, str]:
 
 def block_of(module: str, closing: set[str]) -> str:
     """The innermost of the ``closing`` modules that contains ``module`` or is it; ``""`` where none does."""
-    while module and module not in closing:
-        module = module.rpartition(".")[0]
-    return module
+    return next((each for each in enclosing(module) if each in closing), "")

@@ -5,10 +5,11 @@ Axes count from the end (a linear layer's is -1, a 2-d convolution's -3), so tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 from dq_plugins.graph.flow import Flow
+from dq_plugins.graph.signatures import enclosing
 from dq_plugins.layer_kinds import LAYER_KINDS
 
 # Names of an op's options that say where dimensions come from and where they go.
@@ -35,17 +36,10 @@ def channel_axes(flow: Flow, blocks: Mapping[str, str]) -> dict[str, int]:
     for node, axis in axes.items():
         if flow.signature[node] != "sample":
             continue
-        for block in _enclosing(flow.layer(node) or flow.module(node), found):
+        for block in found.keys() & enclosing(flow.layer(node) or flow.module(node)):
             if any(not f"{flow.module(s)}.".startswith(f"{block}.") for s in flow.graph.successors(node)):
                 found[block] = axis
     return layers | found
-
-
-def _enclosing(module: str, blocks: Iterable[str]) -> Iterator[str]:
-    while module:
-        if module in blocks:
-            yield module
-        module = module.rpartition(".")[0]
 
 
 def _node_axes(flow: Flow) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal, get_args
 
 import networkx as nx
@@ -109,7 +109,7 @@ def module_signatures(graph: nx.DiGraph, timestep: str, sample: str) -> dict[str
     for data in graph.nodes.values():
         if data["op"] in ("input", "output", "constant"):
             continue
-        for module in _enclosing(data["module"]):
+        for module in enclosing(data["module"]):
             depends.setdefault(module, set()).update(data["depends"])
     return {module: classify(names, timestep, sample) for module, names in sorted(depends.items())}
 
@@ -123,6 +123,9 @@ def parameter_signatures(graph: nx.DiGraph, timestep: str, sample: str) -> dict[
     return {name: classify(names, timestep, sample) for name, names in sorted(depends.items())}
 
 
-def _enclosing(module: str) -> list[str]:
-    parts = module.split(".") if module else []
-    return ["", *(".".join(parts[: i + 1]) for i in range(len(parts)))]
+def enclosing(module: str) -> Iterator[str]:
+    """Names of a module and of those around it, innermost first; the last is the denoiser's own, ``""``."""
+    while module:
+        yield module
+        module = module.rpartition(".")[0]
+    yield ""

@@ -109,7 +109,7 @@ def test_another_backend():
 def test_a_quantized_pipeline_is_refused():
     pipe = class_pipeline()
     dq_diffusers.quantize(pipe, "fast", tune=False, **FEW)
-    with pytest.raises(DQError, match="quantized, or being calibrated, already"):
+    with pytest.raises(DQError, match="is quantized already: a plan, or the calibration for one"):
         dq_diffusers.quantize(pipe, "fast", **FEW)
 
 

@@ -64,12 +64,12 @@ def test_a_layer_outside_of_every_call_says_so() -> None:
 def test_a_call_within_a_call_gives_the_selection_back() -> None:
     known = context()
     with known.select(100):
-        known.per_call["found"] = 1
+        known.selection.per_call["found"] = 1
         with known.select(900):
             assert known.index("g").tolist() == [2]
-            assert known.per_call == {}
+            assert known.selection.per_call == {}
         assert known.index("g").tolist() == [0]
-        assert known.per_call == {"found": 1}
+        assert known.selection.per_call == {"found": 1}
 
 
 def test_every_thread_has_its_own_selection() -> None:
