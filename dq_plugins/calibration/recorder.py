@@ -18,10 +18,10 @@ from dq_plugins.calibration.call_records import decode, encode, is_tensor, leaf_
 from dq_plugins.calibration.schema import CallRecord
 from dq_plugins.calibration.storage import START_OVER
 from dq_plugins.calibration.writer import CalibrationWriter
-from dq_plugins.compiled import evaluating, unwrap
+from dq_plugins.compiled import evaluating
 from dq_plugins.errors import CalibrationError
 from dq_plugins.full_precision import require_module
-from dq_plugins.graph.arguments import find_timestep_argument, named_leaves
+from dq_plugins.graph.arguments import find_timestep_argument, forward_signature, named_leaves
 from dq_plugins.lookalike import Lookalike, change_class, lookalike
 
 
@@ -69,7 +69,7 @@ def record(
         overwrite=overwrite,
         sampler=getattr(sample, "description", None),
     )
-    recorder = _Recorder(writer, _signature(denoiser))
+    recorder = _Recorder(writer, forward_signature(denoiser))
     done = len(writer.calls)
     with tqdm(desc="recording", unit="call", total=total, initial=done, disable=not progress) as bar:
         try:
@@ -148,14 +148,6 @@ class _Recorder:
                 f"{len(self.writer.calls)}, recorded by a longer run. Use that calibration set, run the sampler it "
                 f"was recorded with, or {START_OVER}."
             )
-
-
-def _signature(denoiser: nn.Module) -> inspect.Signature:
-    # The class's forward first: one set on the instance is often a wrapper that takes *args, **kwargs.
-    module = unwrap(denoiser)
-    of_class = inspect.signature(type(module).forward.__get__(module))
-    named = any(p.kind is p.POSITIONAL_OR_KEYWORD or p.kind is p.KEYWORD_ONLY for p in of_class.parameters.values())
-    return of_class if named else inspect.signature(module.forward)
 
 
 def _leaf_text(leaf: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,23 +21,25 @@ TIMESTEP_NAMES = (
 """Names that denoisers use for the timestep, most specific first: the first one found wins."""
 
 
-def argument_names(denoiser: nn.Module) -> tuple[str, ...]:
-    """Names of the arguments of the denoiser's forward, in order, ``self`` and ``*``/``**`` left out.
+def forward_signature(denoiser: nn.Module) -> inspect.Signature:
+    """Signature of the denoiser's forward, ``self`` left out.
 
-    A forward set on the instance (by a hook library, or by timestep routing) counts only where the class's own
-    forward names nothing: wrappers often take ``*args, **kwargs``.
+    A forward set on the instance (by a hook library, for example) counts only where the class's own forward names
+    nothing: wrappers often take ``*args, **kwargs``.
     """
     module = unwrap(denoiser)
-    names = _named_parameters(type(module).forward, skip=1)
-    if not names and "forward" in vars(module):
-        names = _named_parameters(module.forward, skip=0)
-    return names
+    of_class = inspect.signature(type(module).forward.__get__(module))
+    return of_class if _names(of_class) else inspect.signature(module.forward)
 
 
-def _named_parameters(function: Callable[..., Any], skip: int) -> tuple[str, ...]:
+def argument_names(denoiser: nn.Module) -> tuple[str, ...]:
+    """Names of the arguments of the denoiser's forward, in order; ``self`` and ``*``/``**`` left out."""
+    return _names(forward_signature(denoiser))
+
+
+def _names(signature: inspect.Signature) -> tuple[str, ...]:
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = list(inspect.signature(function).parameters.values())[skip:]
-    return tuple(p.name for p in parameters if p.kind not in variadic)
+    return tuple(p.name for p in signature.parameters.values() if p.kind not in variadic)
 
 
 def find_timestep_argument(denoiser: nn.Module, timestep: str | None = None) -> str:
@@ -93,19 +95,15 @@ def named_leaves(inputs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         >>> [name for name, _ in named_leaves({"x": 1, "cond": {"ids": [2, 3]}})]
         ['x', 'cond.ids.0', 'cond.ids.1']
     """
-    for key, value in inputs.items():
-        yield from _leaves(str(key), value)
+    return _leaves("", inputs)
 
 
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _leaves(f"{name}.{key}", item)
-    elif isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _leaves(f"{name}.{index}", item)
-    else:
-        yield name, value
+def _leaves(around: str, values: Mapping[str, Any] | Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items() if isinstance(values, Mapping) else enumerate(values):
+        if isinstance(value, Mapping | list | tuple):
+            yield from _leaves(f"{around}{key}.", value)
+        else:
+            yield f"{around}{key}", value
 
 
 def map_leaves(inputs: Mapping[str, Any], function: Callable[[str, Any], Any]) -> dict[str, Any]:
@@ -116,12 +114,12 @@ def map_leaves(inputs: Mapping[str, Any], function: Callable[[str, Any], Any]) -
 def _map(name: str, value: Any, function: Callable[[str, Any], Any]) -> Any:
     if isinstance(value, Mapping):
         return {key: _map(f"{name}.{key}", item, function) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        items = [_map(f"{name}.{index}", item, function) for index, item in enumerate(value)]
-        if isinstance(value, list):
-            return items
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    return function(name, value)
+    if not isinstance(value, list | tuple):
+        return function(name, value)
+    items = [_map(f"{name}.{index}", item, function) for index, item in enumerate(value)]
+    if isinstance(value, list):
+        return items
+    return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
@@ -154,7 +152,8 @@ def check_inputs(denoiser: nn.Module, inputs: Mapping[str, Any]) -> None:
     owner = type(unwrap(denoiser)).__name__
     names = argument_names(denoiser)
     unknown = [key for key in inputs if names and key not in names]
-    if unknown and not _takes_any_keyword(denoiser):
+    kinds = {parameter.kind for parameter in forward_signature(denoiser).parameters.values()}
+    if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
         raise TraceError(
             f"{owner}.forward has no argument {unknown[0]!r}, which the example inputs name; its arguments are: "
             f"{', '.join(names)}. Example inputs are a dictionary of the denoiser's own keyword arguments."
@@ -165,8 +164,3 @@ def check_inputs(denoiser: nn.Module, inputs: Mapping[str, Any]) -> None:
             f"dictionary with the tensors of one call, for example the sample and the timestep; the arguments "
             f"of its forward are: {', '.join(names)}."
         )
-
-
-def _takes_any_keyword(denoiser: nn.Module) -> bool:
-    parameters = inspect.signature(type(unwrap(denoiser)).forward).parameters.values()
-    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
