@@ -31,8 +31,7 @@ import torch
 from benchmarks.tmpq_setup import COUNTS, NOTHING, STEPS, TARGET, Benchmark, Errors
 from benchmarks.tmpq_supernet import supernet
 from dq_plugins.bundled import NAMES
-from dq_plugins.passes.steps.baselines import widest
-from dq_plugins.passes.steps.figure import draw
+from dq_plugins.passes.steps.baselines import draw, widest
 from dq_plugins.passes.steps.joint import JointResult, JointSearch
 from dq_plugins.passes.steps.joint_program import best_widths
 from dq_plugins.passes.steps.space import Candidate
@@ -129,7 +128,7 @@ def _best_with_uniform(search: JointSearch) -> Plans:
         )
         fixed = replace(space, groups={count: space.groups[count]}, layers=choices)
         limited = replace(search, fitness=replace(search.fitness, space=fixed))
-        solution = limited.program().solve(seconds=search.seconds)
+        solution = limited.program().solve(seconds=search.options.seconds)
         if solution.candidate is not None:
             plans.append((fixed.timesteps(solution.candidate), widths))
     return plans
@@ -146,8 +145,7 @@ def _best_of(bench: Benchmark, search: JointSearch, plans: Plans) -> Errors:
 
 def front(bench: Benchmark, plot: Path | None) -> dict[str, Any]:
     """Error against cost."""
-    points = finish(bench.search().front((0.6, 0.8, 1.0, 1.4, 2.0)))
-    data = {name: [[p.cost, p.loss, len(p.timesteps)] for p in each] for name, each in points.items()}
+    data = finish(bench.search().front((0.6, 0.8, 1.0, 1.4, 2.0)))
     bench.said("front searched")
     print("3. error against cost (BitOps: error, steps)")
     for name, each in data.items():

@@ -103,7 +103,7 @@ class Benchmark:
 
     def search(self, *, widths: bool = True, **options: Any) -> JointSearch:
         """A search with other options; without widths everything stays in full precision."""
-        alone = replace(self.setting, noise={}, candidates=replace(self.setting.candidates, weights={}, activations={}))
+        alone = replace(self.setting, candidates=replace(self.setting.candidates, weights={}, activations={}))
         return self._pass(**options).search(self.plan, self.context, self.setting if widths else alone)
 
     def _pass(self, **options: Any) -> TimestepReduction:

@@ -3,32 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from dq_plugins.errors import BudgetError
 from dq_plugins.passes.steps.fitness import SamplingFitness
 from dq_plugins.passes.steps.joint_program import best_widths
 from dq_plugins.passes.steps.space import Candidate, Space
 from dq_plugins.passes.steps.stepper import Stepper
+from dq_plugins.plots import lines
 from dq_plugins.quantized.candidates import Entry
 from dq_plugins.quantized.width import Width
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-@dataclass(frozen=True)
-class Point:
-    """A schedule with widths.
 
-    Attributes:
-        timesteps: descending.
-        widths: genes, as in `Candidate.widths`.
-        cost: of the whole sampling run.
-        loss: measured.
-    """
-
-    timesteps: tuple[float, ...]
-    widths: tuple[int, ...]
-    cost: float
-    loss: float
+Point = tuple[float, float, int]
+"""Cost of a sampling run, measured loss, and number of steps."""
 
 
 def widest(space: Space, count: int, limits: tuple[float, float] = (32, 32)) -> tuple[int, ...] | None:
@@ -72,7 +64,7 @@ def seeds(space: Space, noise: Mapping[Entry, float], stepper: Stepper) -> list[
     """For every number of steps the sampler's own timesteps (the nearest in each group), with the best widths."""
     found = []
     for count in sorted(space.groups):
-        own, widths = stepper.own(count), best_widths(space, noise, count) if noise else widest(space, count)
+        own, widths = stepper.own(count), best_widths(space, noise, count)
         if widths is not None and len(own) == count:
             found.append(Candidate(space.groups[count].nearest(own), widths))
     return found
@@ -82,7 +74,7 @@ def measured(space: Space, fitness: SamplingFitness, timesteps: Sequence[float],
     """Measure any schedule with any widths, on all images."""
     stand_in = Candidate((0,) * len(timesteps), widths)
     final = fitness.final(tuple(timesteps), space.widths(stand_in))
-    return Point(tuple(timesteps), widths, len(timesteps) * space.call_cost(widths), fitness.loss(final))
+    return space.cost(stand_in), fitness.loss(final), len(timesteps)
 
 
 def baselines(
@@ -113,5 +105,23 @@ def baselines(
                 if genes is not None:
                     tried.append(measured(space, fitness, fitness.stepper.own(count), genes))
             if tried:
-                points.append(min(tried, key=lambda p: p.loss))
+                points.append(min(tried, key=lambda point: point[1]))
     return found
+
+
+def draw(points: Mapping[str, Sequence[Point]], x_label: str, chosen: tuple[float, float] | None = None) -> Figure:
+    """Plot points, each with its number of steps; the chosen one is marked.
+
+    Args:
+        points: of each rule.
+        x_label: what the cost is.
+        chosen: cost and error of the plan that was taken.
+    """
+    ordered = {rule: sorted(each) for rule, each in points.items()}
+    series = {rule: ([p[0] for p in each], [p[1] for p in each]) for rule, each in ordered.items()}
+    y_label = "error to full precision over all recorded steps"
+    figure = lines(series, x_label, y_label, log_x=True, log_y=True, chosen=chosen)
+    (axis,) = figure.axes
+    for cost, error, steps in (point for each in ordered.values() for point in each):
+        axis.annotate(f"{steps}", (cost, error), fontsize=6, xytext=(2, 3), textcoords="offset points")
+    return figure

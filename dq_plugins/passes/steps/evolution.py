@@ -19,38 +19,29 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from pydantic import Field
 
-from dq_plugins.artifact import UnitResults
+from dq_plugins.artifact import STRICT, Format, UnitResults
+from dq_plugins.passes.steps.fitness import SamplingFitness
 from dq_plugins.passes.steps.space import Candidate, Space
-from dq_plugins.passes.steps.state import STATE, Scored, SearchState
 from dq_plugins.progress import Progress, reported
+from dq_plugins.recipe import PassOptions
 from dq_plugins.sensitivity.measure import MEASURED, Sums, measure
 
 FILE_NAME = "state.json"
 ATTEMPTS = 20
 """How often a new candidate is drawn again when it is known already."""
+KEEP = 0.5
+"""Share of candidates that go on to the next rung."""
 
 
-class Fitness(Protocol):
-    """Scores candidates; deterministic, and picklable when workers are to be used."""
-
-    @property
-    def rungs(self) -> int:
-        """How many rungs there are; each costs more than the one before."""
-        ...
-
-    def __call__(self, candidate: Candidate, rung: int) -> Sums:
-        """``{"loss": lower is better, "calls": what it cost}``."""
-        ...
-
-
-@dataclass(frozen=True)
-class EvolutionOptions:
-    """Settings; the defaults are the paper's, except for ``spread`` and ``keep``.
+class EvolutionOptions(PassOptions):
+    """Settings of the evolutionary search; the defaults are the paper's, except for ``spread``.
 
     Attributes:
         population: candidates that live on, and candidates of the first generation.
@@ -60,26 +51,82 @@ class EvolutionOptions:
         generations: generations after the first.
         mutation: probability that a gene mutates; the largest one with ``spread``.
         spread: draw each child's rate, log-uniformly, between one gene and ``mutation``.
-        keep: share of candidates that go on to the next rung.
-        seed: of every random choice.
+        workers: processes (joblib).
     """
 
-    population: int = 50
-    parents: int = 10
-    mutants: int = 25
-    crossovers: int = 10
-    generations: int = 20
-    mutation: float = 0.25
+    population: int = Field(50, ge=1)
+    parents: int = Field(10, ge=1)
+    mutants: int = Field(25, ge=0)
+    crossovers: int = Field(10, ge=0)
+    generations: int = Field(20, ge=0)
+    mutation: float = Field(0.25, gt=0, le=1)
     spread: bool = True
-    keep: float = 0.5
-    seed: int = 0
+    workers: int = Field(1, ge=1)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate with the highest rung it reached, and its loss there."""
+
+    __pydantic_config__ = STRICT
+
+    candidate: Candidate
+    rung: int
+    loss: float
+
+    @property
+    def order(self) -> tuple[int, float, str]:
+        """Sort key: best first; the key breaks ties, so that order never depends on who finished first."""
+        return -self.rung, self.loss, self.candidate.key
+
+
+@dataclass
+class SearchState:
+    """Everything a search needs to go on.
+
+    Attributes:
+        generation: generations that are finished.
+        population: best first.
+        visited: keys of all candidates ever scored.
+        history: least loss on the last rung after each generation.
+        evaluations: scores of each rung so far.
+        calls: what they cost.
+        rng: state of the random generator.
+    """
+
+    __pydantic_config__ = STRICT
+
+    generation: int = 0
+    population: list[Scored] = field(default_factory=list)
+    visited: set[str] = field(default_factory=set)
+    history: list[float] = field(default_factory=list)
+    evaluations: list[int] = field(default_factory=list)
+    calls: float = 0.0
+    rng: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def best(self) -> Scored:
+        """The best candidate."""
+        return self.population[0]
+
+    def summary(self) -> dict[str, Any]:
+        """What a plan keeps of a search: how long it was, how it went, and what it cost."""
+        return {
+            "generations": self.generation - 1,
+            "history": self.history,
+            "evaluations": self.evaluations,
+            "calls": self.calls,
+        }
+
+
+STATE: Format[SearchState] = Format("evolution", 1, SearchState, what="the state of a search")
 
 
 @dataclass(frozen=True)
 class _Rung:
     """Some candidates on one rung, as a measurement."""
 
-    fitness: Fitness
+    fitness: SamplingFitness
     candidates: tuple[Candidate, ...]
     rung: int
 
@@ -101,20 +148,20 @@ class Evolution:
         seeds: candidates of the first generation; those over budget are left out.
         folder: for checkpoints and scores; None: the search cannot be resumed.
         signature: what the scores depend on beside the candidate; another one does not resume here.
-        workers: processes.
+        seed: of every random choice.
     """
 
     space: Space
-    fitness: Fitness
-    options: EvolutionOptions = field(default_factory=EvolutionOptions)
+    fitness: SamplingFitness
+    options: EvolutionOptions
     seeds: Sequence[Candidate] = ()
     folder: Path | None = None
     signature: Any = None
-    workers: int = 1
+    seed: int = 0
 
     def run(self) -> Generator[Progress, None, SearchState]:
         """Search; iterate to run, the generator returns the final state."""
-        state = self._load() or SearchState(rng=np.random.default_rng(self.options.seed).bit_generator.state)
+        state = self._load() or SearchState(rng=np.random.default_rng(self.seed).bit_generator.state)
         while state.generation <= self.options.generations:
             rng = np.random.default_rng(0)
             rng.bit_generator.state = state.rng
@@ -188,26 +235,22 @@ class Evolution:
         state.evaluations = state.evaluations or [0] * rungs
         alive, scored = new, {}
         for rung in range(rungs):
-            measuring = measure(_Rung(self.fitness, tuple(alive), rung), self._scores, workers=self.workers)
-            results = yield from self._forwarded(measuring, state.generation, rung, rungs)
+            measuring = measure(_Rung(self.fitness, tuple(alive), rung), self._scores, workers=self.options.workers)
+            results = yield from reported(measuring, partial(self._in_search, state.generation, rung))
             sums = list(results.values())
             scored |= {c: Scored(c, rung, s["loss"]) for c, s in zip(alive, sums, strict=True)}
             state.evaluations[rung] += len(alive)
             state.calls += sum(s["calls"] for s in sums)
             ranked = sorted(alive, key=lambda c: scored[c].order)
-            alive = ranked[: max(math.ceil(len(ranked) * self.options.keep), 1)] if ranked else []
+            alive = ranked[: max(math.ceil(len(ranked) * KEEP), 1)] if ranked else []
         return list(scored.values())
 
-    def _forwarded(self, measuring: Any, generation: int, rung: int, rungs: int) -> Generator[Progress, None, Any]:
+    def _in_search(self, generation: int, rung: int, step: Progress) -> Progress:
         """Progress of one rung as part of the whole search."""
         unit = self.options.population
+        share = (rung + step.done / max(step.total, 1)) / self.fitness.rungs
         total = (self.options.generations + 1) * unit
-
-        def in_search(step: Progress) -> Progress:
-            share = (rung + step.done / max(step.total, 1)) / rungs
-            return Progress(int((generation + share) * unit), total, f"generation {generation}, rung {rung}")
-
-        return (yield from reported(measuring, in_search))
+        return Progress(int((generation + share) * unit), total, f"generation {generation}, rung {rung}")
 
     @property
     def _scores(self) -> UnitResults[Sums]:
@@ -222,4 +265,5 @@ class Evolution:
 
     def _settings(self) -> dict[str, Any]:
         space = {"budget": self.space.budget, "choices": self.space.choice_counts}
-        return {"scores": self.signature, "options": self.options, "seeds": self.seeds, **space}
+        options = self.options.model_dump(include=set(EvolutionOptions.model_fields) - {"workers"})
+        return {"scores": self.signature, "options": options, "seed": self.seed, "seeds": self.seeds, **space}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from importlib import import_module
 from typing import Any
 
@@ -20,7 +19,6 @@ from torch import Tensor, nn
 from dq_plugins import registry
 from dq_plugins.calibration import first_tensor
 from dq_plugins.errors import DQError, RecipeError
-from dq_plugins.metrics import Metric
 from dq_plugins.passes.steps.runs import Run
 from dq_plugins.passes.steps.space import Candidate, Space
 from dq_plugins.passes.steps.stepper import Stepper
@@ -32,10 +30,8 @@ from dq_plugins.sensitivity.measure import Sums
 DIVERGED = 1e30
 """Loss of a candidate whose images are not finite."""
 
-Features = Callable[[Tensor], Tensor]
 
-
-def load_features(name: str) -> Features:
+def load_features(name: str) -> Callable[[Tensor], Tensor]:
     """The feature network that a user names ``package.module:attribute``: images ``[B, C, H, W]`` to ``[B, ...]``.
 
     Raises:
@@ -92,10 +88,6 @@ class SamplingFitness:
         """Numbers of images."""
         return len(self.images)
 
-    @cached_property
-    def _metric(self) -> Metric:
-        return registry.get("metric", self.metric)
-
     def __call__(self, candidate: Candidate, rung: int) -> Sums:
         """Loss of a candidate, and its cost in denoiser calls of one image."""
         images = self.images[rung]
@@ -127,8 +119,9 @@ class SamplingFitness:
             network = load_features(self.features)
             with torch.no_grad():
                 reference, final = network(reference), network(final)
-        value = self._metric(reference, final)
-        value = -value if self._metric.higher_is_better else value
+        metric = registry.get("metric", self.metric)
+        value = metric(reference, final)
+        value = -value if metric.higher_is_better else value
         if value != value:
             raise DQError(f"metric {self.metric!r} is not a number for these images, so it cannot rank candidates")
         return max(min(value, DIVERGED), -DIVERGED)

@@ -12,7 +12,7 @@ that would leave a group without a candidate moves to the next one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,11 +73,6 @@ def quadratic_bounds(low: float, high: float, groups: int) -> list[float]:
     return [low + math.floor((k * root / (groups - 1)) ** 2) for k in range(1, groups)]
 
 
-def uniform_bounds(low: float, high: float, groups: int) -> list[float]:
-    """Lower bounds of equally wide groups."""
-    return [low + (high - low) * k / groups for k in range(1, groups)]
-
-
 def change_bounds(grid: Sequence[float], change: Sequence[float], groups: int) -> list[float]:
     """Lower bounds of groups that share the change of the trajectory equally.
 
@@ -122,12 +117,14 @@ def step_intervals(
     low, high = bounds or (min(0.0, ascending[0]), ascending[-1] + 1)
     if method == "change" and (change is None or len(change) != len(ascending)):
         raise BudgetError("groups by change need the change of the trajectory at every candidate timestep")
-    cut: dict[str, Callable[[], list[float]]] = {
-        "quadratic": lambda: quadratic_bounds(low, high, groups),
-        "uniform": lambda: uniform_bounds(low, high, groups),
-        "change": lambda: change_bounds(ascending, change or (), groups),
-    }
-    edges = cut[method]() if groups > 1 else []
+    if groups == 1:
+        edges = []
+    elif method == "change":
+        edges = change_bounds(ascending, change or (), groups)
+    elif method == "quadratic":
+        edges = quadratic_bounds(low, high, groups)
+    else:
+        edges = [low + (high - low) * k / groups for k in range(1, groups)]
     starts = [0]
     for k, edge in enumerate(edges, 1):
         wanted = int(np.searchsorted(ascending, edge))

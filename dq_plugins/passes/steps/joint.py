@@ -8,18 +8,29 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from dq_plugins.errors import BudgetError
 from dq_plugins.passes.steps.baselines import Point, baselines, measured, seeds
-from dq_plugins.passes.steps.evolution import Evolution, EvolutionOptions
+from dq_plugins.passes.steps.evolution import Evolution, EvolutionOptions, Scored, SearchState
 from dq_plugins.passes.steps.fitness import SamplingFitness
-from dq_plugins.passes.steps.joint_program import Errors, JointProgram, JointSolution, no_noise
+from dq_plugins.passes.steps.joint_program import JointProgram, JointSolution
 from dq_plugins.passes.steps.space import Candidate, Space
-from dq_plugins.passes.steps.state import Scored, SearchState
 from dq_plugins.passes.steps.transitions import Transitions
 from dq_plugins.progress import Progress
 from dq_plugins.quantized.candidates import Entry
 
-Method = Literal["exact", "evolution", "both"]
+
+class JointOptions(EvolutionOptions):
+    """Settings of both searches.
+
+    Attributes:
+        search: which of them run.
+        seconds: CP-SAT's deterministic time for each number of steps.
+    """
+
+    search: Literal["exact", "evolution", "both"] = "both"
+    seconds: float = Field(5.0, gt=0)
 
 
 @dataclass(frozen=True)
@@ -48,27 +59,21 @@ class JointSearch:
 
     Attributes:
         fitness: measures candidates; its space is searched.
-        noise: sensitivities by entry; empty when widths are not searched.
+        noise: sensitivities by entry.
         transitions: costs of steps; None without the exact program.
-        evolution: settings of the evolutionary search.
-        method: which searches run.
-        errors: how the program adds up errors, see `JointProgram`.
-        seconds: CP-SAT's deterministic time for each number of steps.
+        options: settings.
         folder: for checkpoints; None: the search cannot be resumed.
         signature: what scores depend on beside the candidate.
-        workers: processes.
+        seed: of the evolutionary search.
     """
 
     fitness: SamplingFitness
     noise: Mapping[Entry, float]
     transitions: Transitions | None
-    evolution: EvolutionOptions
-    method: Method = "both"
-    errors: Errors = "power"
-    seconds: float = 5.0
+    options: JointOptions
     folder: Path | None = None
     signature: Any = None
-    workers: int = 1
+    seed: int = 0
 
     @property
     def space(self) -> Space:
@@ -77,8 +82,8 @@ class JointSearch:
 
     def run(self) -> Generator[Progress, None, JointResult]:
         """Search; iterate to run, the generator returns the result."""
-        solution = (yield from self._exact()) if self.method != "evolution" else None
-        state = (yield from self._evolve(solution)) if self.method != "exact" else None
+        solution = (yield from self._exact()) if self.options.search != "evolution" else None
+        state = (yield from self._evolve(solution)) if self.options.search != "exact" else None
         proposals = {} if solution is None else {"exact": list(solution.optima.values())}
         proposals |= {} if state is None else {"evolution": [state.best.candidate]}
         scored = {who: min(map(self._scored, each), key=lambda s: s.order) for who, each in proposals.items() if each}
@@ -127,15 +132,13 @@ class JointSearch:
     def program(self) -> JointProgram:
         """The exact program, its noise scaled by one measured run."""
         assert self.transitions is not None
-        program = JointProgram(self.space, self.transitions, self.noise, 1.0, self.errors)
-        start = self._seeds
-        if not self.noise or not start:
-            return replace(program, noise=self.noise or no_noise(self.space))
-        timesteps, widths = self.space.timesteps(start[0]), self.space.widths(start[0])
+        program = JointProgram(self.space, self.transitions, self.noise)
+        predicted = program.predicted(self._seeds[0])[1] if self._seeds else 0.0
+        if predicted <= 0:
+            return program
+        timesteps, widths = self.space.timesteps(self._seeds[0]), self.space.widths(self._seeds[0])
         moved = self.fitness.final(timesteps, widths) - self.fitness.final(timesteps, {})
-        predicted = program.predicted(start[0])[1]
-        scale = float(moved.double().square().mean()) / predicted if predicted > 0 else 1.0
-        return replace(program, scale=scale)
+        return replace(program, scale=float(moved.double().square().mean()) / predicted)
 
     @cached_property
     def _seeds(self) -> list[Candidate]:
@@ -143,12 +146,12 @@ class JointSearch:
 
     def _exact(self) -> Generator[Progress, None, JointSolution]:
         yield Progress(0, 1, "exact program")
-        solution = self.program().solve(seconds=self.seconds)
+        solution = self.program().solve(seconds=self.options.seconds)
         yield Progress(1, 1, "exact program")
         return solution
 
     def _evolve(self, solution: JointSolution | None) -> Generator[Progress, None, SearchState]:
         optima = [] if solution is None else list(solution.optima.values())
         first = [*optima, *self._seeds]
-        search = Evolution(self.space, self.fitness, self.evolution, first, self.folder, self.signature, self.workers)
+        search = Evolution(self.space, self.fitness, self.options, first, self.folder, self.signature, self.seed)
         return (yield from search.run())

@@ -6,8 +6,7 @@ With one node chosen in each group (``x_e`` the steps between them) and one opti
     subject to  K (overhead + sum_l cost_l z_l)  <=  budget
 
 - ``d_e``: root mean square error of the final image that step e makes, `dq_plugins.passes.steps.Transitions`. Errors of
-  successive steps are taken as independent, which predicts the size of the whole error best (``errors="size"`` takes
-  them as pointing the same way);
+  successive steps are taken as independent, which predicts the size of the whole error best;
 - ``n_l``: noise power of the denoiser's output by layer and width, as bit allocation uses it;
 - ``q_e``: what noise of the output at step e becomes in the final image; ``k`` corrects it by a measured run.
 
@@ -29,7 +28,7 @@ from dq_plugins.passes.allocation.problem import error_of
 from dq_plugins.passes.steps.intervals import StepGroups
 from dq_plugins.passes.steps.space import Candidate, Space
 from dq_plugins.passes.steps.transitions import END, Transitions
-from dq_plugins.quantized.candidates import Entry, Operand
+from dq_plugins.quantized.candidates import Entry
 from dq_plugins.quantized.width import Width
 from dq_plugins.solvers.cp_sat import cp_sat
 from dq_plugins.solvers.integers import add_choice_sets, chosen_columns, power_of_two, to_integers
@@ -40,8 +39,6 @@ if TYPE_CHECKING:
 
 LEVELS = 2**13
 """Integer levels of each of the three sums; their products stay far below 2^63."""
-
-Errors = Literal["size", "power"]
 
 
 @dataclass(frozen=True)
@@ -85,14 +82,12 @@ class JointProgram:
         transitions: costs of steps; its nodes are the candidates of the space's groups.
         noise: noise power by entry; full precision has none.
         scale: ``k``.
-        errors: whether sizes or squares of the errors of steps add up.
     """
 
     space: Space
     transitions: Transitions
     noise: Mapping[Entry, float]
     scale: float = 1.0
-    errors: Errors = "power"
 
     def predicted(self, candidate: Candidate) -> tuple[float, float]:
         """Mean square error of the final images that the program predicts: of the steps, and of the widths."""
@@ -101,8 +96,7 @@ class JointProgram:
         sizes = [self.transitions.start(nodes[0]), *(self.transitions.error(*s) for s in steps)]
         gain = sum(self.transitions.gain(*s) for s in steps)
         noise = sum(error_of(self.noise, name, width) for name, width in self.space.widths(candidate).items())
-        truncation = sum(sizes) ** 2 if self.errors == "size" else sum(s * s for s in sizes)
-        return truncation, self.scale * gain * noise
+        return sum(s * s for s in sizes), self.scale * gain * noise
 
     def solve(self, *, seconds: float = 5.0, only: Sequence[int] | None = None) -> JointSolution:
         """Solve for every number of steps, and take the best.
@@ -149,18 +143,6 @@ def best_widths(space: Space, noise: Mapping[Entry, float], count: int) -> tuple
     return tuple(gene for c in solution.choice for gene in columns[int(c)]) if solution.choice.size else None
 
 
-def no_noise(space: Space) -> dict[Entry, float]:
-    """Noise for widths that are not searched: it does not matter which there are."""
-    operands: tuple[tuple[Operand, str], ...] = (("weight", "weights"), ("activation", "inputs"))
-    return {
-        Entry(layer.name, operand, bits): 0.0
-        for layer in space.layers
-        for operand, choices in operands
-        for bits in getattr(layer, choices)
-        if bits is not None
-    }
-
-
 def _solve(program: JointProgram, count: int, seconds: float) -> tuple[Candidate, float, bool] | None:
     """Best candidate of ``count`` steps, a bound on its prediction, and whether it is proven; None: none fits."""
     from ortools.sat.python import cp_model
@@ -168,18 +150,13 @@ def _solve(program: JointProgram, count: int, seconds: float) -> tuple[Candidate
     model = cp_model.CpModel()
     paths = _Paths(model, program, program.space.groups[count])
     widths = _Widths(model, program, count)
-    truncation = model.new_int_var(0, LEVELS**2, "")
-    if program.errors == "size":
-        model.add_multiplication_equality(truncation, [paths.error, paths.error])
-    else:
-        model.add(truncation == paths.error * LEVELS)
     noise = model.new_int_var(0, LEVELS**2, "")
     model.add_multiplication_equality(noise, [paths.gain, widths.noise])
     # both terms in units of the final image's mean square error, brought to one integer scale
-    units = (paths.error_unit, program.scale * paths.gain_unit * widths.unit)
+    units = (paths.error_unit / LEVELS, program.scale * paths.gain_unit * widths.unit)
     largest = max(units)
     factors = [max(round(unit / largest * 2**20), 0) for unit in units]
-    model.minimize(factors[0] * truncation + factors[1] * noise)
+    model.minimize(factors[0] * LEVELS * paths.error + factors[1] * noise)
     paths.hint(model)
     solver = cp_model.CpSolver()
     solver.parameters.num_workers = 1
@@ -208,9 +185,7 @@ class _Paths:
         for k in range(1, len(groups)):
             steps += self._between(model, t, k)
         taken, error, gain = zip(*steps, strict=True)
-        power = 2 if program.errors == "power" else 1
-        self.error, unit = _total(model, list(taken), np.array(error) ** power)
-        self.error_unit = unit**2 if power == 1 else unit / LEVELS
+        self.error, self.error_unit = _total(model, list(taken), np.array(error) ** 2)
         self.gain, self.gain_unit = _total(model, list(taken), np.array(gain))
 
     def _between(self, model: cp_model.CpModel, t: Transitions, k: int) -> list[tuple[Any, float, float]]:

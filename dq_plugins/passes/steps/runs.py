@@ -18,28 +18,10 @@ from dq_plugins.graph.arguments import map_leaves, named_leaves
 from dq_plugins.passes.steps.stepper import SamplingRun, Stepper, stepper_of
 from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
 
-Denoise = Callable[[dict[str, Any]], Tensor]
-"""From the arguments of a call to the first tensor of the output."""
-
 REPLAY_TOLERANCE = 0.02
 """Relative distance to the recorded samples within which a sampler counts as the one that made them. Not less, because
 DDIM in diffusers goes to ``t - 1000 // steps``, not quite the next timestep where that does not divide (0.2 % off
 at 12 steps); here every step goes to the next one."""
-
-
-@dataclass(frozen=True, eq=False)
-class Path:
-    """What one recorded run went through.
-
-    Attributes:
-        timesteps: in order.
-        samples: before every step, and the final one: ``S + 1`` tensors ``[B, ...]``, as the sampler holds them.
-        outputs: of every step, guided: ``S`` tensors ``[B, ...]``.
-    """
-
-    timesteps: tuple[float, ...]
-    samples: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +62,16 @@ class Run:
 
         return replace(self, kwargs=map_leaves(self.kwargs, cut), noise=self.noise[rows], final=self.final[rows])
 
-    def sample(self, stepper: Stepper, timesteps: Sequence[float], denoise: Denoise) -> Tensor:
-        """Sample over ``timesteps`` (descending) from the recorded noise; the final sample ``[B, ...]``."""
+    def sample(
+        self, stepper: Stepper, timesteps: Sequence[float], denoise: Callable[[dict[str, Any]], Tensor]
+    ) -> Tensor:
+        """Sample from the recorded noise; the final sample ``[B, ...]``.
+
+        Args:
+            stepper: the sampler.
+            timesteps: descending.
+            denoise: from the arguments of a call to the first tensor of the output.
+        """
         run = stepper.begin(timesteps)
         sample = self.noise * run.spread
         for step, t in enumerate(timesteps):
@@ -131,15 +121,19 @@ def _run(trajectory: Trajectory, stepper: Stepper) -> Run:
     begun = stepper.begin(trajectory.calibration.schedule.timesteps)
     noise = first.kwargs[argument][: trajectory.images] / (_factor(begun, 0) * begun.spread)
     run = Run(first.kwargs, argument, timestep, noise, noise, guided)
-    return replace(run, final=recorded_path(run, trajectory, stepper).samples[-1])
+    return replace(run, final=recorded_path(run, trajectory, stepper)[0][-1])
 
 
 def _factor(run: SamplingRun, step: int) -> float:
     return float(run.scale(step, torch.ones(1)))
 
 
-def recorded_path(run: Run, trajectory: Trajectory, stepper: Stepper) -> Path:
+def recorded_path(run: Run, trajectory: Trajectory, stepper: Stepper) -> tuple[list[Tensor], list[Tensor]]:
     """Repeat a run with its recorded outputs.
+
+    Returns:
+        Samples before every step, and the final one: ``S + 1`` tensors ``[B, ...]``, as the sampler holds them; and
+        outputs of every step, guided: ``S`` tensors ``[B, ...]``.
 
     Raises:
         CalibrationError: the samples are not the recorded ones (a sampler that adds noise is not compared), or a
@@ -162,7 +156,7 @@ def recorded_path(run: Run, trajectory: Trajectory, stepper: Stepper) -> Path:
         outputs.append(run.guide(call.output, stepper.guidance))
         samples[-1] = recorded
         samples.append(begun.step(step, outputs[-1], recorded))
-    return Path(timesteps, tuple(samples), tuple(outputs))
+    return samples, outputs
 
 
 def _same_conditions(run: Run, kwargs: dict[str, Any], index: int) -> None:
@@ -172,13 +166,9 @@ def _same_conditions(run: Run, kwargs: dict[str, Any], index: int) -> None:
         for each in (run.kwargs, kwargs)
     )
     names = sorted(before.keys() | now.keys())
-    different = [n for n in names if n not in before or n not in now or not _equal(before[n], now[n])]
+    different = [n for n in names if n not in before or n not in now or not torch.equal(before[n], now[n])]
     if different:
         raise CalibrationError(
             f"the condition {different[0]!r} of recorded call {index} is not that of the first call of its run, so "
             "runs over other timesteps cannot be made from this recording"
         )
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a, b)

@@ -10,7 +10,6 @@ Source: TMPQ-DM (Sun et al. 2024), whose shipped mode fixes K and gives all step
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -98,13 +97,6 @@ class Space:
         """Number of choices of every gene of ``Candidate.widths``."""
         return tuple(size for layer in self.layers for size in (len(layer.weights), len(layer.inputs)))
 
-    @property
-    def decades(self) -> float:
-        """Decimal logarithm of the number of candidates, those over budget included."""
-        widths = sum(math.log10(count) for count in self.choice_counts)
-        schedules = sum(math.prod(groups.sizes) for groups in self.groups.values())
-        return widths + math.log10(schedules)
-
     def cost(self, candidate: Candidate) -> float:
         """Cost of the whole sampling run."""
         return len(candidate.steps) * self.call_cost(candidate.widths)
@@ -126,22 +118,6 @@ class Space:
         """The widths of a candidate, by layer."""
         pairs = zip(self.layers, candidate.widths[::2], candidate.widths[1::2], strict=True)
         return {layer.name: Width(layer.weights[w], layer.inputs[a]) for layer, w, a in pairs}
-
-    def candidate(self, timesteps: tuple[float, ...], widths: Mapping[str, Width]) -> Candidate:
-        """The candidate closest to a schedule, with exactly these widths.
-
-        Raises:
-            BudgetError: no groups of so many steps, or a width is not among its choices.
-        """
-        if len(timesteps) not in self.groups:
-            raise BudgetError(f"{len(timesteps)} steps are not in this space; it has: {sorted(self.groups)}")
-        genes: list[int] = []
-        for layer in self.layers:
-            weight, activation = widths[layer.name]
-            if weight not in layer.weights or activation not in layer.inputs:
-                raise BudgetError(f"{widths[layer.name]} is not among the choices of layer {layer.name!r}")
-            genes += [layer.weights.index(weight), layer.inputs.index(activation)]
-        return Candidate(self.groups[len(timesteps)].nearest(timesteps), tuple(genes))
 
     def random(self, rng: np.random.Generator) -> Candidate:
         """A random candidate within the budget."""

@@ -13,17 +13,16 @@ from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
-from dq_plugins.passes.steps.baselines import uniform
-from dq_plugins.passes.steps.evolution import EvolutionOptions
-from dq_plugins.passes.steps.figure import draw
+from dq_plugins.passes.allocation.problem import LatencyTable, time_of
+from dq_plugins.passes.steps.baselines import Point, draw, uniform
 from dq_plugins.passes.steps.fitness import SamplingFitness
 from dq_plugins.passes.steps.intervals import step_intervals, thinned
-from dq_plugins.passes.steps.joint import JointSearch
-from dq_plugins.passes.steps.layer_choices import kept_widths, layer_choices
+from dq_plugins.passes.steps.joint import JointOptions, JointSearch
 from dq_plugins.passes.steps.runs import Run, runs_of
-from dq_plugins.passes.steps.space import Space
+from dq_plugins.passes.steps.space import LayerChoices, Space
 from dq_plugins.passes.steps.stepper import Stepper
 from dq_plugins.passes.steps.supernet import CalibrationOptions, calibrate
 from dq_plugins.passes.steps.transitions import Transitions, measure_transitions
@@ -50,7 +49,7 @@ class Setting:
         runs: recorded runs.
         grid: candidate timesteps, ascending.
         candidates: quantizers of every layer that has one.
-        noise: sensitivities; empty when widths are not searched.
+        noise: sensitivities; 0 when widths are not searched.
         transitions: costs of steps, if they were measured.
     """
 
@@ -74,10 +73,9 @@ class ReductionFindings:
         loss: distance of the images to full precision.
         losses: of the answer of each search.
         fitness: metric.
-        candidates_log10: decades of candidates.
         exact: how the program went.
         evolution: how the search went.
-        points: by rule, ``(cost, loss, steps)`` at each budget of the sweep.
+        points: by rule, one at each budget of the sweep.
     """
 
     chosen_by: str
@@ -87,10 +85,9 @@ class ReductionFindings:
     loss: float
     losses: dict[str, float]
     fitness: str
-    candidates_log10: float
     exact: dict[str, Any] | None
     evolution: dict[str, Any] | None
-    points: dict[str, tuple[tuple[float, float, int], ...]]
+    points: dict[str, tuple[Point, ...]]
 
 
 class TimestepReduction(Pass):
@@ -99,8 +96,8 @@ class TimestepReduction(Pass):
     name = "timestep-reduction"
     after = ("timestep-groups", "activation-ranges", "bos-tokens", "sensitivity")
 
-    class Options(PassOptions):
-        """Options of ``timestep-reduction``.
+    class Options(JointOptions):
+        """Options of ``timestep-reduction``; those of the searches are `JointOptions` and `EvolutionOptions`.
 
         Attributes:
             steps: numbers of steps to choose from; the first sets the default budget. By default half as many as
@@ -111,25 +108,14 @@ class TimestepReduction(Pass):
             call_latency: with such a table, time of a denoiser call outside its layers.
             spacing: ``"quadratic"`` (the paper's), ``"uniform"``, or ``"change"`` (equal change of the trajectory).
             grid: recorded timesteps to choose from, at most; they are thinned out evenly.
-            search: ``"exact"``, ``"evolution"``, or ``"both"``.
             fitness: registered metric of the images.
             features: ``package.module:attribute`` of a network whose features are compared instead.
             images: images that each rung of the search looks at, as shares of those recorded.
-            population: candidates of a generation.
-            parents: of them have children.
-            mutants: mutated children.
-            crossovers: crossed children.
-            generations: after the first.
-            mutation: probability that a gene mutates.
-            spread: draw rates between one gene and ``mutation``, see `dq_plugins.passes.steps`.
             probes: backward passes through each recorded run, for the costs of steps.
-            errors: whether squares (``"power"``) or sizes of the errors of steps add up in the program.
-            seconds: CP-SAT's deterministic time for each number of steps.
             calibration: ``"ranges"`` takes the quantizers as they are; ``"random"`` (the paper's) and
                 ``"independent"`` learn them block by block, see `dq_plugins.passes.steps`.
             iterations: of learning, for each block.
             sweep: budgets, as multiples of the budget, each with a search of its own, compared with the baselines.
-            workers: processes (joblib).
         """
 
         steps: tuple[int, ...] = ()
@@ -138,24 +124,13 @@ class TimestepReduction(Pass):
         call_latency: float = Field(0.0, ge=0)
         spacing: Literal["quadratic", "uniform", "change"] = "quadratic"
         grid: int = Field(50, ge=1)
-        search: Literal["exact", "evolution", "both"] = "both"
         fitness: str = "mse"
         features: str | None = None
         images: tuple[float, ...] = Field((0.25, 1.0), min_length=1)
-        population: int = Field(50, ge=1)
-        parents: int = Field(10, ge=1)
-        mutants: int = Field(25, ge=0)
-        crossovers: int = Field(10, ge=0)
-        generations: int = Field(20, ge=0)
-        mutation: float = Field(0.25, gt=0, le=1)
-        spread: bool = True
         probes: int = Field(2, ge=1)
-        errors: Literal["power", "size"] = "power"
-        seconds: float = Field(5.0, gt=0)
         calibration: Literal["ranges", "random", "independent"] = "ranges"
         iterations: int = Field(400, ge=1)
         sweep: tuple[float, ...] = ()
-        workers: int = Field(1, ge=1)
 
     options: Options
     Options: ClassVar[type[PassOptions]] = Options
@@ -174,7 +149,7 @@ class TimestepReduction(Pass):
             points = (yield from search.front(self.options.sweep, found)) if self.options.sweep else {}
         space, best = search.space, found.best
         plan.sampling = Schedule(space.timesteps(best.candidate))
-        if setting.noise:
+        if plan.sensitivity is not None:
             write_widths(plan, space.widths(best.candidate), setting.candidates)
         plan.sections[self.name] = Section.of(
             ReductionFindings(
@@ -185,10 +160,9 @@ class TimestepReduction(Pass):
                 loss=best.loss,
                 losses={name: each.loss for name, each in found.scored.items()},
                 fitness=self.options.fitness,
-                candidates_log10=space.decades,
                 exact=None if found.solution is None else found.solution.as_data(setting.transitions),
                 evolution=None if found.state is None else found.state.summary(),
-                points={n: tuple((p.cost, p.loss, len(p.timesteps)) for p in each) for n, each in points.items()},
+                points={rule: tuple(each) for rule, each in points.items()},
             )
         )
 
@@ -222,7 +196,9 @@ class TimestepReduction(Pass):
             )
         measured = plan.sensitivity
         if measured is None:
-            return Setting(stepper, runs, grid, kept_widths(plan), {}, transitions)
+            candidates = kept_widths(plan)
+            noise = dict.fromkeys(candidates.entries(), 0.0)  # there is nothing to choose
+            return Setting(stepper, runs, grid, candidates, noise, transitions)
         candidates = candidates_of(plan, context, measured.weight_choices, measured.act_choices)
         if o.calibration != "ranges":
             settings = CalibrationOptions(o.calibration, o.iterations, seed=context.stream("calibration"))
@@ -247,38 +223,58 @@ class TimestepReduction(Pass):
         own = counts[0] * unlimited.call_cost(target)
         return replace(unlimited, budget=own if o.budget is None else o.budget)
 
-    def _fitness(self, context: PassContext, setting: Setting, space: Space) -> SamplingFitness:
-        o = self.options
-        total = sum(run.images for run in setting.runs)
-        images = tuple(sorted({max(round(share * total), 1) for share in o.images}))
-        return SamplingFitness(
-            context.denoiser,
-            setting.candidates,
-            context.calibration.timestep_argument,
-            space,
-            setting.runs,
-            setting.stepper,
-            images,
-            o.fitness,
-            o.features,
-        )
-
     def search(self, plan: QuantPlan, context: PassContext, setting: Setting) -> JointSearch:
         """The search that the options describe."""
         o = self.options
-        sizes = o.population, o.parents, o.mutants, o.crossovers, o.generations
-        evolution = EvolutionOptions(*sizes, o.mutation, o.spread, seed=context.stream("evolution"))
+        total = sum(run.images for run in setting.runs)
+        fitness = SamplingFitness(
+            context.denoiser,
+            setting.candidates,
+            context.calibration.timestep_argument,
+            self.space(plan, context, setting),
+            setting.runs,
+            setting.stepper,
+            tuple(sorted({max(round(share * total), 1) for share in o.images})),
+            o.fitness,
+            o.features,
+        )
         scores_depend_on = o.model_dump(mode="json", include={"steps", "spacing", "fitness", "features", "images"})
         signature = [context.calibration.hash, setting.candidates.hash, scores_depend_on, setting.grid]
-        return JointSearch(
-            self._fitness(context, setting, self.space(plan, context, setting)),
-            setting.noise,
-            setting.transitions,
-            evolution,
-            o.search,
-            o.errors,
-            o.seconds,
-            context.workdir / "search" if context.workdir else None,
-            signature,
-            o.workers,
-        )
+        folder = context.workdir and context.workdir / "search"
+        seed = context.stream("evolution")
+        return JointSearch(fitness, setting.noise, setting.transitions, o, folder, signature, seed)
+
+
+def kept_widths(plan: QuantPlan) -> Candidates:
+    """The quantizers that a plan has, as choices of one: for a search that leaves widths alone."""
+    weights = {n: {p.weight.bits: p.weight} for n, p in plan.layers.items() if p.weight is not None}
+    inputs = {n: {p.activation.bits: p.activation} for n, p in plan.layers.items() if p.activation is not None}
+    return Candidates(weights, inputs, dict(plan.groups))
+
+
+def layer_choices(candidates: Candidates, context: PassContext, latency: LatencyTable) -> tuple[LayerChoices, ...]:
+    """Choices of all layers with candidates, cheapest widths first, with the cost of one denoiser call.
+
+    Args:
+        candidates: the quantizers.
+        context: whose graph counts the operations; for the batch that was recorded.
+        latency: measured times by layer and width; BitOps where it is empty.
+
+    Raises:
+        BudgetError: the latency table lacks a layer or a width.
+    """
+    choices = []
+    for name in candidates.layers:
+        weights: tuple[int | None, ...] = tuple(sorted(candidates.weights.get(name, {}))) or (None,)
+        inputs: tuple[int | None, ...] = tuple(sorted(candidates.activations.get(name, {}))) or (None,)
+        cost = np.empty((len(weights), len(inputs)))
+        for i, w in enumerate(weights):
+            for j, a in enumerate(inputs):
+                cost[i, j] = time_of(latency, name, Width(w, a)) if latency else _bitops(context, name, w, a)
+        choices.append(LayerChoices(name, weights, inputs, cost))
+    return tuple(choices)
+
+
+def _bitops(context: PassContext, name: str, weight: int | None, activation: int | None) -> float:
+    full = 8 * context.denoiser.get_submodule(name).weight.element_size()  # type: ignore[union-attr, operator]
+    return float(context.partition.layers[name].macs * (weight or full) * (activation or full))

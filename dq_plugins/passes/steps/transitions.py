@@ -147,10 +147,10 @@ def _one_run(
     denoiser: nn.Module, stepper: Stepper, run: Run, trajectory: Trajectory, nodes: Sequence[float], signs: Tensor
 ) -> Generator[int, None, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Samples, outputs, gradients and starts of one run; yields how many nodes are done."""
-    path = recorded_path(run, trajectory, stepper)
-    places = [path.timesteps.index(t) for t in nodes]
-    samples = torch.stack([path.samples[p] for p in places] + [path.samples[-1]])
-    outputs = torch.stack([path.outputs[p] for p in places])
+    recorded, guided = recorded_path(run, trajectory, stepper)
+    places = [trajectory.calibration.schedule.timesteps.index(t) for t in nodes]
+    samples = torch.stack([recorded[p] for p in places] + [recorded[-1]])
+    outputs = torch.stack([guided[p] for p in places])
     starts = torch.stack([run.noise * stepper.begin((t,)).spread for t in nodes])
     gradients = [signs]
     for i, t in enumerate(nodes):

@@ -8,9 +8,8 @@ import pytest
 from toy_spaces import ToyFitness, toy_space
 
 from dq_plugins.errors import DQError
-from dq_plugins.passes.steps.evolution import Evolution, EvolutionOptions
+from dq_plugins.passes.steps.evolution import STATE, Evolution, EvolutionOptions
 from dq_plugins.passes.steps.space import Candidate
-from dq_plugins.passes.steps.state import STATE
 from dq_plugins.progress import finish
 
 QUICK = EvolutionOptions(population=16, parents=5, mutants=8, crossovers=3, generations=12)
@@ -26,7 +25,7 @@ def searches():
     for seed in range(10):
         space = toy_space(seed, layers=3)
         fitness = ToyFitness(space, seed)
-        state = finish(Evolution(space, fitness, options(seed=seed)).run())
+        state = finish(Evolution(space, fitness, options(), seed=seed).run())
         found.append((fitness, state))
     return found
 
@@ -131,7 +130,8 @@ def test_workers_find_the_same(tmp_path):
     short = options(generations=0, population=4)
     alone = finish(Evolution(space, ToyFitness(space, 2), short, folder=tmp_path / "one").run())
     with joblib.parallel_config("threading"):  # any backend: local processes, Dask, Ray
-        spread = finish(Evolution(space, ToyFitness(space, 2), short, folder=tmp_path / "two", workers=2).run())
+        both = options(generations=0, population=4, workers=2)
+        spread = finish(Evolution(space, ToyFitness(space, 2), both, folder=tmp_path / "two").run())
     assert spread == alone
 
 

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from dq_plugins.errors import BudgetError
-from dq_plugins.passes.steps.evolution import EvolutionOptions
 from dq_plugins.passes.steps.intervals import StepGroups
-from dq_plugins.passes.steps.joint import JointSearch
+from dq_plugins.passes.steps.joint import JointOptions, JointSearch
 from dq_plugins.passes.steps.space import LayerChoices, Space
 from dq_plugins.progress import finish
 
@@ -50,8 +49,8 @@ class Images:
 
 def search(method="both", budget=1e9, folder=None):
     space = Space({2: StepGroups(GRID, (0, 2)), 3: StepGroups(GRID, (0, 1, 2))}, (), budget)
-    few = EvolutionOptions(population=8, parents=2, mutants=4, crossovers=2, generations=3)
-    return JointSearch(Images(space), {}, Costs(), few, method, folder=folder)
+    few = JointOptions(population=8, parents=2, mutants=4, crossovers=2, generations=3, search=method)
+    return JointSearch(Images(space), {}, Costs(), few, folder=folder)
 
 
 def test_the_program_is_asked_for_every_number_of_steps_and_the_images_decide():
@@ -70,7 +69,7 @@ def test_the_evolution_is_not_worse_than_where_it_begins():
 
 def test_evolution_alone_needs_no_costs_of_steps():
     alone = search("evolution")
-    found = finish(JointSearch(alone.fitness, {}, None, alone.evolution, "evolution").run())
+    found = finish(JointSearch(alone.fitness, {}, None, alone.options).run())
     assert found.solution is None
     assert found.chosen_by == "evolution"
 
@@ -84,7 +83,7 @@ def test_another_budget_has_checkpoints_of_its_own(tmp_path):
 def test_a_share_of_the_budget_that_nothing_fits_is_refused():
     layers = (LayerChoices("l", (8,), (8,), np.array([[100.0]])),)
     space = Space({2: StepGroups(GRID, (0, 2))}, layers, 300.0)
-    joint = JointSearch(Images(space), {}, Costs(), EvolutionOptions())
+    joint = JointSearch(Images(space), {}, Costs(), JointOptions())
     assert joint.within(0.7).space.budget == pytest.approx(210.0)
     with pytest.raises(BudgetError, match="no schedule fits"):
         joint.within(0.6)

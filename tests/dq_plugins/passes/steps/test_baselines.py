@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dq_plugins.passes.steps.figure import draw
+from dq_plugins.passes.steps.baselines import draw
 
 
 def test_every_point_is_drawn_with_its_number_of_steps():
