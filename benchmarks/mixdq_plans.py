@@ -28,8 +28,7 @@ from benchmarks.mixdq_setting import ACT_CHOICES, WEIGHT_CHOICES, Setting, argum
 from benchmarks.records import Records
 from dq_plugins.passes.allocation.coupling import mixdq_widths, score
 from dq_plugins.passes.allocation.front import Front, draw, fronts, mean_weight_bits
-from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets
-from dq_plugins.passes.allocation.solve import allocate
+from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, allocate
 from dq_plugins.progress import finish
 from dq_plugins.quantized.candidates import Entry
 from dq_plugins.quantized.width import Width, WidthChoices, entries_of
@@ -124,13 +123,12 @@ def true_fronts(setting: Setting, table: SensitivityTable, records: Records) -> 
     found = list(fronts(problem, SIZES))
     budgets = [replace(problem, budgets=Budgets(weight_bits=bits, act_bits=8.0)) for bits in SIZES]
     points = [paper_plan(setting, table, problem_at) for problem_at in budgets]
-    sizes = tuple(mean_weight_bits(problem, p) for p in points)
-    found.insert(1, Front("the paper's program", sizes, (), tuple(points)))
+    found.insert(1, Front("the paper's program", (), tuple(points)))
     measured = []
     for front in found:
-        errors = tuple(setting.true_noise(entries_of(widths)) for widths in front.widths)
-        measured.append(replace(front, errors=errors))
-        rows = [[round(size, 3), round(db(error), 2)] for size, error in zip(front.sizes, errors, strict=True)]
+        true = [(mean_weight_bits(problem, w), setting.true_noise(entries_of(w))) for w in front.widths]
+        measured.append(front._replace(points=tuple(true)))
+        rows = [[round(size, 3), round(db(error), 2)] for size, error in true]
         records.put(f"true SQNR in dB, {front.rule}", rows)
         print(f"  {front.rule:24} {rows}", flush=True)
     return measured
@@ -138,8 +136,8 @@ def true_fronts(setting: Setting, table: SensitivityTable, records: Records) -> 
 
 def gains(found: list[Front]) -> dict[str, float]:
     """How much better than uniform widths ours is at 4 and 3 mean bits, in dB."""
-    ours = dict(zip(SIZES, found[0].errors, strict=True))
-    uniform = {round(size): error for size, error in zip(found[-1].sizes, found[-1].errors, strict=True)}
+    ours = {limit: error for limit, (_, error) in zip(SIZES, found[0].points, strict=True)}
+    uniform = {round(size): error for size, error in found[-1].points}
     pairs = ((bits, other) for bits in (4, 3) for other in (bits, bits + 1))
     return {f"{bits}.0 bits over uniform {b}": db(ours[float(bits)]) - db(uniform[b]) for bits, b in pairs}
 
@@ -152,7 +150,7 @@ def with_inputs(setting: Setting, table: SensitivityTable) -> dict[str, Any]:
         ours = allocate(setting.problem(dict(table.noise), budgets=budgets))
         uniform = entries_of({n: Width(weight, act) for n in setting.candidates.layers})
         uniform = [e for e in uniform if e in table.noise]
-        noise = {"ours": setting.true_noise(ours.entries()), "uniform": setting.true_noise(uniform)}
+        noise = {"ours": setting.true_noise(entries_of(ours.widths)), "uniform": setting.true_noise(uniform)}
         found[f"W{weight}A{act}"] = {k: db(v) for k, v in noise.items()} | {"status": ours.solution.status}
     return found
 
@@ -177,9 +175,10 @@ def main() -> None:
         records.put("weights and inputs, true SQNR in dB", with_inputs(setting, table))
         print(json.dumps({k: records.data[k] for k in list(records.data)[-2:]}, indent=1), flush=True)
         if args.plot:
-            ours = found[0]
-            chosen = (ours.sizes[SIZES.index(4.0)], ours.errors[SIZES.index(4.0)])
-            draw(found, chosen, "true noise power of the output / signal").savefig(args.plot, dpi=150)
+            chosen = found[0].points[SIZES.index(4.0)]
+            draw(
+                {front.rule: front.points for front in found}, chosen, "true noise power of the output / signal"
+            ).savefig(args.plot, dpi=150)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -84,32 +84,34 @@ class JacobianProbe:
         self._inputs.clear()
         return first_tensor(self.denoiser(**kwargs))
 
-    def backward(self, output: Tensor, cotangent: Tensor, timestep: Tensor, sample: Tensor | None = None) -> _Response:
-        """Response of the probe ``cotangent . output`` to every candidate; the graph stays for more probes.
+    def backward(
+        self, output: Tensor, cotangent: Tensor, timestep: Tensor, sample: Tensor | None = None
+    ) -> tuple[dict[Entry, Tensor], Tensor | None]:
+        """How far every candidate moves the probe ``cotangent . output``; the graph stays for more probes.
 
         Args:
             output: what `run` returned.
             cotangent: its shape.
             timestep: of the call.
             sample: an input whose gradient is wanted as well.
+
+        Returns:
+            By entry, float64 ``[n]``: one value a row of the layer's input, or one in all; and the gradient of the
+            probe with respect to ``sample``.
         """
         names = list(self._weights)
-        wanted = [
-            *(self._weights[n] for n in names),
-            *(x for _, x in self._inputs),
-            *([] if sample is None else [sample]),
-        ]
+        wanted = [*self._weights.values(), *(x for _, x in self._inputs), *([] if sample is None else [sample])]
         grads = torch.autograd.grad(output, wanted, cotangent, retain_graph=True, allow_unused=True)
-        response = _Response(gradient=grads[-1] if sample is not None else None)
+        found: dict[Entry, Tensor] = {}
         with torch.no_grad():
             for name, grad in zip(names, grads, strict=False):
                 for bits in self.candidates.weights[name]:
                     moved = 0.0 if grad is None else float((grad.double() * self._moved(name, bits)).sum())
-                    response.add(Entry(name, "weight", bits), torch.tensor([moved], dtype=torch.float64))
+                    _add(found, Entry(name, "weight", bits), torch.tensor([moved], dtype=torch.float64))
             for (name, x), grad in zip(self._inputs, grads[len(names) :], strict=False):
                 for bits in self.candidates.activations[name]:
-                    response.add(Entry(name, "activation", bits), self._moved_input(name, bits, x, grad, timestep))
-        return response
+                    _add(found, Entry(name, "activation", bits), self._moved_input(name, bits, x, grad, timestep))
+        return found, None if sample is None else grads[-1]
 
     def _moved(self, name: str, bits: int) -> Tensor:
         key = f"{name}@{bits}"
@@ -129,23 +131,11 @@ class JacobianProbe:
         return change.flatten(1).sum(1) if x.dim() > 1 else change.sum()[None]  # one value a row of x
 
 
-@dataclass
-class _Response:
-    """What one probe says.
-
-    Attributes:
-        moved: by entry, how far the probe moves: float64 ``[n]``, one value a row of the layer's input, or one in all.
-        gradient: gradient of the probe with respect to the sample, if it was asked for.
-    """
-
-    moved: dict[Entry, Tensor] = field(default_factory=dict)
-    gradient: Tensor | None = None
-
-    def add(self, entry: Entry, values: Tensor) -> None:
-        known = self.moved.get(entry)
-        if known is not None and known.shape != values.shape:  # used with several batch sizes: only sums add up
-            known, values = known.sum()[None], values.sum()[None]
-        self.moved[entry] = values if known is None else known + values
+def _add(sums: dict[Entry, Tensor], entry: Entry, values: Tensor) -> None:
+    known = sums.get(entry)
+    if known is not None and known.shape != values.shape:  # used with several batch sizes: only sums add up
+        known, values = known.sum()[None], values.sum()[None]
+    sums[entry] = values if known is None else known + values
 
 
 def _fold(values: Tensor, batch: int) -> Tensor:
@@ -189,7 +179,7 @@ class QualityProbes:
             sums["signal"] = float(output.detach().double().square().sum())
             for _ in range(self.probes):
                 cotangent = signs(output.shape, generator).to(output)
-                for entry, moved in jacobian.backward(output, cotangent, call.timestep).moved.items():
+                for entry, moved in jacobian.backward(output, cotangent, call.timestep)[0].items():
                     power = float(_fold(moved, output.shape[0]).square().sum()) / self.probes
                     sums[str(entry)] = sums.get(str(entry), 0.0) + power
         return sums
@@ -247,15 +237,13 @@ class ContentProbes:
                 kwargs, sample = trajectory.differentiable(step)
                 output = jacobian.run(kwargs)
                 onto_output, onto_sample = trajectory.split(step, probe, output)
-                response = jacobian.backward(output, onto_output, trajectory.timestep(step), sample)
+                response, gradient = jacobian.backward(output, onto_output, trajectory.timestep(step), sample)
                 sums["calls"] += FORWARD + BACKWARD
-                for entry, moved in response.moved.items():
-                    folded = trajectory.per_image(_fold(moved, output.shape[0]))
-                    known = total.get(entry)
-                    total[entry] = folded if known is None else known + folded
-                if response.gradient is None:
+                for entry, moved in response.items():
+                    _add(total, entry, trajectory.per_image(_fold(moved, output.shape[0])))
+                if gradient is None:
                     raise DQError("the denoiser's output does not depend on its sample: nothing to carry back")
-                probe = onto_sample + trajectory.fold(response.gradient)
+                probe = onto_sample + trajectory.fold(gradient)
         return total
 
 

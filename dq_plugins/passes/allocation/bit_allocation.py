@@ -18,8 +18,7 @@ from dq_plugins.passes.allocation.columns import choice_of
 from dq_plugins.passes.allocation.coupling import mixdq_widths
 from dq_plugins.passes.allocation.findings import SECTION, find, findings_of
 from dq_plugins.passes.allocation.front import Front, draw, fronts
-from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, LayerCost
-from dq_plugins.passes.allocation.solve import Allocation, allocate
+from dq_plugins.passes.allocation.problem import Allocation, AllocationProblem, Budgets, LayerCost, allocate
 from dq_plugins.passes.width_candidates import candidates_of, write_widths
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.quantized.candidates import Candidates
@@ -115,10 +114,9 @@ class BitAllocation(Pass):
         found = find(plan)
         if found is None or not found.fronts:
             return None
-        drawn = [Front(f.rule, f.weight_bits, f.error, ()) for f in found.fronts]
         chosen = (found.mean_weight_bits, found.predicted_noise_power)
         caption = "Predicted error against size: the exact program beside the rules that others use."
-        return draw(drawn, chosen, "predicted noise power / signal"), caption
+        return draw(found.fronts, chosen, "predicted noise power / signal"), caption
 
     def problem(
         self, plan: QuantPlan, context: PassContext, table: SensitivityTable, candidates: Candidates

@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 
 from dq_plugins.errors import BudgetError
-from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets
-from dq_plugins.passes.allocation.solve import allocate
+from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, allocate
 from dq_plugins.quantized.candidates import Entry, Operand
 from dq_plugins.quantized.width import Width, WidthChoices
 from dq_plugins.sensitivity.sensitivity_table import Group, SensitivityTable
@@ -122,9 +121,6 @@ def mixdq_widths(
     table: SensitivityTable,
     groups: Mapping[str, Group],
     true_error: Callable[[Mapping[str, Width]], float],
-    *,
-    weight_couplings: Sequence[float] = WEIGHT_COUPLINGS,
-    act_couplings: Sequence[float] = ACTIVATION_COUPLINGS,
     **options: Any,
 ) -> tuple[dict[str, Width], dict[str, float]]:
     """The paper's plan: weights by a scan, then activations given them by another.
@@ -134,8 +130,6 @@ def mixdq_widths(
         table: with content measured.
         groups: content or quality, by layer.
         true_error: measured error of a plan (the paper: pixel error of the final image).
-        weight_couplings: grid of k for weights.
-        act_couplings: grid of k for activations.
         options: options of the solver.
 
     Returns:
@@ -152,8 +146,8 @@ def mixdq_widths(
         )
     widths = {n: Width(None, max(problem.choices_for(n).activation, key=problem.bits)) for n in problem.layers}
     operands: tuple[tuple[Operand, float | None, Sequence[float]], ...] = (
-        ("weight", problem.budgets.weight_bits, weight_couplings),
-        ("activation", problem.budgets.act_bits, act_couplings),
+        ("weight", problem.budgets.weight_bits, WEIGHT_COUPLINGS),
+        ("activation", problem.budgets.act_bits, ACTIVATION_COUPLINGS),
     )
     kept: dict[str, float] = {}
     for operand, mean, couplings in operands:

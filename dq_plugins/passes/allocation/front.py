@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
 
 from dq_plugins import registry
 from dq_plugins.passes.allocation.columns import widths_of
@@ -19,20 +19,17 @@ RULES = {"cp-sat": "exact (ours)", "greedy": "greedy", "threshold": "one thresho
 """Solvers that a front compares, and what the plot calls them."""
 
 
-@dataclass(frozen=True)
-class Front:
+class Front(NamedTuple):
     """Points of one rule.
 
     Attributes:
         rule: what the plot calls it.
-        sizes: mean weight bits of each point.
-        errors: predicted or measured error of each point.
-        widths: the widths of each point.
+        points: mean weight bits, and predicted or measured error, of each.
+        widths: the widths of each.
     """
 
     rule: str
-    sizes: tuple[float, ...]
-    errors: tuple[float, ...]
+    points: tuple[tuple[float, float], ...]
     widths: tuple[Mapping[str, Width], ...]
 
 
@@ -65,12 +62,8 @@ def uniform_points(problem: AllocationProblem) -> Front:
 
 
 def _front(problem: AllocationProblem, rule: str, points: Sequence[Mapping[str, Width]]) -> Front:
-    return Front(
-        rule,
-        tuple(mean_weight_bits(problem, p) for p in points),
-        tuple(predicted_error(problem, p) for p in points),
-        tuple(points),
-    )
+    found = tuple((mean_weight_bits(problem, widths), predicted_error(problem, widths)) for widths in points)
+    return Front(rule, found, tuple(points))
 
 
 def fronts(
@@ -101,14 +94,17 @@ def fronts(
     yield uniform_points(problem)
 
 
-def draw(found: Sequence[Front], chosen: tuple[float, float] | None = None, y_label: str = "") -> Figure:
+def draw(
+    fronts: Mapping[str, Sequence[tuple[float, float]]],
+    chosen: tuple[float, float] | None = None,
+    y_label: str = "noise power of the output / signal",
+) -> Figure:
     """Plot fronts; the chosen point is marked.
 
     Args:
-        found: the fronts.
+        fronts: by rule, mean weight bits and error of each point.
         chosen: mean weight bits and error of the allocation that was taken.
         y_label: what the error is.
     """
-    series = {front.rule: (front.sizes, front.errors) for front in found}
-    y_label = y_label or "noise power of the output / signal"
+    series = {rule: ([p[0] for p in points], [p[1] for p in points]) for rule, points in fronts.items()}
     return lines(series, "mean bits of a weight", y_label, log_y=True, chosen=chosen)

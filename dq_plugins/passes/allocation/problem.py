@@ -20,14 +20,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from dq_plugins import registry
 from dq_plugins.errors import BudgetError, close_matches
-from dq_plugins.passes.allocation.columns import Column
+from dq_plugins.passes.allocation.columns import Column, widths_of
 from dq_plugins.quantized.candidates import Entry, Operand
 from dq_plugins.quantized.width import Width, WidthChoices, entries_of
 from dq_plugins.solvers.program import Budget, ChoiceProgram
+from dq_plugins.solvers.solution import Solution
 
 
 @dataclass(frozen=True)
@@ -212,3 +215,33 @@ def total_bits(mean: float, size: int) -> float:
     """Limit on a total from a limit on its mean; a mean that came from a whole total gives that total again."""
     total = mean * size
     return float(round(total)) if abs(total - round(total)) <= 1e-9 * total else total
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """A solved problem.
+
+    Attributes:
+        problem: the problem.
+        widths: the widths of every layer; empty when there is no solution.
+        solution: what the solver says, in columns of ``problem.program()``.
+    """
+
+    problem: AllocationProblem
+    widths: Mapping[str, Width]
+    solution: Solution
+
+    @property
+    def error(self) -> float:
+        """Predicted error: the sum over all entries."""
+        return self.solution.objective
+
+
+def allocate(problem: AllocationProblem, solver: str = "cp-sat", **options: Any) -> Allocation:
+    """Solve a problem with a registered solver and its options.
+
+    The solution says whether the widths are proven optimal, or why there are none.
+    """
+    program, columns = problem.program()
+    solution: Solution = registry.get("solver", solver)(program, hint=None, **options)
+    return Allocation(problem, widths_of(columns, solution.choice), solution)

@@ -4,8 +4,7 @@ import numpy as np
 
 from dq_plugins import registry
 from dq_plugins.passes.allocation.front import draw, fronts, mean_weight_bits, predicted_error, uniform_points
-from dq_plugins.passes.allocation.problem import AllocationProblem, LayerCost
-from dq_plugins.passes.allocation.solve import allocate
+from dq_plugins.passes.allocation.problem import AllocationProblem, LayerCost, allocate
 from dq_plugins.quantized.candidates import Entry
 from dq_plugins.quantized.width import WidthChoices
 from dq_plugins.solvers.cp_sat import cp_sat
@@ -25,12 +24,11 @@ def test_the_exact_front_is_below_every_rule_at_every_size():
     limits = (2.5, 3.0, 4.0, 5.0)
     found = {front.rule: front for front in fronts(problem(), limits)}
     exact = found.pop("exact (ours)")
-    assert len(exact.sizes) == len(limits)
-    assert all(size <= limit for size, limit in zip(exact.sizes, limits, strict=True))
+    assert all(size <= limit for (size, _), limit in zip(exact.points, limits, strict=True))
     for other in found.values():
-        for size, error in zip(other.sizes, other.errors, strict=True):
+        for size, error in other.points:
             budgeted = next(iter(fronts(problem(), [size], {"cp-sat": "exact"})))
-            assert budgeted.errors[0] <= error * (1 + 1e-9)
+            assert budgeted.points[0][1] <= error * (1 + 1e-9)
 
 
 def test_every_search_starts_from_the_solution_of_the_tighter_budget(monkeypatch):
@@ -43,13 +41,14 @@ def test_every_search_starts_from_the_solution_of_the_tighter_budget(monkeypatch
     monkeypatch.setattr(registry, "get", lambda kind, name: counting)
     exact, _ = fronts(problem(), (1.0, 2.5, 3.0, 4.0), {"cp-sat": "exact"})
     assert hints == [None, None, True, True]  # the first cannot be met, and does not end the sweep
-    assert len(exact.sizes) == 3
-    assert list(exact.errors) == sorted(exact.errors, reverse=True)
+    errors = [error for _, error in exact.points]
+    assert len(errors) == 3
+    assert errors == sorted(errors, reverse=True)
 
 
 def test_uniform_points_have_one_width():
     front = uniform_points(problem())
-    assert front.sizes == BITS
+    assert tuple(size for size, _ in front.points) == BITS
     for bits, widths in zip(BITS, front.widths, strict=True):
         assert {w.weight for w in widths.values()} == {bits}
 
@@ -62,9 +61,9 @@ def test_sizes_and_errors_are_those_of_the_widths():
 
 
 def test_the_plot_has_a_line_for_every_rule_and_marks_the_chosen_point():
-    found = list(fronts(problem(), (3.0, 4.0)))
-    figure = draw(found, (4.0, found[0].errors[1]))
+    found = {front.rule: front.points for front in fronts(problem(), (3.0, 4.0))}
+    figure = draw(found, found["exact (ours)"][1])
     (axis,) = figure.axes
     labels = [line.get_label() for line in axis.lines]
-    assert labels == [*(front.rule for front in found), "chosen"]
+    assert labels == [*found, "chosen"]
     assert axis.get_yscale() == "log"

@@ -3,10 +3,14 @@ from __future__ import annotations
 import pytest
 
 from dq_plugins.errors import PlanError
-from dq_plugins.passes.allocation.explain import LayerReason, explain, table_of_reasons
-from dq_plugins.passes.allocation.findings import AllocationFindings, findings_of
-from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, LayerCost
-from dq_plugins.passes.allocation.solve import allocate
+from dq_plugins.passes.allocation.findings import (
+    AllocationFindings,
+    LayerReason,
+    explain,
+    findings_of,
+    table_of_reasons,
+)
+from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, LayerCost, allocate
 from dq_plugins.plan import Section
 from dq_plugins.quantized.candidates import Entry
 from dq_plugins.quantized.width import WidthChoices
