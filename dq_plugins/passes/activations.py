@@ -105,11 +105,13 @@ def input_ranges(
         rows: which range each group uses, ``[G]``; groups of one number share theirs. None: each has its own.
     """
     if methods.inputs == "by-width":
-        wide = {name: width for name, width in bits.items() if width >= WIDE}
-        narrow = {name: width for name, width in bits.items() if width < WIDE}
-        parts = ((wide, "minmax"), (narrow, "mse"))
-        found = [input_ranges(context, part, groups, replace(methods, inputs=o), rows) for part, o in parts if part]
-        return {name: bounds for part in found for name, bounds in part.items()}
+        by_observer: dict[str, dict[str, int]] = {}
+        for name, width in bits.items():
+            by_observer.setdefault(observer_at(methods.inputs, width), {})[name] = width
+        ranges: Ranges = {}
+        for observer, part in by_observer.items():
+            ranges |= input_ranges(context, part, groups, replace(methods, inputs=observer), rows)
+        return ranges
     rows = torch.arange(len(groups)) if rows is None else rows
     symmetric = context.targets.symmetric_acts
     if not from_statistics(methods.inputs):
@@ -135,6 +137,11 @@ def input_ranges(
         chosen = {name: best_candidates(table, membership, count) for name, table in tables.items()}
         found = {name: (tables[name].low[index], tables[name].high[index]) for name, index in chosen.items()}
     return {name: (low[rows], high[rows]) for name, (low, high) in found.items()}
+
+
+def observer_at(method: str, bits: int) -> str:
+    """The registered observer that a method of ranges is at a width."""
+    return ("minmax" if bits >= WIDE else "mse") if method == "by-width" else method
 
 
 def from_statistics(observer: str) -> bool:

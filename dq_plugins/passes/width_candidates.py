@@ -10,11 +10,9 @@ from torch import Tensor
 from dq_plugins import registry
 from dq_plugins.affine import affine_parameters
 from dq_plugins.errors import RecipeError
-from dq_plugins.observers.minmax import MinMaxObserver
-from dq_plugins.observers.mse import MSEObserver
 from dq_plugins.observers.observer import Observer
 from dq_plugins.observers.streaming import located, stream_inputs
-from dq_plugins.passes.activations import input_ranges, shared_rows
+from dq_plugins.passes.activations import input_ranges, observer_at, shared_rows
 from dq_plugins.passes.binarization.binarize import binary_weight
 from dq_plugins.plan import ActivationQuant, QuantPlan, Reason, WeightQuant
 from dq_plugins.plan.layers import NO_RANGES
@@ -110,9 +108,8 @@ def _other_tokens(
     """
     if not layers:
         return {}
-    make = {"mse": MSEObserver, "minmax": MinMaxObserver}.get(observer)
-    make = make or registry.get("observer", observer)
-    observers = {(n, b): make(bits=b, symmetric=context.targets.symmetric_acts) for n in layers for b in choices}
+    make = {bits: registry.get("observer", observer_at(observer, bits)) for bits in choices}
+    observers = {(n, b): make[b](bits=b, symmetric=context.targets.symmetric_acts) for n in layers for b in choices}
 
     def receive(name: str, x: Tensor, timestep: float) -> None:
         others = [i for i in range(x.shape[1]) if i not in set(layers[name])]

@@ -42,6 +42,15 @@ def test_keys_and_values_are_found_by_role_and_their_outlier_by_probing(setting)
     assert exact.sections["bos-tokens"].data["seen"]["v"]["ratio"] > 50
 
 
+def test_ranges_by_width_hold_for_the_other_tokens_as_well(setting):
+    denoiser, calibration, _, exact = setting
+    by_width = Step("activation-ranges", {"observer": "by-width"})
+    recipe = Recipe("by width", "", (Step("weight-ranges"), by_width, Step("bos-tokens")))
+    plan = dq.make_plan(denoiser, calibration, recipe, weight_bits=8, progress=False)
+    for side in SIDES:  # min-max at 8 bits
+        assert torch.equal(plan.layers[side].activation.scale, exact.layers[side].activation.scale)
+
+
 @pytest.mark.parametrize("batch", [1, 3, 4])
 def test_other_tokens_err_ten_times_less_and_row_zero_not_at_all(setting, batch: int):
     denoiser, _, plain, exact = setting
