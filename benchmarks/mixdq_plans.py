@@ -32,9 +32,10 @@ from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, all
 from dq_plugins.progress import finish
 from dq_plugins.quantized.candidates import Entry
 from dq_plugins.quantized.width import Width, WidthChoices, entries_of
-from dq_plugins.sensitivity import ContentProbes, ExactQuality, QualityProbes, SensitivityTable, measure
-from dq_plugins.sensitivity.exact_noise import final_samples
-from dq_plugins.sensitivity.sensitivity_table import cost, entries_to_check, relative
+from dq_plugins.sensitivity.exact_noise import ExactQuality, final_samples
+from dq_plugins.sensitivity.measure import measure
+from dq_plugins.sensitivity.probes import ContentProbes, QualityProbes
+from dq_plugins.sensitivity.sensitivity_table import SensitivityTable, cost, entries_to_check, relative
 
 SIZES = (3.0, 3.5, 4.0, 4.5, 5.0, 6.0)
 
@@ -46,7 +47,7 @@ def measured(setting: Setting) -> SensitivityTable:
     table = SensitivityTable(relative(probes, candidates), calls=cost(probes))
     chosen = entries_to_check(table, 32)
     few = setting.calibration.subset(per_timestep=1)
-    exact = finish(measure(ExactQuality(setting.denoiser, candidates, few, chosen)))
+    exact = finish(measure(ExactQuality(setting.denoiser, candidates.subset(chosen), few)))
     table = table.corrected(relative(exact, candidates.subset(chosen)), cost(exact))
     content = finish(measure(ContentProbes(setting.denoiser, candidates, setting.trajectories()[:1], 2)))
     parts = {part: relative(content, candidates, f"#{part}") for part in ("structure", "texture")}

@@ -24,8 +24,10 @@ from benchmarks.mixdq_setting import Setting, arguments, prepare
 from benchmarks.records import Records
 from dq_plugins.progress import finish
 from dq_plugins.quantized.candidates import Entry
-from dq_plugins.sensitivity import ContentProbes, ExactContent, ExactQuality, QualityProbes, SensitivityTable, measure
-from dq_plugins.sensitivity.sensitivity_table import cost, entries_to_check, relative
+from dq_plugins.sensitivity.exact_noise import ExactContent, ExactQuality
+from dq_plugins.sensitivity.measure import measure
+from dq_plugins.sensitivity.probes import ContentProbes, QualityProbes
+from dq_plugins.sensitivity.sensitivity_table import SensitivityTable, cost, entries_to_check, relative
 
 DRAWS, CHECKED, CONTENT_PROBES = 160, 32, 2
 """The defaults of the pass ``sensitivity``."""
@@ -52,7 +54,9 @@ def quality(setting: Setting) -> dict[str, Any]:
     found, fast_time = timed(probes)
     table = SensitivityTable(relative(found, setting.candidates), calls=cost(found))
     chosen = entries_to_check(table, CHECKED)
-    sample = ExactQuality(setting.denoiser, setting.candidates, setting.calibration.subset(per_timestep=1), chosen)
+    sample = ExactQuality(
+        setting.denoiser, setting.candidates.subset(chosen), setting.calibration.subset(per_timestep=1)
+    )
     checked, check_time = timed(sample)
     corrected = table.corrected(relative(checked, setting.candidates.subset(chosen)), cost(checked))
     assert corrected.check is not None
@@ -91,7 +95,7 @@ def workers(setting: Setting, count: int) -> dict[str, float]:
     from joblib import Parallel, delayed
 
     chosen = setting.candidates.entries()[:: max(len(setting.candidates.entries()) // 60, 1)]
-    work = ExactQuality(setting.denoiser, setting.candidates, setting.calibration.subset(per_timestep=1), chosen)
+    work = ExactQuality(setting.denoiser, setting.candidates.subset(chosen), setting.calibration.subset(per_timestep=1))
     torch.set_num_threads(1)
     _, alone = timed(work)
     Parallel(n_jobs=count)(delayed(work)(unit) for unit in work.units()[:count])  # joblib keeps the processes

@@ -18,8 +18,8 @@ from dq_plugins.passes.width_candidates import candidates_of
 from dq_plugins.quantized.candidates import Candidates, Entry
 from dq_plugins.quantized.width import WidthChoices
 from dq_plugins.recipe import PassContext, Recipe, Step
-from dq_plugins.sensitivity import Trajectory, trajectories_of
 from dq_plugins.sensitivity.exact_noise import output_noise
+from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
 
 WEIGHT_CHOICES, ACT_CHOICES = (2, 3, 4, 5, 6, 8), (4, 6, 8)
 RANGES = Recipe("ranges", "", (Step("weight-ranges"), Step("timestep-groups"), Step("activation-ranges")))

@@ -70,7 +70,7 @@ def supernet(args: argparse.Namespace, folder: Path, report: dict[str, Any]) -> 
     print(f"super-network learned in {time.process_time() - began:.0f} CPU s", flush=True)
     scores: dict[str, list[float]] = {"super-network": [], "from scratch": [], "nothing learned": []}
     for widths in assignments:
-        own = learned(iterations=ALONE, draw="fixed", fixed=widths)
+        own = learned(iterations=ALONE, draw=widths)
         for name, candidates in zip(scores, (shared, own, start), strict=True):
             scores[name].append(error(denoiser, candidates, calibration, widths))
         print(f"  {len(scores['from scratch'])}/{ASSIGNMENTS}, {time.process_time() - began:.0f} CPU s", flush=True)

@@ -32,7 +32,7 @@ from dq_plugins.bundled import NAMES, bundled
 from dq_plugins.demo import PROMPTS
 from dq_plugins.recipe import Recipe, Step
 from dq_plugins.report.execution import executions
-from dq_plugins.sensitivity import SensitivityTable
+from dq_plugins.sensitivity.sensitivity_table import SensitivityTable
 
 
 def recipe(steps: tuple[int, ...], effort: int) -> Recipe:

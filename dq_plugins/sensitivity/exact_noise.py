@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -18,8 +18,8 @@ from dq_plugins.sensitivity.measure import FORWARD, Sums
 from dq_plugins.sensitivity.trajectory import Trajectory
 
 
-def _entries(candidates: Candidates, chosen: Sequence[Entry] | None) -> dict[str, Entry]:
-    return {str(entry): entry for entry in (candidates.entries() if chosen is None else chosen)}
+def _by_unit(candidates: Candidates) -> dict[str, Entry]:
+    return {str(entry): entry for entry in candidates.entries()}
 
 
 def output_noise(
@@ -58,21 +58,19 @@ class ExactQuality:
         denoiser: full precision.
         candidates: the quantizers.
         calibration: recorded calls.
-        chosen: which entries; all by default.
     """
 
     denoiser: nn.Module
     candidates: Candidates
     calibration: CalibrationSet
-    chosen: Sequence[Entry] | None = None
 
     def units(self) -> list[str]:
         """One unit of work for each entry."""
-        return list(_entries(self.candidates, self.chosen))
+        return list(_by_unit(self.candidates))
 
     def __call__(self, unit: str) -> Sums:
         """``sum (y - y^)^2`` of one entry, and the signal ``sum y^2``."""
-        entry = _entries(self.candidates, self.chosen)[unit]
+        entry = _by_unit(self.candidates)[unit]
         noise, signal = output_noise(self.denoiser, self.candidates, [entry], self.calibration)
         return {unit: noise, "signal": signal, "calls": FORWARD * len(self.calibration)}
 
@@ -85,25 +83,23 @@ class ExactContent:
         denoiser: full precision.
         candidates: the quantizers.
         trajectories: recorded sampling runs.
-        chosen: which entries; all by default.
         metric: registered metric of the final samples; ``"ssim"``, or a feature distance of the user's.
     """
 
     denoiser: nn.Module
     candidates: Candidates
     trajectories: Sequence[Trajectory]
-    chosen: Sequence[Entry] | None = None
-    metric: str = field(default="ssim")
+    metric: str = "ssim"
 
     def units(self) -> list[str]:
         """One unit of work for each entry."""
-        return list(_entries(self.candidates, self.chosen))
+        return list(_by_unit(self.candidates))
 
     def __call__(self, unit: str) -> Sums:
         """Loss of one entry, summed over images: ``1 - SSIM``, or the metric turned so that 0 is best."""
         metric = registry.get("metric", self.metric)
         loss = images = calls = 0.0
-        entry = _entries(self.candidates, self.chosen)[unit]
+        entry = _by_unit(self.candidates)[unit]
         for trajectory in self.trajectories:
             reference = trajectory.final()
             value = metric(reference, final_samples(self.denoiser, self.candidates, [entry], trajectory))

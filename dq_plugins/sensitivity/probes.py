@@ -234,10 +234,11 @@ class ContentProbes:
         total: dict[Entry, Tensor] = {}
         with self._jacobian.open() as jacobian:
             for step in reversed(range(trajectory.steps)):
-                kwargs, sample = trajectory.differentiable(step)
-                output = jacobian.run(kwargs)
+                call = trajectory.call(step)
+                sample = call.kwargs[trajectory.argument].clone().requires_grad_()  # [N, ...]
+                output = jacobian.run({**call.kwargs, trajectory.argument: sample})
                 onto_output, onto_sample = trajectory.split(step, probe, output)
-                response, gradient = jacobian.backward(output, onto_output, trajectory.timestep(step), sample)
+                response, gradient = jacobian.backward(output, onto_output, call.timestep, sample)
                 sums["calls"] += FORWARD + BACKWARD
                 for entry, moved in response.items():
                     _add(total, entry, trajectory.per_image(_fold(moved, output.shape[0])))

@@ -88,11 +88,8 @@ class SensitivityTable:
         """The table corrected by exact measurements of some entries.
 
         Estimates of one operand and width are multiplied by the geometric mean of exact / estimate there (of all
-        operands and widths, where none was measured); measured entries take their exact value.
-
-        Args:
-            exact: relative noise power by entry.
-            calls: what they cost.
+        operands and widths, where none was measured); measured entries take their exact relative noise power.
+        ``calls`` is what that measurement cost.
         """
         logs: dict[str, list[float]] = {}
         usable = [e for e in exact if exact[e] > 0 and self.noise[e] > 0]
@@ -181,12 +178,7 @@ def cost(results: Mapping[str, Sums]) -> float:
 
 
 def entries_to_check(table: SensitivityTable, count: int) -> list[Entry]:
-    """Entries that tell most about the estimate: for every operand and width as many, its noisiest one first.
-
-    Args:
-        table: estimates.
-        count: how many at most.
-    """
+    """Entries that tell most about the estimate: for every operand and width as many, its noisiest one first."""
     strata: dict[str, list[Entry]] = {}
     for entry in sorted(table.noise, key=lambda e: -table.noise[e]):
         strata.setdefault(_stratum(entry), []).append(entry)
@@ -195,6 +187,6 @@ def entries_to_check(table: SensitivityTable, count: int) -> list[Entry]:
     return list(dict.fromkeys(chosen))[:count]
 
 
-def naive_cost(candidates: Candidates, quality_calls: int, content_calls: int = 0) -> float:
-    """Denoiser calls of the naive method: every call and every run again for each entry."""
-    return FORWARD * len(candidates.entries()) * (quality_calls + content_calls)
+def naive_cost(candidates: Candidates, calls: int) -> float:
+    """Denoiser calls of the naive method: every call again for each entry."""
+    return FORWARD * len(candidates.entries()) * calls

@@ -57,11 +57,6 @@ class SsimForm:
         self._texture = self._mean_transposed(weight, x.shape).clamp(min=0).sqrt()  # [B, C, H, W]
         self._shape = x.shape
 
-    def value(self, error: Tensor) -> Tensor:
-        """``1 - SSIM`` of every image, to second order, for an error ``[B, C, H, W]``: float64 ``[B]``."""
-        parts = (self.coordinates(part, error.double()) for part in ("structure", "texture"))
-        return sum((p.square().flatten(1).sum(1) for p in parts), torch.zeros(len(error), dtype=torch.float64))
-
     def cotangent(self, part: Part, signs: Tensor) -> Tensor:
         """Pull random signs back to the image: ``E (cotangent . d)^2`` is the part's share of ``1 - SSIM``.
 
@@ -80,7 +75,7 @@ class SsimForm:
         return pulled.float()
 
     def coordinates(self, part: Part, error: Tensor) -> Tensor:
-        """What one part of the form squares and sums up: structure or texture of ``error``."""
+        """What one part of the form squares and sums up to its share of ``1 - SSIM``, for float64 ``[B, C, H, W]``."""
         if part == "structure":
             return self._structure * self._mean(error)
         return self._texture * (error - self._mean_same(error))

@@ -64,7 +64,8 @@ class Trajectory:
         return len(self.updates)
 
     @property
-    def _branches(self) -> int:
+    def branches(self) -> int:
+        """Halves of the batch: 2 with guidance, else 1."""
         return len(self.updates[0].outputs)
 
     def call(self, step: int) -> Call:
@@ -72,21 +73,11 @@ class Trajectory:
         (call,) = self.calibration.subset(calls=[self.calls[step]]).calls()
         return call
 
-    def timestep(self, step: int) -> Tensor:
-        """Timestep of a step, as the denoiser was told it."""
-        return self.call(step).timestep
-
     def final(self) -> Tensor:
         """Final samples of full precision, ``[B, ...]``."""
         if len(self.calls) == 1:
             return self.call(0).output[: self.images]
         return self.call(self.steps).kwargs[self.argument][: self.images]
-
-    def differentiable(self, step: int) -> tuple[dict[str, Any], Tensor]:
-        """Arguments of the recorded call with a sample that takes gradients, and that sample ``[N, ...]``."""
-        call = self.call(step)
-        sample = call.kwargs[self.argument].clone().requires_grad_()
-        return {**call.kwargs, self.argument: sample}, sample
 
     def split(self, step: int, probe: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """Carry a gradient with respect to the next sample ``[B, ...]`` over a step.
@@ -97,18 +88,17 @@ class Trajectory:
         """
         update = self.updates[step]
         onto_output = torch.zeros_like(output)
-        for branch, factor in enumerate(update.outputs):
-            rows = slice(branch * self.images, (branch + 1) * self.images)
-            onto_output[rows, : probe.shape[1]] = factor * probe.to(output)
+        for rows, factor in zip(onto_output.split(self.images), update.outputs, strict=True):
+            rows[:, : probe.shape[1]] = factor * probe.to(output)
         return onto_output, update.sample * probe
 
     def fold(self, rows: Tensor) -> Tensor:
         """Sum over the branches of guidance: ``[N, ...] -> [B, ...]``."""
-        return rows.reshape(self._branches, self.images, *rows.shape[1:]).sum(0)
+        return rows.reshape(self.branches, self.images, *rows.shape[1:]).sum(0)
 
     def per_image(self, values: Tensor) -> Tensor:
         """`fold` for values of rows; a single value stays."""
-        return self.fold(values) if values.numel() == self._branches * self.images else values
+        return self.fold(values) if values.numel() == self.branches * self.images else values
 
     def replay(self, denoise: Callable[[dict[str, Any]], Tensor]) -> Tensor:
         """Repeat the run with another denoiser.
@@ -122,15 +112,15 @@ class Trajectory:
         sample = self.call(0).kwargs[self.argument][: self.images]
         for step, update in enumerate(self.updates):
             call = self.call(step)
-            rows = sample.repeat(self._branches, *[1] * (sample.dim() - 1))  # [N, C, ...]
+            rows = sample.repeat(self.branches, *[1] * (sample.dim() - 1))  # [N, C, ...]
             output = denoise({**call.kwargs, self.argument: rows})
             following = self.call(step + 1).kwargs[self.argument] if step + 1 < len(self.calls) else call.output
             recorded = call.kwargs[self.argument][: self.images]
             # the recorded step, plus what differs from it: r_k never has to be computed
             moved = update.sample * (sample - recorded)  # [B, C, ...]
-            for branch, factor in enumerate(update.outputs):
-                part = slice(branch * self.images, (branch + 1) * self.images)
-                difference = output[part] - call.output.to(output)[part]  # [B, outputs, ...], C of them the mean
+            # by branch [B, outputs, ...], C of them the mean
+            differences = (output - call.output.to(output)).split(self.images)
+            for difference, factor in zip(differences, update.outputs, strict=True):
                 moved = moved + factor * difference[:, : sample.shape[1]].to(sample)
             sample = following[: self.images] + moved
         return sample

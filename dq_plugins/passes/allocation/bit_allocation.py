@@ -25,8 +25,9 @@ from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.exact_tokens import install_tokens
 from dq_plugins.quantized.width import Width, WidthChoices, entries_of
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
-from dq_plugins.sensitivity import SensitivityTable, trajectories_of
 from dq_plugins.sensitivity.exact_noise import final_samples
+from dq_plugins.sensitivity.sensitivity_table import SensitivityTable
+from dq_plugins.sensitivity.trajectory import trajectories_of
 from dq_plugins.solvers.answer import answer
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ class BitAllocation(Pass):
     name = SECTION
     requires = ("sensitivity",)
 
-    class Options(PassOptions):
-        """Options of ``bit-allocation``.
+    class Options(Budgets):
+        """Options of ``bit-allocation``, its `Budgets` among them.
 
         The widths on offer are those that ``sensitivity`` measured. Without any of the budgets ``bytes``, ``bitops``
         and ``latency``, the mean bits of weights and inputs default to the recipe's targets.
@@ -51,13 +52,7 @@ class BitAllocation(Pass):
         Attributes:
             objective: ``"noise-power"`` or ``"mixdq"`` (the paper's).
             solver: a registered solver.
-            weight_bits: limit on the mean bits of weights.
-            act_bits: limit on the mean bits of inputs.
-            bytes: limit on the packed bytes of all weights.
-            bitops: limit on the bit operations of one denoiser call, for the recorded batch.
-            latency: limit on the sum of the latency table.
             latency_table: measured time by layer and width: ``{"conv_in": {"W8A8": 0.8, "W4A8": 0.9}}``.
-            block_bits: limit on the mean weight bits of single blocks.
             pinned: widths of single layers: ``{"conv_in": "W8A8"}``.
             role_choices: widths of weights by role, where they differ: ``{"first": [8]}``.
             role_act_choices: the same for inputs.
@@ -69,13 +64,7 @@ class BitAllocation(Pass):
 
         objective: Literal["noise-power", "mixdq"] = "noise-power"
         solver: str = "cp-sat"
-        weight_bits: float | None = Field(None, gt=0)
-        act_bits: float | None = Field(None, gt=0)
-        bytes: float | None = Field(None, gt=0)
-        bitops: float | None = Field(None, gt=0)
-        latency: float | None = Field(None, gt=0)
         latency_table: dict[str, dict[str, float]] = Field(default_factory=dict)
-        block_bits: dict[str, float] = Field(default_factory=dict)
         pinned: dict[str, str] = Field(default_factory=dict)
         role_choices: dict[str, tuple[int, ...]] = Field(default_factory=dict)
         role_act_choices: dict[str, tuple[int, ...]] = Field(default_factory=dict)
@@ -140,13 +129,12 @@ class BitAllocation(Pass):
 
     def _budgets(self, context: PassContext) -> Budgets:
         o = self.options
-        weight_bits, act_bits = o.weight_bits, o.act_bits
+        given = o.model_dump(include=set(Budgets.model_fields), exclude_none=True)
         if (o.bytes, o.bitops, o.latency) == (None, None, None):
-            weight_bits = context.targets.weight_bits if weight_bits is None else weight_bits
-            act_bits = context.targets.act_bits if act_bits is None else act_bits
+            given = {"weight_bits": context.targets.weight_bits, "act_bits": context.targets.act_bits, **given}
         if context.targets.act_bits is None:  # no input is quantized, so there is nothing to limit
-            act_bits = None
-        return Budgets(weight_bits, act_bits, o.bytes, o.bitops, o.latency, o.block_bits)
+            given.pop("act_bits", None)
+        return Budgets(**given)
 
     def _choices(self, plan: QuantPlan, candidates: Candidates, name: str) -> WidthChoices:
         o = self.options

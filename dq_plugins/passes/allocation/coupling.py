@@ -52,16 +52,9 @@ def scan(
     couplings: Sequence[float],
     **options: Any,
 ) -> Iterator[tuple[float, dict[str, int | None]]]:
-    """Solve the two programs of one operand for every coupling.
+    """Solve the two programs of one operand for every coupling k and ``mean_bits`` B.
 
-    Args:
-        problem: layers and choices; its budgets and errors are not used.
-        table: with content measured.
-        groups: content or quality, by layer.
-        operand: weights or activations.
-        mean_bits: B.
-        couplings: values of k.
-        options: options of the solver.
+    Layers and choices are those of ``problem``; its budgets and errors are not used. ``options`` are the solver's.
 
     Yields:
         Coupling and widths of the operand, by layer; couplings whose budgets cannot be met are passed over.

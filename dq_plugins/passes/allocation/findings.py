@@ -60,11 +60,7 @@ class LayerReason:
 
 
 def explain(allocation: Allocation) -> list[LayerReason]:
-    """Reasons for every operand of every layer that had a choice or was quantized, the costliest to narrow first.
-
-    Args:
-        allocation: one with a solution.
-    """
+    """Reasons for every operand of every layer that had a choice or was quantized, the costliest to narrow first."""
     problem, widths = allocation.problem, allocation.widths
     total = allocation.error or 1.0
     reasons = [
@@ -77,9 +73,8 @@ def explain(allocation: Allocation) -> list[LayerReason]:
 
 
 def _reason(problem: AllocationProblem, layer: str, operand: Operand, bits: int | None, total: float) -> LayerReason:
-    choices = sorted(
-        getattr(problem.choices_for(layer), operand), key=problem.bits
-    )  # narrowest first, full precision last
+    # narrowest first, full precision last
+    choices = sorted(getattr(problem.choices_for(layer), operand), key=problem.bits)
     cost = problem.layers[layer]
     count = cost.weights if operand == "weight" else cost.inputs
 
@@ -97,12 +92,7 @@ def _reason(problem: AllocationProblem, layer: str, operand: Operand, bits: int 
 
 
 def table_of_reasons(reasons: Sequence[LayerReason], limit: int | None = None) -> str:
-    """The reasons as text, one line each.
-
-    Args:
-        reasons: from `explain`.
-        limit: how many lines; all by default.
-    """
+    """The reasons as text, one line each, at most so many."""
     shown = list(reasons if limit is None else reasons[:limit])
     width = max((len(f"{r.layer}.{r.operand}") for r in shown), default=0)
     lines = [f"{f'{r.layer}.{r.operand}':<{width}}  {r.why}" for r in shown]
@@ -158,13 +148,10 @@ def findings_of(
 ) -> AllocationFindings:
     """What to keep of an allocation."""
     solution, problem = allocation.solution, allocation.problem
+    as_they_are = {name: getattr(solution, name) for name in ("status", "bound", "gap", "tolerance", "solver")}
     return AllocationFindings(
-        status=solution.status,
+        **as_they_are,
         error=solution.objective,
-        bound=solution.bound,
-        gap=solution.gap,
-        tolerance=solution.tolerance,
-        solver=solution.solver,
         binding=tuple(solution.binding),
         budgets=tuple(solution.uses),
         mean_weight_bits=mean_weight_bits(problem, allocation.widths),
@@ -185,10 +172,6 @@ def find(plan: QuantPlan) -> AllocationFindings | None:
 
 def explanation(plan: QuantPlan, limit: int | None = None) -> str:
     """The reasons that a plan made by ``bit-allocation`` holds: what the solver says, then one line an operand.
-
-    Args:
-        plan: the plan.
-        limit: how many lines; all by default.
 
     Raises:
         PlanError: no bit allocation made this plan.

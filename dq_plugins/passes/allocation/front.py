@@ -69,17 +69,12 @@ def _front(problem: AllocationProblem, rule: str, points: Sequence[Mapping[str, 
 def fronts(
     problem: AllocationProblem, weight_bits: Sequence[float], rules: Mapping[str, str] = RULES
 ) -> Iterator[Front]:
-    """Fronts over the mean weight bits, the other budgets as they are; each solution starts the next search.
+    """Fronts over limits on the mean weight bits, best ascending: each solution starts the next search.
 
-    Args:
-        problem: the problem; its own limit on mean weight bits is replaced.
-        weight_bits: the limits, best ascending.
-        rules: solvers and what to call them.
-
-    Yields:
-        A front for each rule, with the points that have a solution, then the one of uniform widths.
+    The other budgets are the problem's. Yields a front for each of the ``rules`` (solvers and what to call them), with
+    the points that have a solution, then the one of uniform widths.
     """
-    swept = replace(problem, budgets=replace(problem.budgets, weight_bits=max(weight_bits)))
+    swept = replace(problem, budgets=problem.budgets.model_copy(update={"weight_bits": max(weight_bits)}))
     program, columns = swept.program()
     weights = sum(cost.weights for cost in problem.layers.values())
     limits = [total_bits(bits, weights) for bits in weight_bits]

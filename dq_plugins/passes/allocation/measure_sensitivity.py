@@ -23,17 +23,11 @@ from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.exact_tokens import install_tokens
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
-from dq_plugins.sensitivity import (
-    ContentProbes,
-    ExactContent,
-    ExactQuality,
-    QualityProbes,
-    SensitivityTable,
-    measure,
-    trajectories_of,
-)
-from dq_plugins.sensitivity.measure import MEASURED, Measurement, Sums
-from dq_plugins.sensitivity.sensitivity_table import cost, entries_to_check, naive_cost, relative
+from dq_plugins.sensitivity.exact_noise import ExactContent, ExactQuality
+from dq_plugins.sensitivity.measure import MEASURED, Measurement, Sums, measure
+from dq_plugins.sensitivity.probes import ContentProbes, QualityProbes
+from dq_plugins.sensitivity.sensitivity_table import SensitivityTable, cost, entries_to_check, naive_cost, relative
+from dq_plugins.sensitivity.trajectory import trajectories_of
 
 
 class Sensitivity(Pass):
@@ -107,11 +101,11 @@ class Sensitivity(Pass):
         table = SensitivityTable(relative(results, candidates), calls=cost(results), naive_calls=naive)
         if o.check_entries == 0:
             return table
-        chosen = entries_to_check(table, o.check_entries)
+        checked = candidates.subset(entries_to_check(table, o.check_entries))
         few = context.calibration.subset(per_timestep=1)
-        sample = ExactQuality(context.denoiser, candidates, few, chosen)
+        sample = ExactQuality(context.denoiser, checked, few)
         results = yield from self._measure(sample, context, few, candidates, "noise, exact sample")
-        return table.corrected(relative(results, candidates.subset(chosen)), cost(results))
+        return table.corrected(relative(results, checked), cost(results))
 
     def _content(
         self, candidates: Candidates, context: PassContext, table: SensitivityTable
@@ -119,19 +113,17 @@ class Sensitivity(Pass):
         o = self.options
         runs = trajectories_of(context.calibration, context.partition.sample_argument)[: o.runs]
         naive = table.naive_calls + naive_cost(candidates, sum(run.steps for run in runs))
+        probes = ContentProbes(context.denoiser, candidates, runs, o.content_probes, context.stream("content"))
+        results = yield from self._measure(probes, context, context.calibration, candidates, "content, linearised")
+        structure, texture = (relative(results, candidates, f"#{part}") for part in ("structure", "texture"))
         if o.method == "exact":
-            exact = ExactContent(context.denoiser, candidates, runs, metric=o.content_metric)
-            results = yield from self._measure(exact, context, context.calibration, candidates, "content, exact")
-            loss = relative(results, candidates)
+            exact = ExactContent(context.denoiser, candidates, runs, o.content_metric)
+            found = yield from self._measure(exact, context, context.calibration, candidates, "content, exact")
+            loss, results = relative(found, candidates), {**results, **found}
             # how much of it is structure is known from the linearised form only
-            probes = ContentProbes(context.denoiser, candidates, runs, o.content_probes, context.stream("content"))
-            parts = yield from self._measure(probes, context, context.calibration, candidates, "content, structure")
-            results = {**results, **parts}
-            structure, texture = _scaled(loss, parts, candidates)
-        else:
-            probes = ContentProbes(context.denoiser, candidates, runs, o.content_probes, context.stream("content"))
-            results = yield from self._measure(probes, context, context.calibration, candidates, "content, linearised")
-            structure, texture = (relative(results, candidates, f"#{part}") for part in ("structure", "texture"))
+            shares = {e: structure[e] / max(structure[e] + texture[e], 1e-300) for e in loss}
+            structure = {e: loss[e] * shares[e] for e in loss}
+            texture = {e: loss[e] * (1 - shares[e]) for e in loss}
         return replace(
             table, structure=structure, texture=texture, calls=table.calls + cost(results), naive_calls=naive
         )
@@ -151,10 +143,3 @@ class Sensitivity(Pass):
         folder = context.workdir and context.workdir / "measurements" / hash_json(settings)[:16]
         kept = UnitResults(MEASURED, folder, settings)
         return (yield from measure(measurement, kept, workers=self.options.workers, what=what))
-
-
-def _scaled(loss: dict, parts: dict[str, Sums], candidates: Candidates) -> tuple[dict, dict]:
-    """Split an exact loss into structure and texture in the proportion of the linearised parts."""
-    structure, texture = (relative(parts, candidates, f"#{part}") for part in ("structure", "texture"))
-    shares = {e: structure[e] / max(structure[e] + texture[e], 1e-300) for e in loss}
-    return {e: loss[e] * shares[e] for e in loss}, {e: loss[e] * (1 - shares[e]) for e in loss}

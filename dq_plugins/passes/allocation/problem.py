@@ -23,12 +23,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from pydantic import Field
 
 from dq_plugins import registry
 from dq_plugins.errors import BudgetError, close_matches
 from dq_plugins.passes.allocation.columns import Column, widths_of
 from dq_plugins.quantized.candidates import Entry, Operand
 from dq_plugins.quantized.width import Width, WidthChoices, entries_of
+from dq_plugins.recipe import PassOptions
 from dq_plugins.solvers.program import Budget, ChoiceProgram
 from dq_plugins.solvers.solution import Solution
 
@@ -50,8 +52,7 @@ class LayerCost:
     block: str = ""
 
 
-@dataclass(frozen=True)
-class Budgets:
+class Budgets(PassOptions):
     """Limits, alone or together; None: no limit.
 
     Attributes:
@@ -63,12 +64,12 @@ class Budgets:
         block_bits: cap on the mean weight bits of single blocks.
     """
 
-    weight_bits: float | None = None
-    act_bits: float | None = None
-    bytes: float | None = None
-    bitops: float | None = None
-    latency: float | None = None
-    block_bits: Mapping[str, float] = field(default_factory=dict)
+    weight_bits: float | None = Field(None, gt=0)
+    act_bits: float | None = Field(None, gt=0)
+    bytes: float | None = Field(None, gt=0)
+    bitops: float | None = Field(None, gt=0)
+    latency: float | None = Field(None, gt=0)
+    block_bits: dict[str, float] = Field(default_factory=dict)
 
 
 LatencyTable = Mapping[str, Mapping[Width, float]]

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dq_plugins.errors import BudgetError
 from dq_plugins.passes.steps.fitness import SamplingFitness
 from dq_plugins.passes.steps.joint_program import best_widths
 from dq_plugins.passes.steps.space import Candidate, Space
@@ -78,29 +77,19 @@ def measured(space: Space, fitness: SamplingFitness, timesteps: Sequence[float],
 
 
 def baselines(
-    space: Space, fitness: SamplingFitness, noise: Mapping[Entry, float], limits: Mapping[float, Sequence[int]]
+    space: Space, fitness: SamplingFitness, noise: Mapping[Entry, float], budgets: Sequence[float]
 ) -> dict[str, list[Point]]:
-    """The sampler's own timesteps with uniform and with the best widths, at some budgets.
-
-    Args:
-        space: its budget is replaced.
-        fitness: measures.
-        noise: for the best widths.
-        limits: by budget, the numbers of steps to try; the best of them is kept for each budget.
-    """
+    """The sampler's own timesteps with uniform and with the best widths: the best number of steps for each budget."""
     rules: dict[str, Callable[[Space, int], tuple[int, ...] | None]] = {
         "own timesteps, uniform bits": widest,
         "own timesteps, best bits": lambda limited, count: best_widths(limited, noise, count),
     }
     found: dict[str, list[Point]] = {name: [] for name in rules}
-    for budget, counts in limits.items():
-        try:
-            limited = replace(space, budget=budget)
-        except BudgetError:
-            continue
+    for budget in budgets:
+        limited = replace(space, budget=budget)
         for name, points in found.items():
             tried = []
-            for count in counts:
+            for count in sorted(space.groups):
                 genes = rules[name](limited, count)
                 if genes is not None:
                     tried.append(measured(space, fitness, fitness.stepper.own(count), genes))

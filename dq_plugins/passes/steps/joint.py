@@ -97,14 +97,11 @@ class JointSearch:
     def front(
         self, shares: Sequence[float], known: JointResult | None = None
     ) -> Generator[Progress, None, dict[str, list[Point]]]:
-        """Error against cost: the joint search and what it is compared with, at several budgets.
+        """Error against cost: measured points of the joint search and of what it is compared with, by rule.
 
         Args:
             shares: budgets as multiples of the space's; those that nothing fits are left out.
             known: result at the budget itself, not searched again.
-
-        Returns:
-            Measured points by rule.
         """
         joint, limits = [], []
         for share in sorted(shares):
@@ -116,8 +113,7 @@ class JointSearch:
             chosen = found.best.candidate
             joint.append(measured(self.space, self.fitness, self.space.timesteps(chosen), chosen.widths))
             limits.append(search.space.budget)
-        counts = sorted(self.space.groups)
-        return {"joint": joint, **baselines(self.space, self.fitness, self.noise, dict.fromkeys(limits, counts))}
+        return {"joint": joint, **baselines(self.space, self.fitness, self.noise, limits)}
 
     def within(self, share: float) -> JointSearch:
         """The same search at a multiple of the budget.

@@ -99,12 +99,7 @@ class JointProgram:
         return sum(s * s for s in sizes), self.scale * gain * noise
 
     def solve(self, *, seconds: float = 5.0, only: Sequence[int] | None = None) -> JointSolution:
-        """Solve for every number of steps, and take the best.
-
-        Args:
-            seconds: CP-SAT's deterministic time for each number of steps.
-            only: these numbers of steps; all of the space by default.
-        """
+        """The best of all numbers of steps (or ``only`` these), each solved in CP-SAT's deterministic ``seconds``."""
         counts = sorted(self.space.groups if only is None else only)
         found = {count: solved for count in counts if (solved := _solve(self, count, seconds)) is not None}
         if not found:

@@ -29,20 +29,26 @@ class Run:
     """One recorded run that can be sampled again. Picklable; made by `runs_of`.
 
     Attributes:
+        trajectory: what was recorded.
         kwargs: arguments of its first call.
-        sample_argument: name of the sample among them.
-        timestep_argument: name of the timestep among them.
         noise: what it started from, ``[B, ...]``, with standard deviation 1.
         final: full-precision result over all recorded timesteps, ``[B, ...]``.
-        guided: calls hold the unconditional half first.
     """
 
+    trajectory: Trajectory
     kwargs: dict[str, Any]
-    sample_argument: str
-    timestep_argument: str
     noise: Tensor
     final: Tensor
-    guided: bool
+
+    @property
+    def guided(self) -> bool:
+        """Calls hold the unconditional half first."""
+        return self.trajectory.branches > 1
+
+    @property
+    def changing(self) -> tuple[str, str]:
+        """Names of the arguments that change from step to step: the sample and the timestep."""
+        return self.trajectory.argument, self.trajectory.calibration.timestep_argument
 
     @property
     def images(self) -> int:
@@ -82,9 +88,10 @@ class Run:
     def arguments(self, scaled: Tensor, timestep: float) -> dict[str, Any]:
         """Arguments of a call for ``scaled`` ``[B, ...]``."""
         rows = torch.cat([scaled, scaled]) if self.guided else scaled
-        told = self.kwargs[self.timestep_argument]
+        sample_name, timestep_name = self.changing
+        told = self.kwargs[timestep_name]
         t = torch.full_like(told, timestep) if isinstance(told, Tensor) else type(told)(timestep)
-        return {**self.kwargs, self.sample_argument: rows, self.timestep_argument: t}
+        return {**self.kwargs, sample_name: rows, timestep_name: t}
 
     def guide(self, output: Tensor, guidance: float | None) -> Tensor:
         """Guided output ``[B, ...]`` of an output ``[N, ...]``: ``null + w (conditional - null)``."""
@@ -99,11 +106,7 @@ def runs_of(calibration: CalibrationSet, argument: str) -> tuple[Stepper, list[R
     """The sampler of a recording, and its runs.
 
     Every run is repeated with the recorded outputs first: a sampler that does not arrive at the recorded samples is not
-    the one that made them.
-
-    Args:
-        calibration: a whole recording.
-        argument: name of the denoiser's sample argument.
+    the one that made them. The recording is a whole one; ``argument`` names the denoiser's sample.
 
     Raises:
         CalibrationError: there is no complete run, conditions change from step to step, or the sampler is another one.
@@ -116,19 +119,17 @@ def runs_of(calibration: CalibrationSet, argument: str) -> tuple[Stepper, list[R
 
 def _run(trajectory: Trajectory, stepper: Stepper) -> Run:
     first = trajectory.call(0)
-    guided = len(trajectory.updates[0].outputs) > 1
-    argument, timestep = trajectory.argument, trajectory.calibration.timestep_argument
     begun = stepper.begin(trajectory.calibration.schedule.timesteps)
-    noise = first.kwargs[argument][: trajectory.images] / (_factor(begun, 0) * begun.spread)
-    run = Run(first.kwargs, argument, timestep, noise, noise, guided)
-    return replace(run, final=recorded_path(run, trajectory, stepper)[0][-1])
+    noise = first.kwargs[trajectory.argument][: trajectory.images] / (_factor(begun, 0) * begun.spread)
+    run = Run(trajectory, first.kwargs, noise, noise)
+    return replace(run, final=recorded_path(run, stepper)[0][-1])
 
 
 def _factor(run: SamplingRun, step: int) -> float:
     return float(run.scale(step, torch.ones(1)))
 
 
-def recorded_path(run: Run, trajectory: Trajectory, stepper: Stepper) -> tuple[list[Tensor], list[Tensor]]:
+def recorded_path(run: Run, stepper: Stepper) -> tuple[list[Tensor], list[Tensor]]:
     """Repeat a run with its recorded outputs.
 
     Returns:
@@ -139,13 +140,14 @@ def recorded_path(run: Run, trajectory: Trajectory, stepper: Stepper) -> tuple[l
         CalibrationError: the samples are not the recorded ones (a sampler that adds noise is not compared), or a
             condition changes from step to step.
     """
+    trajectory = run.trajectory
     timesteps = trajectory.calibration.schedule.timesteps
     begun = stepper.begin(timesteps)
     samples, outputs = [run.noise * begun.spread], []
     for step in range(len(timesteps)):
         call = trajectory.call(step)
         _same_conditions(run, call.kwargs, call.index)
-        recorded = call.kwargs[run.sample_argument][: run.images] / _factor(begun, step)
+        recorded = call.kwargs[trajectory.argument][: run.images] / _factor(begun, step)
         off = float((samples[-1] - recorded).norm() / recorded.norm().clamp(min=1e-12))
         if off > REPLAY_TOLERANCE and not stepper.stochastic:
             raise CalibrationError(
@@ -160,9 +162,8 @@ def recorded_path(run: Run, trajectory: Trajectory, stepper: Stepper) -> tuple[l
 
 
 def _same_conditions(run: Run, kwargs: dict[str, Any], index: int) -> None:
-    changing = {run.sample_argument, run.timestep_argument}
     before, now = (
-        {n: v for n, v in named_leaves(each) if isinstance(v, Tensor) and n.split(".")[0] not in changing}
+        {n: v for n, v in named_leaves(each) if isinstance(v, Tensor) and n.split(".")[0] not in run.changing}
         for each in (run.kwargs, kwargs)
     )
     names = sorted(before.keys() | now.keys())

@@ -86,7 +86,6 @@ class LinearStepper:
     Attributes:
         timesteps: recorded timesteps, in order.
         factors: ``(a_k, b_k)`` of every recorded step but the last.
-        guidance: weight of guidance, or None.
         rotation: every step turns sample and output as one.
     """
 
@@ -113,9 +112,8 @@ class LinearStepper:
         if any(a <= b for a, b in pairwise(timesteps)):
             raise TimestepError(f"timesteps can be left out of a descending schedule only; recorded were {timesteps}")
         sums = [(u.sample, sum(u.outputs)) for u in trajectory.updates]
-        guided = len(trajectory.updates[0].outputs) > 1
         strengths = [u.outputs[-1] / sum(u.outputs) for u in trajectory.updates if sum(u.outputs)]
-        guidance = sum(strengths) / len(strengths) if guided and strengths else None
+        guidance = sum(strengths) / len(strengths) if trajectory.branches > 1 and strengths else None
         rotation = len(timesteps) > 1 and all(abs(math.hypot(a, b) - 1) < UNEXPLAINED for a, b in sums)
         return cls(timesteps, tuple(sums), guidance, rotation)
 
@@ -153,11 +151,7 @@ class LinearStepper:
 
 @dataclass(frozen=True)
 class LinearRun:
-    """One run; made by `LinearStepper.begin`.
-
-    Attributes:
-        factors: ``(A, B)`` of every step.
-    """
+    """One run, with ``(A, B)`` of every step; made by `LinearStepper.begin`."""
 
     factors: tuple[tuple[float, float], ...]
     spread: float = 1.0
@@ -173,11 +167,7 @@ class LinearRun:
 
 
 def stepper_of(calibration: CalibrationSet, trajectory: Trajectory) -> Stepper:
-    """The sampler of a recording.
-
-    Args:
-        calibration: the recording.
-        trajectory: one of its runs.
+    """The sampler of a recording, of which one run is given.
 
     Raises:
         RegistryError: the adapter that the recording names is not installed.

@@ -4,8 +4,8 @@
 
 In every iteration each quantizer of the block gets a width drawn at random, and only the parameters of the drawn widths
 move: they learn to work beside any neighbour (TMPQ-DM's published idea; its released code lacks these functions).
-``independent`` gives the whole block one width at a time, as the released code does; ``fixed`` one assignment, as a
-network calibrated for it alone would get. The inputs of a block are those that the quantized layers before it give, at
+``independent`` gives the whole block one width at a time, as the released code does; a given assignment is learned as a
+network calibrated for it alone would be. The inputs of a block are those that the quantized layers before it give, at
 widths drawn in the same way.
 
 Shapes: ``G`` timestep groups.
@@ -13,8 +13,9 @@ Shapes: ``G`` timestep groups.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -34,8 +35,8 @@ from dq_plugins.quantized.reconstruction_units import Unit, find_units
 from dq_plugins.quantized.soft_rounding import SoftRounding
 from dq_plugins.quantized.width import Width
 
-Draw = Literal["random", "independent", "fixed"]
 Widths = dict[str, Width]
+Draw = Callable[[torch.Generator], Widths]
 Key = tuple[str, int]  # layer and bits
 PROBES = 8
 """Recorded calls on which learned rounding is compared with rounding to nearest."""
@@ -46,24 +47,22 @@ class CalibrationOptions:
     """Settings.
 
     Attributes:
-        draw: how widths are drawn.
+        draw: how widths are drawn, or the one assignment to learn.
         iterations: optimiser steps for each block; for each block and width with ``independent``.
         learning_rate: of the rounding variables (Adam).
         step_rate: of the logarithms of the step sizes; the paper's code has 4e-4 on the step sizes themselves.
         weight: factor of the rounding regulariser.
         calls: recorded calls to learn from, drawn evenly over the recording.
         seed: of every random choice.
-        fixed: the assignment of ``fixed``.
     """
 
-    draw: Draw = "random"
+    draw: Literal["random", "independent"] | Mapping[str, Width] = "random"
     iterations: int = 400
     learning_rate: float = 1e-2
     step_rate: float = 1e-3
     weight: float = 0.01
     calls: int = 40
     seed: int = 0
-    fixed: Mapping[str, Width] = field(default_factory=dict)
 
 
 def calibrate(
@@ -73,14 +72,7 @@ def calibrate(
     partition: Partition,
     options: CalibrationOptions,
 ) -> Generator[Progress, None, Candidates]:
-    """Learn; iterate to run, the generator returns the learned candidates.
-
-    Args:
-        denoiser: full precision; left as it is.
-        candidates: where learning starts.
-        calibration: recorded calls.
-        partition: the denoiser's layers and blocks.
-        options: settings.
+    """Learn, beginning with ``candidates``; iterate to run, the generator returns the learned ones.
 
     Raises:
         RecipeError: a loss is not finite.
@@ -95,52 +87,52 @@ def calibrate(
         yield Progress(done, len(rounds), unit.module)
         network = SuperNetwork(denoiser, candidates, calibration.timestep_argument)
         with TemporaryDirectory(prefix="dq-supernet-") as folder, network:
-            learner = _BlockLearner(network, unit, draw, generator, options)
-            candidates = learner.learn(calls, Path(folder))
+            cache = record_block(
+                network, unit.module, calls, Path(folder), lambda n=network, d=draw: n.states(d(generator))
+            )
+            candidates = _BlockLearner(network, unit, cache, draw, generator, options).learn()
     yield Progress(len(rounds), len(rounds), "super-network")
     return candidates
 
 
-class _Draw:
-    """How widths are drawn during a round of learning."""
+def _draws(candidates: Candidates, options: CalibrationOptions) -> list[Draw]:
+    """How each round of learning draws its widths."""
+    if isinstance(options.draw, Mapping):
+        fixed = dict(options.draw)
+        return [lambda _: fixed]
+    if options.draw == "random":
+        return [partial(_drawn, candidates, None)]
+    tables = [*candidates.weights.values(), *candidates.activations.values()]
+    return [partial(_drawn, candidates, place) for place in range(max(len(t) for t in tables))]
 
-    def __init__(
-        self, candidates: Candidates, fixed: Mapping[str, Width] | None = None, place: int | None = None
-    ) -> None:
-        self.candidates, self.fixed, self.place = candidates, fixed, place
 
-    def __call__(self, generator: torch.Generator) -> Widths:
-        if self.fixed is not None:
-            return dict(self.fixed)
-        return {
-            name: Width(*(self._one(name, operand, generator) for operand in ("w", "a")))
-            for name in self.candidates.layers
-        }
+def _drawn(candidates: Candidates, place: int | None, generator: torch.Generator) -> Widths:
+    """Widths at one place among the choices, counted from the narrowest; None: at random ones."""
 
-    def _one(self, name: str, operand: str, generator: torch.Generator) -> int | None:
-        choices = sorted((self.candidates.weights if operand == "w" else self.candidates.activations).get(name, {}))
+    def one(table: Mapping[int, object]) -> int | None:
+        choices = sorted(table)
         if not choices:
             return None
-        place = int(torch.randint(len(choices), (), generator=generator)) if self.place is None else self.place
-        return choices[min(place, len(choices) - 1)]
+        drawn = int(torch.randint(len(choices), (), generator=generator)) if place is None else place
+        return choices[min(drawn, len(choices) - 1)]
 
-
-def _draws(candidates: Candidates, options: CalibrationOptions) -> list[_Draw]:
-    if options.draw == "fixed":
-        return [_Draw(candidates, options.fixed)]
-    if options.draw == "random":
-        return [_Draw(candidates)]
-    tables = [*candidates.weights.values(), *candidates.activations.values()]
-    return [_Draw(candidates, place=place) for place in range(max(len(t) for t in tables))]
+    tables = candidates.weights, candidates.activations
+    return {name: Width(*(one(table.get(name, {})) for table in tables)) for name in candidates.layers}
 
 
 class _BlockLearner:
     """The variables of one block, at all widths."""
 
     def __init__(
-        self, network: SuperNetwork, unit: Unit, draw: _Draw, generator: torch.Generator, options: CalibrationOptions
+        self,
+        network: SuperNetwork,
+        unit: Unit,
+        cache: BlockCache,
+        draw: Draw,
+        generator: torch.Generator,
+        options: CalibrationOptions,
     ) -> None:
-        self.network, self.unit, self.draw, self.generator = network, unit, draw, generator
+        self.network, self.unit, self.cache, self.draw, self.generator = network, unit, cache, draw, generator
         self.options, self.candidates = options, network.candidates
         self.rounding = {
             (name, bits): SoftRounding(network.full_weight(name), quant)
@@ -154,13 +146,9 @@ class _BlockLearner:
             for bits, quant in self.candidates.activations.get(name, {}).items()
         }
         self.widths: Widths = {}
-        self.cache = BlockCache(Path(), [])
 
-    def learn(self, calls: CalibrationSet, folder: Path) -> Candidates:
+    def learn(self) -> Candidates:
         """Optimise, decide every rounding, and return candidates with what was learned."""
-        self.cache = record_block(
-            self.network, self.unit.module, calls, folder, lambda: self.network.states(self.draw(self.generator))
-        )
         o = self.options
         learner = Learner(
             self.rounding,

@@ -32,8 +32,7 @@ from dq_plugins.quantized.candidates import Candidates, Entry
 from dq_plugins.quantized.exact_tokens import install_tokens
 from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
-from dq_plugins.sensitivity import SensitivityTable
-from dq_plugins.sensitivity.trajectory import trajectories_of
+from dq_plugins.sensitivity.sensitivity_table import SensitivityTable
 from dq_plugins.timesteps import Schedule
 
 if TYPE_CHECKING:
@@ -179,20 +178,13 @@ class TimestepReduction(Pass):
     def setting(self, plan: QuantPlan, context: PassContext) -> Generator[Progress, None, Setting]:
         """What the search works on, measured; iterate to run, the generator returns it."""
         o = self.options
-        argument = context.partition.sample_argument
-        stepper, runs = runs_of(context.calibration, argument)
+        stepper, runs = runs_of(context.calibration, context.partition.sample_argument)
         grid = thinned(tuple(t for t in context.calibration.schedule.sorted if t > stepper.end), o.grid)
         transitions = None
         if o.search != "evolution" or o.spacing == "change":
-            trajectories = trajectories_of(context.calibration, argument)
+            generator = context.generator("transitions")
             transitions = yield from measure_transitions(
-                context.denoiser,
-                stepper,
-                runs,
-                trajectories,
-                grid,
-                probes=o.probes,
-                generator=context.generator("transitions"),
+                context.denoiser, stepper, runs, grid, probes=o.probes, generator=generator
             )
         measured = plan.sensitivity
         if measured is None:
@@ -255,10 +247,7 @@ def kept_widths(plan: QuantPlan) -> Candidates:
 def layer_choices(candidates: Candidates, context: PassContext, latency: LatencyTable) -> tuple[LayerChoices, ...]:
     """Choices of all layers with candidates, cheapest widths first, with the cost of one denoiser call.
 
-    Args:
-        candidates: the quantizers.
-        context: whose graph counts the operations; for the batch that was recorded.
-        latency: measured times by layer and width; BitOps where it is empty.
+    Costs are measured times, or where ``latency`` is empty BitOps for the batch that was recorded.
 
     Raises:
         BudgetError: the latency table lacks a layer or a width.

@@ -30,7 +30,6 @@ from dq_plugins.calibration import first_tensor
 from dq_plugins.passes.steps.runs import Run, recorded_path
 from dq_plugins.passes.steps.stepper import Stepper
 from dq_plugins.progress import Progress, reported
-from dq_plugins.sensitivity.trajectory import Trajectory
 
 END = -1
 """The final image, as the node after the last timestep."""
@@ -109,7 +108,6 @@ def measure_transitions(
     denoiser: nn.Module,
     stepper: Stepper,
     runs: Sequence[Run],
-    trajectories: Sequence[Trajectory],
     nodes: Sequence[float],
     *,
     probes: int = 2,
@@ -121,16 +119,15 @@ def measure_transitions(
         denoiser: full precision.
         stepper: the sampler.
         runs: recorded runs.
-        trajectories: the same runs.
         nodes: recorded timesteps to step between, ascending.
         probes: ``P``.
         generator: of the probes.
     """
     parts = []
     total = len(runs) * len(nodes)
-    for index, (run, trajectory) in enumerate(zip(runs, trajectories, strict=True)):
+    for index, run in enumerate(runs):
         signs = torch.randint(2, (probes, *run.final.shape), generator=generator) * 2.0 - 1
-        measuring = _one_run(denoiser, stepper, run, trajectory, nodes, signs.to(run.final))
+        measuring = _one_run(denoiser, stepper, run, nodes, signs.to(run.final))
         done = index * len(nodes)
         part = yield from reported(
             measuring, lambda node, done=done: Progress(done + node, total, "what larger steps cost")
@@ -144,11 +141,11 @@ def measure_transitions(
 
 
 def _one_run(
-    denoiser: nn.Module, stepper: Stepper, run: Run, trajectory: Trajectory, nodes: Sequence[float], signs: Tensor
+    denoiser: nn.Module, stepper: Stepper, run: Run, nodes: Sequence[float], signs: Tensor
 ) -> Generator[int, None, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Samples, outputs, gradients and starts of one run; yields how many nodes are done."""
-    recorded, guided = recorded_path(run, trajectory, stepper)
-    places = [trajectory.calibration.schedule.timesteps.index(t) for t in nodes]
+    recorded, guided = recorded_path(run, stepper)
+    places = [run.trajectory.calibration.schedule.timesteps.index(t) for t in nodes]
     samples = torch.stack([recorded[p] for p in places] + [recorded[-1]])
     outputs = torch.stack([guided[p] for p in places])
     starts = torch.stack([run.noise * stepper.begin((t,)).spread for t in nodes])

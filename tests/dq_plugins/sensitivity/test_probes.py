@@ -9,9 +9,11 @@ from torch import nn
 import dq_plugins as dq
 from dq_plugins.progress import finish
 from dq_plugins.quantized.candidates import Candidates, Entry
-from dq_plugins.sensitivity import ContentProbes, ExactContent, ExactQuality, QualityProbes, trajectories_of
+from dq_plugins.sensitivity.exact_noise import ExactContent, ExactQuality
 from dq_plugins.sensitivity.measure import measure
+from dq_plugins.sensitivity.probes import ContentProbes, QualityProbes
 from dq_plugins.sensitivity.sensitivity_table import cost, relative
+from dq_plugins.sensitivity.trajectory import trajectories_of
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +126,8 @@ def test_layers_that_share_an_input_are_told_apart(tmp_path):
 def test_worker_processes_measure_what_one_process_does(setting):
     denoiser, calibration, candidates = setting
     few = candidates.entries()[:6]
-    alone = finish(measure(ExactQuality(denoiser, candidates, calibration, few)))
-    assert finish(measure(ExactQuality(denoiser, candidates, calibration, few), workers=2)) == alone
+    alone = finish(measure(ExactQuality(denoiser, candidates.subset(few), calibration)))
+    assert finish(measure(ExactQuality(denoiser, candidates.subset(few), calibration), workers=2)) == alone
     probes = QualityProbes(denoiser, candidates, calibration, probes=1)
     probes("0")
     spread = relative(finish(measure(probes, workers=2)), candidates)

@@ -4,8 +4,7 @@ import pytest
 
 from dq_plugins.errors import DQError
 from dq_plugins.quantized.candidates import Entry
-from dq_plugins.sensitivity import SensitivityTable
-from dq_plugins.sensitivity.sensitivity_table import entries_to_check
+from dq_plugins.sensitivity.sensitivity_table import SensitivityTable, entries_to_check
 
 LAYERS = ("a", "b", "c", "d")
 

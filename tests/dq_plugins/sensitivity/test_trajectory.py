@@ -8,7 +8,7 @@ from torch import nn
 import dq_plugins as dq
 from dq_plugins.calibration import first_tensor
 from dq_plugins.errors import CalibrationError
-from dq_plugins.sensitivity import trajectories_of
+from dq_plugins.sensitivity.trajectory import trajectories_of
 
 
 def guided_sampler(noise: float = 0.0, seed: int = 0):
@@ -88,7 +88,9 @@ def test_a_changed_denoiser_gives_what_sampling_with_it_gives(tmp_path):
 def test_gradient_is_carried_over_a_step(tmp_path):
     denoiser = tiny_denoiser()
     (run,) = trajectories_of(recorded(denoiser, tmp_path), "sample")
-    kwargs, sample = run.differentiable(0)
+    call = run.call(0)
+    sample = call.kwargs[run.argument].clone().requires_grad_()
+    kwargs = {**call.kwargs, run.argument: sample}
     output = denoiser(**kwargs)
     probe = torch.randn(output.shape)
     onto_output, onto_sample = run.split(0, probe, output.detach())

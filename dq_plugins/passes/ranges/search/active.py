@@ -91,7 +91,7 @@ class ActiveCalibration:
         Yields:
             Index of the timestep of the call drawn, and its expected gain before, in nats.
         """
-        search: _Search | None = None
+        learning = False
         while int(self.visits.sum()) < limit:
             gain = expected_gain(self.entropy, self.visits, self.eta)
             index = next_timestep(gain, self._pool - self.visits)
@@ -99,26 +99,14 @@ class ActiveCalibration:
                 return
             self._observe(index)
             self.visits[index] += 1
-            if search is not None:
-                self.entropy[index] = search.learn(index)
+            if learning:
+                self._learn(index)
             elif bool((self.visits > 0).all()):
-                search = _Search(self)
+                learning = True
+                self._begin()
                 for i in range(len(self.visits)):
-                    self.entropy[i] = search.learn(i)
+                    self._learn(i)
             yield index, float(gain[index])
-
-    def loss(self, steps: slice, power: Tensor | None = None) -> PointsLoss:
-        """Loss on what was drawn at some timesteps."""
-        bits = list(self.bits.values())
-        return PointsLoss(self._values[:, steps], self._weights[:, steps], bits, symmetric=self.symmetric, power=power)
-
-    def start(self) -> tuple[Relaxation, Relaxation]:
-        """Where learning starts: even logits and ranges spread over the timesteps; and one static range of all."""
-        seen = torch.where(self._weights > 0, self._values, 0.0)  # ranges contain 0 anyway
-        low, high = seen.amin(-1), seen.amax(-1)
-        logits = start_logits((1, len(self.visits), self.groups), None, self._generator)
-        static = Relaxation(torch.zeros(1, 1, 1), low.amin(1, keepdim=True), high.amax(1, keepdim=True))
-        return Relaxation(logits, *spread(low, high, self.groups)), static
 
     def _observe(self, index: int) -> None:
         """Run the next call at a timestep and add the layers' inputs to its statistics."""
@@ -131,33 +119,36 @@ class ActiveCalibration:
         for i, name in enumerate(self.bits):
             self._values[i, index], self._weights[i, index] = representative(*found[name].histogram.points())
 
-
-class _Search:
-    """The relaxation that goes on learning while calls are drawn, one timestep at a time."""
-
-    def __init__(self, drawn: ActiveCalibration) -> None:
-        self.drawn, steps = drawn, len(drawn.visits)
-        self.relaxation, static = drawn.start()
-        everything = drawn.loss(slice(steps))
-        self.power = everything.power
+    def _begin(self) -> None:
+        """Start learning: from even logits, and ranges spread over the timesteps; the loss of one static range is 1."""
+        seen = torch.where(self._weights > 0, self._values, 0.0)  # ranges contain 0 anyway
+        low, high = seen.amin(-1), seen.amax(-1)
+        logits = start_logits((1, len(self.visits), self.groups), None, self._generator)
+        self._relaxation = Relaxation(logits, *spread(low, high, self.groups))
+        everything = self._loss(slice(None), None)
+        self._power = everything.power
+        static = Relaxation(torch.zeros(1, 1, 1), low.amin(1, keepdim=True), high.amax(1, keepdim=True))
         with torch.no_grad():
-            self.scale = max(float(everything.loss(0, torch.ones(1, steps, 1), static)), 1e-30)
-        self.optimiser = torch.optim.Adam(
+            self._scale = max(float(everything.loss(0, torch.ones(1, len(self.visits), 1), static)), 1e-30)
+        self._optimiser = torch.optim.Adam(
             [
-                {"params": list(self.relaxation.rows), "lr": LOGIT_RATE},
-                {"params": [self.relaxation.log_ends], "lr": RANGE_RATE},
+                {"params": list(self._relaxation.rows), "lr": LOGIT_RATE},
+                {"params": [self._relaxation.log_ends], "lr": RANGE_RATE},
             ]
         )
 
     @torch.enable_grad()
-    def learn(self, index: int) -> Tensor:
-        """A few steps on one timestep; returns the entropy of its groups."""
-        loss = self.drawn.loss(slice(index, index + 1), self.power)
+    def _learn(self, index: int) -> None:
+        """A few steps on one timestep, and the entropy of its groups after them."""
+        loss = self._loss(slice(index, index + 1), self._power)
         for _ in range(STEPS):
-            shares = self.relaxation.weights(1.0, [index])
-            error = loss.loss(0, shares, self.relaxation) / self.scale
-            self.optimiser.zero_grad()
-            (error + self.drawn.entropy_weight * entropy(shares).mean()).backward()
-            self.optimiser.step()
-        with torch.no_grad():
-            return entropy(self.relaxation.weights(1.0, [index]))[0, 0]
+            shares = self._relaxation.weights(1.0, [index])
+            error = loss.loss(0, shares, self._relaxation) / self._scale
+            self._optimiser.zero_grad()
+            (error + self.entropy_weight * entropy(shares).mean()).backward()
+            self._optimiser.step()
+        self.entropy[index] = entropy(self._relaxation.weights(1.0, [index]).detach())[0, 0]
+
+    def _loss(self, steps: slice, power: Tensor | None) -> PointsLoss:
+        bits = list(self.bits.values())
+        return PointsLoss(self._values[:, steps], self._weights[:, steps], bits, symmetric=self.symmetric, power=power)

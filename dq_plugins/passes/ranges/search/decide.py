@@ -55,12 +55,8 @@ def merged(labels: Tensor, tables: Mapping[str, ErrorTable], tolerance: float) -
     """Join groups while the summed relative error of the activations rises by no more than a share of itself.
 
     Each join is the cheapest at the time; ranges are estimated again for the joined group. A search that was given more
-    groups than there are regimes ends with as many as there are.
-
-    Args:
-        labels: ``[T]``.
-        tables: error tables by layer.
-        tolerance: share of the summed error by which it may rise in all.
+    groups than there are regimes ends with as many as there are. Labels are ``[T]``; ``tolerance`` is the share of the
+    summed error by which it may rise in all.
     """
     start = group_error(labels, tables)
     while int(labels.max()) > 0:

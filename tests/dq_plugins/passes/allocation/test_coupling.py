@@ -10,7 +10,7 @@ from dq_plugins.passes.allocation.coupling import WEIGHT_COUPLINGS, mixdq_widths
 from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, LayerCost
 from dq_plugins.quantized.candidates import Entry
 from dq_plugins.quantized.width import WidthChoices
-from dq_plugins.sensitivity import SensitivityTable
+from dq_plugins.sensitivity.sensitivity_table import SensitivityTable
 
 BITS = (2, 4, 8)
 

@@ -21,7 +21,9 @@ def solved(weight_bits: float = 5.0):
     errors = {Entry("delicate", "weight", b): 1000 * 4.0**-b for b in (2, 4, 8)}
     errors |= {Entry("robust", "weight", b): 4.0**-b for b in (2, 4, 8)}
     return allocate(
-        AllocationProblem(layers, errors, default_choices=WidthChoices((2, 4, 8)), budgets=Budgets(weight_bits))
+        AllocationProblem(
+            layers, errors, default_choices=WidthChoices((2, 4, 8)), budgets=Budgets(weight_bits=weight_bits)
+        )
     )
 
 

@@ -80,7 +80,9 @@ LATENCY = {
 @settings(max_examples=80, deadline=None)
 def test_any_mix_of_budgets_is_solved_to_the_optimum(weight_bits, act_bits, size, bitops, latency, cap, full):
     blocks = {} if cap is None else {"one": cap}
-    budgets = Budgets(weight_bits, act_bits, size, bitops, latency, blocks)
+    budgets = Budgets(
+        weight_bits=weight_bits, act_bits=act_bits, bytes=size, bitops=bitops, latency=latency, block_bits=blocks
+    )
     choices = WidthChoices((*BITS, None), (*BITS, None)) if full else WidthChoices(BITS, BITS)
     p = problem(choices, budgets=budgets, latency=LATENCY)
     found, best = allocate(p), brute_force(p)

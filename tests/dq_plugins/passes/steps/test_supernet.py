@@ -57,7 +57,7 @@ def shared(setting):
 def test_it_ranks_assignments_as_networks_calibrated_for_each_do(setting, shared):
     assignments = [random_widths(setting[3], seed) for seed in range(20)]
     together = [error(setting, shared, w) for w in assignments]
-    alone = [error(setting, learn(setting, draw="fixed", fixed=w, iterations=6, calls=2), w) for w in assignments]
+    alone = [error(setting, learn(setting, draw=w, iterations=6, calls=2), w) for w in assignments]
     assert spearmanr(together, alone).statistic >= 0.8
 
 
@@ -88,7 +88,7 @@ def test_every_width_is_learned_and_nothing_else_moves(setting, shared):
 
 def test_the_regulariser_makes_roundings_decide(setting, monkeypatch):
     *_, candidates = setting
-    options = {"draw": "fixed", "fixed": dict.fromkeys(candidates.layers, Width(3, 8)), "iterations": 40, "calls": 2}
+    options = {"draw": dict.fromkeys(candidates.layers, Width(3, 8)), "iterations": 40, "calls": 2}
     codes = SoftRounding.codes
     undecided: list[float] = []
 
@@ -114,7 +114,7 @@ def test_independent_sets_differ_from_shared_ones(setting, shared):
 def test_a_fixed_assignment_moves_only_its_own_widths(setting):
     candidates = setting[3]
     widths = dict.fromkeys(candidates.layers, Width(4, 8))
-    found = learn(setting, draw="fixed", fixed=widths, iterations=4, calls=2)
+    found = learn(setting, draw=widths, iterations=4, calls=2)
     for name, table in candidates.activations.items():
         assert torch.equal(found.activations[name][4].scale, table[4].scale)
     assert all(found.weights[n][6].codes is None for n in candidates.weights)
@@ -137,6 +137,6 @@ def test_signs_alone_with_full_precision_inputs_leave_nothing_to_learn(setting):
     plan = dq.make_plan(denoiser, calibration, RANGES, progress=False)
     candidates = candidates_of(plan, PassContext(denoiser, calibration), (1, 4), (8,))
     signs = dict.fromkeys(candidates.layers, Width(1, None))
-    options = CalibrationOptions(iterations=3, calls=2, draw="fixed", fixed=signs)
+    options = CalibrationOptions(iterations=3, calls=2, draw=signs)
     learned = finish(calibrate(denoiser, candidates, calibration, partition, options))
     assert all(table[4].codes is None for table in learned.weights.values())

@@ -12,7 +12,6 @@ from dq_plugins.calibration import first_tensor
 from dq_plugins.passes.steps.runs import runs_of
 from dq_plugins.passes.steps.transitions import END, measure_transitions
 from dq_plugins.progress import finish
-from dq_plugins.sensitivity.trajectory import trajectories_of
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +24,6 @@ def measured(tmp_path_factory):
             denoiser,
             stepper,
             runs,
-            trajectories_of(calibration, "sample"),
             sorted(TIMESTEPS),
             probes=16,
             generator=torch.Generator().manual_seed(0),
