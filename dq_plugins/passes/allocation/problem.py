@@ -148,7 +148,7 @@ class AllocationProblem:
             ("activation bits", given.act_bits and total_bits(given.act_bits, inputs), "bits", self._input_bits),
             ("bytes", given.bytes, "bytes", lambda column: -(-self._weight_bits(column) // 8)),
             ("BitOps", given.bitops, "BitOps", self._bitops),
-            ("latency", given.latency, "ms", self._latency),
+            ("latency", given.latency, "ms", lambda column: time_of(self.latency, column.layer, column.width)),
         ]
         for name, limit, unit, cost in limits:
             if limit is not None:
@@ -176,9 +176,6 @@ class AllocationProblem:
     def _bitops(self, column: Column) -> float:
         weight, activation = (self.bits(bits) for bits in column.width)
         return float(self.layers[column.layer].macs * weight * activation)
-
-    def _latency(self, column: Column) -> float:
-        return time_of(self.latency, column.layer, column.width)
 
 
 def error_of(errors: Mapping[Entry, float], layer: str, width: Width) -> float:

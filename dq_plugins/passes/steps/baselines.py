@@ -22,27 +22,14 @@ Point = tuple[float, float, int]
 """Cost of a sampling run, measured loss, and number of steps."""
 
 
-def widest(space: Space, count: int, limits: tuple[float, float] = (32, 32)) -> tuple[int, ...] | None:
-    """Uniform widths: every layer's weight and input at the same place counted from the widest that fits the budget.
+def widest(space: Space, count: int) -> tuple[int, ...] | None:
+    """Genes of the costliest uniform widths that fit the budget with so many steps; None: none do.
 
-    Args:
-        space: the choices and the budget.
-        count: number of steps.
-        limits: largest width of weights and of inputs.
-
-    Returns:
-        Genes of the costliest uniform widths (weights and inputs may differ) that fit; None: none do.
+    Weights and inputs may differ; every layer has a width, or the next wider of its choices.
     """
-    options = {
-        (w, a)
-        for layer in space.layers
-        for w in layer.weights
-        for a in layer.inputs
-        if (w or 32) <= limits[0] and (a or 32) <= limits[1]
-    }
     fitting = []
-    for option in options:
-        genes = uniform(space, Width(*option))
+    for width in {Width(w, a) for layer in space.layers for w in layer.weights for a in layer.inputs}:
+        genes = uniform(space, width)
         cost = count * space.call_cost(genes)
         if cost <= space.budget:
             fitting.append((cost, genes))

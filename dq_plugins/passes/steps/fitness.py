@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
+from pkgutil import resolve_name
 
 import torch
 from torch import Tensor, nn
@@ -37,13 +36,12 @@ def load_features(name: str) -> Callable[[Tensor], Tensor]:
     Raises:
         RecipeError: there is none, or it cannot be called.
     """
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise RecipeError(f"a feature network is named package.module:attribute, got {name!r}")
     try:
-        found: Any = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"there is no feature network {name!r}: {error}") from error
+        found = resolve_name(name)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise RecipeError(
+            f"there is no feature network {name!r}: {error}; it is named package.module:attribute"
+        ) from error
     if not callable(found):
         raise RecipeError(f"{name!r} is a {type(found).__name__}; a feature network takes images and gives features")
     return found
