@@ -114,13 +114,8 @@ def simulated(case: Case, steps: tuple[Step, ...], seed: int) -> nn.Module:
 def feature_errors(case: Case, plan: dq.QuantPlan) -> FeatureError:
     block = temporal_block(case.denoiser, case.calibration(0).example_inputs())
     assert block is not None
-    weights = block.weights()
-    planned = {
-        f"{n}.weight": plan.layers[n].weight.fake_quantize(weights[f"{n}.weight"])  # type: ignore[union-attr]
-        for n in block.layers
-    }
     points = block.points(plan.schedule.sorted)
-    return feature_error(block.features(points), block.features(points, planned))
+    return feature_error(block.features(points), block.features(points, block.planned_weights(plan)))
 
 
 def mean_of(runs: list[dict[str, float]]) -> dict[str, float]:

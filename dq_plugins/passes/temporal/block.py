@@ -22,6 +22,8 @@ from dq_plugins.graph import find_timestep_argument, partition
 from dq_plugins.graph.arguments import named_leaves, number_to_tensor
 from dq_plugins.graph.flow import Flow
 from dq_plugins.passes.temporal.subprogram import Subprogram, extract
+from dq_plugins.plan import QuantPlan
+from dq_plugins.recipe import PassContext
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ class TemporalBlock:
         """Full-precision parameters and buffers that the block reads, by name."""
         state = dict(self.denoiser.named_parameters()) | dict(self.denoiser.named_buffers())
         return {name: state[name].detach() for name in self.program.parameters}
+
+    def planned_weights(self, plan: QuantPlan) -> dict[str, Tensor]:
+        """The quantized weights that the planned block computes with, by parameter name."""
+        weights, quants = self.weights(), {layer: plan.layers[layer].weight for layer in self.layers}
+        names = {f"{layer}.weight": quant for layer, quant in quants.items() if quant is not None}
+        return {name: quant.fake_quantize(weights[name]) for name, quant in names.items()}
 
     def points(self, timesteps: Sequence[float]) -> dict[str, Tensor]:
         """The timestep as an input of `run`, for T values of it: ``[T, *shape of one call's timestep]``."""
@@ -133,3 +141,24 @@ def temporal_block(
         program=program,
         conditions=conditions,
     )
+
+
+def shared_block(
+    context: PassContext, *, whole_batch: bool = False, with_conditions: bool = False
+) -> TemporalBlock | None:
+    """The denoiser's temporal block, found once per run.
+
+    Args:
+        context: the run.
+        whole_batch: cut it out of a call with as many samples as were recorded, instead of one sample: bit for bit
+            what such calls compute, but slower.
+        with_conditions: include the layers that mix t with conditions.
+    """
+
+    def find() -> TemporalBlock | None:
+        call = next(context.calibration.calls())
+        one = call if whole_batch else call.rows(torch.tensor([0]), len(call.output))
+        argument = context.calibration.timestep_argument
+        return temporal_block(context.denoiser, one.kwargs, argument, with_conditions=with_conditions)
+
+    return context.shared(("temporal-block", whole_batch, with_conditions), find)

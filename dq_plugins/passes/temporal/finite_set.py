@@ -19,6 +19,7 @@ from torch import Tensor
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.hashing import raw_bytes
 from dq_plugins.passes.temporal.block import TemporalBlock
+from dq_plugins.recipe import PassContext
 
 Condition = Mapping[str, Tensor]
 """The arguments of one sample that the block reads besides the timestep, by dotted name."""
@@ -84,3 +85,19 @@ def recorded_conditions(calibration: CalibrationSet, names: Sequence[str], most:
             if len(found) == most:
                 return list(found.values())
     return list(found.values())
+
+
+def shared_points(context: PassContext, block: TemporalBlock, timesteps: tuple[float, ...], most: int) -> FiniteSet:
+    """Every timestep with every recorded condition that the block reads, found once per run.
+
+    Args:
+        context: the run.
+        block: the temporal block.
+        timesteps: of the plan's schedule.
+        most: conditions at most.
+    """
+
+    def find() -> FiniteSet:
+        return finite_set(block, timesteps, recorded_conditions(context.calibration, block.conditions, most))
+
+    return context.shared(("temporal-points", block.conditions, timesteps, most), find)

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from dq_plugins.affine import affine_parameters
 from dq_plugins.errors import CalibrationError
-from dq_plugins.passes.temporal.block import TemporalBlock
-from dq_plugins.passes.temporal.finite_set import FiniteSet
-from dq_plugins.passes.temporal.shared import planned_weights, shared_block, shared_points
+from dq_plugins.passes.temporal.block import TemporalBlock, shared_block
+from dq_plugins.passes.temporal.finite_set import FiniteSet, shared_points
 from dq_plugins.plan import ActivationQuant, QuantPlan, Section
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.timesteps import TimestepGroups
@@ -80,7 +79,7 @@ class FiniteSetRanges(Pass):
         timesteps = plan.visited.sorted
         low, high = context.calibration.timestep_range
         plan.groups[GROUPS] = TimestepGroups.one_per_timestep(timesteps, low=low, high=high)
-        weights = planned_weights(block, plan) if self.options.quantized_weights else {}
+        weights = block.planned_weights(plan) if self.options.quantized_weights else {}
         points = shared_points(context, block, timesteps, self.options.conditions)
         ranges = exact_ranges(block, points, weights)
         for done, (name, bounds) in enumerate(sorted(ranges.items())):

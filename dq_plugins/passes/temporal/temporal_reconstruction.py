@@ -22,8 +22,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from dq_plugins.passes.temporal.block import shared_block
 from dq_plugins.passes.temporal.features import feature_error
-from dq_plugins.passes.temporal.shared import planned_weights, shared_block, shared_points
+from dq_plugins.passes.temporal.finite_set import shared_points
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.progress import Progress, reported
 from dq_plugins.quantized.learner import Learner, RoundingOptions
@@ -83,7 +84,7 @@ class TemporalReconstruction(Pass):
             return
         points = shared_points(context, block, plan.visited.sorted, self.options.conditions)
         weights, reference = block.weights(), block.features(points.inputs)
-        planned = planned_weights(block, plan)
+        planned = block.planned_weights(plan)
         before = feature_error(reference, block.features(points.inputs, planned))
         variables = {n: SoftRounding(weights[f"{n}.weight"], plan.layers[n].weight) for n in layers}  # type: ignore[arg-type]
 
@@ -106,7 +107,7 @@ class TemporalReconstruction(Pass):
             quant = plan.layers[name].weight
             assert quant is not None
             quant.codes = codes.cpu()
-        after = feature_error(reference, block.features(points.inputs, planned_weights(block, plan)))
+        after = feature_error(reference, block.features(points.inputs, block.planned_weights(plan)))
         plan.learned_layers |= frozenset(layers)
         plan.sections[self.name] = Section(
             {

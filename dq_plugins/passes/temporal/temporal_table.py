@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from dq_plugins.affine import per_row
-from dq_plugins.passes.temporal.block import TemporalBlock
+from dq_plugins.passes.temporal.block import TemporalBlock, shared_block
 from dq_plugins.passes.temporal.features import feature_error
-from dq_plugins.passes.temporal.shared import planned_weights, shared_block
 from dq_plugins.plan import QuantPlan, Reason, Section
 from dq_plugins.quantized.table_lookup import quantize_rows, tabulated
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
@@ -66,7 +65,7 @@ class TemporalTable(Pass):
     ) -> frozenset[str]:
         if self.options.storage != "auto":
             return frozenset(features) if self.options.storage == "int8" else frozenset()
-        quantized = block.features(block.points(plan.visited.sorted), planned_weights(block, plan))
+        quantized = block.features(block.points(plan.visited.sorted), block.planned_weights(plan))
         chosen = set()
         for node, layer in nodes.items():
             codes, scale = quantize_rows(features[layer])
