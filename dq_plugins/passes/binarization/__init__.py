@@ -5,10 +5,9 @@ Source: BinaryDM (Zheng et al., ICLR 2025). In the order of use: `binarydm_choic
 into a plan, which adapters store with 8 weights to a byte and run in integers.
 """
 
-from dq_plugins.passes.binarization.callback import BinaryDMCallback
+from dq_plugins.passes.binarization.callback import BinaryDMCallback, moving_average
 from dq_plugins.passes.binarization.checkpoint import load_checkpoint, save_checkpoint
 from dq_plugins.passes.binarization.choices import BinaryDMChoices, binarydm_choices, choices_of
-from dq_plugins.passes.binarization.ema import moving_average
 from dq_plugins.passes.binarization.finish import to_plan
 from dq_plugins.passes.binarization.savings import operations, weight_size
 from dq_plugins.quantized.binarizers import (

@@ -46,8 +46,7 @@ class BinaryDMChoices:
         return BinaryDMChoices(layers, self.blocks, (), self.unquantized)
 
 
-def positions(layer: LayerInfo) -> int:
-    """Pixels or tokens of a layer's output, for one sample."""
+def _positions(layer: LayerInfo) -> int:
     return LAYER_KINDS[layer.kind].positions(layer.output_shape)
 
 
@@ -56,7 +55,7 @@ def block_positions(part: Partition) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for layer in part.layers.values():
         if layer.block and layer.signature == "sample":
-            sizes[layer.block] = max(sizes.get(layer.block, 0), positions(layer))
+            sizes[layer.block] = max(sizes.get(layer.block, 0), _positions(layer))
     return sizes
 
 
@@ -111,7 +110,7 @@ def binarydm_choices(
             unquantized[name] = f"a layer of kind {layer.kind} does not train quantized"
         elif layer.roles & {"first", "last"} or outside_time:
             layers[name] = LayerChoice("int8", edge_bits if act_bits else None)
-        elif layer.block in evolvable_blocks or (not layer.block and positions(layer) >= least):
+        elif layer.block in evolvable_blocks or (not layer.block and _positions(layer) >= least):
             layers[name] = LayerChoice("evolvable", act_bits)
         else:
             layers[name] = LayerChoice("binary", act_bits)
