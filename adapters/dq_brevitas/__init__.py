@@ -17,7 +17,7 @@ _HOME = {
     "attach_timesteps": "routing",
     "bake_weights": "weights",
     "binary_layer_map": "binary",
-    "calibration_coverage": "coverage",
+    "calibration_coverage": "proxy",
     "check_gptq": "gptq",
     "convert_to_timestep": "conversion",
     "evenly_spaced_groups": "routing",
@@ -25,7 +25,7 @@ _HOME = {
     "export_torch": "export",
     "float_model": "plain",
     "freeze_binary": "binary",
-    "freeze_timestep_group": "freezing",
+    "freeze_timestep_group": "conversion",
     "gptq_mode": "gptq",
     "inference_mode": "export",
     "layer_map": "lowering",
@@ -33,7 +33,7 @@ _HOME = {
     "load": "files",
     "onnxruntime_options": "export",
     "plan_from_model": "reading",
-    "restart_calibration": "coverage",
+    "restart_calibration": "proxy",
     "save": "files",
 }
 _QUANTIZERS = (

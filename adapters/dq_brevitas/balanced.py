@@ -8,22 +8,13 @@ Shapes: ``C`` input channels, ``O`` output channels.
 
 from __future__ import annotations
 
-from typing import Any
-
-from dq_brevitas import host  # noqa: F401  isort: skip
-from brevitas import config
+from dq_brevitas import host  # isort: skip
 from brevitas.core.function_wrapper import TensorClamp
 from brevitas.proxy.parameter_quant import WeightQuantProxyFromInjector
 from brevitas.quant_tensor import IntQuantTensor
 from torch import Tensor, nn
 
 from dq_brevitas.integer import ReciprocalIntQuant
-
-
-def keep_own(state: dict[str, Any], key: str, own: Tensor) -> None:
-    """While Brevitas fills a new layer from the state of a plain one, what that has not stays as it is."""
-    if config.IGNORE_MISSING_KEYS:
-        state.setdefault(key, own)
 
 
 class BalancedActIntQuant(ReciprocalIntQuant):
@@ -48,11 +39,8 @@ class BalancedActIntQuant(ReciprocalIntQuant):
     ) -> None:
         super().__init__(narrow_range, signed, input_view_impl, float_to_int_impl, tensor_clamp_impl, quant_delay_steps)
         self.register_buffer("balance", balance.clone())
+        self.register_load_state_dict_pre_hook(host.keep_what_is_missing)
         self.subtensor_slice_list: list[tuple[int, int] | None] = [None]  # Brevitas sets it: GPTQ goes by columns
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        keep_own(state, prefix + "balance", self.balance)
-        super()._load_from_state_dict(state, prefix, *args)
 
     def forward(self, scale: Tensor, zero_point: Tensor, bit_width: Tensor, x: Tensor) -> Tensor:
         """Quantize and dequantize ``x``, in its own dtype."""

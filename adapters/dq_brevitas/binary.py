@@ -18,8 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dq_brevitas import host  # noqa: F401  isort: skip
-import brevitas.config
+from dq_brevitas import host  # isort: skip
 import torch
 from brevitas.core.bit_width import BitWidthConst
 from brevitas.core.utils import StatelessBuffer
@@ -37,13 +36,6 @@ from dq_plugins.errors import DQError
 from dq_plugins.quantized.binarizers import BinaryBasis, EvolvableBasis, ScaleGradient
 from dq_plugins.quantized.learned_step import SMALLEST_STEP, LearnedStepActivation, scale_gradient_factor
 from dq_plugins.quantized.trained_layers import TRAINED, LayerChoice
-
-
-def _keep_what_is_missing(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Load a checkpoint that knows nothing of the module, where Brevitas is told to: a full-precision one."""
-    if brevitas.config.IGNORE_MISSING_KEYS:
-        for key, value in module.state_dict().items():
-            state_dict.setdefault(prefix + key, value)
 
 
 class BinarizerQuant(nn.Module):
@@ -64,7 +56,7 @@ class BinarizerQuant(nn.Module):
         scale_gradient: ScaleGradient = "autograd",
     ) -> None:
         super().__init__()
-        self.register_load_state_dict_pre_hook(_keep_what_is_missing)
+        self.register_load_state_dict_pre_hook(host.keep_what_is_missing)
         if len(tracked_parameter_list) != 1:
             raise DQError(
                 f"a binarizer belongs to one weight, this one was given {len(tracked_parameter_list)}: layers cannot "
@@ -89,7 +81,7 @@ class LearnedStepScaling(LearnedStepActivation):
 
     def __init__(self, bit_width: int, device: torch.device | None = None) -> None:
         super().__init__(int(bit_width), device)
-        self.register_load_state_dict_pre_hook(_keep_what_is_missing)
+        self.register_load_state_dict_pre_hook(host.keep_what_is_missing)
         self.observer_only = False  # Brevitas sets it on every module that has it while it calibrates
         self.calls = 0
 

@@ -1,28 +1,35 @@
-"""Turn the activation quantizers of an already quantized model into timestep quantizers, in place."""
+"""From stock activation quantizers to timestep quantizers, and from one group of these back to stock ones."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from dq_brevitas import host  # noqa: F401  isort: skip
 import torch
 from brevitas.core.quant import RescalingIntQuant
+from brevitas.core.scaling import ParameterScaling
 from brevitas.core.stats import SCALAR_SHAPE
-from brevitas.core.zero_point import ZeroZeroPoint
+from brevitas.core.zero_point import ParameterZeroPoint, ZeroZeroPoint
+from brevitas.inject import ExtendedInjector
 from brevitas.inject.enum import StatsOp
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector, ActQuantProxyFromInjectorBase
+from brevitas.quant.none import NoneActQuant
 from torch import Tensor, nn
 
-from dq_brevitas.coverage import restart_calibration
+from dq_brevitas.balanced import read_balance
+from dq_brevitas.corrected import CorrectionProxy, timestep_parts
 from dq_brevitas.integer import ReciprocalIntQuant, TimestepIntQuant
-from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
+from dq_brevitas.proxy import TimestepActQuantProxyFromInjector, restart_calibration, timestep_proxies
 from dq_brevitas.quantizers import DEFAULT_GROUPS
-from dq_brevitas.replacing import replace_modules
 from dq_brevitas.routing import attach_timesteps
 from dq_brevitas.scaling import TimestepScaling, TimestepZeroPoint
-from dq_plugins.errors import DQError
-from dq_plugins.timesteps import TimestepGroups
+from dq_brevitas.weights import quantized_layers
+from dq_plugins.errors import DQError, TimestepError
+from dq_plugins.timesteps import TimestepGroups, context_of, detach_context
+
+P = TypeVar("P", bound=ActQuantProxyFromInjector)
 
 
 def convert_to_timestep(
@@ -60,7 +67,7 @@ def convert_to_timestep(
         named[old] = _converted(name, old, use)
     if not named:
         raise DQError(f"{type(model).__name__} has no activation quantizer to convert; quantize it with Brevitas first")
-    replace_modules(model, named)
+    _replace_modules(model, named)
     attach_timesteps(model, known, **routing)
     for old, new in named.items():
         _keep_ranges(old, new)
@@ -102,10 +109,7 @@ def _converted(name: str, old: nn.Module, groups: str) -> TimestepActQuantProxyF
         injector = injector.let(scaling_stats_op=StatsOp.MAX)
     if not isinstance(quantizer.zero_point_impl, ZeroZeroPoint):
         injector = injector.let(zero_point_impl=TimestepZeroPoint)
-    new = TimestepActQuantProxyFromInjector(old.tracked_module_list[0], injector)
-    for layer in old.tracked_module_list[1:]:
-        new.add_tracked_module(layer)
-    return new.train(old.training)
+    return _rebuilt(old, TimestepActQuantProxyFromInjector, injector)
 
 
 def _keep_ranges(old: nn.Module, new: TimestepActQuantProxyFromInjector) -> None:
@@ -123,3 +127,86 @@ def _fill(table: nn.Module, scalar: nn.Module) -> None:
         with torch.no_grad():
             table.value.copy_(value.expand(table.value.shape))
         table.collecting, table.known = False, True
+
+
+def freeze_timestep_group(model: nn.Module, group: int | Mapping[str, int]) -> nn.Module:
+    """A copy of ``model`` whose timestep quantizers are stock ones with the parameters of one group.
+
+    The copy is right for the timesteps of that group only, needs no context, and goes through every export of Brevitas
+    (``export_torch_qcdq``, for example, which can hold one scale per tensor).
+
+    Args:
+        model: a denoiser with timestep quantizers; not changed.
+        group: the group, or one for each named set of groups that the model uses.
+
+    Returns:
+        The copy.
+
+    Raises:
+        TimestepError: no such group, or several sets of groups and one number.
+        DQError: balanced input channels, for which stock quantizers have no factors.
+
+    Example:
+        >>> graphs = [freeze_timestep_group(denoiser, g) for g in range(8)]  # doctest: +SKIP
+    """
+    context = context_of(model)
+    if context is None:
+        raise TimestepError("the model has no timestep context; call dq_brevitas.attach_timesteps(model, groups) first")
+    for name, layer in quantized_layers(model).items():
+        if read_balance(layer) is not None:
+            raise DQError(
+                f"layer {name!r} has balanced input channels, for which stock quantizers have no factors; leave the "
+                "pass 'channel-balance' out of the recipe"
+            )
+    used = {str(part.groups) for part in timestep_parts(model).values()}
+    if isinstance(group, int) and len(used) > 1:
+        raise TimestepError(f"the model uses timestep groups {sorted(used)}: freeze with one group of each, as a dict")
+    chosen = {name: group if isinstance(group, int) else group.get(name, -1) for name in used}
+    for name, index in chosen.items():
+        if not 0 <= index < len(context.groups[name]):
+            raise TimestepError(f"groups {name!r} are 0 to {len(context.groups[name]) - 1}, asked to freeze {index}")
+    frozen = copy.deepcopy(model)
+    replacement = {p: _frozen(p, chosen[p.groups]) for p in timestep_proxies(frozen).values() if p.is_quant_enabled}
+    _replace_modules(frozen, replacement)
+    for layer in quantized_layers(frozen).values():
+        if isinstance(layer.output_quant, CorrectionProxy):
+            _into_bias(layer, chosen)
+    detach_context(frozen)
+    return frozen
+
+
+@torch.no_grad()
+def _into_bias(layer: nn.Module, chosen: Mapping[str, int]) -> None:
+    """Make the row of the chosen group part of the layer's bias."""
+    table, weight, bias = layer.output_quant.table(), layer.weight, layer.bias  # type: ignore[operator]
+    row = table.values[chosen[table.groups] if table.groups is not None else 0].to(weight.device, weight.dtype)
+    layer.bias = nn.Parameter(row if bias is None else bias + row)
+    layer.output_quant = ActQuantProxyFromInjector(layer, NoneActQuant)
+
+
+def _frozen(proxy: TimestepActQuantProxyFromInjector, group: int) -> ActQuantProxyFromInjector:
+    quantizer = proxy.tensor_quantizer
+    entries = quantizer.scaling_impl.entries().detach()
+    injector = proxy.quant_injector.let(
+        proxy_class=ActQuantProxyFromInjector,
+        scaling_impl=ParameterScaling,
+        scaling_init=entries[group].clone(),
+    )
+    if isinstance(quantizer.zero_point_impl, TimestepZeroPoint):
+        zero_points = quantizer.zero_point_impl.entries().detach()
+        injector = injector.let(zero_point_impl=ParameterZeroPoint, zero_point_init=zero_points[group].clone())
+    return _rebuilt(proxy, ActQuantProxyFromInjector, injector).to(entries.device)
+
+
+def _rebuilt(old: nn.Module, made: type[P], injector: type[ExtendedInjector]) -> P:
+    new = made(old.tracked_module_list[0], injector)
+    for layer in old.tracked_module_list[1:]:
+        new.add_tracked_module(layer)
+    return new.train(old.training)
+
+
+def _replace_modules(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Put the values of ``replacements`` where their keys are, under every name they have: what is shared stays so."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module in replacements:
+            model.set_submodule(name, replacements[module])

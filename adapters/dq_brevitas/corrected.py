@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from dq_brevitas import host  # noqa: F401  isort: skip
+from dq_brevitas import host  # isort: skip
 import torch
 from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
 from brevitas.quant.none import NoneActQuant
-from brevitas.quant_tensor.base_quant_tensor import _unpack_quant_tensor
+from brevitas.quant_tensor import QuantTensor
 from torch import nn
 
-from dq_brevitas.balanced import keep_own
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector, timestep_proxies
 from dq_plugins.errors import TimestepError
 from dq_plugins.layer_kinds import kind_of
@@ -46,10 +45,7 @@ class CorrectionProxy(ActQuantProxyFromInjector):
                 kind,
                 torch.device("cpu") if device.type == "meta" else device,  # where Brevitas builds layers
             )
-
-    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *args: Any) -> None:
-        keep_own(state, prefix + "correction.values", self.correction.values)
-        super()._load_from_state_dict(state, prefix, *args)
+            self.correction.register_load_state_dict_pre_hook(host.keep_what_is_missing)
 
     @property
     def groups(self) -> str | None:
@@ -79,7 +75,7 @@ class CorrectionProxy(ActQuantProxyFromInjector):
                 "a bias correction depends on the timestep, and nothing tells it the timestep. Call "
                 "dq_brevitas.attach_timesteps(denoiser, groups) once after quantizing."
             )
-        x = _unpack_quant_tensor(x)
+        x = x.value if isinstance(x, QuantTensor) else x
         if self.correction.values.device != x.device:
             self.correction.to(x.device)
         return self.correction(x)

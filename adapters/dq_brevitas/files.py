@@ -7,6 +7,7 @@ script that made it or by `BrevitasAdapter` from the plan.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +16,31 @@ from brevitas.graph.calibrate import load_quant_model_mode
 from torch import nn
 
 from dq_brevitas.corrected import timestep_parts
-from dq_brevitas.records import MODEL, ModelRecord
 from dq_brevitas.weights import quantized_layers
+from dq_plugins.artifact import STRICT, Format, StoredTensor
 from dq_plugins.errors import DQError
-from dq_plugins.timesteps import TimestepContext, argument_of, attach_context, context_of
+from dq_plugins.timesteps import TimestepContext, TimestepGroups, argument_of, attach_context, context_of
 
 FILE_NAME = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """The state of a model, and what it is for."""
+
+    __pydantic_config__ = STRICT
+
+    model: str
+    timestep_argument: str | None
+    out_of_range: Literal["error", "nearest"] | None
+    groups: dict[str, TimestepGroups]
+    widths: dict[str, dict[Literal["weight", "input"], int | None]]
+    state: dict[str, StoredTensor]
+
+
+MODEL: Format[ModelRecord] = Format(
+    "brevitas-model", 2, ModelRecord, DQError, "a Brevitas model", "Save the model again."
+)
 
 
 def _widths(model: nn.Module) -> dict[str, dict[Literal["weight", "input"], int | None]]:
@@ -95,16 +115,14 @@ def _state(model: nn.Module) -> dict[str, Any]:
 
 
 def _check_widths(record: ModelRecord, model: nn.Module) -> None:
-    have = quantized_layers(model)
+    have = _widths(model)
     for name, widths in record.widths.items():
         if name not in have:
             raise DQError(
                 f"layer {name!r} was quantized when the model was saved and is not now; quantize the model as before, "
                 "for example with BrevitasAdapter from its plan"
             )
-        parts = {"weight": have[name].weight_quant, "input": have[name].input_quant}
         for part, saved in widths.items():
-            proxy = parts[part]
-            found = int(proxy.bit_width()) if proxy.is_quant_enabled else None
+            found = have[name][part]
             if found != saved:
                 raise DQError(f"the {part} of layer {name!r} was saved with {saved} bits; this model has {found}")

@@ -8,6 +8,9 @@ while importing; every other warning passes.
 from __future__ import annotations
 
 import warnings
+from typing import Any
+
+from torch import nn
 
 from dq_plugins.errors import DQError, require
 
@@ -25,3 +28,13 @@ if brevitas.config.JIT_ENABLED:
         "BREVITAS_JIT=1 compiles quantizers with TorchScript, which cannot hold the timestep context of dq_brevitas. "
         "Unset BREVITAS_JIT; use dq_brevitas.inference_mode(model) with torch.compile for speed."
     )
+
+
+def keep_what_is_missing(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Load a full-precision checkpoint, which knows nothing of ``module``, where Brevitas is told to (or tells itself).
+
+    For ``register_load_state_dict_pre_hook``.
+    """
+    if brevitas.config.IGNORE_MISSING_KEYS:
+        for key, value in module.state_dict().items():
+            state.setdefault(prefix + key, value)

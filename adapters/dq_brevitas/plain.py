@@ -54,7 +54,7 @@ def float_model(model: nn.Module, original: nn.Module | None = None) -> nn.Modul
     detach_context(plain)
     _restore_temporal(plain, original)
     for name, layer in quantized_layers(plain).items():
-        _set(plain, name, _plain_layer(plain_kind(name, layer).module, layer))
+        plain.set_submodule(name, _plain_layer(plain_kind(name, layer).module, layer))
     for name, module in plain.named_modules():
         if isinstance(module, QuantProxyFromInjector) and module.is_quant_enabled:
             raise DQError(
@@ -73,7 +73,7 @@ def _restore_temporal(plain: nn.Module, original: nn.Module | None) -> None:
                 f"layer {name!r} was replaced by the temporal table and its weights are not in the model any more; "
                 "pass the denoiser the plan was made for as original=..."
             )
-        _set(plain, name, copy.deepcopy(original.get_submodule(name)))
+        plain.set_submodule(name, copy.deepcopy(original.get_submodule(name)))
 
 
 def _plain_layer(plain: type[nn.Module], layer: nn.Module) -> nn.Module:
@@ -83,8 +83,3 @@ def _plain_layer(plain: type[nn.Module], layer: nn.Module) -> nn.Module:
     if layer.bias is not None:
         bare.bias = nn.Parameter(layer.bias.detach(), layer.bias.requires_grad)
     return bare.train(layer.training)
-
-
-def _set(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

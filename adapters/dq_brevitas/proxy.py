@@ -10,6 +10,7 @@ from brevitas.proxy.runtime_quant import ActQuantProxyFromInjector
 from torch import Tensor, nn
 
 from dq_brevitas.balanced import balance_of
+from dq_brevitas.table import TimestepTable
 from dq_plugins.errors import TimestepError
 from dq_plugins.timesteps import TimestepContext
 
@@ -53,7 +54,7 @@ class TimestepActQuantProxyFromInjector(ActQuantProxyFromInjector):
         if old is not None and old.groups.get(self.groups) == context.groups[self.groups]:
             self.quant_injector = self.quant_injector.let(timestep_context=context)
             for module in self.modules():
-                if hasattr(module, "collect_stats_steps") and hasattr(module, "context"):
+                if isinstance(module, TimestepTable):
                     module.context = context
             return
         training = self.training
@@ -155,3 +156,32 @@ def _layer_name(proxy: TimestepActQuantProxyFromInjector) -> str:
 def timestep_proxies(model: nn.Module) -> dict[str, TimestepActQuantProxyFromInjector]:
     """Every timestep quantizer of a model, by name; a shared one appears once."""
     return {n: m for n, m in model.named_modules() if isinstance(m, TimestepActQuantProxyFromInjector)}
+
+
+def calibration_coverage(model: nn.Module) -> dict[str, list[int]]:
+    """Calls that each timestep group of each quantizer has collected since calibration (re)started.
+
+    Args:
+        model: a model with timestep quantizers.
+
+    Returns:
+        Quantizer name -> calls per group. A model loaded from a checkpoint has collected none.
+    """
+    enabled = {name: proxy for name, proxy in timestep_proxies(model).items() if proxy.is_quant_enabled}
+    return {name: list(proxy.tensor_quantizer.scaling_impl.counts) for name, proxy in enabled.items()}
+
+
+def restart_calibration(model: nn.Module) -> nn.Module:
+    """Let the next ``calibration_mode`` (or the first steps of training) collect ranges again.
+
+    A second ``calibration_mode`` on a calibrated model would otherwise change nothing, as in Brevitas. A group that
+    the new data does not visit keeps its range.
+
+    Returns:
+        ``model``.
+    """
+    for proxy in timestep_proxies(model).values():
+        for module in proxy.modules():
+            if isinstance(module, TimestepTable):
+                module.restart()
+    return model

@@ -39,10 +39,12 @@ class TimestepTable(nn.Module):
         steps: calls of a group in training mode during which its statistic is collected.
         momentum: weight of the newest call in the running statistic; None averages (``calibration_mode`` sets that).
         reduction: ``"mean"`` as Brevitas, or ``"max"`` for the largest call, which a finite set of inputs wants.
+        stats: the 0-d statistic of what ``view`` makes of a batch; None for a table that only knows ``initial``.
+        view: applied to the batch first.
         empty: entry of a group of which nothing is known.
         initial: ``[G]`` known entries; collecting is skipped unless `restart` is called.
-        dtype: of the parameter.
-        device: of the parameter.
+        write: entries -> parameter (a power-of-two scale is learned as its logarithm).
+        read: parameter -> entries.
     """
 
     dq_quantizer_state = True
@@ -54,10 +56,13 @@ class TimestepTable(nn.Module):
         steps: int,
         momentum: float | None,
         reduction: Reduction,
+        stats: nn.Module | None,
+        view: nn.Module,
+        *,
         empty: float,
         initial: Tensor | None,
-        dtype: torch.dtype | None,
-        device: torch.device | None,
+        write: nn.Module | None = None,
+        read: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if reduction not in ("mean", "max"):
@@ -70,26 +75,22 @@ class TimestepTable(nn.Module):
         self.context, self.groups = context, groups
         self.collect_stats_steps, self.momentum, self.reduction = steps, momentum, reduction
         self.local_loss_mode = False
+        self.stats, self.view = stats, view
+        self.write, self.read = write or nn.Identity(), read or nn.Identity()
         self.counts = [0] * size
         self.collecting, self.known = initial is None, initial is not None
         start = torch.full((size,), empty) if initial is None else initial.detach().float().clone()
-        self.register_buffer("buffer", start.to(dtype=dtype or torch.float32, device=device), persistent=False)
-
-    def create_parameter(self) -> None:
-        """Create ``value`` from the known entries; the last step of a subclass's constructor."""
-        self.value = nn.Parameter(self.write(self.buffer.clone()))
-
-    def write(self, table: Tensor) -> Tensor:
-        """Entries -> parameter domain (a power-of-two scale is learned as its logarithm)."""
-        return table
-
-    def read(self, value: Tensor) -> Tensor:
-        """Parameter domain -> entries."""
-        return value
+        self.register_buffer("buffer", start, persistent=False)
+        self.value = nn.Parameter(self.write(start.clone()))
 
     def statistic(self, x: Tensor) -> Tensor:
         """The 0-d statistic of one batch."""
-        raise NotImplementedError
+        if self.stats is None:
+            raise CalibrationError(
+                "this timestep quantizer was made from known ranges and has no statistic to calibrate with; build it "
+                "with .let(scaling_stats_op=StatsOp.MAX), or from ShiftedUint8ActPerTimestepFloat for a zero point"
+            )
+        return self.stats(self.view(x))
 
     def entries(self) -> Tensor:
         """``[G]`` entries inference uses now."""

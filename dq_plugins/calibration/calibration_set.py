@@ -35,12 +35,6 @@ class CalibrationSet:
     Get one from `dq_plugins.record` or `CalibrationSet.open`. When the samples of a batch have different timesteps,
     the call counts for each of them, and `calls` gives for one timestep only the samples that have it.
 
-    Attributes:
-        model: class name of the denoiser.
-        model_hash: `dq_plugins.hashing.weights_hash` of the denoiser.
-        timestep_argument: name of the denoiser's argument that carries the timestep.
-        sampler: description of the sampler, if it gave one: ``adapter`` names who can run it again.
-
     Example::
 
         for t in calib.timesteps:
@@ -52,8 +46,6 @@ class CalibrationSet:
         """Use `open`; ``selection`` lists (call, timestep) pairs in recorded order."""
         self.folder = folder
         self._manifest = manifest
-        self.model, self.model_hash = manifest.model, manifest.model_hash
-        self.timestep_argument, self.sampler = manifest.timestep_argument, manifest.sampler
         self._reader = ShardReader(folder, manifest.shards)
         self._selection = tuple(selection)
 
@@ -88,9 +80,29 @@ class CalibrationSet:
         return f"CalibrationSet({self.folder}: {len(self)} calls of {self.model} at {len(self.timesteps)} timesteps)"
 
     @property
+    def model(self) -> str:
+        """Class name of the denoiser."""
+        return self._manifest.model
+
+    @property
+    def model_hash(self) -> str:
+        """`dq_plugins.hashing.weights_hash` of the denoiser."""
+        return self._manifest.model_hash
+
+    @property
+    def timestep_argument(self) -> str:
+        """Name of the denoiser's argument that carries the timestep."""
+        return self._manifest.timestep_argument
+
+    @property
     def schedule(self) -> Schedule:
         """Timesteps of the first sampling run, in the order it visited them."""
         return self.schedules[0]
+
+    @property
+    def sampler(self) -> dict[str, Any] | None:
+        """Description of the sampler, if it gave one: ``adapter`` names who can run it again."""
+        return self._manifest.sampler
 
     @property
     def schedules(self) -> tuple[Schedule, ...]:
@@ -138,13 +150,7 @@ class CalibrationSet:
             CalibrationError: nothing was recorded at this timestep.
         """
         if timestep is not None:
-            if timestep not in self.timesteps:
-                nearest = min(self.timesteps, key=lambda t: abs(t - timestep))
-                raise CalibrationError(
-                    f"{self.folder} has no calls at timestep {timestep:g}; the nearest of its {len(self.timesteps)} "
-                    f"timesteps is {nearest:g}"
-                )
-            yield from (self._call(index, t) for index, t in self._selection if t == timestep)
+            yield from self._calls_at(float(timestep))
             return
         kept: dict[int, list[float]] = {}
         for index, t in self._selection:
@@ -171,6 +177,15 @@ class CalibrationSet:
                 f"{self.folder} has {len(indices)} calls at timestep {timestep:g}, so there is no number {position}"
             )
         return self._call(indices[position], timestep)
+
+    def _calls_at(self, timestep: float) -> Iterator[Call]:
+        if timestep not in self.timesteps:
+            nearest = min(self.timesteps, key=lambda t: abs(t - timestep))
+            raise CalibrationError(
+                f"{self.folder} has no calls at timestep {timestep:g}; the nearest of its {len(self.timesteps)} "
+                f"timesteps is {nearest:g}"
+            )
+        yield from (self._call(index, t) for index, t in self._selection if t == timestep)
 
     def _call(self, index: int, timestep: float | None = None) -> Call:
         record = self._manifest.calls[index]

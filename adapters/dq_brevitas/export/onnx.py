@@ -17,7 +17,7 @@ from brevitas.export.onnx.standard.qcdq.manager import StdQCDQONNXDynamoManager
 from torch import Tensor, nn
 
 from dq_brevitas.balanced import read_balance
-from dq_brevitas.export.checks import check_exportable
+from dq_brevitas.export.inference import check_exportable
 from dq_brevitas.integer import ReciprocalIntQuant
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
 from dq_brevitas.weights import bake_weights, quantized_layers

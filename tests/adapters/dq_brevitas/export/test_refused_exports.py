@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from dq_brevitas import attach_timesteps, export_onnx_qcdq, export_torch, quantizers
-from dq_brevitas.export.checks import check_exportable
+from dq_brevitas.export.inference import check_exportable
 from torch import nn
 
 from dq_plugins.errors import TimestepError

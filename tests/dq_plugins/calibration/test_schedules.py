@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dq_plugins.calibration.writer import visited_schedules
+from dq_plugins.calibration.schedules import visited_schedules
 
 
 @pytest.mark.parametrize(
