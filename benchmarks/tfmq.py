@@ -45,25 +45,25 @@ def image_recipes(recon: dict[str, Any], *, embeddings: bool = True) -> dict[str
         embeddings: whether the denoiser has embedding tables, which Brevitas and torchao leave alone.
     """
     blocks, together = Step("block-reconstruction", recon), {**recon, "freeze_temporal": False}
-    temporal, ranges = Step("temporal-reconstruction"), (*GROUPED, Step("finite-set-ranges"))
+    temporal, finite = Step("temporal-reconstruction"), Step("finite-set-ranges")
     minmax = {"method": "minmax"}
     recipes = {
         "min-max, nearest": (Step("weight-ranges", minmax), *RANGES),
         "default": (WEIGHTS, *GROUPED),
-        "reconstruction, temporal layers in their blocks": (WEIGHTS, Step("block-reconstruction", together), *GROUPED),
-        "tfmq": (WEIGHTS, temporal, blocks, *ranges),
+        "reconstruction, temporal layers in their blocks": (WEIGHTS, *GROUPED, Step("block-reconstruction", together)),
+        "tfmq": (WEIGHTS, *GROUPED, temporal, finite, blocks),
         "tfmq, t and conditions": (
             WEIGHTS,
-            Step("temporal-reconstruction", {"conditions": 32}),
-            blocks,
             *GROUPED,
+            Step("temporal-reconstruction", {"conditions": 32}),
             Step("finite-set-ranges", {"conditions": 32}),
+            blocks,
         ),
     }
     spared = {
         "min-max, nearest": (Step("weight-ranges", minmax | {"embedding_bits": 8}), *RANGES),
-        "reconstruction, temporal layers in their blocks": (TABLES, Step("block-reconstruction", together), *GROUPED),
-        "tfmq": (TABLES, temporal, blocks, *ranges),
+        "reconstruction, temporal layers in their blocks": (TABLES, *GROUPED, Step("block-reconstruction", together)),
+        "tfmq": (TABLES, *GROUPED, temporal, finite, blocks),
     }
     return recipes | ({f"{k}; embeddings at 8 bits": v for k, v in spared.items()} if embeddings else {})
 

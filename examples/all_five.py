@@ -54,8 +54,8 @@ def recipe(steps: tuple[int, ...], effort: int) -> Recipe:
             Step("sensitivity", {"weight_choices": (1, 3, 4, 6, 8), "act_choices": (4, 6, 8), "draws": 20 * effort}),
             Step("timestep-reduction", {"steps": steps, "generations": effort, "seconds": 2.0, **search}),
             Step("temporal-reconstruction", {"iterations": 100 * effort}),
-            Step("block-reconstruction", {"iterations": 20 * effort}),
             Step("finite-set-ranges"),
+            Step("block-reconstruction", {"iterations": 20 * effort}),
             Step("temporal-table"),
         ),
     )
@@ -80,7 +80,7 @@ def summary(plan: dq.QuantPlan, quantized: torch.nn.Module, psnr: float) -> str:
     one_bit = [n for n, p in plan.layers.items() if p.weight is not None and not p.weight.rounds]
     bits = [p.weight.bits for p in plan.layers.values() if p.weight is not None]
     states = Counter(e.state for e in executions(quantized, plan).values())
-    better = sum(not block["kept_nearest"] for block in blocks)
+    better = sum(not block["kept_start"] for block in blocks)
     lines = {
         "ADP-DM": f"{len(plan.groups['default'])} timestep groups; best of three: {groups['kept']}",
         "MixDQ": f"{len(SensitivityTable.of(plan.sensitivity).noise)} sensitivities; "

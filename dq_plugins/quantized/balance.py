@@ -27,8 +27,12 @@ def balanced_weight(layer: nn.Module, balance: Tensor | None) -> Tensor:
 
 def fake_weight(layer: nn.Module, quant: WeightQuant, balance: Tensor | None) -> Tensor:
     """The weight that a quantized layer computes with, for the input as it comes: the balance is undone."""
-    fake = quant.fake_quantize(balanced_weight(layer, balance))
-    return fake if balance is None else (fake / per_input(layer, balance)).to(_weight(layer).dtype)
+    return unbalanced(layer, quant.fake_quantize(balanced_weight(layer, balance)), balance)
+
+
+def unbalanced(layer: nn.Module, weight: Tensor, balance: Tensor | None) -> Tensor:
+    """A weight for divided inputs as one for the input as it comes."""
+    return weight if balance is None else (weight / per_input(layer, balance)).to(_weight(layer).dtype)
 
 
 def _weight(layer: nn.Module) -> Tensor:

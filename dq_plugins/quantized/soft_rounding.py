@@ -2,21 +2,21 @@
 
     h(a) = clip(1.2 * sigmoid(a) - 0.1, 0, 1)                        how far up each weight is rounded
     w^   = s * (clip(floor(w / s) + h(a) + z, q_min, q_max) - z)     differentiable in a
+    L    = loss + weight * sum(1 - |2 h(a) - 1|^beta)                a is decided in the end
 
-Source: Nagel et al. 2020 (AdaRound), eq. 21-24; used by BRECQ, Q-Diffusion and TFMQ-DM. ``w / s`` is computed as
-``w * (1 / s)``, as everywhere in this library.
-
-Shapes: everything has the weight's shape ``[O, ...]``; scale and zero point broadcast from ``[O, 1, ...]``.
-Precision: float32 throughout.
+Source: Nagel et al. 2020 (AdaRound), eq. 21-24; used by BRECQ, Q-Diffusion and TFMQ-DM.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from dq_plugins.affine import integer_range, per_row
 from dq_plugins.plan import WeightQuant
+from dq_plugins.quantized.rounding_variables import RoundingMethod, RoundingVariables
 
 STRETCH, OFFSET = 1.2, 0.1
 
@@ -26,23 +26,13 @@ def rectified_sigmoid(alpha: Tensor) -> Tensor:
     return (torch.sigmoid(alpha) * STRETCH - OFFSET).clamp(0, 1)
 
 
-class SoftRounding:
-    """Rounding variables of one weight.
-
-    Args:
-        weight: full-precision weight ``[O, ...]``.
-        quant: its quantizer; scale and zero point stay as they are, only the rounding is learned.
-    """
+class SoftRounding(RoundingVariables):
+    """``a``, for one weight. Learning starts at the full-precision weight, whatever codes the quantizer has."""
 
     def __init__(self, weight: Tensor, quant: WeightQuant) -> None:
-        self.quant = quant
-        self.q_min, self.q_max = integer_range(quant.bits)
-        self.scale = per_row(quant.scale, weight)
-        zero_point = torch.zeros_like(quant.scale) if quant.zero_point is None else quant.zero_point.float()
-        self.zero_point = per_row(zero_point, weight)
-        self.ratio = weight.detach().float() * (1.0 / self.scale)
+        super().__init__(weight, quant)
         self.floor = torch.floor(self.ratio)
-        self.alpha = self._initial(self.ratio - self.floor).requires_grad_(True)
+        self.parameter = self._initial(self.ratio - self.floor).requires_grad_(True)
 
     @staticmethod
     def _initial(fraction: Tensor) -> Tensor:
@@ -51,34 +41,67 @@ class SoftRounding:
 
     def up(self) -> Tensor:
         """``h(a)`` in [0, 1]."""
-        return rectified_sigmoid(self.alpha)
+        return rectified_sigmoid(self.parameter)
 
     def soft(self) -> Tensor:
-        """Relaxed weight, differentiable in ``alpha``."""
+        """Relaxed weight, differentiable in ``a``."""
         return self.weight(self.floor + self.up())
 
-    def hard(self) -> Tensor:
-        """Weight with every rounding decided: up where ``a >= 0``."""
-        return self.weight(self._decided())
-
-    def nearest(self) -> Tensor:
-        """Weight with nearest rounding, for comparison."""
-        return self.weight(torch.round(self.ratio))
-
-    def codes(self) -> Tensor:
-        """Decided integer codes, int8 (int16 above 8 bits)."""
-        return self._codes(self._decided()).to(torch.int8 if self.quant.bits <= 8 else torch.int16)
-
-    def _decided(self) -> Tensor:
-        return self.floor + (self.alpha.detach() >= 0).float()
-
-    def _codes(self, rounded: Tensor) -> Tensor:
-        return (rounded + self.zero_point).clamp(self.q_min, self.q_max)
-
-    def weight(self, rounded: Tensor) -> Tensor:
-        """The weight that ``rounded`` values of ``w / s`` stand for, clipped to the codes there are."""
-        return self.scale * (self._codes(rounded) - self.zero_point)
+    def rounded(self) -> Tensor:
+        """Up where ``a >= 0``, down elsewhere."""
+        return self.floor + (self.parameter.detach() >= 0).float()
 
     def undecided(self, beta: float) -> Tensor:
         """Regulariser ``sum(1 - |2 h - 1|^beta)``: zero when every variable is 0 or 1 (float32 sum)."""
         return (1 - (2 * self.up() - 1).abs().pow(beta)).sum()
+
+
+@dataclass(frozen=True)
+class AdaRound(RoundingMethod):
+    """Adam on the relaxation; apart from the length the defaults are those of BRECQ and TFMQ-DM's code.
+
+    Attributes:
+        weight: factor of the regulariser.
+        relative: divide the loss by that before learning, and the regulariser by the number of variables, so that
+            one factor suits every layer whatever its size and its loss; off: the plain sums of the papers.
+        warmup: share of the iterations without regulariser.
+        beta_start: exponent of the regulariser after the warm-up.
+        beta_end: exponent at the end; it moves linearly.
+    """
+
+    iterations: int = 2000
+    learning_rate: float = 1e-3
+    weight: float = 0.01
+    relative: bool = False
+    warmup: float = 0.2
+    beta_start: float = 20.0
+    beta_end: float = 2.0
+
+    def variables(self, weight: Tensor, quant: WeightQuant) -> SoftRounding:
+        """Relaxed rounding of one weight."""
+        return SoftRounding(weight, quant)
+
+    def optimiser(self, parameters: Collection[Tensor]) -> torch.optim.Optimizer:
+        """Adam."""
+        return torch.optim.Adam(parameters, lr=self.learning_rate)
+
+    def unit(self, start: Callable[[], float]) -> float:
+        """The loss before learning, or 1."""
+        return max(start(), torch.finfo(torch.float32).tiny) if self.relative else 1.0
+
+    def beta(self, iteration: int) -> float | None:
+        """Exponent at an iteration; None during the warm-up."""
+        start = self.warmup * self.iterations
+        if iteration < start:
+            return None
+        share = (iteration - start) / max(self.iterations - start, 1)
+        return self.beta_start + (self.beta_end - self.beta_start) * share
+
+    def objective(self, task: Tensor, drawn: Collection[RoundingVariables], iteration: int, variables: int) -> Tensor:
+        """The loss, and the regulariser of what is drawn."""
+        beta = self.beta(iteration)
+        soft = [each for each in drawn if isinstance(each, SoftRounding)]
+        if beta is None or not soft:
+            return task
+        undecided = torch.stack([each.undecided(beta) for each in soft]).sum()
+        return task + self.weight * undecided / (variables if self.relative else 1)

@@ -1,8 +1,9 @@
 """Pass ``block-reconstruction``: learn the rounding of every block against its own full-precision output.
 
-    L = mean over positions of  sum over channels (y - y^)^2  +  rounding regulariser
+    L = mean over positions of  sum over channels (y - y^)^2
 
 Blocks go one after the other, in execution order; each sees the inputs that the already quantized denoiser gives it.
+Weights start from the codes that they have (``gptq``'s, say), or from the nearest ones.
 Layers of the temporal block are frozen: they are neither optimised nor regularised here. So are layers that mix t
 with conditions, once ``temporal-reconstruction`` has decided their rounding.
 
@@ -12,8 +13,10 @@ Source: BRECQ (Li et al. 2021) and Q-Diffusion (Li et al. 2023); the freezing is
 from __future__ import annotations
 
 import resource
+import shutil
 import time
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,12 +29,13 @@ from torch import Tensor
 from dq_plugins.artifact import STRICT, Format, StoredTensor
 from dq_plugins.plan import QuantPlan, Section, WeightQuant
 from dq_plugins.progress import Progress, reported
-from dq_plugins.quantized.balance import balanced_weight, per_input
-from dq_plugins.quantized.block_cache import BlockCache, block_loss, record_block
-from dq_plugins.quantized.learner import Learned, Learner, RoundingOptions
+from dq_plugins.quantized.balance import balanced_weight, unbalanced
+from dq_plugins.quantized.block_cache import BlockCache, BlockRecorder, block_loss
+from dq_plugins.quantized.learner import Learned, Learner
 from dq_plugins.quantized.reconstruction_units import Unit, find_units
+from dq_plugins.quantized.rounding_methods import MethodName, rounding_method
+from dq_plugins.quantized.rounding_variables import RoundingMethod
 from dq_plugins.quantized.run import QuantizedRun, States, planned_run, planned_states, sees_quantized_inputs
-from dq_plugins.quantized.soft_rounding import SoftRounding
 from dq_plugins.recipe import Pass, PassContext, PassOptions
 
 SHOWN_EVERY = 20  # iterations
@@ -55,23 +59,26 @@ class BlockReconstruction(Pass):
 
     name = "block-reconstruction"
     requires = ("weight-ranges",)
-    after = ("temporal-reconstruction", "bit-allocation", "timestep-reduction")
+    after = ("temporal-reconstruction", "bit-allocation", "timestep-reduction", "gptq", "activation-ranges")
 
     class Options(PassOptions):
         """Options of ``block-reconstruction``.
 
         Attributes:
-            iterations: optimiser steps for each block (the paper's: 20,000).
-            learning_rate: of Adam (the paper's: 1e-3).
-            weight: factor of the rounding regulariser (the paper's: 0.01, of plain sums).
-            relative: the loss counts in units of nearest rounding's, the regulariser per variable. By measurement
-                (`benchmarks/rounding.py`) one factor then suits all blocks; off: the papers' plain sums.
+            method: ``"sign"``: sign steps through the rounding itself, better by measurement
+                (`benchmarks/rounding.py`); ``"adaround"``: the relaxation of the papers.
+            iterations: optimiser steps for each block (the papers': 20,000).
+            learning_rate: of the first step (the papers': 1e-3).
+            weight: factor of AdaRound's regulariser (the papers': 0.01, of plain sums).
+            relative: AdaRound's loss counts in units of that before learning, its regulariser per variable. By
+                measurement one factor then suits all blocks; off: the papers' plain sums.
             calls: recorded calls to learn from, drawn evenly over the recording.
             freeze_temporal: leave the layers that depend on t alone, and those that ``temporal-reconstruction`` has
                 decided, as they are; off: reconstruct them with their block, as methods before TFMQ-DM do.
             quantize_inputs: learn against quantized activations; None: where the plan has some of fewer than 8 bits.
         """
 
+        method: MethodName = "sign"
         iterations: int = Field(400, ge=1)
         learning_rate: float = Field(1e-2, gt=0)
         weight: float = Field(1e5, ge=0)
@@ -83,6 +90,12 @@ class BlockReconstruction(Pass):
     options: Options
     Options: ClassVar[type[PassOptions]] = Options
 
+    @property
+    def method(self) -> RoundingMethod:
+        """How rounding is learned, as the options say."""
+        o = self.options
+        return rounding_method(o.method, o.iterations, o.learning_rate, o.weight, relative=o.relative)
+
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
         """Write learned codes block by block; a finished block is not learned again after an interruption."""
         frozen = self._frozen(plan, context)
@@ -93,16 +106,17 @@ class BlockReconstruction(Pass):
         states = planned_states(run, plan, quantize_inputs=inputs)
         found = {}
         started, finished = time.perf_counter(), context.finished(BLOCK, plan, self.options)
-        for done, unit in enumerate(units):
-            block = finished.find(unit.module)
-            if block is None:
-                block = yield from self._unit(unit, done, len(units), run, states, plan, context)
-                finished.keep(unit.module, block)
-            for name, learned in block.codes.items():
-                _quant(plan, name).codes = learned.cpu()
-            states |= planned_states(run, plan, block.codes, quantize_inputs=inputs)
-            found[unit.module] = block.losses
-            yield Progress(done + 1, len(units), unit.module)
+        with _recorder(units, context, self.options.calls) as recorder:
+            for done, unit in enumerate(units):
+                block = finished.find(unit.module)
+                if block is None:
+                    block = yield from self._unit(unit, done, recorder, run, states, plan, context)
+                    finished.keep(unit.module, block)
+                for name, learned in block.codes.items():
+                    _quant(plan, name).codes = learned.cpu()
+                states |= planned_states(run, plan, block.codes, quantize_inputs=inputs)
+                found[unit.module] = block.losses
+                yield Progress(done + 1, len(units), unit.module)
         context.measurements[self.name] = {
             "seconds": time.perf_counter() - started,
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -119,7 +133,7 @@ class BlockReconstruction(Pass):
         self,
         unit: Unit,
         done: int,
-        total: int,
+        recorder: BlockRecorder,
         run: QuantizedRun,
         states: States,
         plan: QuantPlan,
@@ -127,37 +141,43 @@ class BlockReconstruction(Pass):
     ) -> Generator[Progress, None, FinishedBlock]:
         def progress(iteration: int) -> Progress | None:
             what = f"{unit.module} {iteration}/{self.options.iterations}"
-            return None if iteration % SHOWN_EVERY else Progress(done, total, what)
+            return None if iteration % SHOWN_EVERY else Progress(done, len(recorder.units), what)
 
-        with TemporaryDirectory(prefix="dq-block-", dir=context.workdir) as folder, run:
-            calls = context.calibration.spread(self.options.calls)
-            cache = record_block(run, unit.module, calls, Path(folder), lambda: states)
+        with run:
+            cache = recorder.record(run, unit, lambda: states)
             result = yield from reported(self.learn(unit, cache, run, states, plan, context), progress)
         verdict = result.verdict
-        losses = {
-            "nearest": verdict.nearest_loss,
-            "learned": verdict.learned_loss,
-            "kept_nearest": verdict.kept_nearest,
-        }
+        losses = {"start": verdict.start_loss, "learned": verdict.learned_loss, "kept_start": verdict.kept_start}
         return FinishedBlock(losses, result.codes)
 
     def learn(
         self, unit: Unit, cache: BlockCache, run: QuantizedRun, states: States, plan: QuantPlan, context: PassContext
     ) -> Generator[int, None, Learned[str]]:
         """Learn the rounding of one block's layers; yields the number of finished iterations."""
+        method, modules = self.method, run.modules
         balance = {n: plan.layers[n].balance for n in unit.layers}
-        variables = {n: SoftRounding(balanced_weight(run.modules[n], b), _quant(plan, n)) for n, b in balance.items()}
-        undone = {n: 1.0 if b is None else per_input(run.modules[n], b) for n, b in balance.items()}
+        variables = {n: method.variables(balanced_weight(modules[n], b), _quant(plan, n)) for n, b in balance.items()}
         draw = context.generator(unit.module)
         order = torch.randint(len(cache), (self.options.iterations,), generator=draw).tolist()
 
-        def loss(weights: dict[str, Tensor], iteration: int) -> Tensor:
-            learning = {n: states[n]._replace(weight=w / undone[n]) for n, w in weights.items()}
-            return block_loss(run, unit, cache, order[iteration], {**states, **learning})
+        def error(weights: dict[str, Tensor], call: int) -> Tensor:
+            learning = {n: states[n]._replace(weight=unbalanced(modules[n], w, balance[n])) for n, w in weights.items()}
+            return block_loss(run, cache, call, {**states, **learning})
 
-        chosen = self.options
-        options = RoundingOptions(chosen.iterations, chosen.learning_rate, chosen.weight, chosen.relative)
-        return Learner(variables, loss, options, probes=min(16, self.options.iterations)).run()
+        return Learner(
+            variables, lambda weights, i: error(weights, order[i]), method, judge=error, probes=len(cache)
+        ).run()
+
+
+@contextmanager
+def _recorder(units: list[Unit], context: PassContext, calls: int) -> Iterator[BlockRecorder]:
+    """A recorder whose files are gone afterwards, with those that an interrupted run has left."""
+    if context.workdir is not None:
+        for left in context.workdir.glob("dq-blocks-*"):
+            shutil.rmtree(left)
+    everything = find_units(context.partition, context.partition.layers)
+    with TemporaryDirectory(prefix="dq-blocks-", dir=context.workdir) as folder:
+        yield BlockRecorder(units, context.calibration.spread(calls), Path(folder), everything)
 
 
 def _quant(plan: QuantPlan, name: str) -> WeightQuant:

@@ -1,6 +1,6 @@
 """Learn the quantizers of all widths together: rounding of weights and step sizes of inputs, block by block.
 
-    L = mean over positions of  sum over channels (y - y^)^2  +  rounding regulariser of the widths in use
+    L = mean over positions of  sum over channels (y - y^)^2
 
 In every iteration each quantizer of the block gets a width drawn at random, and only the parameters of the drawn widths
 move: they learn to work beside any neighbour (TMPQ-DM's published idea; its released code lacks these functions).
@@ -26,13 +26,13 @@ from torch import Tensor, nn
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.graph import Partition
 from dq_plugins.progress import Progress, finish
-from dq_plugins.quantized.block_cache import BlockCache, block_loss, record_block
+from dq_plugins.quantized.block_cache import BlockCache, BlockRecorder, block_loss
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.layer import LayerState
-from dq_plugins.quantized.learner import Learned, Learner, RoundingOptions
+from dq_plugins.quantized.learner import Learned, Learner
 from dq_plugins.quantized.network import SuperNetwork
 from dq_plugins.quantized.reconstruction_units import Unit, find_units
-from dq_plugins.quantized.soft_rounding import SoftRounding
+from dq_plugins.quantized.rounding_methods import MethodName, rounding_method
 from dq_plugins.quantized.width import Width
 
 Widths = dict[str, Width]
@@ -48,15 +48,17 @@ class CalibrationOptions:
 
     Attributes:
         draw: how widths are drawn, or the one assignment to learn.
+        method: how rounding is learned, see `rounding_method`.
         iterations: optimiser steps for each block; for each block and width with ``independent``.
-        learning_rate: of the rounding variables (Adam).
+        learning_rate: of the rounding variables.
         step_rate: of the logarithms of the step sizes; the paper's code has 4e-4 on the step sizes themselves.
-        weight: factor of the rounding regulariser.
+        weight: factor of AdaRound's regulariser, of the widths in use.
         calls: recorded calls to learn from, drawn evenly over the recording.
         seed: of every random choice.
     """
 
     draw: Literal["random", "independent"] | Mapping[str, Width] = "random"
+    method: MethodName = "sign"
     iterations: int = 400
     learning_rate: float = 1e-2
     step_rate: float = 1e-3
@@ -82,15 +84,16 @@ def calibrate(
     units = find_units(partition, learnable)
     draws = _draws(candidates, options)
     calls = calibration.spread(options.calls)
-    rounds = [(unit, draw) for unit in units for draw in draws]
-    for done, (unit, draw) in enumerate(rounds):
-        yield Progress(done, len(rounds), unit.module)
-        network = SuperNetwork(denoiser, candidates, calibration.timestep_argument)
-        with TemporaryDirectory(prefix="dq-supernet-") as folder, network:
-            cache = record_block(
-                network, unit.module, calls, Path(folder), lambda n=network, d=draw: n.states(d(generator))
-            )
-            candidates = _BlockLearner(network, unit, cache, draw, generator, options).learn()
+    rounds = [(unit, stream) for unit in units for stream in range(len(draws))]
+    with TemporaryDirectory(prefix="dq-supernet-") as folder:
+        recorder = BlockRecorder(units, calls, Path(folder))
+        for done, (unit, stream) in enumerate(rounds):
+            yield Progress(done, len(rounds), unit.module)
+            draw, network = draws[stream], SuperNetwork(denoiser, candidates, calibration.timestep_argument)
+            with network:
+                states = lambda n=network, d=draw: n.states(d(generator))  # noqa: E731
+                cache = recorder.record(network, unit, states, str(stream))
+                candidates = _BlockLearner(network, unit, cache, draw, generator, options).learn()
     yield Progress(len(rounds), len(rounds), "super-network")
     return candidates
 
@@ -134,8 +137,9 @@ class _BlockLearner:
     ) -> None:
         self.network, self.unit, self.cache, self.draw, self.generator = network, unit, cache, draw, generator
         self.options, self.candidates = options, network.candidates
+        self.method = rounding_method(options.method, options.iterations, options.learning_rate, options.weight)
         self.rounding = {
-            (name, bits): SoftRounding(network.full_weight(name), quant)
+            (name, bits): self.method.variables(network.full_weight(name), quant)
             for name in unit.layers
             for bits, quant in self.candidates.weights.get(name, {}).items()
             if quant.rounds
@@ -149,12 +153,11 @@ class _BlockLearner:
 
     def learn(self) -> Candidates:
         """Optimise, decide every rounding, and return candidates with what was learned."""
-        o = self.options
         learner = Learner(
             self.rounding,
             self._loss,
-            RoundingOptions(o.iterations, o.learning_rate, o.weight),
-            others=[{"params": list(self.steps.values()), "lr": o.step_rate}],
+            self.method,
+            others=[{"params": list(self.steps.values()), "lr": self.options.step_rate}],
             drawn=self._drawn,
             together=lambda key: key[1],
             judge=self._judge,
@@ -177,12 +180,12 @@ class _BlockLearner:
                 scale = self.candidates.activations[name][bits].scale
                 self.network.input(name, bits).scale = scale.to(step.device) * step.exp()
         learning = {name: states[name]._replace(weight=w) for (name, _), w in weights.items()}
-        return block_loss(self.network, self.unit, self.cache, index, {**states, **learning})
+        return block_loss(self.network, self.cache, index, {**states, **learning})
 
     def _judge(self, weights: Mapping[Key, Tensor], probe: int) -> Tensor:
         """Error of the block with weights of one width, and everything else in full precision."""
         states = {name: LayerState(weight) for (name, _), weight in weights.items()}
-        return block_loss(self.network, self.unit, self.cache, probe, states)
+        return block_loss(self.network, self.cache, probe, states)
 
     @torch.no_grad()
     def _learned(self, found: Learned[Key]) -> Candidates:

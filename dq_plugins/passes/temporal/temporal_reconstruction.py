@@ -1,6 +1,6 @@
 """Pass ``temporal-reconstruction``: learn the rounding of the temporal block against its own features.
 
-    L = sum_i mean_t || g_i(h(t)) - g^_i(h^(t)) ||^2  +  rounding regulariser
+    L = sum_i mean_t || g_i(h(t)) - g^_i(h^(t)) ||^2
 
 over every boundary tensor ``g_i`` of the temporal block and every timestep t of the schedule. Only t is needed: no
 forward of the denoiser, no calibration images. All rounding variables of the block are optimised together.
@@ -16,6 +16,7 @@ exact.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import torch
@@ -27,13 +28,16 @@ from dq_plugins.passes.temporal.features import feature_error
 from dq_plugins.passes.temporal.finite_set import shared_points
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.progress import Progress, reported
-from dq_plugins.quantized.learner import Learner, RoundingOptions
-from dq_plugins.quantized.soft_rounding import SoftRounding
+from dq_plugins.quantized.learner import Learner
+from dq_plugins.quantized.offset_rounding import SignSteps
+from dq_plugins.quantized.rounding_variables import RoundingMethod
+from dq_plugins.quantized.soft_rounding import AdaRound
 from dq_plugins.recipe import Pass, PassContext, PassOptions
 
-PRESETS = {
-    "default": RoundingOptions(iterations=2000, learning_rate=1e-2, weight=0.01),
-    "paper": RoundingOptions(iterations=20_000, learning_rate=1e-3, weight=0.01),
+PRESETS: dict[str, RoundingMethod] = {
+    "default": AdaRound(iterations=2000, learning_rate=1e-2, weight=0.01),
+    "sign": SignSteps(iterations=100, learning_rate=5e-3),
+    "paper": AdaRound(iterations=20_000, learning_rate=1e-3, weight=0.01),
 }
 
 
@@ -47,7 +51,9 @@ class TemporalReconstruction(Pass):
         """Options of ``temporal-reconstruction``.
 
         Attributes:
-            preset: ``"default"`` (measured) or ``"paper"`` (20,000 iterations at 1e-3).
+            preset: ``"default"`` (AdaRound, 2000 iterations at 1e-2), ``"paper"`` (20,000 at 1e-3) or ``"sign"`` (100
+                sign steps: best where time is short, but more of them do not help, because every iteration sees the
+                whole finite set, and the relaxation then finds more by measurement, `docs/tfmq.md`).
             iterations: replaces the preset's.
             learning_rate: replaces the preset's.
             batch: points per iteration; a finite set that is not larger is used whole.
@@ -56,7 +62,7 @@ class TemporalReconstruction(Pass):
                 (`docs/tfmq.md`): a modulation decides less by its own error than by what its block makes of it.
         """
 
-        preset: Literal["default", "paper"] = "default"
+        preset: Literal["default", "sign", "paper"] = "default"
         iterations: int | None = Field(None, ge=1)
         learning_rate: float | None = Field(None, gt=0)
         batch: int = Field(64, ge=1)
@@ -66,14 +72,10 @@ class TemporalReconstruction(Pass):
     Options: ClassVar[type[PassOptions]] = Options
 
     @property
-    def settings(self) -> RoundingOptions:
-        """Settings of the optimisation: the preset, with what the options replace."""
-        preset = PRESETS[self.options.preset]
-        return RoundingOptions(
-            iterations=self.options.iterations or preset.iterations,
-            learning_rate=self.options.learning_rate or preset.learning_rate,
-            weight=preset.weight,
-        )
+    def method(self) -> RoundingMethod:
+        """How rounding is learned: the preset, with what the options replace."""
+        given = {"iterations": self.options.iterations, "learning_rate": self.options.learning_rate}
+        return replace(PRESETS[self.options.preset], **{k: v for k, v in given.items() if v is not None})
 
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
         """Write the learned codes of the temporal layers and the feature errors before and after."""
@@ -86,23 +88,26 @@ class TemporalReconstruction(Pass):
         weights, reference = block.weights(), block.features(points.inputs)
         planned = block.planned_weights(plan)
         before = feature_error(reference, block.features(points.inputs, planned))
-        variables = {n: SoftRounding(weights[f"{n}.weight"], plan.layers[n].weight) for n in layers}  # type: ignore[arg-type]
+        method = self.method
+        variables = {n: method.variables(weights[f"{n}.weight"], plan.layers[n].weight) for n in layers}  # type: ignore[arg-type]
 
-        def loss(soft: dict[str, Tensor], iteration: int) -> Tensor:
-            rows = torch.arange(len(points))
-            if len(rows) > self.options.batch:
-                draw = context.generator(f"iteration {iteration}")
-                rows = torch.randperm(len(rows), generator=draw)[: self.options.batch]
-            learning = {f"{n}.weight": w for n, w in soft.items()}
+        def error(rounded: dict[str, Tensor], rows: Tensor) -> Tensor:
+            learning = {f"{n}.weight": w for n, w in rounded.items()}
             features = block.features(points.rows(rows), {**planned, **learning})
             errors = [(features[k] - reference[k][rows]).square().flatten(1).sum(1).mean() for k in features]
             return torch.stack(errors).sum()
 
-        settings = self.settings
+        def loss(rounded: dict[str, Tensor], iteration: int) -> Tensor:
+            rows = torch.arange(len(points))
+            if len(rows) > self.options.batch:
+                draw = context.generator(f"iteration {iteration}")
+                rows = torch.randperm(len(rows), generator=draw)[: self.options.batch]
+            return error(rounded, rows)
+
+        chunks = torch.arange(len(points)).split(self.options.batch)
         what = f"{len(layers)} temporal layers"
-        result = yield from reported(
-            Learner(variables, loss, settings).run(), lambda done: Progress(done, settings.iterations, what)
-        )
+        learner = Learner(variables, loss, method, judge=lambda w, i: error(w, chunks[i]), probes=len(chunks))
+        result = yield from reported(learner.run(), lambda done: Progress(done, method.iterations, what))
         for name, codes in result.codes.items():
             quant = plan.layers[name].weight
             assert quant is not None
@@ -113,7 +118,7 @@ class TemporalReconstruction(Pass):
             {
                 "layers": layers,
                 "points": {"timesteps": len(points.timesteps), "conditions": points.conditions},
-                "kept_nearest": result.verdict.kept_nearest,
+                "kept_start": result.verdict.kept_start,
                 "before": vars(before),
                 "after": vars(after),
             }

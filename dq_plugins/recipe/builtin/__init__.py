@@ -40,11 +40,11 @@ TFMQ = Recipe(
     "TFMQ-DM: temporal block reconstructed from t alone, one range per timestep for it; blocks reconstructed after it",
     (
         Step("weight-ranges", {"embedding_bits": 8}),
-        Step("temporal-reconstruction"),
-        Step("block-reconstruction"),
         Step("timestep-groups"),
         Step("activation-ranges"),
+        Step("temporal-reconstruction"),
         Step("finite-set-ranges"),
+        Step("block-reconstruction"),
     ),
 )
 
@@ -56,14 +56,21 @@ TFMQ_PAPER = Recipe(
             "weight-ranges",
             {"keep_roles": ("first", "last", "temporal_first", "shortcut", "downsample")},
         ),
-        Step("temporal-reconstruction", {"preset": "paper"}),
-        Step(
-            "block-reconstruction",
-            {"iterations": 20_000, "learning_rate": 1e-3, "weight": 0.01, "relative": False},
-        ),
         Step("timestep-groups", {"method": "uniform", "groups": 1_000_000}),
         Step("activation-ranges", {"observer": "minmax"}),
+        Step("temporal-reconstruction", {"preset": "paper"}),
         Step("finite-set-ranges"),
+        Step(
+            "block-reconstruction",
+            {
+                "method": "adaround",
+                "iterations": 20_000,
+                "learning_rate": 1e-3,
+                "weight": 0.01,
+                "relative": False,
+                "quantize_inputs": False,
+            },
+        ),
     ),
     {"symmetric_weights": False},
 )

@@ -6,9 +6,9 @@ from torch import nn
 
 import dq_plugins as dq
 from dq_plugins.errors import CalibrationError
-from dq_plugins.quantized.block_cache import block_loss, record_block
+from dq_plugins.quantized.block_cache import BlockRecorder, block_loss
 from dq_plugins.quantized.layer import LayerState
-from dq_plugins.quantized.reconstruction_units import find_units
+from dq_plugins.quantized.reconstruction_units import Unit, find_units
 from dq_plugins.quantized.run import QuantizedRun
 
 
@@ -65,7 +65,8 @@ def test_inputs_are_those_of_the_quantized_denoiser_and_targets_those_of_full_pr
     denoiser, calls, folder = case
     states = {"first": LayerState(torch.zeros_like(denoiser.first.weight))}
     with torch.no_grad(), QuantizedRun(denoiser, ["first"], {}, "timestep") as run:
-        cache = record_block(run, "block", calls, folder, lambda: states)
+        unit = Unit("block", (), -1)
+        cache = BlockRecorder([unit], calls, folder).record(run, unit, lambda: states)
     assert len(cache) == 2
     recorded = cache.get(1)
     with torch.no_grad():
@@ -83,8 +84,8 @@ def test_the_loss_sums_over_the_channels_of_the_layers_and_averages_over_positio
     (unit,) = find_units(part, ["block.a", "block.b"])
     states = {"block.b": LayerState(torch.zeros_like(denoiser.block.b.weight))}
     with torch.no_grad(), QuantizedRun(denoiser, unit.layers, {}, "timestep") as run:
-        cache = record_block(run, "block", calls, folder, lambda: {})
-        found = block_loss(run, unit, cache, 0, states)
+        cache = BlockRecorder([unit], calls, folder).record(run, unit, lambda: {})
+        found = block_loss(run, cache, 0, states)
         run.use({})
     call = cache.get(0)
     with torch.no_grad():
@@ -96,8 +97,10 @@ def test_the_loss_sums_over_the_channels_of_the_layers_and_averages_over_positio
 def test_a_block_that_does_not_run_is_named(case):
     denoiser, calls, folder = case
     denoiser.idle = nn.Linear(2, 2)
+    unit = Unit("idle", (), -1)
+    recorder = BlockRecorder([unit], calls, folder)
     with (
         QuantizedRun(denoiser, [], {}, "timestep") as run,
         pytest.raises(CalibrationError, match="block 'idle' did not run in recorded call 0"),
     ):
-        record_block(run, "idle", calls, folder, lambda: {})
+        recorder.record(run, unit, lambda: {})

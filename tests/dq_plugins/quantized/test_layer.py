@@ -77,7 +77,7 @@ def test_gradients_reach_input_weight_and_scale_straight_through():
     with where.select(900):
         module(x).square().sum().backward()
     assert bool(x.grad.any())
-    assert bool(rounding.alpha.grad.any())
+    assert bool(rounding.parameter.grad.any())
     assert step.grad[0] == 0  # the group that did not run
     assert step.grad[1] != 0
 

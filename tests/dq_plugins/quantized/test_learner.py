@@ -6,8 +6,8 @@ import torch
 from dq_plugins.affine import integer_range
 from dq_plugins.errors import RecipeError
 from dq_plugins.plan import WeightQuant
-from dq_plugins.quantized.learner import Learner, RoundingOptions
-from dq_plugins.quantized.soft_rounding import SoftRounding
+from dq_plugins.quantized.learner import Learner
+from dq_plugins.quantized.soft_rounding import AdaRound, SoftRounding
 from dq_plugins.quantized.weight_scale import weight_parameters
 
 
@@ -43,7 +43,7 @@ def test_without_training_hard_is_nearest() -> None:
     variables = SoftRounding(weight, quant)
     assert torch.equal(variables.codes(), quant.quantize(weight))
     assert torch.equal(variables.hard(), quant.fake_quantize(weight))
-    assert torch.equal(variables.nearest(), quant.fake_quantize(weight))
+    assert torch.equal(variables.start(), quant.fake_quantize(weight))
 
 
 def test_codes_and_hard_weight_agree() -> None:
@@ -51,7 +51,7 @@ def test_codes_and_hard_weight_agree() -> None:
     quant = quantizer(weight, 3, symmetric=False)
     variables = SoftRounding(weight, quant)
     with torch.no_grad():
-        variables.alpha.neg_()
+        variables.parameter.neg_()
     learned = WeightQuant(3, quant.scale, quant.zero_point, variables.codes())
     assert torch.equal(learned.fake_quantize(weight), variables.hard())
 
@@ -71,10 +71,10 @@ def test_closes_most_of_the_gap_between_nearest_and_brute_force() -> None:
     tried = torch.stack([channel_errors(variables.weight(variables.floor + up)) for up in ups])
     best = tried.amin(0).sum().item()
 
-    options = RoundingOptions(iterations=800, learning_rate=1e-2, weight=0.1)
+    options = AdaRound(iterations=800, learning_rate=1e-2, weight=0.1)
     result = run(Learner({"w": variables}, lambda w, _: channel_errors(w["w"]).sum(), options).run())
     assert best * (1 - 1e-5) <= result.verdict.learned_loss
-    assert result.verdict.learned_loss - best < 0.5 * (result.verdict.nearest_loss - best)
+    assert result.verdict.learned_loss - best < 0.5 * (result.verdict.start_loss - best)
 
 
 def test_regulariser_decides_every_variable() -> None:
@@ -85,7 +85,7 @@ def test_regulariser_decides_every_variable() -> None:
     def loss(weights, _iteration):
         return (x @ (weights["w"] - weight).T).pow(2).mean()
 
-    run(Learner({"w": variables}, loss, RoundingOptions(iterations=2000, learning_rate=1e-2)).run())
+    run(Learner({"w": variables}, loss, AdaRound(iterations=2000, learning_rate=1e-2)).run())
     up = variables.up()
     assert ((up < 0.01) | (up > 0.99)).float().mean() > 0.99
 
@@ -98,14 +98,14 @@ def test_nearest_is_kept_when_learning_does_not_help() -> None:
         return (weights["w"] - weight).pow(2).sum()  # nearest is optimal
 
     with torch.no_grad():
-        variables.alpha.neg_()
-    result = run(Learner({"w": variables}, loss, RoundingOptions(iterations=1)).run())
-    assert result.verdict.kept_nearest
+        variables.parameter.neg_()
+    result = run(Learner({"w": variables}, loss, AdaRound(iterations=1)).run())
+    assert result.verdict.kept_start
     assert result.codes == {}
 
 
 def test_beta_is_linear_after_the_warm_up() -> None:
-    options = RoundingOptions(iterations=100, warmup=0.2)
+    options = AdaRound(iterations=100, warmup=0.2)
     assert options.beta(19) is None
     assert options.beta(20) == 20
     assert options.beta(60) == pytest.approx(11)
@@ -116,7 +116,7 @@ def test_a_loss_that_is_not_finite_is_an_error() -> None:
     weight = torch.randn(4, 4)
     variables = SoftRounding(weight, quantizer(weight, 4))
     with pytest.raises(RecipeError, match="nan"):
-        run(Learner({"w": variables}, lambda w, _: w["w"].sum() * float("nan"), RoundingOptions(iterations=2)).run())
+        run(Learner({"w": variables}, lambda w, _: w["w"].sum() * float("nan"), AdaRound(iterations=2)).run())
 
 
 def test_relative_result_does_not_depend_on_the_scale_of_the_loss() -> None:
@@ -127,7 +127,7 @@ def test_relative_result_does_not_depend_on_the_scale_of_the_loss() -> None:
 
     def learned(scale: float, relative: bool) -> torch.Tensor:
         variables = {"a": SoftRounding(weight, quant)}
-        options = RoundingOptions(150, 3e-2, 1e3 if relative else 0.01, relative)
+        options = AdaRound(150, 3e-2, 1e3 if relative else 0.01, relative)
 
         def loss(weights, _):
             return scale * (inputs @ (weights["a"] - weight).T).square().mean()
@@ -152,17 +152,15 @@ def two(loss_of, options, **chosen):
 
 
 def test_what_is_not_drawn_does_not_move() -> None:
-    start = two(lambda y: y.square().mean(), RoundingOptions(iterations=0))[0]
-    moved, result = two(
-        lambda y: y.square().mean(), RoundingOptions(20, 1e-2, warmup=1), drawn=lambda iteration: [("w", 3)]
-    )
-    assert torch.equal(moved["w", 4].alpha, start["w", 4].alpha)
-    assert not torch.equal(moved["w", 3].alpha, start["w", 3].alpha)
+    start = two(lambda y: y.square().mean(), AdaRound(iterations=0))[0]
+    moved, result = two(lambda y: y.square().mean(), AdaRound(20, 1e-2, warmup=1), drawn=lambda iteration: [("w", 3)])
+    assert torch.equal(moved["w", 4].parameter, start["w", 4].parameter)
+    assert not torch.equal(moved["w", 3].parameter, start["w", 3].parameter)
     assert set(result.codes) <= {("w", 3)}
 
 
 def test_the_regulariser_acts_on_what_is_drawn_alone() -> None:
-    options = RoundingOptions(300, 1e-2, weight=1.0, warmup=0)
+    options = AdaRound(300, 1e-2, weight=1.0, warmup=0)
     moved, _ = two(lambda y: y.square().mean() * 0, options, drawn=lambda iteration: [("w", 3)])
     decided = {key: ((v.up() < 0.05) | (v.up() > 0.95)).float().mean() for key, v in moved.items()}
     assert decided["w", 3] > 0.8
@@ -178,7 +176,7 @@ def test_what_is_decided_together_gets_one_verdict_from_the_judge() -> None:
         return torch.tensor([1.0, 0.5, 1.0, 2.0][len(judged) - 1])
 
     variables, result = two(
-        lambda y: y.square().mean(), RoundingOptions(30, 1e-2), together=lambda key: key[1], judge=judge, probes=1
+        lambda y: y.square().mean(), AdaRound(30, 1e-2), together=lambda key: key[1], judge=judge, probes=1
     )
     assert judged == [3, 3, 4, 4]
     assert set(result.verdicts) == {3, 4}
@@ -193,7 +191,7 @@ def test_other_parameters_learn_beside_the_rounding() -> None:
         Learner(
             {"w": SoftRounding(weight, quantizer(weight, 4))},
             lambda weights, _: (gain - 1).square() + weights["w"].sum() * 0,
-            RoundingOptions(200, 1e-3, weight=0.0),
+            AdaRound(200, 1e-3, weight=0.0),
             others=[{"params": [gain], "lr": 5e-2}],
         ).run()
     )

@@ -51,7 +51,7 @@ def test_without_freezing_the_embedding_layers_are_learned_with_their_block(case
 def test_blocks_are_the_residual_ones_and_no_block_gets_worse(case) -> None:
     blocks = make(case, Step("block-reconstruction", FAST)).sections["block-reconstruction"].data["blocks"]
     assert list(blocks) == ["enter", "body.0", "body.1", "leave"]
-    assert all(b["kept_nearest"] or b["learned"] <= b["nearest"] for b in blocks.values())
+    assert all(b["kept_start"] or b["learned"] < b["start"] for b in blocks.values())
 
 
 def test_blocks_of_one_size_see_the_calls_in_orders_of_their_own(case, monkeypatch) -> None:
@@ -101,7 +101,7 @@ def test_narrow_activations_are_quantized_while_rounding_is_learned(case) -> Non
         with_activations(case, **chosen).sections["block-reconstruction"].data["blocks"]
         for chosen in ({}, {"quantize_inputs": False})
     )
-    assert all(inside[name]["nearest"] > outside[name]["nearest"] for name in inside)
+    assert all(inside[name]["start"] > outside[name]["start"] for name in inside)
     assert not any(module._forward_pre_hooks for module in case[0].modules())
 
 

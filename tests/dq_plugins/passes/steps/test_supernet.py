@@ -93,14 +93,14 @@ def test_the_regulariser_makes_roundings_decide(setting, monkeypatch):
     undecided: list[float] = []
 
     def remembered(self):
-        undecided.append(float(self.undecided(2.0).detach()) / self.alpha.numel())
+        undecided.append(float(self.undecided(2.0).detach()) / self.parameter.numel())
         return codes(self)
 
     monkeypatch.setattr(SoftRounding, "codes", remembered)
 
     def left_open(weight: float) -> float:
         undecided.clear()
-        learn(setting, **options, learning_rate=0.05, weight=weight)
+        learn(setting, **options, method="adaround", learning_rate=0.05, weight=weight)
         return float(np.mean(undecided))
 
     assert left_open(1.0) < 0.7 * left_open(0.0)

@@ -75,7 +75,16 @@ def test_same_seed_same_plan(tmp_path) -> None:
     assert plans[0] != dq.make_plan(denoiser, calibration, recipe, weight_bits=4, seed=1, progress=False)
 
 
+def test_a_hundred_sign_steps_do_better_than_the_relaxation_in_as_many(tmp_path) -> None:
+    def error(name: str, **options) -> float:
+        step = Step("temporal-reconstruction", {"iterations": 100, **options})
+        found = plan_with(tmp_path / name, 0, step, weight_bits=4, act_bits=None)[1].sections["temporal-reconstruction"]
+        return found.data["after"]["relative"] / found.data["before"]["relative"]
+
+    assert error("sign", preset="sign") < min(0.5, error("relaxation"))
+
+
 def test_paper_preset_is_the_papers() -> None:
-    settings = dq.get("pass", "temporal-reconstruction")(preset="paper").settings
+    settings = dq.get("pass", "temporal-reconstruction")(preset="paper").method
     assert (settings.iterations, settings.learning_rate, settings.weight) == (20_000, 1e-3, 0.01)
     assert (settings.beta_start, settings.beta_end, settings.warmup) == (20.0, 2.0, 0.2)
