@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=120)
     parser.add_argument("--steps", type=int, default=5)
     args = parser.parse_args()
-    records = Records(f"rounding-{args.model}", vars(args))
+    records = Records(f"rounding-{args.model}-{args.iterations}", vars(args))
     with tempfile.TemporaryDirectory() as folder:
         case = Case(args.model, args.steps, Path(folder))
         calibration = case.calibration(0)
