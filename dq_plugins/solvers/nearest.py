@@ -15,8 +15,9 @@ import numpy as np
 from dq_plugins.solvers.integers import add_choice_sets, chosen_columns, to_integers
 from dq_plugins.solvers.program import Budget, ChoiceProgram
 
-STEPS = 10**6
-"""Resolution of ``t``: a millionth of a budget's unit."""
+STEPS = 10**4
+"""Resolution of ``t``: a ten-thousandth of a budget's unit. With a millionth CP-SAT 9.15 has called a choice optimal
+whose t was 2 % above the least: coefficients then span twelve digits."""
 
 
 def nearest_limits(program: ChoiceProgram, *, seconds: float = 5.0) -> dict[str, float]:

@@ -11,6 +11,7 @@ from dq_plugins.errors import BudgetError
 from dq_plugins.solvers import ChoiceProgram
 from dq_plugins.solvers.cp_sat import cp_sat
 from dq_plugins.solvers.nearest import nearest_limits
+from dq_plugins.solvers.program import Budget
 from dq_plugins.testing.solver_conformance import enumerated
 
 
@@ -29,6 +30,15 @@ def test_nearest_budgets_can_be_met_and_none_are_nearer(program: ChoiceProgram):
     least = min(overshoot(program, {b.name: b.used(c) for b in program.budgets}) for c in choices)
     asked = {b.name: nearest.get(b.name, b.limit) for b in program.budgets}
     assert overshoot(program, asked) <= least * (1 + 1e-3) + 1e-9
+
+
+def test_a_choice_that_a_finer_resolution_missed_is_found():
+    costs = [7.0, 0, 7, 0, 10, 13, 13, 3, 0, 0, 0, 48], [0.0, 46, 0, 40, 37, 0, 0, 0, 10, 10, 10, 3]
+    budgets = tuple(
+        Budget(f"b{i}", np.array(c), limit) for i, (c, limit) in enumerate(zip(costs, (2.0, 43.0), strict=True))
+    )
+    program = ChoiceProgram(tuple("abcde"), np.array([0, 3, 4, 7, 11, 12]), np.zeros(12), budgets)
+    assert nearest_limits(program) == {"b0": 64, "b1": 89}
 
 
 def test_infeasible_solution_names_the_nearest_budget():
