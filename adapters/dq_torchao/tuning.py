@@ -2,7 +2,8 @@
 
 Small or oddly shaped layers can be slower in integers: quantizing their input costs more than the multiplication saves.
 Both forms of every layer are timed side by side at the shapes the denoiser calls it with; layers alike are timed once.
-A choice depends on the machine and its load, so it is data: keep it, and apply it again for a bit-identical model.
+What is measured on a CPU is the time of the thread, until it is stable: a busy machine does not decide. A choice
+depends on the machine all the same, so it is data: keep it, and apply it again for a bit-identical model.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from dq_plugins.compiled import uncompiled
 from dq_plugins.errors import PlanError
 from dq_plugins.hooks import hooked
-from dq_plugins.metrics.latency import Latency, compare_latency
+from dq_plugins.metrics.latency import Latency, compare_latency, thread_clock
 from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.lowering import lower_layer, unsupported_reason
@@ -118,6 +119,7 @@ def time_forms(
         x = layout.random(device)
         # Default arguments bind now: the lambdas outlive this turn of the loop.
         calls = {name: lambda x=x, form=form: form(x) for name, form in forms.items()}
-        for name, latency in compare_latency(calls, rounds=rounds, warmup=1).items():
+        found_here = compare_latency(calls, rounds=rounds, warmup=1, clock=thread_clock(device), until_stable=True)
+        for name, latency in found_here.items():
             found[name].append(latency)
     return found
