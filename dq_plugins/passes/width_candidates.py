@@ -35,7 +35,6 @@ def candidates_of(
         weight_choices: widths of weights; one bit is BinaryDM's: signs, scaled by the mean magnitude.
         act_choices: widths of inputs.
     """
-    context.require_unbalanced()
     key = ("candidates", tuple(weight_choices), tuple(act_choices))
     return context.shared(key, lambda: _make(plan, context, weight_choices, act_choices))
 
@@ -53,7 +52,8 @@ def _make(
     )
     used = {quant.groups for widths in activations.values() for quant in widths.values()}
     weights = {name: _weights(plan, context, name, weight_choices) for name in order}
-    return Candidates(weights, activations, {name: plan.groups[name] for name in sorted(used)})
+    balance = {name: context.balance[name] for name in order if name in context.balance}
+    return Candidates(weights, activations, {name: plan.groups[name] for name in sorted(used)}, balance)
 
 
 def _weights(plan: QuantPlan, context: PassContext, name: str, choices: Sequence[int]) -> dict[int, WeightQuant]:
@@ -118,7 +118,7 @@ def _other_tokens(
             with located(name, timestep):
                 observers[name, bits].update(rest)
 
-    for _ in stream_inputs(context.denoiser, context.calibration, tuple(layers), receive):
+    for _ in stream_inputs(context.denoiser, context.calibration, tuple(layers), receive, balance=context.balance):
         pass
     return observers
 

@@ -20,14 +20,27 @@ def per_input(layer: nn.Module, balance: Tensor) -> Tensor:
     return kind.per_input(balance.to(weight.device), weight)
 
 
-def balanced_weight(layer: nn.Module, balance: Tensor | None) -> Tensor:
-    """The weight that multiplies the divided input, at least float32; the layer's own without a balance."""
-    return _weight(layer) if balance is None else _weight(layer) * per_input(layer, balance)
+def for_input(layer: nn.Module, balance: Tensor | None) -> Tensor | None:
+    """A balance as it broadcasts against the layer's input."""
+    kind = kind_of(layer)
+    return None if balance is None or kind is None else kind.per_output(balance)
 
 
-def fake_weight(layer: nn.Module, quant: WeightQuant, balance: Tensor | None) -> Tensor:
+def balanced_weight(layer: nn.Module, balance: Tensor | None, weight: Tensor | None = None) -> Tensor:
+    """The weight that multiplies the divided input, at least float32; the same weight without a balance.
+
+    Args:
+        layer: the layer.
+        balance: ``[C]``.
+        weight: its full-precision weight, while it computes with another one; by default the one that it has.
+    """
+    weight = _weight(layer) if weight is None else weight
+    return weight if balance is None else weight * per_input(layer, balance)
+
+
+def fake_weight(layer: nn.Module, quant: WeightQuant, balance: Tensor | None, weight: Tensor | None = None) -> Tensor:
     """The weight that a quantized layer computes with, for the input as it comes: the balance is undone."""
-    return unbalanced(layer, quant.fake_quantize(balanced_weight(layer, balance)), balance)
+    return unbalanced(layer, quant.fake_quantize(balanced_weight(layer, balance, weight)), balance)
 
 
 def unbalanced(layer: nn.Module, weight: Tensor, balance: Tensor | None) -> Tensor:

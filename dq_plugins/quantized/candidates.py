@@ -1,20 +1,21 @@
 """Every quantizer that bit allocation may choose from: by layer, operand and width.
 
-Shapes: ``G`` timestep groups, ``B`` samples in the batch.
+Shapes: ``G`` timestep groups, ``B`` samples in the batch, ``C`` input channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dq_plugins.hashing import hash_json, hash_tensors
 from dq_plugins.plan import ActivationQuant, WeightQuant
 from dq_plugins.plan.decisions import Operand
+from dq_plugins.quantized.balance import fake_weight, for_input
 from dq_plugins.quantized.layer import quantize_input
 from dq_plugins.timesteps import TimestepGroups, fewest_entries
 
@@ -39,11 +40,14 @@ class Candidates:
         weights: layer -> bits -> weight quantizer.
         activations: layer -> bits -> quantizer of the layer's input.
         groups: the timestep groups that the activation quantizers name.
+        balance: what the input channels of some layers are divided by, ``[C]`` by layer; their quantizers are those of
+            balanced inputs and weights.
     """
 
     weights: Mapping[str, Mapping[int, WeightQuant]]
     activations: Mapping[str, Mapping[int, ActivationQuant]]
     groups: Mapping[str, TimestepGroups] = field(default_factory=dict)
+    balance: Mapping[str, Tensor] = field(default_factory=dict)
 
     def entries(self) -> list[Entry]:
         """All entries: layers in their order, weights before activations, widths ascending."""
@@ -63,7 +67,7 @@ class Candidates:
     @cached_property
     def hash(self) -> str:
         """sha256 over every quantizer."""
-        tensors: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {f"{layer}.balance": balance for layer, balance in self.balance.items()}
         for entry in self.entries():
             table: Any = self.weights if entry.operand == "weight" else self.activations
             quant = table[entry.layer][entry.bits]
@@ -73,18 +77,30 @@ class Candidates:
         groups = {name: list(g.edges) for name, g in self.groups.items()}
         return hash_json([hash_tensors(tensors), groups, [str(e) for e in self.entries()]])
 
-    def fake_input(self, layer: str, bits: int, x: Tensor, timestep: Tensor) -> Tensor:
+    def fake_weight(self, name: str, bits: int, layer: nn.Module, weight: Tensor | None = None) -> Tensor:
+        """The weight that a layer computes with at a width.
+
+        Args:
+            name: of the layer.
+            bits: width.
+            layer: the module.
+            weight: its full-precision weight, while it computes with another one.
+        """
+        return fake_weight(layer, self.weights[name][bits], self.balance.get(name), weight)
+
+    def fake_input(self, name: str, bits: int, layer: nn.Module, x: Tensor, timestep: Tensor) -> Tensor:
         """Input of a layer after its quantizer.
 
         Args:
-            layer: the layer.
+            name: of the layer.
             bits: width.
+            layer: the module.
             x: its input ``[N, ...]``.
             timestep: ``[]``, ``[1]`` or ``[B]``.
         """
-        quant = self.activations[layer][bits]
+        quant = self.activations[name][bits]
         index = fewest_entries(self.groups[quant.groups].index(timestep.reshape(-1)))
-        return quantize_input(x, quant.scale, quant.zero_point, index, bits)
+        return quantize_input(x, quant.scale, quant.zero_point, index, bits, for_input(layer, self.balance.get(name)))
 
     def subset(self, entries: list[Entry]) -> Candidates:
         """Only the candidates of some entries."""
@@ -97,4 +113,4 @@ class Candidates:
             }
             return {layer: widths for layer, widths in kept.items() if widths}
 
-        return Candidates(part("weight", self.weights), part("activation", self.activations), self.groups)
+        return replace(self, weights=part("weight", self.weights), activations=part("activation", self.activations))

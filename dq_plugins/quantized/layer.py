@@ -18,7 +18,7 @@ from dq_plugins.affine import fake_quantize, integer_range
 from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import ActivationQuant, LayerPlan
-from dq_plugins.quantized.balance import fake_weight
+from dq_plugins.quantized.balance import fake_weight, for_input
 from dq_plugins.quantized.exact_state import ExactState
 from dq_plugins.quantized.output_correction import OutputCorrection
 from dq_plugins.quantized.straight_through import fake_quantize_ste
@@ -174,7 +174,7 @@ def planned_state(
         values = nn.Parameter(fake_weight(module, plan.weight, plan.balance), requires_grad=False)
     kind = kind_of(module)
     if plan.activation is not None and quantize_inputs:
-        balance = None if plan.balance is None or kind is None else kind.per_output(plan.balance)
+        balance = for_input(module, plan.balance)
         quantizer = ActivationQuantizer(plan.activation, context, weight.device, balance)
     if plan.bias_correction is not None and kind is not None:
         correction = OutputCorrection(plan.bias_correction, context, kind, weight.device)

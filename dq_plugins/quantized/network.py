@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import PlanError
+from dq_plugins.quantized.balance import for_input
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.layer import ActivationQuantizer, LayerState
 from dq_plugins.quantized.run import QuantizedRun
@@ -70,9 +71,9 @@ class SuperNetwork(QuantizedRun):
 
     def _weight(self, name: str, bits: int) -> Tensor:
         if (name, bits) not in self._weights:
-            quant = self._candidate("weight", name, bits)
+            self._candidate("weight", name, bits)
             with torch.no_grad():
-                fake = quant.fake_quantize(self.full_weight(name))
+                fake = self.candidates.fake_weight(name, bits, self.modules[name], self.full_weight(name))
             self._weights[name, bits] = nn.Parameter(fake, requires_grad=False)
         return self._weights[name, bits]
 
@@ -80,7 +81,9 @@ class SuperNetwork(QuantizedRun):
         """The quantizer of a layer's input at a width."""
         if (name, bits) not in self._inputs:
             quant = self._candidate("activation", name, bits)
-            self._inputs[name, bits] = ActivationQuantizer(quant, self.context, self.full_weight(name).device)
+            balance = for_input(self.modules[name], self.candidates.balance.get(name))
+            device = self.full_weight(name).device
+            self._inputs[name, bits] = ActivationQuantizer(quant, self.context, device, balance)
         return self._inputs[name, bits]
 
     def _candidate(self, operand: str, name: str, bits: int) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dq_plugins.artifact import Format, UnitResults
 from dq_plugins.calibration import CalibrationSet
-from dq_plugins.errors import DQError, RecipeError
+from dq_plugins.errors import DQError
 from dq_plugins.graph import Partition, partition
 from dq_plugins.graph.partition import untraced
 from dq_plugins.graph.unsupported_layers import find_unsupported_layers
@@ -95,14 +95,6 @@ class PassContext:
     def generator(self, *names: str) -> torch.Generator:
         """A CPU random generator of the running pass, seeded with `stream`."""
         return torch.Generator().manual_seed(self.stream(*names))
-
-    def require_unbalanced(self) -> None:
-        """Raise `RecipeError` where input channels are balanced: the running pass looks at plain layers only."""
-        if self.balance:
-            raise RecipeError(
-                f"pass {self.running!r} does not know layers whose input channels are balanced: leave "
-                "'channel-balance' out of this recipe"
-            )
 
     def finished(self, format: Format[T], plan: QuantPlan, options: BaseModel) -> UnitResults[T]:
         """Results of the running pass's units that are finished, kept in `workdir`.

@@ -118,7 +118,7 @@ class JacobianProbe:
         if key in self._moved_weights:
             return self._moved_weights[key]
         weight = self._weights[name].detach()
-        moved = self.candidates.weights[name][bits].fake_quantize(weight) - weight
+        moved = self.candidates.fake_weight(name, bits, self.denoiser.get_submodule(name)).detach() - weight
         if self._cached + moved.nbytes <= CACHE_BYTES:
             self._moved_weights[key], self._cached = moved, self._cached + moved.nbytes
         return moved
@@ -126,7 +126,8 @@ class JacobianProbe:
     def _moved_input(self, name: str, bits: int, x: Tensor, grad: Tensor | None, timestep: Tensor) -> Tensor:
         if grad is None:
             return torch.zeros(1, dtype=torch.float64)
-        moved = self.candidates.fake_input(name, bits, x.detach(), timestep) - x.detach()
+        layer = self.denoiser.get_submodule(name)
+        moved = self.candidates.fake_input(name, bits, layer, x.detach(), timestep) - x.detach()
         change = grad.double() * moved
         return change.flatten(1).sum(1) if x.dim() > 1 else change.sum()[None]  # one value a row of x
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.graph import Partition
 from dq_plugins.progress import Progress, finish
+from dq_plugins.quantized.balance import balanced_weight, unbalanced
 from dq_plugins.quantized.block_cache import BlockCache, BlockRecorder, block_loss
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.layer import LayerState
@@ -139,7 +140,7 @@ class _BlockLearner:
         self.options, self.candidates = options, network.candidates
         self.method = rounding_method(options.method, options.iterations, options.learning_rate, options.weight)
         self.rounding = {
-            (name, bits): self.method.variables(network.full_weight(name), quant)
+            (name, bits): self.method.variables(self._balanced(name), quant)
             for name in unit.layers
             for bits, quant in self.candidates.weights.get(name, {}).items()
             if quant.rounds
@@ -179,13 +180,20 @@ class _BlockLearner:
             if self.widths[name].activation == bits:
                 scale = self.candidates.activations[name][bits].scale
                 self.network.input(name, bits).scale = scale.to(step.device) * step.exp()
-        learning = {name: states[name]._replace(weight=w) for (name, _), w in weights.items()}
+        learning = {name: states[name]._replace(weight=self._unbalanced(name, w)) for (name, _), w in weights.items()}
         return block_loss(self.network, self.cache, index, {**states, **learning})
 
     def _judge(self, weights: Mapping[Key, Tensor], probe: int) -> Tensor:
         """Error of the block with weights of one width, and everything else in full precision."""
-        states = {name: LayerState(weight) for (name, _), weight in weights.items()}
+        states = {name: LayerState(self._unbalanced(name, weight)) for (name, _), weight in weights.items()}
         return block_loss(self.network, self.cache, probe, states)
+
+    def _balanced(self, name: str) -> Tensor:
+        balance = self.candidates.balance.get(name)
+        return balanced_weight(self.network.modules[name], balance, self.network.full_weight(name))
+
+    def _unbalanced(self, name: str, weight: Tensor) -> Tensor:
+        return unbalanced(self.network.modules[name], weight, self.candidates.balance.get(name))
 
     @torch.no_grad()
     def _learned(self, found: Learned[Key]) -> Candidates:
@@ -196,4 +204,4 @@ class _BlockLearner:
             inputs[name][bits] = replace(quant, scale=quant.scale * step.detach().exp())
         for (name, bits), codes in found.codes.items():
             weights[name][bits] = replace(weights[name][bits], codes=codes)
-        return Candidates(weights, inputs, self.candidates.groups)
+        return replace(self.candidates, weights=weights, activations=inputs)

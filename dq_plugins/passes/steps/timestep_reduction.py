@@ -241,7 +241,8 @@ def kept_widths(plan: QuantPlan) -> Candidates:
     """The quantizers that a plan has, as choices of one: for a search that leaves widths alone."""
     weights = {n: {p.weight.bits: p.weight} for n, p in plan.layers.items() if p.weight is not None}
     inputs = {n: {p.activation.bits: p.activation} for n, p in plan.layers.items() if p.activation is not None}
-    return Candidates(weights, inputs, dict(plan.groups))
+    balance = {n: p.balance for n, p in plan.layers.items() if p.balance is not None and p.quantized}
+    return Candidates(weights, inputs, dict(plan.groups), balance)
 
 
 def layer_choices(candidates: Candidates, context: PassContext, latency: LatencyTable) -> tuple[LayerChoices, ...]:

@@ -26,12 +26,24 @@ def network():
         yield denoiser, plan, candidates_of(plan, context, (3, 4, 8), (4, 8))
 
 
+@pytest.fixture(scope="module")
+def balanced():
+    with calibrated() as (denoiser, calibration):
+        steps = (Step("channel-balance", {"least_gain": 0.0}), *RANGES.steps)
+        plan = dq.make_plan(denoiser, calibration, Recipe("balanced", "", steps), progress=False)
+        balance = {n: layer.balance for n, layer in plan.layers.items() if layer.balance is not None}
+        assert balance
+        context = PassContext(denoiser, calibration, balance=balance)
+        yield denoiser, plan, candidates_of(plan, context, (3, 4, 8), (4, 8))
+
+
 def alternating(candidates):
     return {name: Width((3, 8)[i % 2], (8, 4)[i % 2]) for i, name in enumerate(candidates.layers)}
 
 
-def test_it_computes_what_a_plan_with_these_widths_computes(network):
-    denoiser, plan, candidates = network
+@pytest.mark.parametrize("case", ["network", "balanced"])
+def test_it_computes_what_a_plan_with_these_widths_computes(case, request):
+    denoiser, plan, candidates = request.getfixturevalue(case)
     widths = alternating(candidates)
     inputs = [{**example_inputs(), "timestep": torch.tensor(t)} for t in (900, 300)]
     with SuperNetwork(denoiser, candidates, "timestep") as net:

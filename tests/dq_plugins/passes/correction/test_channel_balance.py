@@ -6,7 +6,6 @@ from denoisers import TinyDenoiser, recorded
 from torch import nn
 
 import dq_plugins as dq
-from dq_plugins.errors import RecipeError
 from dq_plugins.metrics.output_error import output_sqnr
 from dq_plugins.passes.correction.channel_balance import channel_magnitude
 from dq_plugins.recipe import Recipe, Step
@@ -118,9 +117,26 @@ def test_layers_of_one_input_share_its_factors(tmp_path) -> None:
     assert torch.equal(plan.layers["q"].balance, plan.layers["k"].balance)
 
 
-def test_passes_that_look_at_plain_layers_say_so(case) -> None:
-    with pytest.raises(RecipeError, match="channel-balance"):
-        make(case, Step("channel-balance"), *AFTER, Step("sensitivity"))
+MEASURE = Step("sensitivity", {"weight_choices": (4, 8), "act_choices": (4, 6), "draws": 40, "check_entries": 8})
+
+
+def test_bits_are_shared_out_over_balanced_layers(case) -> None:
+    steps = (*AFTER, MEASURE, Step("bit-allocation", {"weight_bits": 6}))
+    balanced, plain = make(case, Step("channel-balance"), *steps), make(case, *steps)
+    assert balanced.layers["body.0.alpha"].balance is not None
+    found = balanced.sections["bit-allocation"].data
+    true = 10 ** (-sqnr(case, balanced) / 10)
+    assert found["predicted_noise_power"] == pytest.approx(true, rel=0.7)
+    assert sqnr(case, balanced) > sqnr(case, plain) + 1
+
+
+def test_timesteps_are_left_out_of_a_balanced_plan(case) -> None:
+    options = {"steps": (3,), "generations": 1, "population": 4, "seconds": 0.5}
+    for measured in ((), (MEASURE,)):
+        plan = make(case, Step("channel-balance"), *AFTER, *measured, Step("timestep-reduction", options))
+        assert len(plan.sampling) == 3
+        assert plan.layers["body.0.alpha"].balance is not None
+        assert sqnr(case, plan) > 15
 
 
 LAYERS = [nn.Linear(4, 3), nn.Conv2d(4, 6, 3), nn.Conv2d(4, 6, 3, groups=2), nn.Conv1d(4, 8, 1)]

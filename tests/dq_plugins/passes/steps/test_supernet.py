@@ -140,3 +140,17 @@ def test_signs_alone_with_full_precision_inputs_leave_nothing_to_learn(setting):
     options = CalibrationOptions(iterations=3, calls=2, draw=signs)
     learned = finish(calibrate(denoiser, candidates, calibration, partition, options))
     assert all(table[4].codes is None for table in learned.weights.values())
+
+
+def test_balanced_layers_learn_as_plain_ones_do(setting):
+    denoiser, calibration, *_ = setting
+    steps = (Step("channel-balance", {"least_gain": 0.0}), *RANGES.steps)
+    plan = dq.make_plan(denoiser, calibration, Recipe("balanced", "", steps), progress=False)
+    balance = {n: layer.balance for n, layer in plan.layers.items() if layer.balance is not None}
+    context = PassContext(denoiser, calibration, balance=balance)
+    candidates = candidates_of(plan, context, (3, 4, 6), (4, 8))
+    case = denoiser, calibration, context.partition, candidates
+    learned = learn(case)
+    assert learned.balance.keys() == balance.keys() != set()
+    widths = dict.fromkeys(candidates.layers, Width(3, 8))
+    assert error(case, learned, widths) < error(case, candidates, widths)
