@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from dq_brevitas import host  # noqa: F401  isort: skip
@@ -13,13 +14,13 @@ from dq_brevitas.lowering import layer_map
 from dq_brevitas.plain import QUANT_CLASSES
 from dq_brevitas.weights import weight_values
 from dq_plugins.errors import PlanError
-from dq_plugins.plan import QuantPlan
-from dq_plugins.quantized import exact_tokens as tokens
-from dq_plugins.quantized import table_lookup
-from dq_plugins.timesteps import OutOfRange, TimestepContext, attach_context
+from dq_plugins.plan import LayerPlan, QuantPlan
+from dq_plugins.quantized.installation import install_plan
+from dq_plugins.quantized.table_lookup import Outside
+from dq_plugins.timesteps import OutOfRange, TimestepContext
 
-IMPLEMENTED = frozenset({"temporal_table", "outlier_rows", "balance", "bias_correction"})
-"""What this adapter can do of `QuantPlan.features`."""
+IMPLEMENTED = frozenset({"balance", "bias_correction"})
+"""What layers of this adapter can do of `QuantPlan.features`."""
 
 
 class BrevitasAdapter:
@@ -33,7 +34,7 @@ class BrevitasAdapter:
         plan: QuantPlan,
         *,
         out_of_range: OutOfRange = "error",
-        temporal_fallback: table_lookup.Outside = "error",
+        temporal_fallback: Outside = "error",
     ) -> nn.Module:
         """Quantize ``model`` in place as the plan says.
 
@@ -50,20 +51,27 @@ class BrevitasAdapter:
             PlanError: another model, a section this adapter does not implement, or a layer Brevitas cannot replace.
         """
         plan.validate()
-        plan.refuse_unimplemented(IMPLEMENTED, self.name)
-        plan.check_model(model)
-        planned = {name for name, layer in plan.layers.items() if layer.quantized}
-        _check_classes(model, planned)
-        context = TimestepContext(plan.groups, out_of_range)
-        planned -= table_lookup.install_tables(model, plan, context, temporal_fallback)
-        others = [n for n, m in model.named_modules() if isinstance(m, tuple(QUANT_CLASSES)) and n not in planned]
-        quantized = layerwise_quantize(model, layer_map(plan, context), name_blacklist=others)
-        left = [n for n in planned if not isinstance(quantized.get_submodule(n), QuantWeightBiasInputOutputLayer)]
-        if left:
-            raise PlanError(f"Brevitas did not replace layer {left[0]!r}, which the plan quantizes")
-        tokens.install_tokens(quantized, plan, _quantized_weight)
-        attach_context(quantized, context, plan.timestep_argument)
-        return quantized
+
+        def replace(layers: Mapping[str, LayerPlan], context: TimestepContext) -> None:
+            planned = sorted(name for name, layer in layers.items() if layer.quantized)
+            _check_classes(model, planned)
+            others = [n for n, m in model.named_modules() if isinstance(m, tuple(QUANT_CLASSES)) and n not in planned]
+            layerwise_quantize(model, layer_map(plan, context), name_blacklist=others)
+            for name in planned:
+                if not isinstance(model.get_submodule(name), QuantWeightBiasInputOutputLayer):
+                    raise PlanError(f"Brevitas did not replace layer {name!r}, which the plan quantizes")
+
+        install_plan(
+            model,
+            plan,
+            replace,
+            adapter=self.name,
+            implemented=IMPLEMENTED,
+            out_of_range=out_of_range,
+            temporal_fallback=temporal_fallback,
+            weight_of=_quantized_weight,
+        )
+        return model
 
 
 def _quantized_weight(layer: nn.Module) -> Tensor:
@@ -72,8 +80,8 @@ def _quantized_weight(layer: nn.Module) -> Tensor:
     return weight
 
 
-def _check_classes(model: nn.Module, planned: set[str]) -> None:
-    for name in sorted(planned):
+def _check_classes(model: nn.Module, planned: list[str]) -> None:
+    for name in planned:
         found = type(model.get_submodule(name))
         if found not in QUANT_CLASSES:
             known = ", ".join(sorted(c.__name__ for c in QUANT_CLASSES))

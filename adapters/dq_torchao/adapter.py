@@ -6,7 +6,7 @@ hands out layers one at a time. `apply` is both, for every layer of the plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +15,17 @@ from torch import nn
 from dq_plugins.compiled import unwrap
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import LayerPlan, QuantPlan
-from dq_plugins.quantized import exact_tokens as tokens
-from dq_plugins.quantized import table_lookup
-from dq_plugins.timesteps import OutOfRange, TimestepContext, attach_context, context_of
+from dq_plugins.quantized.installation import install_plan
+from dq_plugins.quantized.table_lookup import Outside
+from dq_plugins.timesteps import OutOfRange, TimestepContext, context_of
 from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of, remember
 from dq_torchao.lowering import lower_layer, mark_full_precision
 from dq_torchao.report import Execution, Timing
 from dq_torchao.timestep_state import install_timestep_state
 from dq_torchao.tuning import tune
 
-IMPLEMENTED = frozenset({"temporal_table", "outlier_rows", "balance", "bias_correction"})
-"""What this adapter can do of `QuantPlan.features`."""
+IMPLEMENTED = frozenset({"balance", "bias_correction"})
+"""What layers of this adapter can do of `QuantPlan.features`."""
 
 NOT_SELECTED = "the filter of quantize_ did not select it"
 PENDING = "dq_pending"
@@ -37,7 +37,7 @@ def apply(
     plan: QuantPlan,
     *,
     out_of_range: OutOfRange = "error",
-    temporal_fallback: table_lookup.Outside = "error",
+    temporal_fallback: Outside = "error",
     uniform_timesteps: bool = False,
     example_inputs: Mapping[str, Any] | None = None,
     choices: Mapping[str, Timing] | None = None,
@@ -159,37 +159,40 @@ def install(
     model: nn.Module,
     plan: QuantPlan,
     lower: Callable[[str, nn.Module, TimestepContext], object],
-    *,
-    out_of_range: OutOfRange = "error",
-    temporal_fallback: table_lookup.Outside = "error",
-    uniform_timesteps: bool = False,
+    **options: Any,
 ) -> None:
-    """Put everything that a plan brings into a denoiser: context, tables, layers, tokens; values come with ``plan``.
+    """Put everything that a plan brings into a denoiser whose weights need not be there yet.
 
     Args:
         model: the denoiser, in full precision.
         plan: the plan.
         lower: makes one layer run as planned, given its name, the layer and the context.
-        out_of_range: see `apply`.
-        temporal_fallback: see `apply`.
-        uniform_timesteps: see `apply`.
+        options: ``out_of_range``, ``temporal_fallback``, ``uniform_timesteps``; see `apply`.
 
     Raises:
         PlanError: the plan needs what this adapter does not implement.
     """
-    plan.refuse_unimplemented(IMPLEMENTED, TorchAOAdapter.name)
+
+    def lower_all(layers: Iterable[str], context: TimestepContext) -> None:
+        for name in layers:
+            lower(name, model.get_submodule(name), context)
+
     model.requires_grad_(False)
-    context = TimestepContext(plan.groups, out_of_range, uniform=uniform_timesteps)
-    tabled = table_lookup.install_tables(model, plan, context, temporal_fallback)
-    for name, layer_plan in plan.layers.items():
+    context = install_plan(
+        model,
+        plan,
+        lower_all,
+        adapter=TorchAOAdapter.name,
+        implemented=IMPLEMENTED,
+        check_weights=False,
+        **options,
+    )
+    for name in plan.tabulated:
         layer: Any = model.get_submodule(name)
-        if name in tabled:
-            layer.execution = Execution("full precision", layer_plan.width, "temporal table", "", layer_plan.why)
-        else:
-            lower(name, layer, context)
-    tokens.install_tokens(model, plan)
+        layer.execution = Execution(
+            "full precision", plan.layers[name].width, "temporal table", "", plan.layers[name].why
+        )
     install_timestep_state(model, context)
-    attach_context(model, context, plan.timestep_argument)
 
 
 class TorchAOAdapter:

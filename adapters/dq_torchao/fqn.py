@@ -92,7 +92,7 @@ def _beyond(plan: QuantPlan) -> dict[str, str]:
     """Layers about which the plan decides what torchao has no config for, beyond quantizers, and what that is."""
     named = {feature: frozenset(layers) for feature, layers in plan.features.items()}
     named |= {"outlier_rows": frozenset(plan.outlier_rows)}
-    named |= {"temporal_table": plan.temporal_table.layers if plan.temporal_table else frozenset()}
+    named |= {"temporal_table": plan.tabulated}
     everywhere = [
         name for name, section in plan.sections.items() if section.critical
     ]  # who knows which layers it means

@@ -123,7 +123,7 @@ class QuantPlan:
         named = {
             "learned_layers": self.learned_layers,
             "outlier_rows": self.outlier_rows,
-            "temporal_table": self.temporal_table.layers if self.temporal_table else (),
+            "temporal_table": self.tabulated,
         }
         for what, names in named.items():
             for name in names:
@@ -146,6 +146,11 @@ class QuantPlan:
     def visited(self) -> Schedule:
         """Timesteps that sampling visits: those that the plan chose, or the recorded ones."""
         return self.schedule if self.sampling is None else self.sampling
+
+    @property
+    def tabulated(self) -> frozenset[str]:
+        """Layers that the temporal table replaces."""
+        return frozenset() if self.temporal_table is None else self.temporal_table.layers
 
     def _check_sampling(self) -> None:
         if self.sampling is None:
@@ -267,8 +272,8 @@ def _layers(plan: QuantPlan) -> Iterable[str]:
 
 def _others(plan: QuantPlan) -> Iterable[str]:
     found = {feature: f"{len(layers)} layers" if layers else "yes" for feature, layers in plan.features.items()}
-    if plan.temporal_table is not None:
-        found["temporal_table"] = f"{len(plan.temporal_table.layers)} layers"
+    if plan.tabulated:
+        found["temporal_table"] = f"{len(plan.tabulated)} layers"
     if plan.outlier_rows:
         found["outlier_rows"] = f"{len(plan.outlier_rows)} layers"
     if plan.sensitivity is not None:

@@ -29,7 +29,7 @@ from dq_plugins.plan import QuantPlan
 WeightOf = Callable[[nn.Module], Tensor]
 
 
-def _own_weight(layer: nn.Module) -> Tensor:
+def own_weight(layer: nn.Module) -> Tensor:
     """The floating-point weight that a layer computes with, ``[O, D]``."""
     weight: Any = layer.weight
     return weight.dequantize() if hasattr(weight, "tensor_impl") else weight
@@ -52,7 +52,7 @@ class ExactTokens(nn.Module):
     values: Tensor
 
     def __init__(
-        self, positions: tuple[int, ...], rows: Tensor, values: Tensor, weight_of: WeightOf = _own_weight
+        self, positions: tuple[int, ...], rows: Tensor, values: Tensor, weight_of: WeightOf = own_weight
     ) -> None:
         super().__init__()
         self.register_buffer("positions", torch.tensor(positions, dtype=torch.int64, device=values.device))
@@ -106,7 +106,7 @@ def exact_tokens(layer: nn.Module, tokens: ExactTokens) -> ExitStack:
     return stack
 
 
-def install_tokens(model: nn.Module, plan: QuantPlan, weight_of: WeightOf = _own_weight) -> ExitStack:
+def install_tokens(model: nn.Module, plan: QuantPlan, weight_of: WeightOf = own_weight) -> ExitStack:
     """Give every layer of ``plan.outlier_rows`` its exact rows: for good, or for the length of a ``with`` block.
 
     Args:

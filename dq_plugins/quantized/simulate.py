@@ -5,15 +5,17 @@ Each planned layer keeps its class and its name, see `dq_plugins.quantized.layer
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
-from dq_plugins.plan import QuantPlan
-from dq_plugins.quantized import exact_tokens as tokens
-from dq_plugins.quantized import table_lookup
+from dq_plugins.plan import LayerPlan, QuantPlan
+from dq_plugins.quantized.installation import install_plan
 from dq_plugins.quantized.layer import simulate_layer
-from dq_plugins.timesteps import OutOfRange, TimestepContext, attach_context
+from dq_plugins.quantized.table_lookup import Outside
+from dq_plugins.timesteps import OutOfRange, TimestepContext
 
-IMPLEMENTED = frozenset({"temporal_table", "outlier_rows", "balance", "bias_correction"})
+IMPLEMENTED = frozenset({"balance", "bias_correction"})
 
 
 class SimulateAdapter:
@@ -27,7 +29,7 @@ class SimulateAdapter:
         plan: QuantPlan,
         *,
         out_of_range: OutOfRange = "error",
-        temporal_fallback: table_lookup.Outside = "error",
+        temporal_fallback: Outside = "error",
     ) -> nn.Module:
         """Simulate ``plan`` on ``model`` in place.
 
@@ -37,14 +39,20 @@ class SimulateAdapter:
             out_of_range: ``"error"`` or ``"nearest"`` for timesteps outside the calibrated range.
             temporal_fallback: ``"error"`` or ``"live"`` for timesteps outside the temporal table.
         """
-        plan.refuse_unimplemented(IMPLEMENTED, self.name)
-        plan.check_model(model)
         model.requires_grad_(False)
-        context = TimestepContext(plan.groups, out_of_range)
-        tabulated = table_lookup.install_tables(model, plan, context, temporal_fallback)
-        for name, layer_plan in plan.layers.items():
-            if name not in tabulated and layer_plan.quantized:
-                simulate_layer(model.get_submodule(name), layer_plan, context)
-        tokens.install_tokens(model, plan)
-        attach_context(model, context, plan.timestep_argument)
+
+        def simulate(layers: Mapping[str, LayerPlan], context: TimestepContext) -> None:
+            for name, layer in layers.items():
+                if layer.quantized:
+                    simulate_layer(model.get_submodule(name), layer, context)
+
+        install_plan(
+            model,
+            plan,
+            simulate,
+            adapter=self.name,
+            implemented=IMPLEMENTED,
+            out_of_range=out_of_range,
+            temporal_fallback=temporal_fallback,
+        )
         return model

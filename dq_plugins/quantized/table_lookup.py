@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -135,8 +136,8 @@ def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 def install_tables(
     model: nn.Module, plan: QuantPlan, context: TimestepContext, fallback: Outside = "error"
-) -> set[str]:
-    """Put the plan's temporal table into a denoiser, in place.
+) -> ExitStack:
+    """Put the plan's temporal table into a denoiser: for good, or for the length of a ``with`` block.
 
     Args:
         model: the denoiser.
@@ -146,11 +147,12 @@ def install_tables(
             then stay in the model); ``"error"`` refuses them.
 
     Returns:
-        The layers that the table replaced; they need no quantizer.
+        What puts the layers back when it is closed.
     """
     table = plan.temporal_table
+    stack = ExitStack()
     if table is None:
-        return set()
+        return stack
     timesteps = torch.tensor(table.timesteps, dtype=torch.float32)
     for name, output in table.outputs.items():
         layer = model.get_submodule(name)
@@ -164,11 +166,14 @@ def install_tables(
             dtype=weight.dtype,
             live=layer if fallback == "live" else None,
         )
+        stack.callback(model.set_submodule, name, layer)
         _replace(model, name, lookup)
     if fallback == "error":
         for name in table.not_computed:
-            _replace(model, name, NotComputed(model.get_submodule(name)))
-    return set(table.layers)
+            layer = model.get_submodule(name)
+            stack.callback(model.set_submodule, name, layer)
+            _replace(model, name, NotComputed(layer))
+    return stack
 
 
 def _replace(model: nn.Module, name: str, stand_in: nn.Module) -> None:
