@@ -20,8 +20,7 @@ import numpy as np
 
 import dq_plugins as dq
 from benchmarks.records import RESULTS, Records
-from benchmarks.tfmq import Case
-from dq_plugins.bundled import NAMES
+from benchmarks.tfmq import MODELS, Case, usual_steps
 from dq_plugins.recipe import Step
 from dq_plugins.report import Table
 
@@ -65,15 +64,16 @@ def measure(case: Case, steps: tuple[Step, ...], seed: int, reference: np.ndarra
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="digits", choices=NAMES)
+    parser.add_argument("--model", default="digits", choices=MODELS)
     parser.add_argument("--weight-bits", type=int, default=8)
     parser.add_argument("--act-bits", type=int, default=8)
     parser.add_argument("--images", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, help="of sampling")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--variants", nargs="+", help="only these")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    args.steps = args.steps or usual_steps(args.model)
     bits = {"weight_bits": args.weight_bits, "act_bits": args.act_bits}
     settings = {"model": args.model, "images": args.images, "steps": args.steps, **bits}
     records = Records(f"ablation-{args.model}-w{args.weight_bits}a{args.act_bits}", settings, args.out)

@@ -21,6 +21,7 @@ import numpy as np
 from torch import nn
 
 import dq_plugins as dq
+from benchmarks import terrain
 from benchmarks.records import RESULTS, Records
 from dq_plugins.bundled import NAMES, bundled
 from dq_plugins.demo import PROMPTS
@@ -29,6 +30,7 @@ from dq_plugins.passes.temporal.features import FeatureError, feature_error
 from dq_plugins.recipe import Recipe, Step
 from dq_plugins.report import Table
 
+MODELS = (*NAMES, "terrain")
 WEIGHTS, TABLES = Step("weight-ranges"), Step("weight-ranges", {"embedding_bits": 8})
 RANGES = (
     Step("timestep-groups", {"groups": 1, "method": "uniform"}),
@@ -80,16 +82,27 @@ def feature_recipes(recon: dict[str, Any]) -> dict[str, tuple[Step, ...]]:
     }
 
 
+def usual_steps(name: str) -> int:
+    """Steps of sampling that this denoiser is measured with."""
+    return terrain.STEPS if name == "terrain" else 20
+
+
 class Case:
-    """A bundled denoiser, recorded once for each seed."""
+    """A denoiser, bundled or `benchmarks.terrain`'s, recorded once for each seed."""
 
     def __init__(self, name: str, steps: int, folder: Path) -> None:
-        adapter = dq.get("adapter", "diffusers")()
-        self.name, self.steps, self.folder, self.adapter = name, steps, folder, adapter
-        self.pipe = adapter.load_pipeline(bundled(name))
-        self.denoiser: nn.Module = adapter.denoiser_of(self.pipe)[1].eval().requires_grad_(False)
+        self.name, self.steps, self.folder = name, steps, folder
+        self.denoiser: nn.Module
+        if name == "terrain":
+            self.denoiser = terrain.terrain_denoiser()
+            return
+        self.adapter = dq.get("adapter", "diffusers")()
+        self.pipe = self.adapter.load_pipeline(bundled(name))
+        self.denoiser = self.adapter.denoiser_of(self.pipe)[1].eval().requires_grad_(False)
 
     def sampler(self, images: int, seed: int, batch: int = 8) -> Any:
+        if self.name == "terrain":
+            return terrain.TerrainSampler(images, seed, min(batch, 4), self.steps)
         conditions = {"prompts": PROMPTS[self.name]} if self.name in PROMPTS else {}
         return self.adapter.sampler(self.pipe, **conditions, steps=self.steps, seed=seed, images=images, batch=batch)
 
@@ -153,15 +166,16 @@ def features(case: Case, records: Records, seeds: int, recon: dict[str, Any]) ->
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="digits", choices=NAMES)
+    parser.add_argument("--model", default="digits", choices=MODELS)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, help="of sampling")
     parser.add_argument("--iterations", type=int, default=300, help="of block reconstruction, for each block")
     parser.add_argument("--calls", type=int, default=40, help="recorded calls that block reconstruction sees")
     parser.add_argument("--recipes", nargs="+", help="only these")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    args.steps = args.steps or usual_steps(args.model)
     from benchmarks.tfmq_stock import stock_methods  # Brevitas and torchao, for those who run this
 
     settings = {k: v for k, v in vars(args).items() if k not in ("out", "recipes", "seeds")}
