@@ -74,7 +74,7 @@ def run_demo(
         return adapter("diffusers").sampler(pipe, **conditions, steps=steps, seed=first_seed, images=count, batch=8)
 
     def recorded(folder: str, sample: Any) -> CalibrationSet:
-        return record(denoiser, sample, out / folder, total=sample.total, progress=on_terminal())
+        return record(denoiser, sample, out / folder, progress=on_terminal())
 
     say("loading the denoiser")
     pipe, denoiser = load_denoiser(bundled(model))

@@ -35,6 +35,10 @@ class CalibrationError(DQError):
     """A calibration set is empty, incomplete, corrupt, or holds values that are not finite."""
 
 
+class NeverCalledError(CalibrationError):
+    """Sampling ran, and did not call the denoiser that was to be recorded."""
+
+
 class ArtifactError(DQError):
     """A file of ours is missing, damaged, altered, of other settings, or of another format."""
 

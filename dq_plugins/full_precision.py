@@ -10,7 +10,7 @@ from dq_plugins.errors import DQError, PlanError
 from dq_plugins.timesteps import context_of
 
 QUANTIZERS = frozenset({"bitsandbytes", "brevitas", "nncf", "optimum", "sdnq", "torchao"})
-"""Packages whose layers and tensors are quantized ones."""
+"""Packages whose layers and tensors are quantized ones. So are those of a module that is named ``quantizers``."""
 
 
 def require_module(denoiser: Any) -> None:
@@ -29,7 +29,8 @@ def quantized_by(denoiser: nn.Module) -> str:
         return "a plan, or the calibration for one, is applied to it"
     for name, module in denoiser.named_modules():
         for part in (module, *module.parameters(recurse=False)):
-            if type(part).__module__.partition(".")[0] in QUANTIZERS:
+            package, *inside = type(part).__module__.split(".")
+            if package in QUANTIZERS or "quantizers" in inside:
                 return f"{name!r} is or holds a {type(part).__module__}.{type(part).__name__}"
     return ""
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from dq_plugins import registry
+from dq_plugins.errors import DQError
 
 
 def adapter(name: str) -> Any:
@@ -31,9 +32,20 @@ def library_adapter(denoiser: nn.Module) -> Any | None:
     return next((adapter(library) for library in libraries if library in known), None)
 
 
-def load_denoiser(folder: str) -> tuple[Any, nn.Module]:
-    """The diffusers pipeline in a folder and its denoiser, in eval mode and without gradients."""
+def load_denoiser(folder: str, component: str | None = None) -> tuple[Any, nn.Module]:
+    """The diffusers pipeline in a folder and its denoiser, in eval mode and without gradients.
+
+    Args:
+        folder: of the pipeline.
+        component: attribute name of the denoiser, where there are several.
+
+    Raises:
+        DQError: there is no such denoiser.
+    """
     diffusers = adapter("diffusers")
     pipeline = diffusers.load_pipeline(folder)
-    _, denoiser = diffusers.denoiser_of(pipeline)
-    return pipeline, denoiser.eval().requires_grad_(False)
+    name = component or diffusers.denoiser_of(pipeline)[0]
+    found = diffusers.denoisers_of(pipeline)
+    if name not in found:
+        raise DQError(f"{folder} has no denoiser {name!r}; it has {', '.join(found)}")
+    return pipeline, found[name].eval().requires_grad_(False)

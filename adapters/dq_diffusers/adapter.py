@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from dq_diffusers.building import build_from_config
 from dq_diffusers.example_inputs import example_inputs
 from dq_diffusers.host import loading_bars
-from dq_diffusers.recording import denoiser_of, load_pipeline, sampler
+from dq_diffusers.recording import denoiser_of, denoisers_of, load_pipeline, sampler
 from dq_plugins.progress import on_terminal
 
 
@@ -21,6 +22,7 @@ class DiffusersAdapter:
     build_from_config = staticmethod(build_from_config)
     example_inputs = staticmethod(example_inputs)
     denoiser_of = staticmethod(denoiser_of)
+    denoisers_of = staticmethod(denoisers_of)
     sampler = staticmethod(sampler)
 
     def load_pipeline(self, path: str | Path) -> Any:
@@ -28,16 +30,16 @@ class DiffusersAdapter:
         with loading_bars(shown=on_terminal()):
             return load_pipeline(path)
 
-    def save_pipeline(self, pipe: Any, denoiser: nn.Module, folder: str | Path) -> Path | None:
-        """Save a pipeline with a quantized denoiser in the place of its own.
+    def save_pipeline(self, pipe: Any, denoisers: Mapping[str, nn.Module], folder: str | Path) -> Path | None:
+        """Save a pipeline with quantized denoisers in the place of its own, by attribute name.
 
         Returns:
-            The folder; None, with nothing written, where the backend's denoiser cannot be saved by diffusers.
+            The folder; None, with nothing written, where a backend's denoiser cannot be saved by diffusers.
         """
-        if getattr(denoiser, "hf_quantizer", None) is None:
+        if any(getattr(denoiser, "hf_quantizer", None) is None for denoiser in denoisers.values()):
             return None
-        attribute, _ = denoiser_of(pipe)
-        setattr(pipe, attribute, denoiser)
+        for name, denoiser in denoisers.items():
+            setattr(pipe, name, denoiser)
         pipe.save_pretrained(folder)
         return Path(folder)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dq_diffusers.recording import denoiser_of, sampler
+from torch import nn
+
+from dq_diffusers.recording import Drawn, denoiser_of, denoisers_of, sampler
 from dq_diffusers.schedules import install_schedule
 from dq_plugins.application import apply
 from dq_plugins.calibration import record
+from dq_plugins.errors import NeverCalledError
 from dq_plugins.full_precision import require_full_precision
 from dq_plugins.plan import QuantPlan
 from dq_plugins.recipe import Recipe, make_plan
@@ -36,9 +40,15 @@ def quantize(
     tune: bool = True,
     workdir: str | Path | None = None,
     progress: bool = True,
+    call: Mapping[str, Any] | None = None,
+    draw: Callable[[Any], Any] | None = None,
     **backend_options: Any,
-) -> QuantPlan:
-    """Quantize the denoiser of a pipeline in place.
+) -> QuantPlan | dict[str, QuantPlan]:
+    """Quantize the denoiser of a pipeline in place; all of them where it has several.
+
+    Several are experts for different timesteps (``transformer`` and ``transformer_2``), or a ControlNet beside a U-Net.
+    Each gets a plan of its own, over the timesteps that it is called with; sampling runs once for each. One that
+    sampling never calls stays in full precision, with a warning.
 
     Args:
         pipe: a full-precision diffusers pipeline.
@@ -59,12 +69,15 @@ def quantize(
         workdir: folder for the calibration set and intermediate results. The same call resumes there after an
             interruption. By default a temporary folder.
         progress: show progress bars.
+        call: whatever else the pipeline's call takes, by name: ``{"image": image, "strength": 0.6}``.
+        draw: samples the calibration images itself, given the pipeline, instead of ``prompts``, ``call`` and the like.
+            It must do the same every time: seed it inside.
         backend_options: options of the backend, for example ``out_of_range="nearest"``. With backend ``"torchao"``,
             ``uniform_timesteps`` is on unless given: pipelines sample a batch at one timestep, and a compiled denoiser
             that knows this is faster. Pass False to call the denoiser with a timestep for each sample.
 
     Returns:
-        The plan, to be saved, compared, or applied elsewhere.
+        The plan, to be saved, compared, or applied elsewhere; by component where there are several.
 
     Raises:
         DQError: the pipeline needs prompts and there are none, its denoiser is quantized already, or the recipe, an
@@ -75,40 +88,52 @@ def quantize(
         plan = dq_diffusers.quantize(pipe, weight_bits=4, prompts=["a red fox", "a lighthouse at night"])
         pipe.save_pretrained("quantized/")
     """
-    _, denoiser = denoiser_of(pipe)
-    require_full_precision(denoiser)
-    sample = sampler(
-        pipe,
-        prompts=prompts if prompts is not None else prompts_of(pipe),
-        class_labels=class_labels,
-        steps=steps,
-        seed=seed,
-        images=images,
-        batch=min(batch, images),
-        guidance_scale=guidance_scale,
-    )
-    with TemporaryDirectory(prefix="dq-quantize-") as temporary:
-        root = Path(workdir if workdir is not None else temporary)
-        calibration = record(denoiser, sample, root / "calib", total=sample.total, progress=progress)
-        plan = make_plan(
-            denoiser,
-            calibration,
-            recipe,
-            weight_bits=weight_bits,
-            act_bits=act_bits,
+    denoiser_of(pipe)  # raises where there is none
+    denoisers = denoisers_of(pipe)
+    for denoiser in denoisers.values():
+        require_full_precision(denoiser)
+
+    def sample_with(component: str) -> Callable[[nn.Module], Any]:
+        if draw is not None:
+            return Drawn(pipe, component, draw)
+        return sampler(
+            pipe,
+            prompts=prompts if prompts is not None else prompts_of(pipe),
+            class_labels=class_labels,
+            steps=steps,
             seed=seed,
-            options=options,
-            workdir=root / "work" if workdir is not None else None,
-            progress=progress,
+            images=images,
+            batch=min(batch, images),
+            guidance_scale=guidance_scale,
+            component=component,
+            **(call or {}),
         )
-        if backend == "torchao":
-            backend_options.setdefault("uniform_timesteps", True)  # a pipeline samples its batch at one timestep
-            if tune:
-                backend_options.setdefault("example_inputs", calibration.example_inputs())
-        denoiser.eval().requires_grad_(False)
-        apply(denoiser, plan, backend, inplace=True, **backend_options)
-    install_schedule(pipe, plan)
-    return plan
+
+    recipe_options: dict[str, Any] = {"weight_bits": weight_bits, "act_bits": act_bits, "seed": seed}
+    recipe_options |= {"options": options, "progress": progress}
+    if backend == "torchao":
+        backend_options.setdefault("uniform_timesteps", True)  # a pipeline samples its batch at one timestep
+    plans: dict[str, QuantPlan] = {}
+    examples: dict[str, Any] = {}
+    with TemporaryDirectory(prefix="dq-quantize-") as temporary:
+        for name, denoiser in denoisers.items():
+            place = Path(temporary if workdir is None else workdir) / (name if len(denoisers) > 1 else "")
+            try:
+                calibration = record(denoiser, sample_with(name), place / "calib", progress=progress)
+            except NeverCalledError:
+                if len(denoisers) == 1:
+                    raise
+                warnings.warn(f"sampling never called {name!r}: it stays in full precision", stacklevel=2)
+                continue
+            work = None if workdir is None else place / "work"
+            plans[name] = make_plan(denoiser, calibration, recipe, workdir=work, **recipe_options)
+            if backend == "torchao" and tune:
+                examples[name] = {"example_inputs": calibration.example_inputs()}
+    for name, plan in plans.items():  # after all were recorded in full precision
+        denoiser = denoisers[name].eval().requires_grad_(False)
+        apply(denoiser, plan, backend, inplace=True, **examples.get(name, {}) | backend_options)
+        install_schedule(pipe, plan)
+    return next(iter(plans.values())) if len(denoisers) == 1 else plans
 
 
 def prompts_of(pipe: Any) -> list[str] | None:

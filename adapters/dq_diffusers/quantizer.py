@@ -13,6 +13,8 @@ sharded or not. Loading:
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,11 @@ from torchao.quantization import quantize_
 from dq_diffusers.config import DQConfig
 from dq_diffusers.dtypes import cast_unsaved, main_dtype, noted_dtypes
 from dq_plugins.errors import CheckpointError, DQError
+
+FUSED_PROJECTIONS = frozenset({"to_qkv", "to_kv", "to_added_qkv"})
+"""What ``fuse_qkv_projections`` calls the layers that it adds."""
+
+logger = logging.getLogger(__name__)
 
 
 class DQQuantizer(DiffusersQuantizer):
@@ -53,6 +60,8 @@ class DQQuantizer(DiffusersQuantizer):
             )
         self.pre_quantized = saved  # loading of single files says so of everything
         self.files: CheckpointFiles | None = None
+        self.full_precision = False  # the weights are, whatever the config says
+        self.modules: frozenset[str] | None = None  # names of those of a quantized denoiser
         self.exact: frozenset[str] = frozenset()
         self.dtype_given = False
 
@@ -79,11 +88,19 @@ class DQQuantizer(DiffusersQuantizer):
         folders = sorted({str(Path(file).parent) for file in checkpoint_files})
         if len(folders) > 1:
             raise CheckpointError(f"the files of one checkpoint lie beside each other, and these are in {folders}")
-        if self.pre_quantized:
-            self.files = CheckpointFiles(checkpoint_files)
-            self.files.verify(config_to_dict(self.config))
-        else:
+        if not self.pre_quantized:
             check_readable(checkpoint_files)
+            return loaded_keys
+        self.files = CheckpointFiles(checkpoint_files)
+        self.full_precision = self.files.full_precision
+        if self.full_precision:
+            logger.warning(
+                "%s holds full-precision weights, and the config of a quantized denoiser: a denoiser made from its "
+                "config was saved there. It is loaded in full precision.",
+                folders[0],
+            )
+        else:
+            self.files.verify(config_to_dict(self.config))
         return loaded_keys
 
     def preprocess_model(self, model: Any, **kwargs: Any) -> Any:
@@ -92,9 +109,10 @@ class DQQuantizer(DiffusersQuantizer):
         return self._process_model_before_weight_loading(model, **kwargs)
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        if not self.pre_quantized:
+        if not self.pre_quantized or self.full_precision:
             return model
         assert self.files is not None
+        _fuse_as_saved(model, self.files.entries)
         plain = set(model.state_dict())
         if not self.dtype_given:
             main = main_dtype({name: entry.dtype for name, entry in self.files.entries.items()})
@@ -109,6 +127,8 @@ class DQQuantizer(DiffusersQuantizer):
         self, model: nn.Module, param_value: Tensor, param_name: str, state_dict: dict[str, Any], **kwargs: Any
     ) -> bool:
         """Whether the tensor is loaded as it is, instead of in the dtype that diffusers chooses."""
+        if self.full_precision:
+            return False
         return self.pre_quantized and (not self.dtype_given or param_name in self.exact)
 
     def create_quantized_param(
@@ -129,6 +149,8 @@ class DQQuantizer(DiffusersQuantizer):
         setattr(module, name, nn.Parameter(value, requires_grad=False) if is_parameter else value)
 
     def _process_model_after_weight_loading(self, model: Any) -> Any:
+        if self.full_precision:
+            return model
         if isinstance(self.config, CheckpointConfig):
             finish(model, self.config)
         elif isinstance(self.config, PlanConfig):
@@ -155,19 +177,29 @@ class DQQuantizer(DiffusersQuantizer):
         """The state as it is, and the record that loading checks.
 
         Raises:
-            DQError: a pickle was asked for.
+            DQError: a pickle was asked for, or modules were added after the denoiser was quantized.
         """
         if not safe_serialization:
             raise DQError(
                 "save_pretrained(safe_serialization=False) writes a pickle, and quantized denoisers are not read from "
                 "pickles, because reading one can run code. Leave the argument out."
             )
-        return state_dict, integrity_metadata(state_dict, config_to_dict(self.config))
+        if self.full_precision:
+            return state_dict, {}
+        metadata = integrity_metadata(state_dict, config_to_dict(self.config))
+        owners = {name.rpartition(".")[0] for name in state_dict}
+        if self.modules is not None and (added := sorted(owners - self.modules)):
+            raise DQError(
+                f"the denoiser has {len(added)} modules that it did not have when it was quantized, the first is "
+                f"{added[0]!r}: a loaded one would have no place for them. Fuse projections and load adapters before "
+                "quantizing, or save the denoiser first and do it again after loading."
+            )
+        return state_dict, metadata
 
     @property
     def is_trainable(self) -> bool:
         """Integer weights have no gradients."""
-        return False
+        return self.full_precision
 
     @property
     def is_compileable(self) -> bool:
@@ -181,6 +213,7 @@ def make_savable(model: Any, config: CheckpointConfig) -> None:
         return
     wrapped = DQConfig(config=config, dtypes=noted_dtypes(model))
     model.hf_quantizer = DQQuantizer(wrapped, pre_quantized=True)
+    model.hf_quantizer.modules = frozenset(name for name, _ in model.named_modules())
     model.quantization_method = wrapped.quant_method
     # a new config forgets attributes that were set on the old one, as loading an IP-Adapter does
     set_later = {name: value for name, value in vars(model.config).items() if model.config.get(name) is not value}
@@ -191,3 +224,11 @@ def make_savable(model: Any, config: CheckpointConfig) -> None:
 
 def _devices(device_map: Any) -> tuple[Any, ...]:
     return tuple(device_map.values()) if isinstance(device_map, dict) else ()
+
+
+def _fuse_as_saved(model: Any, saved: Iterable[str]) -> None:
+    """Fuse the projections of attention where those of the saved denoiser were."""
+    modules = {name for name, _ in model.named_modules()}
+    added = {name.split(".")[-2] for name in saved if name.rpartition(".")[0] not in modules and "." in name}
+    if added & FUSED_PROJECTIONS and hasattr(model, "fuse_qkv_projections"):
+        model.fuse_qkv_projections()

@@ -6,7 +6,7 @@ import copy
 import inspect
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -58,6 +58,16 @@ def load_pipeline(path: str | Path) -> Any:
         ) from error
 
 
+def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
+    """The components that sampling calls with a timestep, by attribute name, those of usual names first.
+
+    Several: experts for different timesteps (``transformer`` and ``transformer_2``), or a ControlNet beside a U-Net.
+    """
+    modules = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
+    found = {name: module for name, module in modules.items() if _takes_timestep(module)}
+    return {name: found[name] for name in (*(n for n in _USUAL_NAMES if n in found), *found)}
+
+
 def denoiser_of(pipe: Any) -> tuple[str, nn.Module]:
     """The component that sampling calls once a step: the one whose forward takes a timestep.
 
@@ -70,17 +80,16 @@ def denoiser_of(pipe: Any) -> tuple[str, nn.Module]:
     Raises:
         DQError: no component takes a timestep, or several do and none has a usual name.
     """
-    modules = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-    found = [name for name, module in modules.items() if _takes_timestep(module)]
-    usual = [name for name in _USUAL_NAMES if name in found]
-    if not found or (len(found) > 1 and not usual):
+    found = denoisers_of(pipe)
+    name = next(iter(found), "")
+    if not found or (len(found) > 1 and name not in _USUAL_NAMES):
+        modules = [name for name, part in pipe.components.items() if isinstance(part, nn.Module)]
         raise DQError(
             f"{type(pipe).__name__} has no single component that takes a timestep (found: "
             f"{', '.join(found) or 'none'}; components: {', '.join(modules) or 'none'}). Record the denoiser "
             "itself with dq_plugins.record."
         )
-    name = found[0] if len(found) == 1 else usual[0]
-    return name, modules[name]
+    return name, found[name]
 
 
 def _takes_timestep(module: nn.Module) -> bool:
@@ -115,7 +124,9 @@ class PipelineSampler:
 
     @property
     def total(self) -> int | None:
-        """Number of denoiser calls, if the scheduler tells it in advance and guidance runs as one batch."""
+        """Number of calls, if the scheduler tells it and guidance runs as one batch; None with several denoisers."""
+        if len(denoisers_of(self.pipe)) > 1:
+            return None
         scheduler = copy.deepcopy(self.pipe.scheduler)
         try:
             scheduler.set_timesteps(self.steps)
@@ -142,10 +153,42 @@ class PipelineSampler:
             return [self._run(range(a, min(a + self.batch, self.images))) for a in starts]
 
     def _run(self, images: range) -> Any:
+        accepted = inspect.signature(type(self.pipe).__call__).parameters
         generators = [torch.Generator().manual_seed(self.seed + i) for i in images]
         conditions = {name: [values[i] for i in images] for name, values in self.conditions.items()}
-        size = {} if conditions else {"batch_size": len(images)}
-        return self.pipe(**conditions, **size, num_inference_steps=self.steps, generator=generators, **self.arguments)
+        arguments = {"num_inference_steps": self.steps, "generator": generators, **conditions, **self.arguments}
+        if not conditions and "batch_size" in accepted:
+            arguments.setdefault("batch_size", len(images))
+        try:
+            return self.pipe(**arguments)
+        except DQError:
+            raise
+        except (TypeError, ValueError, AttributeError) as error:
+            raise DQError(
+                f"{type(self.pipe).__name__} cannot be sampled with the arguments {', '.join(arguments)}: {error}. It "
+                f"takes: {', '.join(n for n in accepted if n != 'self')}. Give what it needs beside the prompts by the "
+                "names of its own call (image=..., strength=...), or a function that samples"
+            ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """Runs a pipeline with a given denoiser, by a function that samples.
+
+    Attributes:
+        pipe: the pipeline.
+        attribute: name of its denoiser.
+        draw: samples, given the pipeline.
+    """
+
+    pipe: Any
+    attribute: str
+    draw: Callable[[Any], Any]
+
+    def __call__(self, denoiser: nn.Module) -> Any:
+        """Sample with ``denoiser`` in the pipeline's place for it."""
+        with _placed(self.pipe, self.attribute, denoiser), _quiet(self.pipe):
+            return self.draw(self.pipe)
 
 
 def sampler(
@@ -158,8 +201,10 @@ def sampler(
     images: int = 8,
     batch: int = 8,
     guidance_scale: float | None = None,
+    component: str | None = None,
+    **arguments: Any,
 ) -> PipelineSampler:
-    """A sampler for `dq_plugins.record`, for any pipeline that takes prompts, class labels, or nothing.
+    """A sampler for `dq_plugins.record`, for any pipeline.
 
     Args:
         pipe: a diffusers pipeline.
@@ -171,12 +216,15 @@ def sampler(
         images: number of images.
         batch: images sampled at once.
         guidance_scale: weight of classifier-free guidance; the pipeline's default when None.
+        component: attribute name of the denoiser to record, where there are several; see `denoisers_of`.
+        arguments: anything else that the pipeline's call takes (``image``, ``strength``, ``num_frames``), the same for
+            every batch.
 
     Returns:
         A callable that takes the denoiser; its ``total`` is the number of denoiser calls, where known.
 
     Raises:
-        DQError: conditions the pipeline does not take, an empty list of them, or a number below 1.
+        DQError: arguments that the pipeline does not take, an empty list of them, or a number below 1.
 
     Example::
 
@@ -187,15 +235,16 @@ def sampler(
         raise DQError(f"steps, images and batch are at least 1, got {steps}, {images} and {batch}")
     accepted = inspect.signature(type(pipe).__call__).parameters
     conditions = _conditions(pipe, accepted, prompts, class_labels, images)
-    arguments: dict[str, Any] = {}
     if guidance_scale is not None:
-        if "guidance_scale" not in accepted:
-            raise DQError(f"{type(pipe).__name__} takes no 'guidance_scale'; leave it out")
         arguments["guidance_scale"] = guidance_scale
-    if "output_type" in accepted:
+    if unknown := [name for name in arguments if name not in accepted]:
+        raise DQError(
+            f"{type(pipe).__name__} takes no {unknown[0]!r}; it takes: {', '.join(n for n in accepted if n != 'self')}"
+        )
+    if "output_type" in accepted and "output_type" not in arguments:
         latent = "prompt" in accepted and getattr(pipe, "vae", None) is not None
         arguments["output_type"] = "latent" if latent else "np"
-    attribute, _ = denoiser_of(pipe)
+    attribute = denoiser_of(pipe)[0] if component is None else component
     return PipelineSampler(pipe, attribute, conditions, steps, images, batch, seed, arguments)
 
 

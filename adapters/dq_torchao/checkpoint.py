@@ -109,8 +109,9 @@ def rebuild(model: nn.Module, config: CheckpointConfig) -> nn.Module:
             f"the checkpoint is of a quantized {plan.model} with a layer {unknown[0]!r} ({len(unknown)} such), which "
             f"this {type(model).__name__} does not have. Build the denoiser that was saved."
         )
-    for name in plan.layers:
-        _to_meta(modules[name])
+    for name, layer in plan.layers.items():
+        if layer.quantized:
+            _to_meta(modules[name])
 
     def restore(name: str, layer: nn.Module, context: TimestepContext) -> None:
         restore_layer(layer, plan.layers[name], context, *config.execution(name))

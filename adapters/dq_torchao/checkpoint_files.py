@@ -147,6 +147,11 @@ class CheckpointFiles:
             )
 
     @property
+    def full_precision(self) -> bool:
+        """Whether these are plain weights: no record of a quantized denoiser, and no integer codes."""
+        return self._metadata is None and all(entry.dtype.is_floating_point for entry in self.entries.values())
+
+    @property
     def record(self) -> CheckpointRecord:
         """What was saved.
 

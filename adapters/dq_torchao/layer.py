@@ -154,8 +154,9 @@ class IntegerLayer(PackedWeight):
         """For copies and pickles, which the kernel's layout cannot follow."""
         return self.__dict__ | {"_buffers": self._buffers | {"weight_packed": self.packed_weight()}}
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Quantize ``x`` with the parameters of its timestep, multiply in integers, rescale."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Quantize ``input`` with the parameters of its timestep, multiply in integers, rescale."""
+        x = input
         if x.requires_grad and torch.is_grad_enabled():
             raise DQError(NO_GRADIENT)
         index = self._index(self.group_name, self.act_scale)

@@ -19,7 +19,7 @@ from dq_plugins.calibration.schema import CallRecord
 from dq_plugins.calibration.storage import START_OVER
 from dq_plugins.calibration.writer import CalibrationWriter
 from dq_plugins.compiled import evaluating
-from dq_plugins.errors import CalibrationError
+from dq_plugins.errors import CalibrationError, NeverCalledError
 from dq_plugins.full_precision import require_module
 from dq_plugins.graph.arguments import find_timestep_argument, forward_signature, named_leaves
 from dq_plugins.lookalike import Lookalike, change_class, lookalike
@@ -49,7 +49,8 @@ def record(
             name of an ``adapter``) is kept, so that passes can run the same sampler over other timesteps.
         out: folder of the calibration set.
         timestep: name of the denoiser's timestep argument, where it is not a usual one.
-        total: number of denoiser calls, if known, for the time to the end in the progress bar.
+        total: number of denoiser calls, for the time to the end in the progress bar; by default what an attribute
+            ``total`` of ``sample`` says.
         overwrite: delete a calibration set that is in ``out`` and start over.
         progress: show a progress bar.
 
@@ -69,6 +70,7 @@ def record(
         overwrite=overwrite,
         sampler=getattr(sample, "description", None),
     )
+    total = getattr(sample, "total", None) if total is None else total
     recorder = _Recorder(writer, forward_signature(denoiser))
     done = len(writer.calls)
     with tqdm(desc="recording", unit="call", total=total, initial=done, disable=not progress) as bar:
@@ -138,7 +140,7 @@ class _Recorder:
     def check_finished(self) -> None:
         """Raise `CalibrationError` unless sampling made calls, and as many as were recorded before."""
         if not self.writer.calls:
-            raise CalibrationError(
+            raise NeverCalledError(
                 "the sampler never called the denoiser, so nothing was recorded. `sample` gets the denoiser and must "
                 "run sampling with that very module (a pipeline must hold the same object, not a copy)."
             )

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dq_plugins.commands.plan import add_recipe_arguments, run_recipe
+
+if TYPE_CHECKING:
+    from torch import nn
 
 HELP = "Quantize the denoiser of a diffusers pipeline: record, plan, apply, measure."
 EXAMPLE = "dq-plugins quantize examples/denoisers/digits --recipe default --weight-bits 8 --out ./quantized"
@@ -15,7 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from dq_plugins.commands.record import add_sampling_arguments
 
     parser.add_argument("model", help="folder of a diffusers pipeline")
-    parser.add_argument("--out", required=True, help="folder for calib/, plan/ and pipeline/; the same command resumes")
+    parser.add_argument(
+        "--out",
+        required=True,
+        help="folder for calib/, plan/, of each denoiser, and pipeline/; the same command resumes",
+    )
     parser.add_argument("--backend", default="torchao", help="adapter that executes the plan")
     add_sampling_arguments(parser)
     add_recipe_arguments(parser)
@@ -32,19 +40,34 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _quantize(args: argparse.Namespace, out: Path) -> None:
+    from dq_plugins.libraries import adapter
+
+    diffusers = adapter("diffusers")
+    pipe = diffusers.load_pipeline(args.model)
+    chosen = [args.component] if args.component else list(diffusers.denoisers_of(pipe))
+    quantized = {}
+    for name in chosen:
+        args.component = name
+        if len(chosen) > 1:
+            print(f"{name}:")
+        quantized[name] = _quantize_component(args, out if len(chosen) == 1 else out / name)
+    if saved := diffusers.save_pipeline(pipe, quantized, out / "pipeline"):
+        print(f"quantized pipeline written to {saved}; load it with dq_diffusers.load_pipeline({str(saved)!r})")
+
+
+def _quantize_component(args: argparse.Namespace, out: Path) -> nn.Module:
     from dq_plugins.application import apply
     from dq_plugins.commands.evaluate import sqnr_table
     from dq_plugins.commands.record import record_pipeline
-    from dq_plugins.libraries import adapter, load_denoiser
+    from dq_plugins.libraries import load_denoiser
     from dq_plugins.report.plan_page import width_table
 
     calibration = record_pipeline(args, out / "calib")
-    pipe, denoiser = load_denoiser(args.model)
+    _, denoiser = load_denoiser(args.model, args.component)
     plan = run_recipe(args, denoiser, calibration, out / "plan")
     print(width_table(plan))
     print()
     quantized = apply(denoiser, plan, args.backend)
     print(sqnr_table({args.backend: quantized}, calibration))
     print(f"\nplan written to {out / 'plan'}; use it with dq_plugins.apply(denoiser, plan, backend={args.backend!r})")
-    if saved := adapter("diffusers").save_pipeline(pipe, quantized, out / "pipeline"):
-        print(f"quantized pipeline written to {saved}; load it with dq_diffusers.load_pipeline({str(saved)!r})")
+    return quantized

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dq_plugins.calibration import CalibrationSet
@@ -31,6 +31,14 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--classes", nargs="+", type=int, metavar="N", help="class labels (default: all in turn)")
     parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance (default: the pipeline's)")
+    parser.add_argument(
+        "--call",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another argument of the pipeline's call, for example strength=0.6 or image=start.png; repeatable",
+    )
+    parser.add_argument("--component", metavar="NAME", help="the denoiser, where the pipeline has several")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: 0)")
     parser.add_argument("--timestep", metavar="NAME", help="the argument that carries the timestep, if not found")
     parser.add_argument("--overwrite", action="store_true", help="start over where a calibration set lies already")
@@ -46,15 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def record_pipeline(args: argparse.Namespace, out: Path, *, progress: bool = True) -> CalibrationSet:
     """Sample the pipeline that ``args`` name, and record its denoiser's calls into ``out``."""
     from dq_plugins.calibration import record
-    from dq_plugins.libraries import adapter
+    from dq_plugins.libraries import adapter, load_denoiser
     from dq_plugins.progress import on_terminal
 
-    diffusers = adapter("diffusers")
-    pipe = diffusers.load_pipeline(args.model)
-    _, denoiser = diffusers.denoiser_of(pipe)
+    pipe, denoiser = load_denoiser(args.model, args.component)
     default = Path(args.model) / "prompts.txt"
     prompts = args.prompts or ([str(default)] if default.is_file() else None)
-    sample = diffusers.sampler(
+    sample = adapter("diffusers").sampler(
         pipe,
         prompts=read_prompts(prompts) if prompts else None,
         class_labels=args.classes,
@@ -63,13 +69,14 @@ def record_pipeline(args: argparse.Namespace, out: Path, *, progress: bool = Tru
         images=args.images,
         batch=args.batch,
         guidance_scale=args.guidance_scale,
+        component=args.component,
+        **read_call(args.call),
     )
     return record(
         denoiser,
         sample,
         out,
         timestep=args.timestep,
-        total=sample.total,
         overwrite=args.overwrite,
         progress=progress and on_terminal(),
     )
@@ -111,3 +118,34 @@ def read_prompts(given: list[str]) -> list[str]:
     if not prompts:
         raise DQError(f"{given[0]} holds no prompts; write one on each line")
     return prompts
+
+
+def read_call(texts: list[str]) -> dict[str, Any]:
+    """``["strength=0.6"]`` -> ``{"strength": 0.6}``: values are JSON, the name of an image file, else text.
+
+    Raises:
+        DQError: a text has another form.
+    """
+    from dq_plugins.errors import DQError
+
+    arguments: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (equals and name.isidentifier()):
+            raise DQError(f"--call takes NAME=VALUE, for example strength=0.6; got {text!r}")
+        try:
+            arguments[name] = json.loads(value)
+        except ValueError:
+            arguments[name] = _image(value) if Path(value).is_file() else value
+    return arguments
+
+
+def _image(file: str) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    from dq_plugins.errors import DQError
+
+    try:
+        return Image.open(file).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise DQError(f"--call: {file} is not an image that can be read") from error

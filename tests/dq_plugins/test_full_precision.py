@@ -47,7 +47,16 @@ def test_a_pipeline_is_no_denoiser(take) -> None:
         take(Pipeline())
 
 
-@pytest.mark.parametrize("quantize", [by_torchao, by_brevitas])
+def by_diffusers(denoiser: nn.Module) -> nn.Module:
+    class GGUFLinear(nn.Linear):  # as a loader of diffusers' puts into a denoiser
+        pass
+
+    GGUFLinear.__module__ = "diffusers.quantizers.gguf.utils"
+    next(m for m in denoiser.modules() if isinstance(m, nn.Linear)).__class__ = GGUFLinear
+    return denoiser
+
+
+@pytest.mark.parametrize("quantize", [by_torchao, by_brevitas, by_diffusers])
 def test_a_denoiser_of_another_quantizer_is_refused_by_name(case, quantize) -> None:
     quantized = quantize(copy.deepcopy(case[0]))
     with pytest.raises(PlanError, match=rf"TinyDenoiser is quantized already: .*{quantize.__name__[3:]}"):

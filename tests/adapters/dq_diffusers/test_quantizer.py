@@ -16,6 +16,7 @@ from diffusers import (
     FluxTransformer2DModel,
     PipelineQuantizationConfig,
     TorchAoConfig,
+    UNet2DConditionModel,
     UNet2DModel,
 )
 from diffusers_models import class_pipeline, same, unet
@@ -301,3 +302,45 @@ def test_balanced_and_corrected_layers_of_a_u_net_are_saved_and_loaded_bit_for_b
     tables = [t for name, t in loaded.state_dict().items() if name.endswith(("inverse_balance", "bias_correction"))]
     assert len(tables) > 10
     assert {t.dtype for t in tables} == {torch.float32}
+
+
+def test_what_is_made_from_the_config_of_a_quantized_denoiser_is_in_full_precision_saved_and_loaded_too(
+    saved_unet, tmp_path, caplog
+):
+    made = UNet2DModel.from_config(UNet2DModel.from_pretrained(saved_unet.folder / "quantized").config).eval()
+    made.save_pretrained(tmp_path / "made")
+    loaded = UNet2DModel.from_pretrained(tmp_path / "made")
+    assert "holds full-precision weights" in caplog.text
+    assert same(loaded, made)
+    assert not any(dq_torchao.execution_report(loaded))
+    loaded.save_pretrained(tmp_path / "again")
+    assert same(UNet2DModel.from_pretrained(tmp_path / "again"), made)
+
+
+def fusable() -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, cross_attention_dim=8,
+        attention_head_dim=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    ).eval()  # fmt: skip
+
+
+def test_projections_fused_before_quantization_are_saved_and_loaded(tmp_path):
+    model = fusable()
+    model.fuse_qkv_projections()
+    call = {"sample": torch.ones(1, 4, 8, 8), "timestep": torch.tensor(500.0)}
+    call["encoder_hidden_states"] = torch.ones(1, 3, 8)
+    dq_torchao.apply(model, denoiser_plan(model))
+    model.save_pretrained(tmp_path)
+    loaded = UNet2DConditionModel.from_pretrained(tmp_path)
+    assert any("to_qkv" in n and e.state == "integer" for n, e in dq_torchao.execution_report(loaded).items())
+    assert torch.equal(loaded(**call).sample, model(**call).sample)
+
+
+def test_modules_added_after_quantization_are_not_saved_into_a_checkpoint_that_cannot_be_loaded(tmp_path):
+    model = fusable()
+    dq_torchao.apply(model, denoiser_plan(model))
+    model.fuse_qkv_projections()
+    with pytest.raises(DQError, match=r"modules that it did not have when it was quantized.*to_qkv"):
+        model.save_pretrained(tmp_path)

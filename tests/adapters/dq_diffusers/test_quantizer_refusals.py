@@ -112,12 +112,6 @@ def test_a_config_of_a_newer_version_says_so(folder):
         UNet2DModel.from_pretrained(folder)
 
 
-def test_float_weights_under_a_quantized_config_are_refused(folder, saved_unet):
-    name = "diffusion_pytorch_model.safetensors"
-    (folder / name).write_bytes((saved_unet.folder / "float" / name).read_bytes())
-    refused(folder, "no record of dq-plugins")
-
-
 def test_a_missing_table_is_refused_with_its_name(folder):
     path = folder / "diffusion_pytorch_model.safetensors"
     state = safetensors.torch.load_file(path)

@@ -9,7 +9,7 @@ from dq_diffusers.pipelines import PixelClassConditionalPipeline
 
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.cli import main
-from dq_plugins.commands.record import read_prompts
+from dq_plugins.commands.record import read_call, read_prompts
 from dq_plugins.errors import DQError
 
 
@@ -56,3 +56,16 @@ def test_prompts_come_from_the_command_line_or_a_file(tmp_path):
     file.write_text("\n")
     with pytest.raises(DQError, match="holds no prompts"):
         read_prompts([str(file)])
+
+
+def test_arguments_of_the_pipelines_call_are_json_images_or_text(tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (2, 3)).save(tmp_path / "start.png")
+    read = read_call(["strength=0.6", "sizes=[1, 2]", f"image={tmp_path / 'start.png'}", "style=a=b"])
+    assert read.pop("image").size == (2, 3)
+    assert read == {"strength": 0.6, "sizes": [1, 2], "style": "a=b"}
+    (tmp_path / "notes").write_text("no image")
+    for wrong, message in (("strength", "NAME=VALUE"), (f"image={tmp_path / 'notes'}", "not an image")):
+        with pytest.raises(DQError, match=message):
+            read_call([wrong])
