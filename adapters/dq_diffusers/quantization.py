@@ -96,18 +96,17 @@ def quantize(
     def sample_with(component: str) -> Callable[[nn.Module], Any]:
         if draw is not None:
             return Drawn(pipe, component, draw)
-        return sampler(
-            pipe,
-            prompts=prompts if prompts is not None else prompts_of(pipe),
-            class_labels=class_labels,
-            steps=steps,
-            seed=seed,
-            images=images,
-            batch=min(batch, images),
-            guidance_scale=guidance_scale,
-            component=component,
-            **(call or {}),
-        )
+        arguments = {
+            "prompts": prompts if prompts is not None else prompts_of(pipe),
+            "class_labels": class_labels,
+            "steps": steps,
+            "seed": seed,
+            "images": images,
+            "batch": min(batch, images),
+            "guidance_scale": guidance_scale,
+            "component": component,
+        }
+        return sampler(pipe, **arguments | dict(call or {}))
 
     recipe_options: dict[str, Any] = {"weight_bits": weight_bits, "act_bits": act_bits, "seed": seed}
     recipe_options |= {"options": options, "progress": progress}
