@@ -1,5 +1,6 @@
 """The plan: every quantization decision, per layer, as framework-neutral data."""
 
+from dq_plugins.plan.attention import AttentionPlan
 from dq_plugins.plan.decisions import (
     BinaryTraining,
     CalibrationCalls,
@@ -18,6 +19,7 @@ from dq_plugins.plan.section import Section
 __all__ = [
     "PLAN",
     "ActivationQuant",
+    "AttentionPlan",
     "BiasCorrection",
     "BinaryTraining",
     "CalibrationCalls",

@@ -16,6 +16,7 @@ from dq_plugins.artifact import STRICT, Format
 from dq_plugins.artifact.codec import encode
 from dq_plugins.errors import PlanError, close_matches
 from dq_plugins.hashing import hash_json, hash_tensors, weights_hash
+from dq_plugins.plan.attention import AttentionPlan
 from dq_plugins.plan.brief import listed
 from dq_plugins.plan.decisions import (
     BinaryTraining,
@@ -53,6 +54,7 @@ class QuantPlan:
         sampling: timesteps that sampling with this plan visits, descending; None: the sampler's own.
         groups: named sets of timestep groups.
         layers: one entry for every quantizable layer, by fully qualified name.
+        attention: one entry for every attention that a pass has looked at, by the name of the module that attends.
         shared_rows: by name of the groups, the range that each of them uses: groups of one number share theirs. Groups
             that are not named have a range each.
         calibration_calls: the recorded calls that passes calibrate on from now on; None: all.
@@ -91,6 +93,7 @@ class QuantPlan:
     temporal_table: TabulatedBlock | None = field(default=None, metadata=FEATURE)
     outlier_rows: dict[str, OutlierRows] = field(default_factory=dict, metadata=FEATURE)
     binary_training: BinaryTraining | None = None
+    attention: dict[str, AttentionPlan] = field(default_factory=dict)
 
     def layer(self, name: str) -> LayerPlan:
         """Entry of one layer; an unknown name raises `PlanError` with close matches."""
@@ -114,6 +117,9 @@ class QuantPlan:
             if layer.bias_correction is not None and layer.bias_correction.groups is not None:
                 table = layer.bias_correction
                 self._check_table(whose, table.groups, len(table.values), "rows of bias correction")
+        for name, attention in self.attention.items():
+            for operand, quant in attention.quantizers.items():
+                self._check_table(f"the {operand} of attention {name!r}", quant.groups, len(quant.scale), "scales")
         self._check_names()
         self._check_sampling()
         return self
@@ -168,7 +174,7 @@ class QuantPlan:
     def check_model(self, denoiser: nn.Module) -> None:
         """Raise `PlanError` unless the plan was made for these weights and its layers exist."""
         modules = dict(denoiser.named_modules())
-        unknown = [name for name in self.layers if name not in modules]
+        unknown = [name for name in (*self.layers, *self.attention) if name not in modules]
         if unknown:
             raise PlanError(
                 f"the plan names layer {unknown[0]!r} ({len(unknown)} such), which this {type(denoiser).__name__} "
@@ -185,14 +191,16 @@ class QuantPlan:
     def features(self) -> dict[str, tuple[str, ...]]:
         """What an adapter has to implement beyond the quantizers of layers, and for which layers, if for single ones.
 
-        These are the fields with ``metadata=FEATURE`` of the plan and of its layers that are set, and the critical
-        sections.
+        These are the fields with ``metadata=FEATURE`` of the plan and of its layers that are set, the critical
+        sections, and quantized attention.
         """
         found: dict[str, list[str]] = {name: [] for name, section in self.sections.items() if section.critical}
         found |= {f.name: [] for f in fields(self) if f.metadata == FEATURE and getattr(self, f.name)}
         for name, layer in self.layers.items():
             for feature in layer.features:
                 found.setdefault(feature, []).append(name)
+        if attending := [name for name, attention in self.attention.items() if attention.quantized]:
+            found["attention"] = attending
         return {feature: tuple(layers) for feature, layers in sorted(found.items())}
 
     def refuse_unimplemented(self, implemented: Collection[str], adapter: str) -> None:

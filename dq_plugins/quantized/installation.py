@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection, Mapping
 from torch import nn
 
 from dq_plugins.plan import LayerPlan, QuantPlan
+from dq_plugins.quantized.attention import MakeSite, install_attention, simulated_attention
 from dq_plugins.quantized.exact_tokens import WeightOf, install_tokens, own_weight
 from dq_plugins.quantized.table_lookup import Outside, install_tables
 from dq_plugins.timesteps import OutOfRange, TimestepContext, attach_context
 
-INSTALLED = frozenset({"temporal_table", "outlier_rows"})
+INSTALLED = frozenset({"attention", "temporal_table", "outlier_rows"})
 """What `install_plan` itself does of `QuantPlan.features`."""
 
 
@@ -26,9 +27,10 @@ def install_plan(
     temporal_fallback: Outside = "error",
     uniform_timesteps: bool = False,
     weight_of: WeightOf = own_weight,
+    make_attention: MakeSite = simulated_attention,
     check_weights: bool = True,
 ) -> TimestepContext:
-    """Put a plan into a denoiser, in place: context, layers, temporal table, exact tokens, routing.
+    """Put a plan into a denoiser, in place: context, layers, attention, temporal table, exact tokens, routing.
 
     Args:
         model: the denoiser, in full precision.
@@ -41,6 +43,7 @@ def install_plan(
         temporal_fallback: what a timestep that the temporal table lacks does: ``"error"``, or ``"live"``.
         uniform_timesteps: every call has one timestep for the whole batch.
         weight_of: gives the floating-point weight that a layer of this backend computes with.
+        make_attention: makes a module's attention run as planned.
         check_weights: whether ``model`` holds the weights that the plan was made for already.
 
     Returns:
@@ -54,6 +57,7 @@ def install_plan(
         plan.check_model(model)
     context = TimestepContext(plan.groups, out_of_range, uniform=uniform_timesteps)
     make_layers({name: layer for name, layer in plan.layers.items() if name not in plan.tabulated}, context)
+    install_attention(model, plan.attention, context, make_attention)
     install_tables(model, plan, context, temporal_fallback)
     install_tokens(model, plan, weight_of)
     attach_context(model, context, plan.timestep_argument)

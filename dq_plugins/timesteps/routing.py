@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from dq_plugins.compiled import unwrap
 from dq_plugins.errors import TimestepError
-from dq_plugins.lookalike import Lookalike, change_class, lookalike
+from dq_plugins.lookalike import Lookalike, change_class, known_lookalike, lookalike
 from dq_plugins.timesteps.context import TimestepContext
 
 ROUTE = "_dq_timestep_route"
@@ -92,8 +92,6 @@ class Route:
 class Routed(Lookalike):
     """First base of the classes made on the fly."""
 
-    _dq_original: type[nn.Module]
-
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the original; routed here where a wrapper hides the class's forward."""
         route: Route | None = self.__dict__.get(ROUTE)
@@ -102,27 +100,14 @@ class Routed(Lookalike):
         with route.context.select(route.outside.read(args, kwargs)):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """For copies and pickles: the class made on the fly cannot be found by its name, the original can."""
-        make, args, *rest = super().__reduce_ex__(protocol)  # type: ignore[misc]
-        original = self._dq_original
-        return (_made_again, (original, make, tuple(original if a is type(self) else a for a in args)), *rest)
-
-
-def _made_again(original: type[nn.Module], make: Callable[..., nn.Module], args: tuple[Any, ...]) -> nn.Module:
-    module = make(*args)
-    change_class(module, routed_class(original))
-    return module
-
 
 def routed_class(original: type[nn.Module]) -> type[nn.Module]:
     """The subclass of ``original`` whose forward selects; always the same one.
 
     An instance without a route (made by ``type(denoiser)(...)`` or ``from_config``) behaves as one of the original.
     """
-    for known in original.__subclasses__():
-        if known.__dict__.get("_dq_original") is original:
-            return known
+    if (known := known_lookalike(original, routed_class)) is not None:
+        return known
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         route: Route | None = self.__dict__.get(ROUTE)
@@ -134,7 +119,7 @@ def routed_class(original: type[nn.Module]) -> type[nn.Module]:
     # Not functools.wraps: tools that take wrappers off follow __wrapped__, and would take this one off, too.
     forward.__signature__ = inspect.signature(original.forward)  # type: ignore[attr-defined]
     forward.__doc__ = original.forward.__doc__
-    return lookalike(original, Routed, _dq_original=original, forward=forward)
+    return lookalike(original, Routed, routed_class, forward=forward)
 
 
 def attach_context(denoiser: nn.Module, context: TimestepContext, argument: str) -> None:

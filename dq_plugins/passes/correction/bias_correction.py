@@ -28,6 +28,7 @@ class BiasCorrecting(Pass):
     requires = ("weight-ranges",)
     after = (
         "activation-ranges",
+        "attention-ranges",
         "block-reconstruction",
         "finite-set-ranges",
         "gptq",
