@@ -40,8 +40,19 @@ def unsupported_reason(layer: nn.Module, plan: LayerPlan) -> str:
         return f"{plan.weight.bits}-bit weight codes less the zero points of the plan do not fit int8"
     if type(layer) not in INTEGER_LAYERS:
         return f"there is no integer kernel for {type(layer).__name__}"
+    if _weight(layer)[0].numel() > (most := most_products(plan.weight)):
+        return f"an output sums {_weight(layer)[0].numel()} products, and int32 is sure to hold {most} of them"
     kernel = kernel_for(INTEGER_LAYERS[type(layer)].operator, _weight(layer).device)
     return kernel.unsupported_reason or unreachable(layer, after_exchange=True)
+
+
+def most_products(quant: WeightQuant) -> int:
+    """How many products of an 8-bit activation and a weight code an int32 holds, whatever their values.
+
+    A kernel adds up codes of activations from 0 to 255 before it takes the zero point off, and int32 overflows silently.
+    """
+    largest = 128 if quant.zero_point is not None else -integer_range(quant.bits)[0]
+    return (2**31 - 1) // (255 * largest)
 
 
 def _fits_int8(quant: WeightQuant) -> bool:

@@ -25,7 +25,7 @@ from dq_plugins.hashing import weights_hash
 
 SHARD_BYTES = 64 * 2**20
 FLUSH_SECONDS = 30.0
-OWN_FILES = (MANIFEST_NAME, "shard-*.safetensors", "shard-*.tmp", f"{MANIFEST_NAME}.*tmp")
+OWN_FILES = ("shard-*.safetensors", "shard-*.tmp", f"{MANIFEST_NAME}.*tmp")
 
 
 class CalibrationWriter:
@@ -82,14 +82,14 @@ class CalibrationWriter:
             raise CalibrationError(
                 f"{folder} is not empty and is not a calibration set; choose another folder to record into"
             )
-        if overwrite and folder.is_dir():
-            for pattern in OWN_FILES:
-                for path in folder.glob(pattern):
-                    path.unlink()
-        if (folder / MANIFEST_NAME).is_file():
+        if (folder / MANIFEST_NAME).is_file() and not overwrite:
             self._continue()
         else:
+            # First: killed while the old shards are taken away, the folder still is a calibration set.
             MANIFEST.write(folder / MANIFEST_NAME, self._empty)
+        if overwrite:
+            for path in (path for pattern in OWN_FILES for path in folder.glob(pattern)):
+                path.unlink()
 
     def _continue(self) -> None:
         manifest = read_manifest(self.folder)

@@ -117,3 +117,23 @@ def test_half_precision_activations_and_cast_layers():
         simulated = simulate_layer(layer.float(), plan, context)
         assert integer(x).dtype == torch.bfloat16
         torch.testing.assert_close(integer(x).float(), simulated(x.float()), rtol=0.01, atol=0.05)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_sum_that_int32_may_not_hold_is_not_run_in_integers(bits):
+    """All codes at the end of their range: where the bound allows it the integer sum is right, beyond it is not tried."""
+    most = (2**31 - 1) // (255 * 2 ** (bits - 1))
+    context = TimestepContext({"all": GROUPS})
+    for inputs in (most, most + 1):
+        layer = nn.Linear(inputs, 1, bias=False).requires_grad_(False)
+        layer.weight.fill_(1.0)
+        plan = layer_plan(layer, weight_bits=bits)
+        plan.weight.scale.fill_(1 / (2 ** (bits - 1)))
+        plan.weight.codes = torch.full_like(layer.weight, -(2 ** (bits - 1)), dtype=torch.int8)
+        integer, simulated = copy.deepcopy(layer), simulate_layer(copy.deepcopy(layer), plan, context)
+        execution = lower_layer(integer, plan, context)
+        with context.select(torch.tensor(500.0)):
+            x = torch.full((2, inputs), 1e4)
+            torch.testing.assert_close(integer(x), simulated(x), rtol=1e-2, atol=0)  # float32 sums, too
+        assert execution.state == ("integer" if inputs == most else "simulated")
+    assert execution.reason == f"an output sums {most + 1} products, and int32 is sure to hold {most} of them"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,6 +136,21 @@ def test_overwrite_begins_again_and_spares_files_of_others(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     assert len(record(Denoiser(), sampler(seed=5), tmp_path, overwrite=True)) == 4
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_overwriting_that_is_killed_at_any_file_can_be_done_again(tmp_path, monkeypatch):
+    record(Denoiser(), sampler(batches=2), tmp_path)
+    unlink = Path.unlink
+
+    def killed(path, **options):
+        unlink(path, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", killed)
+        record(Denoiser(), sampler(seed=5), tmp_path, overwrite=True)
+    assert len(record(Denoiser(), sampler(seed=5), tmp_path, overwrite=True)) == 4
+    assert len(list(tmp_path.glob("shard-*"))) == 1
 
 
 def test_other_weights_are_refused(tmp_path):
