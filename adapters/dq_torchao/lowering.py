@@ -49,7 +49,7 @@ def unsupported_reason(layer: nn.Module, plan: LayerPlan) -> str:
 def most_products(quant: WeightQuant) -> int:
     """How many products of an 8-bit activation and a weight code an int32 holds, whatever their values.
 
-    A kernel adds up codes of activations from 0 to 255 before it takes the zero point off, and int32 overflows silently.
+    Kernels add up codes of activations from 0 to 255 before they take the zero point off; int32 overflows silently.
     """
     largest = 128 if quant.zero_point is not None else -integer_range(quant.bits)[0]
     return (2**31 - 1) // (255 * largest)

@@ -121,7 +121,7 @@ def test_half_precision_activations_and_cast_layers():
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_sum_that_int32_may_not_hold_is_not_run_in_integers(bits):
-    """All codes at the end of their range: where the bound allows it the integer sum is right, beyond it is not tried."""
+    """All codes at the end of their range: up to the bound the integer sum is right, beyond it is not tried."""
     most = (2**31 - 1) // (255 * 2 ** (bits - 1))
     context = TimestepContext({"all": GROUPS})
     for inputs in (most, most + 1):

@@ -146,9 +146,10 @@ def test_overwriting_that_is_killed_at_any_file_can_be_done_again(tmp_path, monk
         unlink(path, **options)
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", killed)
-        record(Denoiser(), sampler(seed=5), tmp_path, overwrite=True)
+        with pytest.raises(KeyboardInterrupt):
+            record(Denoiser(), sampler(seed=5), tmp_path, overwrite=True)
     assert len(record(Denoiser(), sampler(seed=5), tmp_path, overwrite=True)) == 4
     assert len(list(tmp_path.glob("shard-*"))) == 1
 
