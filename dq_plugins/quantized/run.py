@@ -11,8 +11,10 @@ from typing_extensions import Self
 
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan
+from dq_plugins.quantized.exact_tokens import install_tokens
 from dq_plugins.quantized.layer import LayerState, QuantizedLayer, planned_state
-from dq_plugins.timesteps import TimestepContext, TimestepGroups, attach_context, context_of, detach_context
+from dq_plugins.quantized.table_lookup import install_tables
+from dq_plugins.timesteps import OutOfRange, TimestepContext, TimestepGroups, attach_context, context_of, detach_context
 
 States = Mapping[str, LayerState]
 
@@ -25,6 +27,8 @@ class QuantizedRun:
         layers: fully qualified names of those that are ever quantized.
         groups: the timestep groups that quantizers name.
         timestep: name of the denoiser's timestep argument.
+        out_of_range: what a timestep outside the calibrated range does: ``"error"``, or ``"nearest"`` group.
+        plan: its temporal table and its exact tokens are there while the run is open; none by default.
 
     Attributes:
         context: knows the timestep group of the running call; for `ActivationQuantizer`.
@@ -39,10 +43,17 @@ class QuantizedRun:
     """
 
     def __init__(
-        self, denoiser: nn.Module, layers: Iterable[str], groups: Mapping[str, TimestepGroups], timestep: str
+        self,
+        denoiser: nn.Module,
+        layers: Iterable[str],
+        groups: Mapping[str, TimestepGroups],
+        timestep: str,
+        *,
+        out_of_range: OutOfRange = "error",
+        plan: QuantPlan | None = None,
     ) -> None:
-        self.denoiser, self.timestep = denoiser, timestep
-        self.context = TimestepContext(groups)
+        self.denoiser, self.timestep, self.plan = denoiser, timestep, plan
+        self.context = TimestepContext(groups, out_of_range)
         self.modules = {name: denoiser.get_submodule(name) for name in layers}
         self._layers: dict[str, QuantizedLayer] = {}
         self._restore = ExitStack()
@@ -64,6 +75,9 @@ class QuantizedRun:
             for name, module in self.modules.items():
                 self._layers[name] = QuantizedLayer(module)
                 stack.callback(self._layers[name].remove)
+            if self.plan is not None:
+                stack.enter_context(install_tables(self.denoiser, self.plan, self.context))
+                stack.enter_context(install_tokens(self.denoiser, self.plan))
             self._restore = stack.pop_all()
         return self
 
@@ -95,10 +109,26 @@ class QuantizedRun:
         return weight.detach()
 
 
-def planned_run(denoiser: nn.Module, plan: QuantPlan, others: Iterable[str] = ()) -> QuantizedRun:
-    """A run for the layers that a plan quantizes, and for others that it names."""
+def planned_run(
+    denoiser: nn.Module,
+    plan: QuantPlan,
+    others: Iterable[str] = (),
+    *,
+    whole: bool = False,
+    out_of_range: OutOfRange = "error",
+) -> QuantizedRun:
+    """A run for the layers that a plan quantizes.
+
+    Args:
+        denoiser: full precision.
+        plan: the plan.
+        others: further layers that are ever quantized.
+        whole: the plan's temporal table and exact tokens are there too while the run is open.
+        out_of_range: see `QuantizedRun`.
+    """
     layers = dict.fromkeys([*(name for name, layer in plan.layers.items() if layer.quantized), *others])
-    return QuantizedRun(denoiser, layers, plan.groups, plan.timestep_argument)
+    brought = plan if whole else None
+    return QuantizedRun(denoiser, layers, plan.groups, plan.timestep_argument, out_of_range=out_of_range, plan=brought)
 
 
 def planned_states(

@@ -8,15 +8,14 @@ Source: see `dq_plugins.passes.correction.mean_error`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
 from dq_plugins.passes.correction.mean_error import MeanErrors
 from dq_plugins.plan import BiasCorrection, QuantPlan
-from dq_plugins.quantized.simulate import SimulateAdapter
+from dq_plugins.quantized.run import planned_run, planned_states
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.timesteps import TimestepGroups
 
@@ -41,13 +40,10 @@ class BiasCorrecting(Pass):
 
         Attributes:
             calls: recorded calls to measure on, spread evenly over the recording.
-            mode: ``"sequential"``: each layer sees what the quantized and corrected layers before it give;
-                ``"local"``: what full precision gives it.
             groups: a correction for each timestep group; off: one for all, which is part of the bias.
         """
 
         calls: int = Field(50, ge=1)
-        mode: Literal["sequential", "local"] = "sequential"
         groups: bool = True
 
     options: Options
@@ -59,9 +55,9 @@ class BiasCorrecting(Pass):
         for layer in names:
             plan.layers[layer].bias_correction = None  # an earlier correction is measured anew
         groups = {n: plan.groups[g] if g else TimestepGroups(()) for n, g in names.items()}
-        quantized = SimulateAdapter().apply(copy.deepcopy(context.denoiser), plan, out_of_range="nearest")
+        run = planned_run(context.denoiser, plan, whole=True, out_of_range="nearest")
         calls = context.calibration.spread(self.options.calls)
-        errors = MeanErrors(context.denoiser, quantized, groups, self.options.mode)
+        errors = MeanErrors(run, planned_states(run, plan), groups)
         for done, call in enumerate(calls.calls(), 1):
             errors.see(call)
             yield Progress(done, len(calls), "mean errors")

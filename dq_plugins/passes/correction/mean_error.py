@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,32 +28,42 @@ from dq_plugins.calibration.call import Call
 from dq_plugins.hooks import hooked
 from dq_plugins.layer_kinds import LayerKind, kind_of
 from dq_plugins.quantized.output_correction import spread_channels
-from dq_plugins.timesteps import TimestepGroups, context_of, fit_to_input
-
-Mode = Literal["sequential", "local"]
+from dq_plugins.quantized.run import QuantizedRun, States
+from dq_plugins.timesteps import TimestepGroups, fit_to_input
 
 
 class MeanErrors:
     """Mean errors of some layers, summed over calls.
 
     Args:
-        full: the full-precision denoiser.
-        quantized: the same with quantized layers of the same names.
+        run: of the denoiser, closed.
+        states: what its layers compute with when they are quantized.
         groups: timestep groups of each layer to correct.
-        mode: ``"sequential"`` as described above, or ``"local"``: each layer is measured on the inputs that full
-            precision gives it.
     """
 
-    def __init__(
-        self, full: nn.Module, quantized: nn.Module, groups: Mapping[str, TimestepGroups], mode: Mode = "sequential"
-    ) -> None:
-        self.full, self.quantized, self.groups, self.mode = full, quantized, groups, mode
-        self._exact, self._rounded = ({n: m.get_submodule(n) for n in groups} for m in (full, quantized))
+    def __init__(self, run: QuantizedRun, states: States, groups: Mapping[str, TimestepGroups]) -> None:
+        self.run, self.states, self.groups = run, states, groups
+        self._layers = {name: run.modules[name] for name in groups}
         self._sums: dict[str, Tensor] = {}  # [3, G, O]: numbers, sums and sums of squares of samples' errors
 
     def see(self, call: Call) -> None:
-        """Run a call through both denoisers."""
-        (self._local if self.mode == "local" else self._sequential)(call)
+        """Run a call in full precision, then quantized."""
+        means: dict[str, list[Tensor]] = defaultdict(list)  # of every use of the layer in this call
+
+        def keep(name: str, args: Any, kwargs: Any, output: Tensor) -> None:
+            means[name].append(channel_means(self._layers[name], output))
+
+        def correct(name: str, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+            layer, exact = self._layers[name], means[name].pop(0)
+            correction = self._add(name, call.timestep, exact - channel_means(layer, output))  # [N, O]
+            return output + _spread(layer, correction, output)
+
+        with hooked(self._layers, after=keep):
+            call.run(self.run.denoiser)
+        with self.run:
+            self.run.use(self.states)
+            with hooked(self._layers, after=correct):
+                call.run(self.run.denoiser)
 
     def table(self, layer: str) -> Tensor:
         """Correction of each group, float32 ``[G, O]``; a group that no call visited gets that of its neighbour."""
@@ -67,33 +77,6 @@ class MeanErrors:
         visited = (count[:, 0] > 0).nonzero().flatten()
         nearest = (torch.arange(len(table))[:, None] - visited).abs().argmin(1)
         return table[visited[nearest]].float()
-
-    def _sequential(self, call: Call) -> None:
-        means: dict[str, list[Tensor]] = defaultdict(list)  # of every use of the layer in this call
-
-        def keep(name: str, args: Any, kwargs: Any, output: Tensor) -> None:
-            means[name].append(channel_means(self._exact[name], output))
-
-        def correct(name: str, args: Any, kwargs: Any, output: Tensor) -> Tensor:
-            layer, exact = self._rounded[name], means[name].pop(0)
-            correction = self._add(name, call.timestep, exact - channel_means(layer, output))  # [N, O]
-            return output + _spread(layer, correction, output)
-
-        with hooked(self._exact, after=keep):
-            call.run(self.full)
-        with hooked(self._rounded, after=correct):
-            call.run(self.quantized)
-
-    def _local(self, call: Call) -> None:
-        context = context_of(self.quantized)
-        assert context is not None
-
-        def compare(name: str, args: Any, kwargs: Any, output: Tensor) -> None:
-            layer = self._rounded[name]
-            self._add(name, call.timestep, channel_means(layer, output) - channel_means(layer, layer(*args, **kwargs)))
-
-        with context.select(call.timestep), hooked(self._exact, after=compare):
-            call.run(self.full)
 
     def _add(self, layer: str, timesteps: Tensor, errors: Tensor) -> Tensor:
         """See the mean error of every sample of a call, ``[N, O]``; gives the mean of each sample's group, ``[N, O]``.

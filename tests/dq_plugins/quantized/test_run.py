@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import dq_plugins as dq
 from dq_plugins.errors import PlanError
+from dq_plugins.plan import LayerPlan, OutlierRows, Reason
 from dq_plugins.quantized.layer import LayerState
 from dq_plugins.quantized.run import QuantizedRun, planned_run, planned_states, sees_quantized_inputs
-from dq_plugins.testing.denoiser import TinyDenoiser, example_inputs
+from dq_plugins.quantized.table_lookup import tabulated
+from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser, example_inputs
 from dq_plugins.testing.plans import handmade_plan
 
 
@@ -56,6 +60,43 @@ def test_the_denoiser_is_restored_exactly_whatever_happens(denoiser, opens):
     assert type(denoiser) is kind
     assert not any(m._forward_pre_hooks or "input_quantizer" in m._modules for m in denoiser.modules())
     assert not run.is_open
+
+
+def test_a_whole_run_has_the_plans_table_and_exact_tokens_too_and_takes_them_away(denoiser):
+    plan = handmade_plan(denoiser, bits=4)
+    plan.temporal_table = tabulated(
+        tuple(map(float, sorted(TIMESTEPS))), {"time_out": torch.randn(len(TIMESTEPS), 16)}, ["time_in"], frozenset()
+    )
+    for name in plan.tabulated:
+        plan.layers[name] = LayerPlan("linear", unquantized_reason=Reason("in the table", "tabulated"))
+    seen = []
+    with torch.no_grad(), denoiser.up.register_forward_pre_hook(lambda _, args: seen.append(args[0][0, :1])):
+        denoiser(**inputs(900))
+        expected_full = denoiser(**inputs(900))
+    plan.outlier_rows["up"] = OutlierRows((0,), seen[0], torch.full((1, 32), 3.0))
+    modules, hooks = dict(denoiser.named_modules()), [len(m._forward_hooks) for m in denoiser.modules()]
+    expected = dq.apply(denoiser, plan, "simulate")(**inputs(900))
+    with torch.no_grad(), planned_run(denoiser, plan, whole=True) as run:
+        run.use(planned_states(run, plan))
+        found = denoiser(**inputs(900))
+    with torch.no_grad(), planned_run(denoiser, plan) as run:
+        run.use(planned_states(run, plan))
+        layers_alone = denoiser(**inputs(900))
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, layers_alone)
+    assert dict(denoiser.named_modules()) == modules
+    assert [len(m._forward_hooks) for m in denoiser.modules()] == hooks
+    with torch.no_grad():
+        assert torch.equal(denoiser(**inputs(900)), expected_full)
+
+
+def test_timesteps_outside_the_calibrated_range_may_take_the_nearest_group(denoiser):
+    plan = handmade_plan(denoiser, bits=4)
+    plan.groups["all"] = replace(plan.groups["all"], low=100.0, high=900.0)
+    expected = dq.apply(denoiser, plan, "simulate", out_of_range="nearest")(**inputs(950))
+    with torch.no_grad(), planned_run(denoiser, plan, out_of_range="nearest") as run:
+        run.use(planned_states(run, plan))
+        assert torch.equal(denoiser(**inputs(950)), expected)
 
 
 def test_parts_run_by_themselves_at_a_chosen_timestep(denoiser):
