@@ -103,7 +103,7 @@ class Block:
             probes=len(train),
         )
         learned = finish(learner.run())
-        for name, codes in learned.codes.items():
+        for name, codes in learned.decided.items():
             start[name].codes = codes
 
         def held_out(quants: dict[str, WeightQuant]) -> float:

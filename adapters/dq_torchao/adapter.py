@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -16,11 +15,9 @@ from torch import nn
 from dq_plugins.compiled import unwrap
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import LayerPlan, QuantPlan
-from dq_plugins.quantized.attention import MakeSite, QuantizedAttention
 from dq_plugins.quantized.installation import install_plan
 from dq_plugins.quantized.table_lookup import Outside
 from dq_plugins.timesteps import OutOfRange, TimestepContext, context_of
-from dq_torchao.attention import lower_attention
 from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of, remember
 from dq_torchao.lowering import lower_layer, mark_full_precision
 from dq_torchao.report import Execution, Timing
@@ -76,7 +73,7 @@ def apply(
         "temporal_fallback": temporal_fallback,
         "uniform_timesteps": uniform_timesteps,
     }
-    _begin(inside, plan, options, choices)
+    _begin(inside, plan, options)
     for name in plan.layers:
         lower_planned(inside, name, choices.get(name))
     return model
@@ -112,9 +109,7 @@ def begin(model: nn.Module, plan: QuantPlan, **options: Any) -> None:
     _begin(model, plan, options)
 
 
-def _begin(
-    model: nn.Module, plan: QuantPlan, options: dict[str, Any], choices: Mapping[str, Timing] = MappingProxyType({})
-) -> None:
+def _begin(model: nn.Module, plan: QuantPlan, options: dict[str, Any]) -> None:
     pending: dict[str, LayerPlan] = {}
 
     def note(name: str, layer: nn.Module, context: TimestepContext) -> None:
@@ -122,10 +117,7 @@ def _begin(
             pending[name] = plan.layers[name]
         mark_full_precision(layer, plan.layers[name], NOT_SELECTED)
 
-    def attend(name: str, module: nn.Module, *decided: Any) -> QuantizedAttention | None:
-        return lower_attention(module, *decided, choices.get(name))
-
-    install(model, plan, note, attend, **options)
+    install(model, plan, note, **options)
     object.__setattr__(model, PENDING, Pending(plan.hash, pending))
     remember(model, CheckpointConfig.of(model, plan, options))
 
@@ -167,7 +159,6 @@ def install(
     model: nn.Module,
     plan: QuantPlan,
     lower: Callable[[str, nn.Module, TimestepContext], object],
-    make_attention: MakeSite,
     **options: Any,
 ) -> None:
     """Put everything that a plan brings into a denoiser whose weights need not be there yet.
@@ -176,7 +167,6 @@ def install(
         model: the denoiser, in full precision.
         plan: the plan.
         lower: makes one layer run as planned, given its name, the layer and the context.
-        make_attention: makes a module's attention run as planned.
         options: ``out_of_range``, ``temporal_fallback``, ``uniform_timesteps``; see `apply`.
 
     Raises:
@@ -194,7 +184,6 @@ def install(
         lower_all,
         adapter=TorchAOAdapter.name,
         implemented=IMPLEMENTED,
-        make_attention=make_attention,
         check_weights=False,
         **options,
     )

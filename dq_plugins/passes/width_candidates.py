@@ -95,7 +95,9 @@ def activation_candidates(
             bounds |= {n: tuple(torch.tensor(e).expand(count) for e in observers[n, bits].range()) for n in special}
             for name in members:
                 scale, zero_point = affine_parameters(*bounds[name], bits, symmetric=symmetric)
-                found.setdefault(name, {})[bits] = ActivationQuant(bits, groups, scale.cpu(), zero_point.cpu())
+                quant = ActivationQuant(bits, groups, scale.cpu(), zero_point.cpu())
+                learned = plan.layers[name].activation if name in plan.learned_ranges else None
+                found.setdefault(name, {})[bits] = learned if learned and learned.bits == bits else quant
     return found
 
 

@@ -60,6 +60,7 @@ class QuantPlan:
         calibration_calls: the recorded calls that passes calibrate on from now on; None: all.
         sensitivity: what widths cost.
         learned_layers: layers whose rounding is settled: later passes that learn rounding leave them as they are.
+        learned_ranges: layers whose input ranges are learned: ``activation-ranges`` leaves them as they are.
         temporal_table: what the temporal block gives at every timestep, to be looked up.
         outlier_rows: exact output rows for outlier tokens, by layer.
         binary_training: how binary weights train.
@@ -69,7 +70,6 @@ class QuantPlan:
         seed: seed of every random choice.
         targets: what the run aimed at.
         range_methods: how ranges were chosen.
-        tracer: how the graph behind roles, blocks and dependencies was found, see `dq_plugins.graph.trace`.
     """
 
     __pydantic_config__ = STRICT
@@ -91,11 +91,11 @@ class QuantPlan:
     calibration_calls: CalibrationCalls | None = None
     sensitivity: MeasuredSensitivity | None = None
     learned_layers: frozenset[str] = frozenset()
+    learned_ranges: frozenset[str] = frozenset()
     temporal_table: TabulatedBlock | None = field(default=None, metadata=FEATURE)
     outlier_rows: dict[str, OutlierRows] = field(default_factory=dict, metadata=FEATURE)
     binary_training: BinaryTraining | None = None
     attention: dict[str, AttentionPlan] = field(default_factory=dict)
-    tracer: str = ""
 
     def layer(self, name: str) -> LayerPlan:
         """Entry of one layer; an unknown name raises `PlanError` with close matches."""
@@ -130,6 +130,7 @@ class QuantPlan:
         """Everything that names layers or groups names those that the plan has."""
         named = {
             "learned_layers": self.learned_layers,
+            "learned_ranges": self.learned_ranges,
             "outlier_rows": self.outlier_rows,
             "temporal_table": self.tabulated,
         }
@@ -265,7 +266,6 @@ def _summary(plan: QuantPlan) -> str:
         f"  schedule: {len(plan.schedule)} timesteps from {first:g} to {last:g}{visited}",
         f"  groups:   {listed([f'{name} ({len(groups)})' for name, groups in plan.groups.items()])}",
         f"  passes:   {', '.join(each.name for each in plan.passes) or 'none'}",
-        *([f"  traced:   by {plan.tracer}"] if plan.tracer else []),
         f"  layers:   {len(plan.layers)}",
         *(f"    {line}" for line in _layers(plan)),
         *(f"  {line}" for line in _others(plan)),

@@ -35,8 +35,8 @@ def quantize_input(
 
     Args:
         x: ``[N, ...]``.
-        scale: ``[G]``; may require gradients.
-        zero_point: ``[G]``.
+        scale: ``[G]``; may require gradients, and so may the zero point.
+        zero_point: ``[G]``, whole numbers.
         index: group of the call, of every sample or of every token: see `dq_plugins.timesteps.select_for_input`.
         bits: width of the code.
         balance: what the channels of ``x`` are divided by, as it broadcasts against ``x``.
@@ -44,14 +44,14 @@ def quantize_input(
     s, z = (select_for_input(table.to(x.device), index.to(x.device), x) for table in (scale, zero_point))
     if balance is not None:
         s = s * balance.to(x.device)
-    differentiable = torch.is_grad_enabled() and (x.requires_grad or s.requires_grad)
+    differentiable = torch.is_grad_enabled() and any(each.requires_grad for each in (x, s, z))
     return (fake_quantize_ste if differentiable else fake_quantize)(x, s, z, *integer_range(bits))
 
 
 class ActivationQuantizer(ExactState):
     """Simulated quantizer of one layer's input, with one (scale, zero point) per timestep group.
 
-    The two buffers may be replaced at any time; a scale that requires gradients gets them.
+    The two buffers may be replaced at any time; one that requires gradients gets them.
 
     Args:
         quant: width, groups, and the parameters to start from.

@@ -1,4 +1,4 @@
-"""Learn the variables of some layers against a loss: the rounding of their weights, and whatever else moves with it."""
+"""Learn variables of some layers against a loss: the rounding of weights, clip ranges, scales, corrections."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from dq_plugins.artifact import STRICT, StoredTensor
+from dq_plugins.artifact.optimizers import OptimizerState, optimizer_state, restore_optimizer
 from dq_plugins.errors import RecipeError
 from dq_plugins.quantized.rounding_variables import RoundingMethod, RoundingVariables
+from dq_plugins.quantized.variables import Smooth, Variables
 
 Key = TypeVar("Key", bound=Hashable)
 Loss = Callable[[dict[Key, Tensor], int], Tensor]
@@ -19,14 +22,14 @@ Loss = Callable[[dict[Key, Tensor], int], Tensor]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The rounding before learning against the learned one, of some weights, by their mean loss over the probes."""
+    """Some variables before learning and learned, by their mean loss over the probes."""
 
     start_loss: float
     learned_loss: float
 
     @property
     def kept_start(self) -> bool:
-        """The learned rounding is no better, so weights stay as they were."""
+        """What was learned is no better, so all stays as it was."""
         return not self.learned_loss < self.start_loss
 
 
@@ -35,11 +38,12 @@ class Learned(Generic[Key]):
     """What the optimisation found.
 
     Attributes:
-        codes: integer codes by key; those of weights that stay as they were are left out.
+        decided: what was learned, by key: integer codes of a weight, the value of any other variable. What stays as it
+            was is left out.
         verdicts: by what was decided together.
     """
 
-    codes: dict[Key, Tensor] = field(default_factory=dict)
+    decided: dict[Key, Tensor] = field(default_factory=dict)
     verdicts: dict[Hashable, Verdict] = field(default_factory=dict)
 
     @property
@@ -49,24 +53,45 @@ class Learned(Generic[Key]):
         return verdict
 
 
+@dataclass(frozen=True)
+class LearnerState:
+    """An optimisation that was interrupted.
+
+    Attributes:
+        iteration: number of finished ones.
+        parameters: of the variables, by their place.
+        optimisers: their states.
+        losses: before learning and of the best so far; of use where something is decided.
+        decided: the best so far, by place.
+    """
+
+    __pydantic_config__ = STRICT
+
+    iteration: int
+    parameters: dict[str, StoredTensor]
+    optimisers: list[OptimizerState]
+    losses: tuple[float, float]
+    decided: dict[str, StoredTensor]
+
+
 class Learner(Generic[Key]):
     """One optimisation.
 
     Args:
-        variables: rounding variables by key: the name of a layer, or more where a layer has several.
-        loss: ``loss(weights, iteration)`` with the weights to learn with, by key; a scalar.
-        method: how they move; the variables are its own.
+        variables: by key: the name of a layer, or more where a layer has several.
+        loss: ``loss(values, iteration)`` with the values to learn with, by key; a scalar.
+        method: how long and how fast they move, and how rounding does; variables of rounding are its own.
         others: further parameter groups, which the loss depends on and Adam moves.
         drawn: variables that an iteration learns; all of them by default. What is not drawn does not move.
         together: what the verdict on a variable is shared with: variables of one value are decided together. All of
             them by default.
-        judge: the loss that decides, if it is another: of decided weights, ``judge(weights, probe)``.
+        judge: the loss that decides, if it is another: of decided values, ``judge(values, probe)``.
         probes: how many probes the judge averages.
     """
 
     def __init__(
         self,
-        variables: Mapping[Key, RoundingVariables],
+        variables: Mapping[Key, Variables],
         loss: Loss[Key],
         method: RoundingMethod,
         *,
@@ -80,38 +105,69 @@ class Learner(Generic[Key]):
         self.drawn = drawn or (lambda _: variables.keys())
         self.together = together or (lambda _: "all")
         self.judge, self.probes = judge or loss, probes
-        self._rounding = [method.optimiser([v.parameter for v in variables.values()])] if variables else []
+        rounding = [v.parameter for v in variables.values() if isinstance(v, RoundingVariables)]
+        self._rounding = [method.optimiser(rounding)] if rounding else []
+        smooth = [v for v in variables.values() if isinstance(v, Smooth)]
+        self._smooth = (
+            [torch.optim.Adam([{"params": [v.parameter], "factor": v.rate} for v in smooth])] if smooth else []
+        )
         groups = list(others)
         self._others = [torch.optim.Adam(groups)] if groups else []
         self._best: dict[Hashable, tuple[Verdict, dict[Key, Tensor]]] = {}
+        self._done = 0
+
+    def state(self) -> LearnerState:
+        """How far it is, for `restore`; where all variables are decided together."""
+        place = {key: str(i) for i, key in enumerate(self.variables)}
+        verdict, decided = self._best.get("all", (Verdict(math.nan, math.inf), {}))
+        return LearnerState(
+            self._done,
+            {place[key]: v.parameter.detach() for key, v in self.variables.items()},
+            [optimizer_state(each) for each in self._rounding + self._smooth + self._others],
+            (verdict.start_loss, verdict.learned_loss),
+            {place[key]: value for key, value in decided.items()},
+        )
+
+    @torch.no_grad()
+    def restore(self, state: LearnerState) -> None:
+        """Go on from there; the next `run` yields the iterations that are left."""
+        self._done, keys = state.iteration, list(self.variables)
+        for place, parameter in state.parameters.items():
+            self.variables[keys[int(place)]].parameter.copy_(parameter)
+        for optimiser, found in zip(self._rounding + self._smooth + self._others, state.optimisers, strict=True):
+            restore_optimizer(optimiser, found)
+        if state.decided:
+            self._best["all"] = Verdict(*state.losses), {keys[int(k)]: value for k, value in state.decided.items()}
 
     def run(self) -> Generator[int, None, Learned[Key]]:
         """Learn; yields the number of finished iterations.
 
-        The judge decides: the best decided weights among those of the method's checks are kept, or, where none is
-        better than what learning started from, none.
+        The judge decides: the best values among those of the method's checks are kept, or, where none is better than
+        what learning started from, none.
 
         Returns:
-            (of the generator) the decided codes and the losses.
+            (of the generator) what was decided, and the losses.
 
         Raises:
             RecipeError: the loss is not finite.
         """
         used = dict[Key, None]()
         unit = self.method.unit(lambda: self._mean_loss({k: v.start() for k, v in self.variables.items()}))
-        count = sum(v.parameter.numel() for v in self.variables.values())
-        for iteration in range(self.method.iterations):
+        rounding = [v for v in self.variables.values() if isinstance(v, RoundingVariables)]
+        count = sum(v.parameter.numel() for v in rounding)
+        for iteration in range(self._done, self.method.iterations):
             drawn = self.drawn(iteration)
             used |= dict.fromkeys(drawn)
             self._step(iteration, drawn, unit, count)
             if iteration + 1 in self.method.checks:
                 self._check(used)
-            yield iteration + 1
+            self._done = iteration + 1
+            yield self._done
         found: Learned[Key] = Learned()
-        for group, (verdict, codes) in self._best.items():
+        for group, (verdict, decided) in self._best.items():
             found.verdicts[group] = verdict
             if not verdict.kept_start:
-                found.codes.update(codes)
+                found.decided.update(decided)
         return found
 
     @torch.enable_grad()
@@ -120,13 +176,14 @@ class Learner(Generic[Key]):
         if not bool(torch.isfinite(task)):
             names = ", ".join(str(k) for k in list(self.variables)[:3])
             raise RecipeError(f"the reconstruction loss of {names} is {task.item()} at iteration {iteration}")
-        total = self.method.objective(task / unit, [self.variables[k] for k in drawn], iteration, count)
+        rounding = [v for k in drawn if isinstance(v := self.variables[k], RoundingVariables)]
+        total = self.method.objective(task / unit, rounding, iteration, count)
         if not total.requires_grad:  # binary weights alone leave nothing to learn
             return
-        for optimiser in self._rounding:
+        for optimiser in self._rounding + self._smooth:
             for group in optimiser.param_groups:
-                group["lr"] = self.method.rate(iteration)
-        optimisers = self._rounding + self._others
+                group["lr"] = self.method.rate(iteration) * group.get("factor", 1.0)
+        optimisers = self._rounding + self._smooth + self._others
         for optimiser in optimisers:
             optimiser.zero_grad()  # to None: what was not drawn does not move
         total.backward()
@@ -136,19 +193,19 @@ class Learner(Generic[Key]):
             self.variables[key].project()
 
     def _check(self, used: Iterable[Key]) -> None:
-        """Judge the weights as they are decided now, and keep those that are the best so far."""
-        groups: dict[Hashable, dict[Key, RoundingVariables]] = {}
+        """Judge the values as they are decided now, and keep those that are the best so far."""
+        groups: dict[Hashable, dict[Key, Variables]] = {}
         for key in used:
             groups.setdefault(self.together(key), {})[key] = self.variables[key]
         for group, variables in groups.items():
-            best, codes = self._best.get(group, (None, {}))
-            if best is None or codes.keys() != variables.keys():  # more has been drawn since: another comparison
+            best, decided = self._best.get(group, (None, {}))
+            if best is None or decided.keys() != variables.keys():  # more has been drawn since: another comparison
                 best = Verdict(self._mean_loss({k: v.start() for k, v in variables.items()}), math.inf)
                 self._best[group] = best, dict.fromkeys(variables, torch.empty(0))
             loss = self._mean_loss({k: v.hard() for k, v in variables.items()})
             if loss < best.learned_loss:
-                self._best[group] = Verdict(best.start_loss, loss), {k: v.codes() for k, v in variables.items()}
+                self._best[group] = Verdict(best.start_loss, loss), {k: v.decided() for k, v in variables.items()}
 
     @torch.no_grad()
-    def _mean_loss(self, weights: dict[Key, Tensor]) -> float:
-        return sum(float(self.judge(weights, i)) for i in range(self.probes)) / self.probes
+    def _mean_loss(self, values: dict[Key, Tensor]) -> float:
+        return sum(float(self.judge(values, i)) for i in range(self.probes)) / self.probes

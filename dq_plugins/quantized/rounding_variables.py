@@ -15,20 +15,16 @@ from torch import Tensor
 
 from dq_plugins.affine import integer_range, per_row
 from dq_plugins.plan import WeightQuant
+from dq_plugins.quantized.variables import Variables
 
 
-class RoundingVariables(ABC):
+class RoundingVariables(Variables):
     """Rounding variables of one weight.
 
     Args:
         weight: full-precision weight ``[O, ...]``.
         quant: its quantizer; scale and zero point stay as they are, only the rounding is learned.
-
-    Attributes:
-        parameter: what is learned; requires gradients.
     """
-
-    parameter: Tensor
 
     def __init__(self, weight: Tensor, quant: WeightQuant) -> None:
         self.quant = quant
@@ -39,15 +35,8 @@ class RoundingVariables(ABC):
         self.ratio = weight.detach().float() * (1.0 / self.scale)
 
     @abstractmethod
-    def soft(self) -> Tensor:
-        """The weight to learn with, differentiable in the parameter."""
-
-    @abstractmethod
     def rounded(self) -> Tensor:
         """Whole numbers that ``w / s`` is rounded to as the parameter stands, before clipping."""
-
-    def project(self) -> None:  # noqa: B027
-        """Bring the parameter back to where it may be, after a step."""
 
     def hard(self) -> Tensor:
         """Weight with every rounding decided."""
@@ -57,7 +46,7 @@ class RoundingVariables(ABC):
         """Weight before learning: of the quantizer's codes where it has some, else rounded to nearest."""
         return self.scale * (self._start_codes() - self.zero_point)
 
-    def codes(self) -> Tensor:
+    def decided(self) -> Tensor:
         """Decided integer codes, int8 (int16 above 8 bits)."""
         return self._codes(self.rounded()).to(torch.int8 if self.quant.bits <= 8 else torch.int16)
 

@@ -1,7 +1,7 @@
 """Quantizers with straight-through gradients: rounding passes them unchanged, clipping stops them.
 
     inside:   d x^ / d x = 1,   d x^ / d s = round(x / s) - x / s
-    clipped:  d x^ / d x = 0,   d x^ / d s = the code it is clipped to, less the zero point
+    clipped:  d x^ / d x = 0,   d x^ / d s = the code it is clipped to, less the zero point,   d x^ / d z = -s
 
 Values are those of `dq_plugins.affine`, bit for bit.
 
@@ -9,7 +9,7 @@ A binary weight has two values, so zero needs a side: ``sign(0) = +1`` everywher
 `dq_plugins.quantized.packing` stores.
 
 Source: Bengio et al. 2013 (straight-through estimator); Esser et al., "Learned Step Size Quantization" (ICLR 2020),
-section 2.1, for the gradient of the scale.
+section 2.1, for the gradient of the scale; Bhalgat et al. 2020 (LSQ+) for that of the zero point.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def round_ste(x: Tensor) -> Tensor:
 
 
 def fake_quantize_ste(x: Tensor, scale: Tensor, zero_point: Tensor | int, q_min: int, q_max: int) -> Tensor:
-    """`dq_plugins.affine.fake_quantize`, differentiable in ``x`` and ``scale``."""
+    """`dq_plugins.affine.fake_quantize`, differentiable in ``x``, ``scale`` and a floating ``zero_point``."""
     ratio = x.float() * (1.0 / scale)
     lowest, highest = q_min - zero_point, q_max - zero_point
     if isinstance(zero_point, Tensor):

@@ -63,6 +63,7 @@ def example_plan(seed: int = 0) -> QuantPlan:
             calls=8.0,
         ),
         learned_layers=frozenset({"a"}),
+        learned_ranges=frozenset({"a"}),
         temporal_table=TabulatedBlock(
             (100.0, 900.0), {"b": TabulatedOutput(torch.ones(2, 4, dtype=torch.int8), torch.ones(2))}
         ),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx
 from torchao.quantization.pt2e import ObserverBase
 
+from dq_torchao.pt2e.calibration import SharedCalibration, TimestepRecorder
 from dq_torchao.pt2e.rewrite import (
     LINEAR,
     Row,
@@ -16,7 +17,6 @@ from dq_torchao.pt2e.rewrite import (
     quantize_in_units,
     select_column,
 )
-from dq_torchao.pt2e.shared_calibration import SharedCalibration, TimestepRecorder
 
 
 class TimestepGroupObserver(ObserverBase):

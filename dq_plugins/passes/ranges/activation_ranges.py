@@ -50,7 +50,7 @@ class ActivationRanges(Pass):
     Options: ClassVar[type[PassOptions]] = Options
 
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
-        """Choose the ranges; without ``timestep-groups`` before, one range holds for all timesteps."""
+        """Choose the ranges that are not learned; without ``timestep-groups`` before, one holds for all timesteps."""
         o = self.options
         bits = activation_bits(plan, context)
         plan.range_methods = replace(plan.range_methods, inputs=o.observer, power=o.power)
@@ -61,8 +61,11 @@ class ActivationRanges(Pass):
             return
         low, high = context.calibration.timestep_range
         plan.groups.setdefault(DEFAULT_GROUPS, TimestepGroups((), low, high))
+        for name in plan.learned_ranges & bits.keys():
+            plan.layers[name].unquantized_reason = None if plan.layers[name].weight is not None else NO_WEIGHT
+            del bits[name]
         names = group_names(plan, bits)
-        if from_statistics(o.observer):
+        if bits and from_statistics(o.observer):
             statistics(context, tuple(sorted(bits)))  # of all layers at once, however many sets of groups there are
         ranges: Ranges = {}
         for groups in dict.fromkeys(names.values()):

@@ -6,7 +6,7 @@ Shapes: ``T`` timesteps, ``G`` groups, ``L`` layers, ``Q`` sets of groups (1 or 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -17,8 +17,8 @@ from dq_plugins.errors import RecipeError
 from dq_plugins.observers.error import ErrorTable
 from dq_plugins.observers.grouping import optimal_groups
 from dq_plugins.passes.activations import DEFAULT_GROUPS, statistics
-from dq_plugins.passes.ranges.search.decide import decided, labels_from_starts, merged
-from dq_plugins.passes.ranges.search.learn import STATE, GroupLoss, LearnedGroups, learn_groups, mean_loss
+from dq_plugins.passes.ranges.search.decide import decided, labels_from_starts, learned_groups, merged
+from dq_plugins.passes.ranges.search.learn import STATE, GroupLoss, LearnedGroups, learn_groups
 from dq_plugins.passes.ranges.search.output import OutputLoss
 from dq_plugins.passes.ranges.search.points import PointsLoss, representative
 from dq_plugins.passes.ranges.search.relaxation import Relaxation, best_ranges, spread_ranges, start_logits
@@ -28,6 +28,7 @@ from dq_plugins.quantized.reconstruction_units import find_units
 from dq_plugins.recipe import PassContext, PassOptions
 
 Tables = Mapping[str, ErrorTable]
+SEARCH, RANGES_AGAIN = "search", "search, ranges of least error"
 ROUNDS = {"input": 200, "layer": 16, "block": 16, "denoiser": 16}
 
 
@@ -48,7 +49,8 @@ class SearchOptions(PassOptions):
             the full-precision signal (``"signal"``), or nothing, the error being summed over each image
             (``"absolute"``, the paper's).
         merge: groups are joined while the summed error of the activations rises by no more than this share.
-        keep_better: compare with the dynamic program's and uniform groups on the calibration set, and keep the best.
+        keep_better: compare with ranges of least error in the same groups, and with the dynamic program's and uniform
+            groups, on recorded images that nothing was learned from, and keep the best; off: what was learned.
     """
 
     groups: int = Field(8, ge=1)
@@ -62,6 +64,20 @@ class SearchOptions(PassOptions):
     entropy_scale: Literal["static", "signal", "absolute"] = "static"
     merge: float = Field(0.01, ge=0)
     keep_better: bool = True
+
+
+class FoundGroups(NamedTuple):
+    """What a search decided.
+
+    Attributes:
+        labels: group of each timestep ``[T]``, by name of the groups.
+        ranges: clip bounds ``low`` and ``high``, each ``[G]``, by layer, where the learned ones are kept.
+        report: findings for the plan's section.
+    """
+
+    labels: dict[str, Tensor]
+    ranges: dict[str, tuple[Tensor, Tensor]]
+    report: dict[str, Any]
 
 
 class GroupSearch:
@@ -85,13 +101,8 @@ class GroupSearch:
         self.groups = min(options.groups, self.steps)
         self.rounds = options.rounds or ROUNDS[options.loss]
 
-    def run(self) -> Generator[Progress, None, tuple[dict[str, Tensor], dict[str, Any]]]:
-        """Search, decide, compare.
-
-        Returns:
-            (of the generator) the group of each timestep ``[T]`` by name of the groups, and findings for the plan's
-            section.
-        """
+    def run(self) -> Generator[Progress, None, FoundGroups]:
+        """Search, decide, compare; the generator returns what was found."""
         yield Progress(0, 1, "search: recorded outputs")
         loss = self._loss()
         scale, relaxation = self._scale(loss), self._start()
@@ -101,15 +112,16 @@ class GroupSearch:
         what = f"{self.groups} groups, {self.options.loss} loss"
         learned = yield from reported(learning, lambda iteration: Progress(iteration, total, what))
         yield Progress(total, total, "comparing with the dynamic program's groups")
-        return self._decide(learned, loss)
+        return self._decide(learned, relaxation, loss)
 
-    def _decide(self, learned: LearnedGroups, loss: GroupLoss) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _decide(self, learned: LearnedGroups, relaxation: Relaxation, loss: GroupLoss) -> FoundGroups:
         rows = [decided(w, contiguous=self.options.contiguous) for w in learned.weights]
-        rows = [merged(row, self._tables_of(i), self.options.merge) for i, row in enumerate(rows)]
-        candidates = {"search": torch.stack(rows)}
+        labels = torch.stack([merged(row, self._tables_of(i), self.options.merge) for i, row in enumerate(rows)])
+        ranges = self._learned_ranges(labels, learned.weights, relaxation)
+        candidates, errors = {SEARCH: labels}, {SEARCH: _judged(labels, ranges, loss)}
         if self.options.keep_better:
-            candidates |= {"dp": self._optimal(), "uniform": self._uniform()}
-        errors = {name: self._error(labels, loss) for name, labels in candidates.items()}
+            candidates |= {RANGES_AGAIN: labels, "dp": self._optimal(), "uniform": self._uniform()}
+            errors |= {name: self._error(each, loss) for name, each in candidates.items() if name != SEARCH}
         kept = min(errors, key=errors.__getitem__)
         names = [DEFAULT_GROUPS] if self.options.shared else list(self.tables)
         report = {
@@ -120,7 +132,18 @@ class GroupSearch:
             "mixture_error": learned.mixture_loss,
             "argmax_error": learned.hard_loss,
         }
-        return dict(zip(names, candidates[kept], strict=True)), report
+        by_layer = dict(zip(self.tables, zip(*ranges, strict=True), strict=True)) if kept == SEARCH else {}
+        return FoundGroups(dict(zip(names, candidates[kept], strict=True)), by_layer, report)
+
+    @torch.no_grad()
+    def _learned_ranges(self, labels: Tensor, weights: Tensor, relaxation: Relaxation) -> tuple[Tensor, Tensor]:
+        """Clip bounds that were learned for decided groups ``[Q, T]``: ``low`` and ``high``, each ``[L, G]``."""
+        count = int(labels.max()) + 1
+        found = [learned_groups(row, each) for row, each in zip(labels, weights, strict=True)]
+        source = torch.stack([torch.nn.functional.pad(g, (0, count - len(g))) for g in found])  # [Q, G]
+        source = source.expand(len(self.tables), -1)
+        low, high = (end.gather(1, source) for end in relaxation.ranges())
+        return low, high
 
     def _tables_of(self, row: int) -> Tables:
         """Tables of the layers that share a set of groups."""
@@ -173,8 +196,7 @@ class GroupSearch:
     def _error(self, labels: Tensor, loss: GroupLoss) -> float:
         """Loss with given groups ``[Q, T]``, each with its best candidate ranges."""
         groups = int(labels.max()) + 1
-        fixed = Relaxation(torch.zeros(1, 1, groups), *best_ranges(labels, self.tables, groups))
-        return mean_loss(loss, torch.nn.functional.one_hot(labels, groups).float(), fixed)
+        return _judged(labels, best_ranges(labels, self.tables, groups), loss)
 
     def _start(self) -> Relaxation:
         shape = (1 if self.options.shared else len(self.tables), self.steps, self.groups)
@@ -206,3 +228,10 @@ class GroupSearch:
             "options": self.options,
             "bits": self.bits,
         }
+
+
+def _judged(labels: Tensor, ranges: tuple[Tensor, Tensor], loss: GroupLoss) -> float:
+    """Loss of given groups ``[Q, T]`` and clip bounds, each ``[L, G]``, on what was not learned from."""
+    groups = ranges[0].shape[1]
+    fixed = Relaxation(torch.zeros(1, 1, groups), *ranges)
+    return loss.judge(torch.nn.functional.one_hot(labels, groups).float(), fixed)

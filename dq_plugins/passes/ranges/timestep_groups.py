@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from dq_plugins.affine import affine_parameters
 from dq_plugins.observers.grouping import Grouping, optimal_groups, uniform_groups
 from dq_plugins.passes.activations import DEFAULT_GROUPS, activation_bits, error_tables
 from dq_plugins.passes.ranges.search.decide import as_runs
 from dq_plugins.passes.ranges.searched_groups import GroupSearch, SearchOptions, Tables
-from dq_plugins.plan import QuantPlan, Section
+from dq_plugins.plan import ActivationQuant, QuantPlan, Section
 from dq_plugins.plots import lines
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
@@ -103,13 +104,18 @@ class TimestepGrouping(Pass):
         self, plan: QuantPlan, context: PassContext, bits: dict[str, int], tables: Tables
     ) -> Iterator[Progress]:
         calibration = context.calibration
-        found, report = yield from GroupSearch(plan, context, bits, tables, self.options).run()
+        found = yield from GroupSearch(plan, context, bits, tables, self.options).run()
         curve = plan.sections[self.name].read(GroupCurve, self.name)
-        plan.sections[self.name] = Section.of(replace(curve, search=report))
-        for name, labels in found.items():
+        plan.sections[self.name] = Section.of(replace(curve, search=found.report))
+        for name, labels in found.labels.items():
             plan.groups[name], rows = as_runs(labels, calibration.timesteps, calibration.timestep_range)
             if len(set(rows)) < len(rows):
                 plan.shared_rows[name] = rows
+            for layer in found.ranges.keys() & (set(bits) if self.options.shared else {name}):
+                low, high = (end[list(rows)] for end in found.ranges[layer])
+                quant = affine_parameters(low, high, bits[layer], symmetric=context.targets.symmetric_acts)
+                plan.layers[layer].activation = ActivationQuant(bits[layer], name, *(each.cpu() for each in quant))
+        plan.learned_ranges |= frozenset(found.ranges)
 
 
 def _curve(grouping: Grouping, groups: int) -> GroupCurve:

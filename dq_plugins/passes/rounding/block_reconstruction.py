@@ -13,25 +13,19 @@ Source: BRECQ (Li et al. 2021) and Q-Diffusion (Li et al. 2023); the freezing is
 from __future__ import annotations
 
 import resource
-import shutil
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import ClassVar
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
-from dq_plugins.artifact import STRICT, Format, StoredTensor
-from dq_plugins.plan import QuantPlan, Section, WeightQuant
+from dq_plugins.artifact import Format
+from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.progress import Progress, reported
-from dq_plugins.quantized.balance import balanced_weight, unbalanced
-from dq_plugins.quantized.block_cache import BlockCache, BlockRecorder, block_loss
-from dq_plugins.quantized.learner import Learned, Learner
+from dq_plugins.quantized.block_cache import BlockCache, BlockRecorder
+from dq_plugins.quantized.block_learning import block_recorder, learn_block
+from dq_plugins.quantized.learned_values import Key, LearnedUnit, PlannedVariables, What
+from dq_plugins.quantized.learner import Learned
 from dq_plugins.quantized.reconstruction_units import Unit, find_units
 from dq_plugins.quantized.rounding_methods import MethodName, rounding_method
 from dq_plugins.quantized.rounding_variables import RoundingMethod
@@ -41,17 +35,7 @@ from dq_plugins.recipe import Pass, PassContext, PassOptions
 SHOWN_EVERY = 20  # iterations
 
 
-@dataclass(frozen=True)
-class FinishedBlock:
-    """What was learned of a block: its losses, and codes of those layers that keep them."""
-
-    __pydantic_config__ = STRICT
-
-    losses: dict[str, float | bool]
-    codes: dict[str, StoredTensor]
-
-
-BLOCK: Format[FinishedBlock] = Format("reconstructed-block", 1, FinishedBlock, what="a reconstructed block")
+BLOCK: Format[LearnedUnit] = Format("reconstructed-block", 1, LearnedUnit, what="a reconstructed block")
 
 
 class BlockReconstruction(Pass):
@@ -76,6 +60,9 @@ class BlockReconstruction(Pass):
             freeze_temporal: leave the layers that depend on t alone, and those that ``temporal-reconstruction`` has
                 decided, as they are; off: reconstruct them with their block, as methods before TFMQ-DM do.
             quantize_inputs: learn against quantized activations; None: where the plan has some of fewer than 8 bits.
+            learn_ranges: learn the ranges of quantized inputs with the rounding; None: where activations are quantized
+                while it is learned.
+            range_rate: learning rate of ranges, see `dq_plugins.quantized.variables`.
         """
 
         method: MethodName = "sign"
@@ -86,6 +73,8 @@ class BlockReconstruction(Pass):
         calls: int = Field(40, ge=1)
         freeze_temporal: bool = True
         quantize_inputs: bool | None = None
+        learn_ranges: bool | None = None
+        range_rate: float = Field(5e-3, gt=0)
 
     options: Options
     Options: ClassVar[type[PassOptions]] = Options
@@ -106,15 +95,15 @@ class BlockReconstruction(Pass):
         states = planned_states(run, plan, quantize_inputs=inputs)
         found = {}
         started, finished = time.perf_counter(), context.finished(BLOCK, plan, self.options)
-        with _recorder(units, context, self.options.calls) as recorder:
+        calls = context.calibration.spread(self.options.calls)
+        with block_recorder(units, context.partition, calls, context.workdir) as recorder:
             for done, unit in enumerate(units):
                 block = finished.find(unit.module)
                 if block is None:
                     block = yield from self._unit(unit, done, recorder, run, states, plan, context)
                     finished.keep(unit.module, block)
-                for name, learned in block.codes.items():
-                    _quant(plan, name).codes = learned.cpu()
-                states |= planned_states(run, plan, block.codes, quantize_inputs=inputs)
+                block.write(plan, context.denoiser)
+                states |= planned_states(run, plan, unit.layers, quantize_inputs=inputs)
                 found[unit.module] = block.losses
                 yield Progress(done + 1, len(units), unit.module)
         context.measurements[self.name] = {
@@ -138,49 +127,25 @@ class BlockReconstruction(Pass):
         states: States,
         plan: QuantPlan,
         context: PassContext,
-    ) -> Generator[Progress, None, FinishedBlock]:
+    ) -> Generator[Progress, None, LearnedUnit]:
         def progress(iteration: int) -> Progress | None:
             what = f"{unit.module} {iteration}/{self.options.iterations}"
             return None if iteration % SHOWN_EVERY else Progress(done, len(recorder.units), what)
 
+        planned = self._variables(unit, run, plan, sees_quantized_inputs(plan, self.options.quantize_inputs))
         with run:
             cache = recorder.record(run, unit, lambda: states)
-            result = yield from reported(self.learn(unit, cache, run, states, plan, context), progress)
-        verdict = result.verdict
-        losses = {"start": verdict.start_loss, "learned": verdict.learned_loss, "kept_start": verdict.kept_start}
-        return FinishedBlock(losses, result.codes)
+            return LearnedUnit.of((yield from reported(self.learn(cache, planned, states, context), progress)))
+
+    def _variables(self, unit: Unit, run: QuantizedRun, plan: QuantPlan, quantize_inputs: bool) -> PlannedVariables:
+        o = self.options
+        learn: list[What] = ["rounding"]
+        if quantize_inputs and o.learn_ranges is not False:
+            learn.append("ranges")
+        return PlannedVariables(run, plan, unit.layers, learn, self.method, rate=o.range_rate / o.learning_rate)
 
     def learn(
-        self, unit: Unit, cache: BlockCache, run: QuantizedRun, states: States, plan: QuantPlan, context: PassContext
-    ) -> Generator[int, None, Learned[str]]:
-        """Learn the rounding of one block's layers; yields the number of finished iterations."""
-        method, modules = self.method, run.modules
-        balance = {n: plan.layers[n].balance for n in unit.layers}
-        variables = {n: method.variables(balanced_weight(modules[n], b), _quant(plan, n)) for n, b in balance.items()}
-        draw = context.generator(unit.module)
-        order = torch.randint(len(cache), (self.options.iterations,), generator=draw).tolist()
-
-        def error(weights: dict[str, Tensor], call: int) -> Tensor:
-            learning = {n: states[n]._replace(weight=unbalanced(modules[n], w, balance[n])) for n, w in weights.items()}
-            return block_loss(run, cache, call, {**states, **learning})
-
-        return Learner(
-            variables, lambda weights, i: error(weights, order[i]), method, judge=error, probes=len(cache)
-        ).run()
-
-
-@contextmanager
-def _recorder(units: list[Unit], context: PassContext, calls: int) -> Iterator[BlockRecorder]:
-    """A recorder whose files are gone afterwards, with those that an interrupted run has left."""
-    if context.workdir is not None:
-        for left in context.workdir.glob("dq-blocks-*"):
-            shutil.rmtree(left)
-    everything = find_units(context.partition, context.partition.layers)
-    with TemporaryDirectory(prefix="dq-blocks-", dir=context.workdir) as folder:
-        yield BlockRecorder(units, context.calibration.spread(calls), Path(folder), everything)
-
-
-def _quant(plan: QuantPlan, name: str) -> WeightQuant:
-    quant = plan.layers[name].weight
-    assert quant is not None
-    return quant
+        self, cache: BlockCache, planned: PlannedVariables, states: States, context: PassContext
+    ) -> Generator[int, None, Learned[Key]]:
+        """Learn the variables of one block's layers; yields the number of finished iterations."""
+        return learn_block(planned, cache, states, self.method, context.generator(cache.unit.module))

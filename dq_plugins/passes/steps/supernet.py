@@ -202,6 +202,6 @@ class _BlockLearner:
         for (name, bits), step in self.steps.items():
             quant = inputs[name][bits]
             inputs[name][bits] = replace(quant, scale=quant.scale * step.detach().exp())
-        for (name, bits), codes in found.codes.items():
+        for (name, bits), codes in found.decided.items():
             weights[name][bits] = replace(weights[name][bits], codes=codes)
         return replace(self.candidates, weights=weights, activations=inputs)

@@ -108,7 +108,7 @@ class TemporalReconstruction(Pass):
         what = f"{len(layers)} temporal layers"
         learner = Learner(variables, loss, method, judge=lambda w, i: error(w, chunks[i]), probes=len(chunks))
         result = yield from reported(learner.run(), lambda done: Progress(done, method.iterations, what))
-        for name, codes in result.codes.items():
+        for name, codes in result.decided.items():
             quant = plan.layers[name].weight
             assert quant is not None
             quant.codes = codes.cpu()

@@ -54,6 +54,7 @@ def test_same_plan_same_bytes(tmp_path: Path) -> None:
         lambda p: p.temporal_table.outputs["b"].scale.add_(1),
         lambda p: p.sensitivity.noise["a"]["weight"].update({3: 0.3}),
         lambda p: p.__setattr__("learned_layers", frozenset()),
+        lambda p: p.__setattr__("learned_ranges", frozenset()),
         lambda p: p.layers["a"].bias_correction.values.add_(1),
         lambda p: p.layers["a"].__setattr__("bias_correction", None),
     ],

@@ -41,7 +41,7 @@ def test_without_training_hard_is_nearest() -> None:
     weight = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
     quant = quantizer(weight, 4)
     variables = SoftRounding(weight, quant)
-    assert torch.equal(variables.codes(), quant.quantize(weight))
+    assert torch.equal(variables.decided(), quant.quantize(weight))
     assert torch.equal(variables.hard(), quant.fake_quantize(weight))
     assert torch.equal(variables.start(), quant.fake_quantize(weight))
 
@@ -52,7 +52,7 @@ def test_codes_and_hard_weight_agree() -> None:
     variables = SoftRounding(weight, quant)
     with torch.no_grad():
         variables.parameter.neg_()
-    learned = WeightQuant(3, quant.scale, quant.zero_point, variables.codes())
+    learned = WeightQuant(3, quant.scale, quant.zero_point, variables.decided())
     assert torch.equal(learned.fake_quantize(weight), variables.hard())
 
 
@@ -101,7 +101,7 @@ def test_nearest_is_kept_when_learning_does_not_help() -> None:
         variables.parameter.neg_()
     result = run(Learner({"w": variables}, loss, AdaRound(iterations=1)).run())
     assert result.verdict.kept_start
-    assert result.codes == {}
+    assert result.decided == {}
 
 
 def test_beta_is_linear_after_the_warm_up() -> None:
@@ -132,7 +132,7 @@ def test_relative_result_does_not_depend_on_the_scale_of_the_loss() -> None:
         def loss(weights, _):
             return scale * (inputs @ (weights["a"] - weight).T).square().mean()
 
-        return run(Learner(variables, loss, options).run()).codes["a"]
+        return run(Learner(variables, loss, options).run()).decided["a"]
 
     assert torch.equal(learned(1.0, True), learned(2.0**10, True))
     assert not torch.equal(learned(1.0, False), learned(2.0**-10, False))
@@ -156,7 +156,7 @@ def test_what_is_not_drawn_does_not_move() -> None:
     moved, result = two(lambda y: y.square().mean(), AdaRound(20, 1e-2, warmup=1), drawn=lambda iteration: [("w", 3)])
     assert torch.equal(moved["w", 4].parameter, start["w", 4].parameter)
     assert not torch.equal(moved["w", 3].parameter, start["w", 3].parameter)
-    assert set(result.codes) <= {("w", 3)}
+    assert set(result.decided) <= {("w", 3)}
 
 
 def test_the_regulariser_acts_on_what_is_drawn_alone() -> None:
@@ -180,8 +180,8 @@ def test_what_is_decided_together_gets_one_verdict_from_the_judge() -> None:
     )
     assert judged == [3, 3, 4, 4]
     assert set(result.verdicts) == {3, 4}
-    assert set(result.codes) == {("w", 3)}
-    assert torch.equal(result.codes["w", 3], variables["w", 3].codes())
+    assert set(result.decided) == {("w", 3)}
+    assert torch.equal(result.decided["w", 3], variables["w", 3].decided())
 
 
 def test_other_parameters_learn_beside_the_rounding() -> None:

@@ -29,7 +29,7 @@ def normal(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_without_steps_weights_are_rounded_to_nearest() -> None:
     weight = normal(6, 10)
     quant, variables = quantizer(weight), OffsetRounding(weight, quantizer(weight))
-    assert torch.equal(variables.codes(), quant.quantize(weight))
+    assert torch.equal(variables.decided(), quant.quantize(weight))
     for values in (variables.soft(), variables.hard(), variables.start()):
         torch.testing.assert_close(values.detach(), quant.fake_quantize(weight), rtol=0, atol=1e-6)
 
@@ -41,12 +41,12 @@ def test_it_starts_from_the_codes_that_are_there_however_far_and_can_go_back_to_
     moved = (nearest + torch.randint(-2, 3, weight.shape, generator=torch.Generator().manual_seed(1))).clamp(low, high)
     quant = replace(quantizer(weight), codes=moved.to(torch.int8))
     variables = OffsetRounding(weight, quant)
-    assert torch.equal(variables.codes(), quant.codes)
+    assert torch.equal(variables.decided(), quant.codes)
     torch.testing.assert_close(variables.start(), quant.fake_quantize(weight))
     with torch.no_grad():
         variables.parameter.zero_()
     variables.project()
-    assert torch.equal(variables.codes().int(), nearest)
+    assert torch.equal(variables.decided().int(), nearest)
 
 
 def test_offsets_stay_within_half_a_step_and_codes_among_the_neighbours() -> None:
@@ -118,7 +118,7 @@ def test_codes_that_are_better_than_what_is_learned_stay() -> None:
 
     learned = finish(Learner({"w": OffsetRounding(weight, quant)}, loss, SignSteps(20, 0.1)).run())
     assert learned.verdict.kept_start
-    assert learned.codes == {}
+    assert learned.decided == {}
 
 
 def test_the_best_of_several_looks_is_kept() -> None:
@@ -136,5 +136,5 @@ def test_the_best_of_several_looks_is_kept() -> None:
     loss = lambda weights, _: (weights["w"] - target).square().sum()  # noqa: E731
     learned = finish(Learner(variables, loss, method, judge=judge, probes=1).run())
     assert learned.verdict.learned_loss == pytest.approx(0.2)
-    torch.testing.assert_close(replace(quantizer(weight), codes=learned.codes["w"]).fake_quantize(weight), seen[2])
+    torch.testing.assert_close(replace(quantizer(weight), codes=learned.decided["w"]).fake_quantize(weight), seen[2])
     assert not torch.equal(seen[2], seen[3])

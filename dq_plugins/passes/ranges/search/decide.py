@@ -39,6 +39,21 @@ def decided(weights: Tensor, *, contiguous: bool) -> Tensor:
     return labels_from_starts(starts[count], steps)
 
 
+def learned_groups(labels: Tensor, weights: Tensor) -> Tensor:
+    """The learned group that each decided one goes on with: that with the largest summed log weight.
+
+    Args:
+        labels: decided group of each timestep, ``[T]``.
+        weights: ``[T, G]``.
+
+    Returns:
+        int64, one for each decided group.
+    """
+    summed = weights.new_zeros(int(labels.max()) + 1, weights.shape[1], dtype=torch.float64)
+    summed.index_add_(0, labels, weights.double().clamp(min=TINY).log())
+    return summed.argmax(1)
+
+
 def labels_from_starts(starts: Sequence[int], steps: int) -> Tensor:
     """Labels ``[T]`` of runs that begin at 0 and at ``starts``."""
     sizes = torch.tensor([b - a for a, b in pairwise([0, *starts, steps])])

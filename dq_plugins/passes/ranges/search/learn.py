@@ -34,8 +34,8 @@ TEMPERATURE = (1.0, 0.5)  # of the softmax, at the start and at the end; geometr
 # few rounds larger steps follow the noise of single images.
 TRAVEL, LARGEST_STEP = 20.0, 0.5
 # Likewise for the logarithms of the clip bounds. Ranges that move far before the groups are decided widen until they
-# serve timesteps of other groups as well.
-RANGE_TRAVEL = 0.6
+# serve timesteps of other groups as well; once the entropy counts whole, they may.
+RANGE_TRAVEL, DECIDED_TRAVEL = 0.6, 6.0
 
 GroupLoss = PointsLoss | OutputLoss
 
@@ -113,7 +113,9 @@ def learn_groups(
     for iteration in range(state.iteration if state else 0, iterations):
         progress = iteration / iterations
         temperature = TEMPERATURE[0] * (TEMPERATURE[1] / TEMPERATURE[0]) ** progress
-        weight = entropy_weight * min(max(progress - warmup, 0.0) / max(warmup, 1e-9), 1.0)
+        ramp = min(max(progress - warmup, 0.0) / max(warmup, 1e-9), 1.0)
+        weight = entropy_weight * ramp
+        optimiser.param_groups[1]["lr"] = (RANGE_TRAVEL if ramp < 1 else DECIDED_TRAVEL) / iterations
         take_step(iteration, relaxation, loss, temperature, weight, scale, optimiser)
         if (iteration + 1) % CHECKPOINT_EVERY == 0:
             parameters = dict(relaxation.named_parameters())

@@ -19,21 +19,28 @@ from torch import Tensor, nn
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.calibration.call import Call, first_tensor
 from dq_plugins.hooks import hooked
+from dq_plugins.layer_kinds import kind_of
 from dq_plugins.passes.ranges.search.mixture import mixture
 from dq_plugins.passes.ranges.search.relaxation import Relaxation
 from dq_plugins.plan import QuantPlan
+from dq_plugins.quantized.denoiser_loss import Part, divided
 from dq_plugins.quantized.run import States, planned_run, planned_states
 
 
 class _MixedInputs(nn.Module):
-    """The mixture of one layer's input: weights and clip bounds ``[G]``."""
+    """The mixture of one layer's input: weights and clip bounds ``[G]``, of the input as it is balanced."""
 
-    def __init__(self, weights: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool) -> None:
+    def __init__(
+        self, weights: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool, balance: Tensor | None
+    ) -> None:
         super().__init__()
         self.weights, self.low, self.high, self.bits, self.symmetric = weights, low, high, bits, symmetric
+        self.balance = balance
 
     def forward(self, x: Tensor) -> Tensor:
-        return mixture(x, self.weights, self.low, self.high, self.bits, symmetric=self.symmetric)
+        balanced = x if self.balance is None else x / self.balance
+        mixed = mixture(balanced, self.weights, self.low, self.high, self.bits, symmetric=self.symmetric)
+        return mixed if self.balance is None else mixed * self.balance
 
 
 class OutputLoss:
@@ -47,7 +54,7 @@ class OutputLoss:
         units: names of the modules whose outputs are compared; ``("",)`` is the denoiser itself.
         symmetric: whether zero points are 0.
         order: timesteps that iterations see, by index, one after the other: rounds of all of them. Wraps around.
-        images: samples of a call that an iteration runs; they take turns.
+        images: samples of a call that an iteration runs; they take turns. Some are held out, and never learned from.
     """
 
     def __init__(
@@ -66,7 +73,9 @@ class OutputLoss:
         self.bits, self.units, self.symmetric = dict(bits), tuple(units), symmetric
         self.run = planned_run(denoiser, plan, bits)
         self.states = planned_states(self.run, plan, quantize_inputs=False)
+        self.balance = {name: _factors(self.run.modules[name], plan.layers[name].balance) for name in bits}
         self.order, self.images = tuple(order), images
+        self.parts = [divided(calibration, t) for t in calibration.timesteps]
         self.power = self._power()
         self.elements = calibration.call(calibration.timesteps[0], 0).output[0].numel()
 
@@ -82,23 +91,34 @@ class OutputLoss:
     def loss(self, iteration: int, weights: Tensor, relaxation: Relaxation) -> Tensor:
         """Relative error at this iteration's timestep; ``weights`` is ``[Q, 1, G]``."""
         (index,) = self.timesteps(iteration)
-        call = self.visited(index, iteration // self.per_round)
+        return self._error(self.visited(index, iteration // self.per_round), self._mixed(weights, relaxation))
+
+    @torch.no_grad()
+    def judge(self, weights: Tensor, relaxation: Relaxation) -> float:
+        """Mean relative error of images that are never learned from; ``weights`` is ``[Q, T, G]``."""
+        errors = []
+        for index, (t, (_, judged)) in enumerate(zip(self.calibration.timesteps, self.parts, strict=True)):
+            states = self._mixed(weights[:, [index]], relaxation)
+            errors += [float(self._error(part.call(self.calibration, t), states)) / len(judged) for part in judged]
+        return sum(errors) / len(self.parts)
+
+    def _mixed(self, weights: Tensor, relaxation: Relaxation) -> States:
+        """What layers compute with at one timestep, from the weights of its groups ``[Q, 1, G]``."""
         low, high = relaxation.ranges()
         states = dict(self.states)
         for place, (name, bits) in enumerate(self.bits.items()):
             own = weights[place if len(weights) > 1 else 0, 0]  # [G]
-            mixed = _MixedInputs(own, low[place], high[place], bits, self.symmetric)
+            mixed = _MixedInputs(own, low[place], high[place], bits, self.symmetric, self.balance[name])
             states[name] = self.states[name]._replace(quantizer=mixed)
-        return self._error(call, states)
+        return states
 
     def visited(self, index: int, turn: int) -> Call:
-        """What one visit of a timestep runs: a part of its recorded calls, each turn other images."""
-        t = self.calibration.timesteps[index]
-        call = self.calibration.call(t, turn % self.calibration.count(t))
-        batch = len(call.output)
-        start = (turn // self.calibration.count(t)) * self.images
-        rows = sorted({(start + i) % batch for i in range(min(self.images, batch))})
-        return call.rows(torch.tensor(rows), batch)
+        """What one visit of a timestep runs: a part of the calls that are learned from, each turn other images."""
+        learned = self.parts[index][0]
+        position, rows = learned[turn % len(learned)]
+        start = (turn // len(learned)) * self.images
+        chosen = sorted({rows[(start + i) % len(rows)] for i in range(min(self.images, len(rows)))})
+        return Part(position, chosen).call(self.calibration, self.calibration.timesteps[index])
 
     def _error(self, call: Call, states: States) -> Tensor:
         """Mean over units of squared error over power."""
@@ -130,6 +150,12 @@ class OutputLoss:
             for unit, (_, _, target) in seen.items():
                 total[unit] += float(target.square().mean())
         return {unit: max(value / len(self.calibration.timesteps), 1e-30) for unit, value in total.items()}
+
+
+def _factors(module: nn.Module, balance: Tensor | None) -> Tensor | None:
+    """A balance as it broadcasts against the layer's input."""
+    kind = kind_of(module)
+    return None if balance is None or kind is None else kind.per_output(balance)
 
 
 @contextmanager

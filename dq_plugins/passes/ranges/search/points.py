@@ -104,3 +104,8 @@ class PointsLoss:
             mixed = mixture(x, w, *ends, bits=width, symmetric=self.symmetric)
             total = total + (self.share[layers][:, seen] * (mixed - x).square()).sum()
         return total / max(len(seen), 1)
+
+    @torch.no_grad()
+    def judge(self, weights: Tensor, relaxation: Relaxation) -> float:
+        """Mean relative error over the timesteps; ``weights`` is ``[Q, T, G]``."""
+        return float(self.loss(0, weights[:, self.timesteps(0)], relaxation))

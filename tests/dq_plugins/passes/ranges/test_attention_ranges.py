@@ -109,7 +109,7 @@ def test_fewer_bits_are_worse(case) -> None:
 
 
 def test_a_correction_that_comes_after_sees_quantized_attention(case) -> None:
-    recipe = Recipe("corrected", "", (*RECIPE.steps, Step("bias-correction", {"mode": "sequential"})))
+    recipe = Recipe("corrected", "", (*RECIPE.steps, Step("bias-correction")))
     corrected, plain = (make(case, r, options={"attention-ranges": {"bits": 4}}) for r in (recipe, RECIPE))
     without = Recipe("", "", tuple(step for step in recipe.steps if step.name != "attention-ranges"))
     for name, attention in corrected.attention.items():

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from denoisers import recorded, tiny_denoiser
+from denoisers import loud_where_it_does_not_matter, recorded, tiny_denoiser
 
 import dq_plugins as dq
 from dq_plugins.errors import RecipeError
@@ -8,6 +8,7 @@ from dq_plugins.passes.ranges import searched_groups
 from dq_plugins.passes.ranges.search import learn
 from dq_plugins.passes.ranges.search.learn import learn_groups
 from dq_plugins.passes.ranges.search.relaxation import start_logits
+from dq_plugins.passes.ranges.searched_groups import FoundGroups, GroupSearch
 from dq_plugins.passes.ranges.timestep_groups import TimestepGrouping
 from dq_plugins.recipe import Recipe, Step
 
@@ -45,7 +46,7 @@ def test_searched_groups_are_no_worse_than_uniform_ones_and_far_better_than_one_
 def test_the_plan_says_what_was_compared_and_kept(searched) -> None:
     found = searched.sections["timestep-groups"].data["search"]
     assert found["error"][found["kept"]] == min(found["error"].values())
-    assert set(found["error"]) == {"search", "dp", "uniform"}
+    assert set(found["error"]) == {"search", "search, ranges of least error", "dp", "uniform"}
     assert len(searched.groups["default"]) <= 3
 
 
@@ -103,8 +104,9 @@ def test_each_layer_may_have_groups_of_its_own(case, method: str) -> None:
 @pytest.mark.parametrize("observer", ["mse", "minmax", "percentile"])
 def test_groups_that_are_no_runs_share_their_ranges(case, monkeypatch, observer: str) -> None:
     labels = torch.tensor([0, 0, 1, 1, 0, 0, 2, 2, 1, 1])
-    monkeypatch.setattr("dq_plugins.passes.ranges.searched_groups.decided", lambda *_a, **_k: labels)
-    options = {"method": "search", "loss": "input", "rounds": 2, "keep_better": False, "merge": 0.0}
+    found = FoundGroups({"default": labels}, {}, {})  # groups, and no learned ranges
+    monkeypatch.setattr(GroupSearch, "_decide", lambda *_: found)
+    options = {"method": "search", "loss": "input", "rounds": 2}
     plan = plan_with(case, observer, contiguous=False, **options)
     assert len(plan.groups["default"]) == 5
     for layer in plan.layers.values():
@@ -130,6 +132,26 @@ def test_the_same_seed_gives_the_same_plan_and_a_run_resumes_in_the_middle(
     monkeypatch.setattr(learn, "take_step", lambda i, *args: (seen.append(i), step(i, *args)))
     assert plan_with(case, workdir=tmp_path, method="search", rounds=6) == searched
     assert seen[0] == 25
+
+
+def test_learned_ranges_are_deployed_and_activation_ranges_leaves_them(case) -> None:
+    options = {"method": "search", "rounds": 6, "keep_better": False}
+    plan, again = (plan_with(case, observer, **options) for observer in ("mse", "minmax"))
+    assert plan.learned_ranges == frozenset(plan.layers)
+    assert all(layer.unquantized_reason is None for layer in plan.layers.values())
+    given = plan_with(case)  # the dynamic program's groups, ranges of least error
+    for name, layer in plan.layers.items():
+        assert torch.equal(layer.activation.scale, again.layers[name].activation.scale)
+        assert not torch.isin(layer.activation.scale, given.layers[name].activation.scale).any()
+
+
+def test_ranges_learned_against_the_output_leave_less_error_there_than_those_of_least_error_at_the_input(case) -> None:
+    denoiser = loud_where_it_does_not_matter()
+    planted = denoiser, recorded(denoiser, case[1].folder.parent / "planted", schedule=SCHEDULE)
+    plan = plan_with(planted, method="search", rounds=16)
+    found = plan.sections["timestep-groups"].data["search"]["error"]
+    assert found["search"] < 0.8 * found["search, ranges of least error"]
+    assert plan.sections["timestep-groups"].data["search"]["kept"] == "search"
 
 
 def test_absolute_scale_needs_the_error_of_an_image(case) -> None:

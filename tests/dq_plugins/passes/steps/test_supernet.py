@@ -89,14 +89,14 @@ def test_every_width_is_learned_and_nothing_else_moves(setting, shared):
 def test_the_regulariser_makes_roundings_decide(setting, monkeypatch):
     *_, candidates = setting
     options = {"draw": dict.fromkeys(candidates.layers, Width(3, 8)), "iterations": 40, "calls": 2}
-    codes = SoftRounding.codes
+    codes = SoftRounding.decided
     undecided: list[float] = []
 
     def remembered(self):
         undecided.append(float(self.undecided(2.0).detach()) / self.parameter.numel())
         return codes(self)
 
-    monkeypatch.setattr(SoftRounding, "codes", remembered)
+    monkeypatch.setattr(SoftRounding, "decided", remembered)
 
     def left_open(weight: float) -> float:
         undecided.clear()

@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from dq_plugins.observers.error import ErrorTable
-from dq_plugins.passes.ranges.search.decide import as_runs, decided, group_error, labels_from_starts, merged
+from dq_plugins.passes.ranges.search.decide import (
+    as_runs,
+    decided,
+    group_error,
+    labels_from_starts,
+    learned_groups,
+    merged,
+)
 
 SURE = 0.97
 
@@ -54,3 +61,10 @@ def test_runs_of_one_label_share_their_row() -> None:
 def test_labels_of_runs() -> None:
     assert labels_from_starts((2, 5), 6).tolist() == [0, 0, 1, 1, 1, 2]
     assert labels_from_starts((), 3).tolist() == [0, 0, 0]
+
+
+def test_decided_groups_go_on_with_the_learned_group_they_came_from() -> None:
+    weights = weights_for([5, 5, 2, 2, 7], 8)
+    assert learned_groups(decided(weights, contiguous=True), weights).tolist() == [5, 2, 7]
+    assert learned_groups(torch.tensor([0, 0, 0, 0, 1]), weights_for([5, 5, 2, 2, 2], 8)).tolist() in ([5, 2], [2, 2])
+    assert learned_groups(torch.tensor([0, 0, 0, 1, 1]), weights_for([5, 5, 2, 2, 2], 8)).tolist() == [5, 2]

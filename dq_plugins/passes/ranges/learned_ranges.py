@@ -1,0 +1,161 @@
+"""Pass ``learned-ranges``: clip ranges of given groups, learned against what they do to outputs.
+
+    L = mean (y - y^)^2          y: the output of a block, or of the denoiser, in recorded calls
+
+A range that is good for a layer's own input need not be good for what comes out: it counts which values matter later.
+Against the denoiser's output everything that is learned moves together; blocks go one after the other, each on the
+inputs that the quantized denoiser gives it. What is learned is judged on images (of blocks: calls) that nothing was
+learned from, and thrown away where it is no better there.
+
+With the ranges may be learned: the scales of weights whose codes are settled, the corrections of outputs, and the
+rounding itself.
+
+Source: Esser et al. 2020 (LSQ), Bhalgat et al. 2020 (LSQ+), for given weights as in Chen et al. 2024 (EfficientQAT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from dq_plugins.artifact import Format
+from dq_plugins.plan import ActivationQuant, QuantPlan, Section
+from dq_plugins.progress import Progress, reported
+from dq_plugins.quantized.block_learning import block_recorder, learn_block
+from dq_plugins.quantized.denoiser_loss import DenoiserLoss
+from dq_plugins.quantized.learned_values import LearnedUnit, PlannedVariables, What
+from dq_plugins.quantized.learner import Learner, LearnerState
+from dq_plugins.quantized.offset_rounding import SignSteps
+from dq_plugins.quantized.reconstruction_units import find_units
+from dq_plugins.quantized.run import QuantizedRun, planned_run, planned_states
+from dq_plugins.recipe import Pass, PassContext, PassOptions
+
+SHOWN_EVERY, KEPT_EVERY = 10, 50  # iterations
+
+
+UNIT: Format[LearnedUnit] = Format("learned-ranges", 1, LearnedUnit, what="learned ranges")
+STATE: Format[LearnerState] = Format("learner-state", 1, LearnerState, what="the state of a learner")
+
+
+class LearnedRanges(Pass):
+    """Learn the activation ranges that a plan has, for the groups that it has."""
+
+    name = "learned-ranges"
+    requires = ("activation-ranges",)
+    after = ("bit-allocation", "timestep-reduction", "gptq", "block-reconstruction", "finite-set-ranges")
+
+    class Options(PassOptions):
+        """Options of ``learned-ranges``.
+
+        Attributes:
+            target: whose error counts: the denoiser's output (``"denoiser"``), or that of each block (``"block"``).
+            learn: what is learned: ``"ranges"``, ``"scales"`` of weights, ``"corrections"`` of outputs, ``"rounding"``
+                of weights.
+            most_bits: wider inputs keep their ranges; other things are learned at any width.
+            passes: how often every recorded image is seen, about.
+            images: images of a call that an iteration sees, of the denoiser; a block sees a whole call.
+            learning_rate: of the first iteration, see `dq_plugins.quantized.variables`; it falls linearly.
+            rounding_rate: likewise, of rounding, see `dq_plugins.quantized.offset_rounding`.
+            looks: times that what is learned is judged on the way.
+            calls: recorded calls that count, spread evenly over the recording.
+        """
+
+        target: Literal["denoiser", "block"] = "denoiser"
+        learn: tuple[What, ...] = Field(("ranges",), min_length=1)
+        most_bits: int = Field(16, ge=2, le=16)
+        passes: float = Field(4.0, gt=0)
+        images: int = Field(1, ge=1)
+        learning_rate: float = Field(5e-3, gt=0)
+        rounding_rate: float = Field(1e-3, gt=0)
+        looks: int = Field(6, ge=1)
+        calls: int = Field(10_000, ge=1)
+
+    options: Options
+    Options: ClassVar[type[PassOptions]] = Options
+
+    def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
+        """Learn and judge; what is finished is not learned again after an interruption."""
+        layers = [n for n, layer in plan.layers.items() if layer.quantized and n in context.partition.layers]
+        if not any(plan.layers[name].activation for name in layers) and self.options.learn == ("ranges",):
+            return
+        learn = self._denoiser if self.options.target == "denoiser" else self._blocks
+        losses = yield from learn(plan, context, layers)
+        if "ranges" in self.options.learn:
+            plan.learned_ranges |= {n for n in layers if (quant := plan.layers[n].activation) and self._learns(quant)}
+        plan.sections[self.name] = Section({"losses": losses})
+
+    def _denoiser(
+        self, plan: QuantPlan, context: PassContext, layers: list[str]
+    ) -> Generator[Progress, None, dict[str, Any]]:
+        run, o = planned_run(context.denoiser, plan, whole=True), self.options
+        unit = context.finished(UNIT, plan, o).find("denoiser")
+        loss = DenoiserLoss(run, context.calibration.spread(o.calls), o.images, context.generator("order"))
+        planned = self._variables(run, plan, layers, method := self._method(o.passes * loss.per_pass))
+        if unit is None:
+            states, kept = planned_states(run, plan), context.finished(STATE, plan, o)
+            learner = Learner(
+                planned.variables,
+                lambda values, i: loss.learn(planned.states(states, values), i),
+                method,
+                judge=lambda values, i: loss.judge(planned.states(states, values), i),
+                probes=loss.probes,
+            )
+            if (state := kept.find("denoiser")) is not None:
+                learner.restore(state)
+
+            def progress(done: int) -> Progress | None:
+                if done % KEPT_EVERY == 0:
+                    kept.keep("denoiser", learner.state())
+                return None if done % SHOWN_EVERY else Progress(done, method.iterations, "the denoiser's output")
+
+            with run:
+                unit = LearnedUnit.of((yield from reported(learner.run(), progress)))
+            context.finished(UNIT, plan, o).keep("denoiser", unit)
+        unit.write(plan, context.denoiser)
+        return {"denoiser": unit.losses}
+
+    def _blocks(
+        self, plan: QuantPlan, context: PassContext, layers: list[str]
+    ) -> Generator[Progress, None, dict[str, Any]]:
+        run, units = planned_run(context.denoiser, plan), find_units(context.partition, layers)
+        states, finished = planned_states(run, plan), context.finished(UNIT, plan, self.options)
+        calls, losses = context.calibration.spread(self.options.calls), {}
+        method = self._method(self.options.passes * len(calls))
+        with block_recorder(units, context.partition, calls, context.workdir) as recorder:
+            for done, each in enumerate(units):
+                planned = self._variables(run, plan, each.layers, method)
+                if not planned.variables:
+                    continue
+                unit = finished.find(each.module)
+                if unit is None:
+                    with run:
+                        cache = recorder.record(run, each, lambda states=states: states)
+                        learning = learn_block(planned, cache, states, method, context.generator(each.module))
+                        show = partial(_shown, done, len(units), each.module)
+                        unit = LearnedUnit.of((yield from reported(learning, show)))
+                    finished.keep(each.module, unit)
+                unit.write(plan, context.denoiser)
+                states |= planned_states(run, plan, each.layers)
+                losses[each.module] = unit.losses
+                yield Progress(done + 1, len(units), each.module)
+        return losses
+
+    def _learns(self, quant: ActivationQuant) -> bool:
+        return quant.bits <= self.options.most_bits
+
+    def _method(self, iterations: float) -> SignSteps:
+        return SignSteps(max(round(iterations), 1), self.options.rounding_rate, self.options.looks)
+
+    def _variables(
+        self, run: QuantizedRun, plan: QuantPlan, layers: Iterable[str], method: SignSteps
+    ) -> PlannedVariables:
+        o = self.options
+        rate = o.learning_rate / o.rounding_rate
+        return PlannedVariables(run, plan, layers, o.learn, method, rate=rate, most_bits=o.most_bits)
+
+
+def _shown(done: int, total: int, what: str, iteration: int) -> Progress | None:
+    return None if iteration % SHOWN_EVERY else Progress(done, total, f"{what} {iteration}")

@@ -1,0 +1,66 @@
+"""Variables of one block's layers, learned against the block's own full-precision output."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+from dq_plugins.calibration import CalibrationSet
+from dq_plugins.graph import Partition
+from dq_plugins.quantized.block_cache import BlockCache, BlockRecorder, block_loss
+from dq_plugins.quantized.learned_values import Key, PlannedVariables
+from dq_plugins.quantized.learner import Learned, Learner
+from dq_plugins.quantized.reconstruction_units import Unit, find_units
+from dq_plugins.quantized.rounding_variables import RoundingMethod
+from dq_plugins.quantized.run import States
+
+HELD_OUT = 4  # one call in so many is judged on, the others are learned from
+
+
+def learn_block(
+    planned: PlannedVariables, cache: BlockCache, states: States, method: RoundingMethod, generator: torch.Generator
+) -> Generator[int, None, Learned[Key]]:
+    """Learn; yields the number of finished iterations.
+
+    Args:
+        planned: variables of the block's layers.
+        cache: its recorded calls. Some are held out, and decide whether what is learned is any better; all of them
+            where there are too few.
+        states: what its layers compute with.
+        method: how long and how fast.
+        generator: of the order of the calls.
+    """
+    calls = list(range(len(cache)))
+    judged = calls[HELD_OUT - 1 :: HELD_OUT] or calls
+    learned = [call for call in calls if call not in judged] or calls
+    order = torch.randint(len(learned), (method.iterations,), generator=generator).tolist()
+
+    def error(values: dict[Key, Tensor], call: int) -> Tensor:
+        return block_loss(planned.run, cache, call, planned.states(states, values))
+
+    return Learner(
+        planned.variables,
+        lambda values, i: error(values, learned[order[i]]),
+        method,
+        judge=lambda values, i: error(values, judged[i]),
+        probes=len(judged),
+    ).run()
+
+
+@contextmanager
+def block_recorder(
+    units: list[Unit], partition: Partition, calls: CalibrationSet, folder: Path | None
+) -> Iterator[BlockRecorder]:
+    """A recorder whose files are gone afterwards, with those that an interrupted run has left in ``folder``."""
+    if folder is not None:
+        for left in folder.glob("dq-blocks-*"):
+            shutil.rmtree(left)
+    everything = find_units(partition, partition.layers)
+    with TemporaryDirectory(prefix="dq-blocks-", dir=folder) as own:
+        yield BlockRecorder(units, calls, Path(own), everything)

@@ -1,0 +1,146 @@
+"""What can be learned of quantized layers beside rounding: clip ranges, scales of weights, corrections of outputs.
+
+    s = s0 exp(p),   z = round(z0 + n q)      an input: p and q by timestep group; n steps of the code
+    s = s0 exp(p)                             a weight: p by output channel, its codes stay as they are
+    c = c0 + u p                              a correction: p by timestep group and output channel
+
+All start at 0 and are of one size: a step of 0.01 changes a scale by 1 %, moves a range by 1 % of its width, and a
+correction by 1 % of its unit ``u``; so one learning rate suits them. The zero point is rounded, its gradient passes
+straight through.
+
+Source: Esser et al. 2020 (LSQ) and Bhalgat et al. 2020 (LSQ+) for scale and zero point of an input; Chen et al. 2024
+(EfficientQAT) for scales of weights whose codes are settled.
+
+Shapes: ``G`` timestep groups, ``O`` output channels. Precision: float32 throughout.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from dq_plugins.affine import integer_range
+from dq_plugins.plan import ActivationQuant, WeightQuant
+from dq_plugins.quantized.straight_through import round_ste
+
+
+class Variables(ABC):
+    """Something that is learned of a layer.
+
+    Attributes:
+        parameter: what moves; requires gradients.
+    """
+
+    parameter: Tensor
+
+    @abstractmethod
+    def soft(self) -> Tensor:
+        """The value to learn with, differentiable in the parameter."""
+
+    @abstractmethod
+    def hard(self) -> Tensor:
+        """The value that is decided as the parameter stands."""
+
+    @abstractmethod
+    def start(self) -> Tensor:
+        """The value before learning."""
+
+    @abstractmethod
+    def decided(self) -> Tensor:
+        """What is kept of the value as the parameter stands."""
+
+    def project(self) -> None:  # noqa: B027
+        """Bring the parameter back to where it may be, after a step."""
+
+
+class Smooth(Variables):
+    """A value without rounding of weights in it, moved by Adam.
+
+    Args:
+        shape: of the parameter.
+        device: where it lives.
+        rate: learning rate, as a multiple of the method's.
+    """
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device, rate: float = 1.0) -> None:
+        self.parameter = torch.zeros(shape, device=device, requires_grad=True)
+        self.rate = rate
+
+    @torch.no_grad()
+    def hard(self) -> Tensor:
+        """The value as the parameter stands."""
+        return self.soft().detach().clone()
+
+    def decided(self) -> Tensor:
+        """The same."""
+        return self.hard()
+
+    @torch.no_grad()
+    def start(self) -> Tensor:
+        """The value at parameter 0."""
+        kept, self.parameter = self.parameter, torch.zeros_like(self.parameter)
+        try:
+            return self.soft().clone()
+        finally:
+            self.parameter = kept
+
+
+class InputRange(Smooth):
+    """Scale and zero point of an input, ``[2, G]``: the zero point holds whole numbers.
+
+    Args:
+        quant: the quantizer to start from. One whose zero points are all 0 keeps them there.
+        device: where it is learned.
+        rate: see `Smooth`.
+    """
+
+    def __init__(self, quant: ActivationQuant, device: torch.device, rate: float = 1.0) -> None:
+        super().__init__((2, len(quant.scale)), device, rate)
+        self.scale, self.zero_point = quant.scale.to(device), quant.zero_point.to(device).float()
+        self.symmetric, self.code = quant.symmetric, integer_range(quant.bits)
+
+    def soft(self) -> Tensor:
+        """Scale and zero point."""
+        scale = self.scale * self.parameter[0].exp()
+        if self.symmetric:
+            return torch.stack([scale, self.zero_point])
+        low, high = self.code
+        return torch.stack([scale, round_ste(self.zero_point + (high - low) * self.parameter[1]).clamp(low, high)])
+
+
+class WeightScale(Smooth):
+    """Scales of a weight whose codes are settled, ``[O]`` (or ``[1]``).
+
+    Args:
+        quant: the quantizer to start from.
+        device: where it is learned.
+        rate: see `Smooth`.
+    """
+
+    def __init__(self, quant: WeightQuant, device: torch.device, rate: float = 1.0) -> None:
+        super().__init__(tuple(quant.scale.shape), device, rate)
+        self.scale = quant.scale.to(device)
+
+    def soft(self) -> Tensor:
+        """The scales."""
+        return self.scale * self.parameter.exp()
+
+
+class Correction(Smooth):
+    """What is added to an output, ``[G, O]``.
+
+    Args:
+        values: the table to start from.
+        unit: what a step counts in, as it broadcasts against the table.
+        rate: see `Smooth`.
+    """
+
+    def __init__(self, values: Tensor, unit: Tensor, rate: float = 1.0) -> None:
+        super().__init__(tuple(values.shape), values.device, rate)
+        self.values, self.unit = values, unit
+
+    def soft(self) -> Tensor:
+        """The table."""
+        return self.values + self.unit * self.parameter

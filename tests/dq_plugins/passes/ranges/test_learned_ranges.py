@@ -1,0 +1,142 @@
+from copy import deepcopy
+
+import pytest
+import torch
+from denoisers import loud_where_it_does_not_matter, recorded, tiny_denoiser
+
+import dq_plugins as dq
+from dq_plugins.passes.ranges import learned_ranges
+from dq_plugins.quantized.denoiser_loss import divided
+from dq_plugins.quantized.learner import Learner
+from dq_plugins.recipe import Recipe, Step
+
+BASE = Step("weight-ranges"), Step("timestep-groups", {"groups": 2}), Step("activation-ranges")
+EVERYTHING = ("ranges", "scales", "corrections")
+
+
+def recorded_case(folder, denoiser):
+    return denoiser, recorded(denoiser, folder, batch=8)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    return recorded_case(tmp_path_factory.mktemp("calib"), tiny_denoiser())
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    return recorded_case(tmp_path_factory.mktemp("planted"), loud_where_it_does_not_matter())
+
+
+def make(case, *steps: Step, **options) -> dq.QuantPlan:
+    widths = {"weight_bits": 4, "act_bits": 4, "edge_bits": 4} | options
+    return dq.make_plan(*case, Recipe("r", "", steps), progress=False, **widths)
+
+
+def learned(case, before=BASE, workdir=None, widths=None, **options):
+    given = {"passes": 16.0, "images": 6, "learning_rate": 3e-2} | options
+    return make(case, *before, Step("learned-ranges", given), workdir=workdir, **widths or {})
+
+
+def losses(plan: dq.QuantPlan) -> dict[str, dict[str, float]]:
+    return plan.sections["learned-ranges"].data["losses"]
+
+
+@torch.no_grad()
+def error(case, plan: dq.QuantPlan, seed: int | None = None, folder=None) -> float:
+    """Squared error of outputs over their square, on the images held out, or on images of another seed."""
+    denoiser, calibration = case
+    model = dq.apply(deepcopy(denoiser), plan, backend="simulate")
+    if seed is None:
+        calls = [part.call(calibration, t) for t in calibration.timesteps for part in divided(calibration, t)[1]]
+    else:
+        calls = list(recorded(denoiser, folder, batch=4, seed=seed).calls())
+    noise = sum(float((call.run(model) - call.output).square().sum()) for call in calls)
+    return noise / sum(float(call.output.square().sum()) for call in calls)
+
+
+@pytest.mark.parametrize("target", ["denoiser", "block"])
+def test_ranges_find_out_which_values_count(planted, target: str, tmp_path) -> None:
+    wide = {"weight_bits": 8, "edge_bits": 8}
+    start, plan = make(planted, *BASE, **wide), learned(planted, target=target, widths=wide)
+    for seed in (1, 2):
+        before, after = (error(planted, each, seed, tmp_path / f"{seed}") for each in (start, plan))
+        assert after < 0.8 * before
+
+
+def test_the_loss_that_decides_is_that_of_the_plan_on_images_held_out(case) -> None:
+    start, plan = make(case, *BASE), learned(case, learn=EVERYTHING, learning_rate=1e-2)
+    found = losses(plan)["denoiser"]
+    assert not found["kept_start"]
+    assert found["learned"] / found["start"] == pytest.approx(error(case, plan) / error(case, start), rel=1e-3)
+
+
+def test_what_is_learned_for_nothing_is_thrown_away(case) -> None:
+    start, plan = make(case, *BASE), learned(case, learning_rate=1.0, passes=1.0, looks=1)
+    assert losses(plan)["denoiser"]["kept_start"]
+    for name, layer in start.layers.items():
+        assert torch.equal(layer.activation.scale, plan.layers[name].activation.scale)
+
+
+@pytest.mark.parametrize("learn", ["ranges", "scales", "corrections", "rounding"])
+def test_each_thing_can_be_learned_alone_and_helps(case, learn: str) -> None:
+    start, plan = make(case, *BASE), learned(case, learn=(learn,), learning_rate=1e-2, rounding_rate=1e-2)
+    assert error(case, plan) < error(case, start)
+    changed = {
+        "ranges": lambda layer: layer.activation.scale,
+        "scales": lambda layer: layer.weight.scale,
+        "corrections": lambda layer: layer.bias_correction and layer.bias_correction.values,
+        "rounding": lambda layer: None if learn == "scales" else layer.weight.codes,  # codes of scales are stored
+    }
+    for what, part in changed.items():
+        same = [_equal(part(layer), part(plan.layers[name])) for name, layer in start.layers.items()]
+        assert all(same) == (what != learn)
+
+
+def _equal(a, b) -> bool:
+    return a is b if a is None or b is None else torch.equal(a, b)
+
+
+def test_balance_gptq_and_corrections_come_before(planted) -> None:
+    before = Step("channel-balance", {"least_gain": 0.0}), BASE[0], Step("gptq", {"calls": 5}), *BASE[1:]
+    before = (*before, Step("bias-correction"))
+    start, plan = make(planted, *before), learned(planted, before, learn=EVERYTHING, learning_rate=1e-2)
+    assert any(layer.balance is not None for layer in plan.layers.values())
+    for name, layer in start.layers.items():
+        assert torch.equal(layer.weight.codes, plan.layers[name].weight.codes)
+    assert error(planted, plan) < error(planted, start)
+
+
+def test_wider_inputs_keep_their_ranges(case) -> None:
+    start, plan = make(case, *BASE), learned(case, most_bits=3, learn=("ranges", "corrections"), passes=1.0)
+    assert not plan.learned_ranges
+    for name, layer in start.layers.items():
+        assert torch.equal(layer.activation.scale, plan.layers[name].activation.scale)
+
+
+@pytest.mark.parametrize("target", ["denoiser", "block"])
+def test_resumes_to_the_same_plan(case, target: str, tmp_path, monkeypatch) -> None:
+    options = {"target": target, "learn": EVERYTHING, "passes": 6.0}
+    whole = learned(case, **options)
+    step, done = Learner._step, []
+
+    def interrupted(self, iteration, *rest):
+        if len(done) == 18:
+            raise KeyboardInterrupt
+        done.append(iteration)
+        return step(self, iteration, *rest)
+
+    monkeypatch.setattr(learned_ranges, "KEPT_EVERY", 10)
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            learned(case, workdir=tmp_path, **options)
+    monkeypatch.setattr(Learner, "_step", lambda self, i, *rest: (done.append(i), step(self, i, *rest))[1])
+    assert learned(case, workdir=tmp_path, **options) == whole
+    assert done[18] == 10 if target == "denoiser" else done[18] == 0
+
+
+def test_the_denoiser_is_left_as_it_was(case) -> None:
+    learned(case, passes=1.0)
+    assert not any(module._forward_pre_hooks for module in case[0].modules())
+    assert not any(parameter.requires_grad for parameter in case[0].parameters())

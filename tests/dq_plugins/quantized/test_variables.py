@@ -1,0 +1,59 @@
+import pytest
+import torch
+
+from dq_plugins.affine import fake_quantize, integer_range
+from dq_plugins.plan import ActivationQuant, WeightQuant
+from dq_plugins.quantized.straight_through import fake_quantize_ste
+from dq_plugins.quantized.variables import Correction, InputRange, WeightScale
+
+CPU = torch.device("cpu")
+
+
+def quantizer(zero_points: list[int]) -> ActivationQuant:
+    return ActivationQuant(4, "default", torch.tensor([0.5, 2.0]), torch.tensor(zero_points, dtype=torch.int32))
+
+
+def test_a_range_starts_at_the_quantizer_and_moves_by_shares_of_itself() -> None:
+    variables = InputRange(quantizer([-3, 2]), CPU)
+    assert torch.equal(variables.start(), torch.tensor([[0.5, 2.0], [-3.0, 2.0]]))
+    with torch.no_grad():
+        variables.parameter += torch.tensor([[0.0, 0.1], [0.2, 0.0]])
+    torch.testing.assert_close(variables.decided(), torch.tensor([[0.5, 2.0 * 1.1051709], [0.0, 2.0]]))
+    assert torch.equal(variables.start(), torch.tensor([[0.5, 2.0], [-3.0, 2.0]]))
+
+
+def test_a_symmetric_range_stays_symmetric_and_a_zero_point_stays_a_code() -> None:
+    symmetric, other = InputRange(quantizer([0, 0]), CPU), InputRange(quantizer([-3, 2]), CPU)
+    with torch.no_grad():
+        for each in (symmetric, other):
+            each.parameter += 5.0
+    assert torch.equal(symmetric.hard()[1], torch.zeros(2))
+    assert torch.equal(other.hard()[1], torch.full((2,), 7.0))
+
+
+@pytest.mark.parametrize("code", [-3, 0, 4])
+def test_clipped_values_move_the_range_as_finite_differences_say(code: int) -> None:
+    x, low, high = torch.tensor([-40.0, 40.0]), *integer_range(4)
+    z = torch.tensor(float(code), requires_grad=True)
+    s = torch.tensor(0.5, requires_grad=True)
+    out = fake_quantize_ste(x, s, z, low, high)
+    assert torch.equal(out.detach(), fake_quantize(x, s.detach(), z.detach(), low, high))
+    out.sum().backward()
+
+    def clipped(scale: float, zero: float) -> float:
+        return scale * (low - zero) + scale * (high - zero)
+
+    assert float(s.grad) == pytest.approx((clipped(0.51, code) - clipped(0.5, code)) / 0.01, rel=1e-4)
+    assert float(z.grad) == pytest.approx(clipped(0.5, code + 1) - clipped(0.5, code), rel=1e-4)
+
+
+def test_scales_and_corrections_start_where_they_were_and_move_in_their_units() -> None:
+    scale = WeightScale(WeightQuant(4, torch.tensor([0.1, 0.2])), CPU)
+    table = Correction(torch.tensor([[1.0, 2.0]]), torch.tensor([[10.0, 0.1]]))
+    assert torch.equal(scale.start(), torch.tensor([0.1, 0.2]))
+    assert torch.equal(table.start(), torch.tensor([[1.0, 2.0]]))
+    with torch.no_grad():
+        scale.parameter += 0.01
+        table.parameter += 0.01
+    torch.testing.assert_close(scale.decided() / torch.tensor([0.1, 0.2]), torch.full((2,), 1.0100502))
+    torch.testing.assert_close(table.decided(), torch.tensor([[1.1, 2.001]]))
