@@ -126,7 +126,7 @@ def _best_with_uniform(search: JointSearch) -> Plans:
             )
             for layer, w, a in zip(space.layers, genes[::2], genes[1::2], strict=True)
         )
-        fixed = replace(space, groups={count: space.groups[count]}, layers=choices)
+        fixed = replace(space, intervals={count: space.intervals[count]}, layers=choices)
         limited = replace(search, fitness=replace(search.fitness, space=fixed))
         solution = limited.program().solve(seconds=search.options.seconds)
         if solution.candidate is not None:

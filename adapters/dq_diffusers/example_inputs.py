@@ -22,7 +22,7 @@ _VIDEO = ("3DModel", "3DConditionModel", "MotionModel")
 
 
 @dataclass(frozen=True)
-class _Call:
+class _Example:
     """One call that is being put together: what the rules below look at."""
 
     model: nn.Module
@@ -91,7 +91,7 @@ def example_inputs(
     parameters = dict(list(inspect.signature(type(model).forward).parameters.items())[1:])
     config: Mapping[str, Any] = getattr(model, "config", {})
     height, width = _size(config, size)
-    call = _Call(
+    call = _Example(
         model=model,
         config=config,
         names=frozenset(parameters),
@@ -124,7 +124,7 @@ def _size(config: Mapping[str, Any], size: int | tuple[int, int] | None) -> tupl
     )
 
 
-def _sample(call: _Call) -> Tensor:
+def _sample(call: _Example) -> Tensor:
     channels = call.get("in_channels", "in_visual_dim", default=4)
     if call.tokens:
         frames = call.frames if "num_frames" in call.names else 1
@@ -137,13 +137,13 @@ def _sample(call: _Call) -> Tensor:
     return call.floats(call.batch, channels, *((call.frames,) if call.video else ()), *space)
 
 
-def _timestep(call: _Call) -> Tensor:
+def _timestep(call: _Example) -> Tensor:
     whole = "UNet" in call.kind or call.kind.startswith(("DiT", "PixArt"))
     t = torch.full((call.batch,), 500 if whole else 0.5, device=call.device)
     return t.to(torch.int64) if whole else t.to(next(call.model.parameters()).dtype)
 
 
-def _text(call: _Call) -> Any:
+def _text(call: _Example) -> Any:
     width = call.get(
         "caption_channels", "encoder_hid_dim", "joint_attention_dim", "text_embed_dim", "text_dim", "in_text_dim",
         "cap_feat_dim", "context_in_dim", "cross_attention_input_dim", "cross_attention_dim",
@@ -151,13 +151,13 @@ def _text(call: _Call) -> Any:
     return None if width is None else call.floats(call.batch, call.text, width)
 
 
-def _text_mask(call: _Call) -> Tensor | None:
+def _text_mask(call: _Example) -> Tensor | None:
     # Most models read a missing mask as "all of the text counts"; those that require one say so by having no default.
     required = inspect.signature(type(call.model).forward).parameters["encoder_attention_mask"].default
     return call.ones(call.batch, call.text) if required is inspect.Parameter.empty else None
 
 
-def _classes(call: _Call) -> Tensor | None:
+def _classes(call: _Example) -> Tensor | None:
     if call.get("class_embed_type") == "timestep":
         return call.floats(call.batch)
     if call.get("class_embed_type") in ("projection", "simple_projection"):
@@ -166,7 +166,7 @@ def _classes(call: _Call) -> Tensor | None:
     return call.indices(call.batch) if counted else None
 
 
-def _added_conditions(call: _Call) -> dict[str, Tensor] | None:
+def _added_conditions(call: _Example) -> dict[str, Tensor] | None:
     if call.kind.startswith("PixArt"):
         if not call.get("use_additional_conditions", default=call.get("sample_size") == 128):
             return None
@@ -182,7 +182,7 @@ def _added_conditions(call: _Call) -> dict[str, Tensor] | None:
     return None
 
 
-def _rotary(call: _Call) -> tuple[Tensor, Tensor] | None:
+def _rotary(call: _Example) -> tuple[Tensor, Tensor] | None:
     if call.kind.startswith("HunyuanDiT"):
         patches = (call.height // call.get("patch_size")) * (call.width // call.get("patch_size"))
     elif call.kind.startswith("CogVideoX") and call.get("use_rotary_positional_embeddings"):
@@ -194,22 +194,22 @@ def _rotary(call: _Call) -> tuple[Tensor, Tensor] | None:
     return call.floats(patches, head), call.floats(patches, head)
 
 
-def _vectors(*widths: str) -> Callable[[_Call], Any]:
+def _vectors(*widths: str) -> Callable[[_Example], Any]:
     """A rule for an argument ``[B, C]``, where the config sets one of these fields to ``C``."""
     return lambda call: None if (width := call.get(*widths)) is None else call.floats(call.batch, width)
 
 
-def _positions(count: Callable[[_Call], int]) -> Callable[[_Call], Any]:
+def _positions(count: Callable[[_Example], int]) -> Callable[[_Example], Any]:
     """A rule for the positions ``[N, axes]`` of so many tokens."""
     return lambda call: call.floats(count(call), len(call.config.get("axes_dims_rope", (0, 0, 0))))
 
 
-def _only(kinds: str | tuple[str, ...], make: Callable[[_Call], Any]) -> Callable[[_Call], Any]:
+def _only(kinds: str | tuple[str, ...], make: Callable[[_Example], Any]) -> Callable[[_Example], Any]:
     """A rule for the classes whose names start with ``kinds``; elsewhere the argument is left out."""
     return lambda call: make(call) if call.kind.startswith(kinds) else None
 
 
-_RULES: Mapping[str, Callable[[_Call], Any]] = {
+_RULES: Mapping[str, Callable[[_Example], Any]] = {
     "sample": _sample,
     "hidden_states": _sample,
     "timestep": _timestep,

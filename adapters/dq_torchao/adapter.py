@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -15,9 +16,11 @@ from torch import nn
 from dq_plugins.compiled import unwrap
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import LayerPlan, QuantPlan
+from dq_plugins.quantized.attention import MakeSite, QuantizedAttention
 from dq_plugins.quantized.installation import install_plan
 from dq_plugins.quantized.table_lookup import Outside
 from dq_plugins.timesteps import OutOfRange, TimestepContext, context_of
+from dq_torchao.attention import lower_attention
 from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of, remember
 from dq_torchao.lowering import lower_layer, mark_full_precision
 from dq_torchao.report import Execution, Timing
@@ -73,7 +76,7 @@ def apply(
         "temporal_fallback": temporal_fallback,
         "uniform_timesteps": uniform_timesteps,
     }
-    _begin(inside, plan, options)
+    _begin(inside, plan, options, choices)
     for name in plan.layers:
         lower_planned(inside, name, choices.get(name))
     return model
@@ -109,7 +112,9 @@ def begin(model: nn.Module, plan: QuantPlan, **options: Any) -> None:
     _begin(model, plan, options)
 
 
-def _begin(model: nn.Module, plan: QuantPlan, options: dict[str, Any]) -> None:
+def _begin(
+    model: nn.Module, plan: QuantPlan, options: dict[str, Any], choices: Mapping[str, Timing] = MappingProxyType({})
+) -> None:
     pending: dict[str, LayerPlan] = {}
 
     def note(name: str, layer: nn.Module, context: TimestepContext) -> None:
@@ -117,7 +122,10 @@ def _begin(model: nn.Module, plan: QuantPlan, options: dict[str, Any]) -> None:
             pending[name] = plan.layers[name]
         mark_full_precision(layer, plan.layers[name], NOT_SELECTED)
 
-    install(model, plan, note, **options)
+    def attend(name: str, module: nn.Module, *decided: Any) -> QuantizedAttention | None:
+        return lower_attention(module, *decided, choices.get(name))
+
+    install(model, plan, note, attend, **options)
     object.__setattr__(model, PENDING, Pending(plan.hash, pending))
     remember(model, CheckpointConfig.of(model, plan, options))
 
@@ -159,6 +167,7 @@ def install(
     model: nn.Module,
     plan: QuantPlan,
     lower: Callable[[str, nn.Module, TimestepContext], object],
+    make_attention: MakeSite,
     **options: Any,
 ) -> None:
     """Put everything that a plan brings into a denoiser whose weights need not be there yet.
@@ -167,6 +176,7 @@ def install(
         model: the denoiser, in full precision.
         plan: the plan.
         lower: makes one layer run as planned, given its name, the layer and the context.
+        make_attention: makes a module's attention run as planned.
         options: ``out_of_range``, ``temporal_fallback``, ``uniform_timesteps``; see `apply`.
 
     Raises:
@@ -184,6 +194,7 @@ def install(
         lower_all,
         adapter=TorchAOAdapter.name,
         implemented=IMPLEMENTED,
+        make_attention=make_attention,
         check_weights=False,
         **options,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -19,8 +20,10 @@ from torchao.core.config import config_to_dict
 
 from dq_plugins.atomic import replacing
 from dq_plugins.errors import CheckpointError, DQError, PlanError, TimestepError
+from dq_plugins.quantized.attention import QuantizedAttention
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.adapter import install
+from dq_torchao.attention import restore_attention
 from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of, remember
 from dq_torchao.checkpoint_files import CheckpointFiles, integrity_metadata
 from dq_torchao.config_data import config_from_json
@@ -104,7 +107,7 @@ def rebuild(model: nn.Module, config: CheckpointConfig) -> nn.Module:
     """
     plan = config.skeleton()
     modules = dict(model.named_modules())
-    if unknown := [name for name in plan.layers if name not in modules]:
+    if unknown := [name for name in (*plan.layers, *plan.attention) if name not in modules]:
         raise CheckpointError(
             f"the checkpoint is of a quantized {plan.model} with a layer {unknown[0]!r} ({len(unknown)} such), which "
             f"this {type(model).__name__} does not have. Build the denoiser that was saved."
@@ -116,8 +119,11 @@ def rebuild(model: nn.Module, config: CheckpointConfig) -> nn.Module:
     def restore(name: str, layer: nn.Module, context: TimestepContext) -> None:
         restore_layer(layer, plan.layers[name], context, *config.execution(name))
 
+    def attend(name: str, module: nn.Module, *decided: Any) -> QuantizedAttention | None:
+        return restore_attention(module, *decided, config.execution(name)[0])
+
     try:
-        install(model, plan, restore, **config.options)
+        install(model, plan, restore, attend, **config.options)
     except (TypeError, KeyError, AttributeError) as error:
         raise PlanError(f"the quantization config of this checkpoint is damaged: {error}") from error
     return model

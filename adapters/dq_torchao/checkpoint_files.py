@@ -29,7 +29,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
-class Entry(NamedTuple):
+class StoredEntry(NamedTuple):
     """Where a tensor lies, and what it is."""
 
     file: Path
@@ -106,7 +106,7 @@ class CheckpointFiles:
 
     def __init__(self, files: Iterable[str | Path]) -> None:
         self.files = [Path(file) for file in files]
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, StoredEntry] = {}
         records = {self._read_header(file) for file in self.files}
         if len(records) != 1:
             raise CheckpointError(f"the files {', '.join(f.name for f in self.files)} are not of one checkpoint")
@@ -122,7 +122,7 @@ class CheckpointFiles:
                     )
                 if name in self.entries:
                     raise CheckpointError(f"tensor {name!r} is in {path} and in {self.entries[name].file}")
-                self.entries[name] = Entry(path, _DTYPES[part.get_dtype()], tuple(part.get_shape()))
+                self.entries[name] = StoredEntry(path, _DTYPES[part.get_dtype()], tuple(part.get_shape()))
             return (file.metadata() or {}).get(METADATA_KEY)
 
     def verify(self, config: Any) -> None:

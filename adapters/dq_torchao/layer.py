@@ -47,6 +47,16 @@ NO_GRADIENT = (
 )
 
 
+def refuse_frozen_group(device: torch.device, context: TimestepContext) -> None:
+    """Raise `TimestepError` where a compiler would take the group of the running call for that of all calls."""
+    if is_frozen(device) and not context.selection.traced:
+        raise TimestepError(
+            "a part of this denoiser is compiled on its own with inductor's freezing, which would freeze the timestep "
+            "group of one call into it. Compile the denoiser as a whole, or compile parts of it without "
+            "torch._inductor.config.freezing"
+        )
+
+
 class IntegerLayer(PackedWeight):
     """A layer with integer weights whose activation parameters come from a timestep-group table.
 
@@ -161,12 +171,7 @@ class IntegerLayer(PackedWeight):
             raise DQError(NO_GRADIENT)
         index = self._index(self.group_name, self.act_scale)
         row = None if self.bias_correction is None else self._index(self.correction_groups, self.bias_correction)
-        if is_frozen(x.device) and not self.context.selection.traced:
-            raise TimestepError(
-                "a part of this denoiser is compiled on its own with inductor's freezing, which would freeze the "
-                "timestep group of one call into it. Compile the denoiser as a whole, or compile parts of it without "
-                "torch._inductor.config.freezing"
-            )
+        refuse_frozen_group(x.device, self.context)
         if index.numel() > 1 or (row is not None and row.numel() > 1):
             return self._per_sample(x, index, row)
         # [1] tensors all the way: this runs at every layer of every step, and each small operation costs microseconds.

@@ -72,13 +72,13 @@ def _bytes_of_scales(layer: nn.Module) -> int:
 
 
 def execution_report(model: nn.Module) -> dict[str, Execution]:
-    """How every planned layer of ``model`` runs, by fully qualified name.
+    """How every planned layer and every planned attention of ``model`` runs, by fully qualified name.
 
     Args:
         model: a denoiser that `dq_torchao.apply` or ``quantize_`` has converted.
 
     Returns:
-        One entry for each layer of the plan, in the order of the modules; empty for another model.
+        One entry for each of the plan, in the order of the modules; empty for another model.
     """
     found = ((name, module, getattr(module, "execution", None)) for name, module in model.named_modules())
     return {name: _as_it_runs(module, how) for name, module, how in found if isinstance(how, Execution)}
@@ -86,7 +86,7 @@ def execution_report(model: nn.Module) -> dict[str, Execution]:
 
 def _as_it_runs(layer: nn.Module, execution: Execution) -> Execution:
     """A tool may have replaced the forward of an integer layer since; its weight is then used in floating point."""
-    if execution.state != "integer" or not (reason := unreachable(layer)):
+    if execution.state != "integer" or not isinstance(layer, PackedWeight) or not (reason := unreachable(layer)):
         return execution
     dtype = str(getattr(layer, "weight_dtype", "")).removeprefix("torch.")
     return replace(execution, state="weight-only", kernel="", compute=dtype, reason=reason)

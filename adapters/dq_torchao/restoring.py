@@ -13,6 +13,7 @@ from dq_plugins.plan import ActivationQuant, BiasCorrection, LayerPlan
 from dq_plugins.quantized.layer import ActivationQuantizer, simulate_layer
 from dq_plugins.quantized.output_correction import OutputCorrection
 from dq_plugins.timesteps import TimestepContext
+from dq_torchao.attention import simulate_without_kernel
 from dq_torchao.kernels import kernel_for
 from dq_torchao.layer import IntegerLayer
 from dq_torchao.lowering import INTEGER_LAYERS, folded
@@ -80,6 +81,7 @@ def check_values(model: nn.Module) -> None:
         CheckpointError: scales that are not positive float32, or zero points that no code has.
     """
     for name, layer in list(model.named_modules()):
+        simulate_without_kernel(layer)
         if isinstance(layer, PackedWeight):
             _check_scale(name, "weight_scale", layer.weight_scale)
             _check_scale(name, "inverse_balance", layer.inverse_balance)

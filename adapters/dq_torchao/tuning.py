@@ -20,6 +20,7 @@ from dq_plugins.hooks import hooked
 from dq_plugins.metrics.latency import Latency, compare_latency, thread_clock
 from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.timesteps import TimestepContext
+from dq_torchao.attention import time_attention
 from dq_torchao.lowering import lower_layer, unsupported_reason
 from dq_torchao.report import Timing
 from dq_torchao.wrapped_forward import unwrapped_copy
@@ -45,7 +46,7 @@ class InputLayout(NamedTuple):
 
 @torch.no_grad()
 def tune(model: nn.Module, plan: QuantPlan, example_inputs: Mapping[str, Any]) -> dict[str, Timing]:
-    """Time every layer that can run in integers, in eager mode, both ways.
+    """Time every layer and every attention that can run in integers, in eager mode, both ways.
 
     Args:
         model: the full-precision denoiser the plan was made for; it is left as it is.
@@ -53,7 +54,8 @@ def tune(model: nn.Module, plan: QuantPlan, example_inputs: Mapping[str, Any]) -
         example_inputs: keyword arguments of one call of the denoiser, of the batch and image size to be fast at.
 
     Returns:
-        By layer; for the ``choices`` of `dq_torchao.apply`. Layers that the call does not reach are missing.
+        By layer, and by module that attends; for the ``choices`` of `dq_torchao.apply`. What the call does not reach is
+        missing.
     """
     layers = {name: model.get_submodule(name) for name in plan.layers}
     candidates = {name: layer for name, layer in layers.items() if not unsupported_reason(layer, plan.layers[name])}
@@ -68,7 +70,9 @@ def tune(model: nn.Module, plan: QuantPlan, example_inputs: Mapping[str, Any]) -
         if key not in known:
             known[key] = time_layer(layer, layer_plan, plan, layouts[name])
         timings[name] = known[key]
-    return timings
+    context = TimestepContext(plan.groups, "nearest")
+    t = plan.schedule.timesteps[0]
+    return timings | time_attention(model, plan.attention, context, t, example_inputs, rounds=ROUNDS)
 
 
 def layer_key(layer: nn.Module) -> Hashable:

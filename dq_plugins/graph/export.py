@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
 import traceback
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 
 from dq_plugins.compiled import unwrap
 from dq_plugins.errors import TraceError
 from dq_plugins.graph.arguments import map_leaves, named_leaves, tensors_of
 from dq_plugins.graph.meta_copy import empty_on, meta_copy
-from dq_plugins.quiet import loggers_at
-
-PREFIX = "denoiser"
-"""Attribute of the exported wrapper that holds the denoiser: the first part of every name in the program."""
-
+from dq_plugins.graph.program import Placeholder, Program, quiet_tracing, without_prefix
 
 Exported = tuple[ExportedProgram, tuple[str, ...]]
 """A traced denoiser: the program and the dotted names of its tensor inputs, in order."""
@@ -73,9 +67,25 @@ def _export(denoiser: nn.Module, inputs: Mapping[str, Any], device: str, strict:
 
     call = _Call(meta_copy(denoiser, stand_in), inputs)
     tensors = tuple(stand_in(value) for _, value in named_leaves(inputs) if isinstance(value, Tensor))
-    with _quiet(), torch.no_grad():
+    with quiet_tracing(), torch.no_grad():
         program = torch.export.export(call, tensors, strict=strict)
     return program, call.names
+
+
+def program_of(exported: Exported) -> Program:
+    """An exported program with its placeholders named."""
+    program, names = exported
+    inputs = iter(names)
+    placeholders = {}
+    nodes = (node for node in program.graph.nodes if node.op == "placeholder")
+    for node, spec in zip(nodes, program.graph_signature.input_specs, strict=True):
+        if spec.kind is InputKind.PARAMETER:
+            placeholders[node] = Placeholder("parameter", without_prefix(str(spec.target)))
+        elif spec.kind is InputKind.USER_INPUT:
+            placeholders[node] = Placeholder("input", next(inputs))
+        elif isinstance(node.meta.get("val"), Tensor):
+            placeholders[node] = Placeholder("constant", without_prefix(spec.target or node.name))
+    return Program(program.graph, program.graph_module, placeholders)
 
 
 class _Call(nn.Module):
@@ -98,20 +108,6 @@ class _Call(nn.Module):
                 "it that could be the denoised sample. Return a tensor, or a tuple, dictionary or dataclass of tensors."
             )
         return found
-
-
-_CHATTY = ("torch.export", "torch._dynamo", "torch.fx", "torch._subclasses.fake_tensor")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the warnings and log lines of one export: they are about code that the user did not write.
-
-    A failing export also prints the graph that it has so far, past all loggers.
-    """
-    with warnings.catch_warnings(), loggers_at(logging.CRITICAL, _CHATTY), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _explain(denoiser: nn.Module, failures: list[tuple[str, Exception]]) -> str:

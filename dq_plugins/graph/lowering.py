@@ -1,4 +1,4 @@
-"""From an exported program to a `networkx.DiGraph` of plain data: one node per tensor op, in execution order."""
+"""From a traced program to a `networkx.DiGraph` of plain data: one node per tensor op, in execution order."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from typing import Any
 
 import networkx as nx
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import InputKind
 
 from dq_plugins.graph import ops
-from dq_plugins.graph.export import Exported
 from dq_plugins.graph.macs import count_macs
 from dq_plugins.graph.owners import Owners
-from dq_plugins.graph.reading import inlined_region, module_of, numel_of, shape_of, without_prefix
+from dq_plugins.graph.program import Program
+from dq_plugins.graph.reading import inlined_region, module_of, numel_of, shape_of
 from dq_plugins.layer_kinds import BY_OPERATOR
 
 
-def lower(exported: Exported, denoiser: nn.Module) -> nx.DiGraph:
-    """Lower an exported program; see `dq_plugins.graph.trace` for what the nodes and edges carry."""
-    return _Lowering(exported, Owners(denoiser)).run()
+def lower(program: Program, denoiser: nn.Module) -> nx.DiGraph:
+    """Lower a program; see `dq_plugins.graph.trace` for what the nodes and edges carry."""
+    return _Lowering(program, Owners(denoiser)).run()
 
 
 class _Parameter(str):
@@ -37,8 +36,8 @@ _OPERANDS = ("input_operand", "weight_operand")
 class _Lowering:
     """One walk over the program. A value is a node's name, a `_Parameter`, a list of values, or None (no tensor)."""
 
-    def __init__(self, exported: Exported, owners: Owners) -> None:
-        self.program, self.input_names = exported
+    def __init__(self, program: Program, owners: Owners) -> None:
+        self.program = program
         self.owners = owners
         self.graph: nx.DiGraph = nx.DiGraph()
         self.values: dict[fx.Node, Any] = {}
@@ -47,20 +46,18 @@ class _Lowering:
         self.aliases: dict[fx.Node, fx.Node] = {}  # placeholder of an inlined region -> what it stands for
 
     def run(self) -> nx.DiGraph:
-        inputs = iter(self.input_names)
-        placeholders = [n for n in self.program.graph.nodes if n.op == "placeholder"]
-        for node, spec in zip(placeholders, self.program.graph_signature.input_specs, strict=True):
-            if spec.kind is InputKind.PARAMETER:
-                self.values[node] = _Parameter(without_prefix(spec.target))
-            elif spec.kind is InputKind.USER_INPUT:
-                name = next(inputs)
-                self.values[node] = self._add(f"input:{name}", node, "input", "input", [], depends=[name])
-            elif isinstance(node.meta.get("val"), Tensor):
-                name = without_prefix(spec.target or node.name)
-                self.values[node] = self._add(f"constant:{name}", node, "constant", "constant", [])
-        self._walk(self.program.graph, self.program.graph_module, prefix="")
+        for node in self.program.placeholders:
+            if node.op == "placeholder":
+                self.values[node] = self._placeholder(node)
+        self._walk(self.program.graph, self.program.module, prefix="")
         self.graph.remove_nodes_from([n for n in nx.isolates(self.graph) if n.startswith("constant:")])
         return self.graph
+
+    def _placeholder(self, node: fx.Node) -> Any:
+        kind, name = self.program.placeholders[node]
+        if kind == "parameter":
+            return _Parameter(name)
+        return self._add(f"{kind}:{name}", node, kind, kind, [], depends=[name] if kind == "input" else [])
 
     def _walk(self, graph: fx.Graph, owner: nn.Module, prefix: str) -> list[Any]:
         """Lower the ops of one graph; returns the values of its outputs."""
@@ -70,6 +67,8 @@ class _Lowering:
                 outputs = [self.values.get(n) for n in ops.tensor_operands(node)]
                 if not prefix:
                     self._add("output", node, "output", "output", self._sources(node))
+            elif node in self.program.placeholders:
+                self.values.setdefault(node, self._placeholder(node) if node.op == "get_attr" else None)
             elif node.op == "get_attr":
                 self._constant(node, getattr(owner, str(node.target), None), prefix)
             elif node.op == "call_function":
@@ -110,7 +109,10 @@ class _Lowering:
                 self.writers[key] = name
 
     def _storage(self, node: fx.Node) -> int | None:
-        return ops.storage_key(self.aliases.get(node, node).meta.get("val"))
+        node = self.aliases.get(node, node)
+        if self.program.viewed is None:
+            return ops.storage_key(node.meta.get("val"))
+        return id(self.program.viewed.get(node, node))
 
     def _sources(self, node: fx.Node) -> list[_Source]:
         found = []

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from dq_plugins.errors import TraceError
 from dq_plugins.graph import ops
-from dq_plugins.graph.export import PREFIX
+from dq_plugins.graph.program import without_prefix
 from dq_plugins.layer_kinds import BY_OPERATOR
 
 _LARGEST_SIZE = 2**48  # a larger bound is not a bound: it is the largest integer that torch can express
@@ -61,12 +61,6 @@ def module_of(node: fx.Node) -> tuple[str, str]:
         return "", ""
     kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
     return without_prefix(path), kind.rpartition(".")[2]
-
-
-def without_prefix(name: str) -> str:
-    """The denoiser's own name for what an exported program calls ``name``."""
-    name = name.partition("@")[0]  # the second call of a module is "name@1"
-    return "" if name == PREFIX else name.removeprefix(f"{PREFIX}.")
 
 
 def shape_of(value: Any) -> list[int] | None:

@@ -51,6 +51,11 @@ class AttentionPlan:
         return self.query is not None
 
     @property
+    def why(self) -> str:
+        """Text of the reason; empty without one."""
+        return "" if self.unquantized_reason is None else self.unquantized_reason.text
+
+    @property
     def quantizers(self) -> dict[str, ActivationQuant]:
         """By operand; empty for one in floating point."""
         found = {name: getattr(self, name) for name in OPERANDS}

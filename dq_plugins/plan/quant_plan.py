@@ -70,6 +70,7 @@ class QuantPlan:
         seed: seed of every random choice.
         targets: what the run aimed at.
         range_methods: how ranges were chosen.
+        tracer: how the graph behind roles, blocks and dependencies was found, see `dq_plugins.graph.trace`.
     """
 
     __pydantic_config__ = STRICT
@@ -96,6 +97,7 @@ class QuantPlan:
     outlier_rows: dict[str, OutlierRows] = field(default_factory=dict, metadata=FEATURE)
     binary_training: BinaryTraining | None = None
     attention: dict[str, AttentionPlan] = field(default_factory=dict)
+    tracer: str = ""
 
     def layer(self, name: str) -> LayerPlan:
         """Entry of one layer; an unknown name raises `PlanError` with close matches."""
@@ -266,6 +268,7 @@ def _summary(plan: QuantPlan) -> str:
         f"  schedule: {len(plan.schedule)} timesteps from {first:g} to {last:g}{visited}",
         f"  groups:   {listed([f'{name} ({len(groups)})' for name, groups in plan.groups.items()])}",
         f"  passes:   {', '.join(each.name for each in plan.passes) or 'none'}",
+        *([f"  traced:   by {plan.tracer}"] if plan.tracer else []),
         f"  layers:   {len(plan.layers)}",
         *(f"    {line}" for line in _layers(plan)),
         *(f"  {line}" for line in _others(plan)),

@@ -76,9 +76,11 @@ class QuantizedAttention(nn.Module):
         if dropout_p > 0:
             raise DQError(DROPOUT)
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        return self.attend(query, key, value, full_mask(query, key, attn_mask, is_causal), scale)
+        return self.attend(query, key, value, attn_mask, is_causal, scale)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float
+    ) -> Tensor:
         """Attention of ``query [..., L, D]`` to ``key [..., S, D]`` and ``value [..., S, D']``, simulated.
 
         Args:
@@ -86,8 +88,10 @@ class QuantizedAttention(nn.Module):
             key: likewise; of as many heads as the query, or of a divisor of it.
             value: likewise.
             mask: what is added to the scores, or where they count (bool); it broadcasts against ``[..., L, S]``.
+            is_causal: whether a query sees the keys up to its own position, instead of a mask.
             scale: of the scores.
         """
+        mask = full_mask(query, key, mask, is_causal)
         q, k, v = self.query(query), self.key(key), self.value(value)
         if k.dim() > 2 and k.shape[-3] != q.shape[-3]:  # heads that share a key and a value
             k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
@@ -124,7 +128,7 @@ class ObservedAttention(QuantizedAttention):
         return F.scaled_dot_product_attention(self.query(query), self.key(key), self.value(value), *args, **kwargs)
 
 
-class _Attending(TorchFunctionMode):
+class attending(TorchFunctionMode):  # noqa: N801  # for a with statement
     """While it is open, the first attention runs as ``site`` says."""
 
     def __init__(self, site: nn.Module) -> None:
@@ -147,7 +151,7 @@ class Attending(Lookalike):
         site = self.__dict__["_modules"].get(SITE)
         if site is None:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        with _Attending(site):
+        with attending(site):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
 
@@ -180,12 +184,12 @@ def simulated_attention(module: nn.Module, plan: AttentionPlan, context: Timeste
     return QuantizedAttention(**{n: ActivationQuantizer(q, context, device) for n, q in plan.quantizers.items()})
 
 
-MakeSite = Callable[[nn.Module, AttentionPlan, TimestepContext], QuantizedAttention | None]
-"""Makes a backend's form of the attention of a module; None: it stays PyTorch's."""
+MakeSite = Callable[[str, nn.Module, AttentionPlan, TimestepContext], QuantizedAttention | None]
+"""Makes a backend's form of the attention of a module, given its name, too; None: it stays PyTorch's."""
 
 
 def install_attention(
-    model: nn.Module, plans: Mapping[str, AttentionPlan], context: TimestepContext, make: MakeSite
+    model: nn.Module, plans: Mapping[str, AttentionPlan], context: TimestepContext, make: MakeSite | None = None
 ) -> None:
     """Quantize the attention of a denoiser as planned, for good.
 
@@ -193,11 +197,13 @@ def install_attention(
         model: the denoiser.
         plans: by the name of the module that attends.
         context: of the denoiser.
-        make: makes it.
+        make: makes it; simulated by default.
     """
     for name, plan in plans.items():
+        if not plan.quantized:
+            continue
         module = model.get_submodule(name)
-        site = make(module, plan, context) if plan.quantized else None
+        site = make(name, module, plan, context) if make else simulated_attention(module, plan, context)
         if site is not None:
             quantize_attention(module, site)
 

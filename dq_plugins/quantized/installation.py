@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from torch import nn
 
 from dq_plugins.plan import LayerPlan, QuantPlan
-from dq_plugins.quantized.attention import MakeSite, install_attention, simulated_attention
+from dq_plugins.quantized.attention import MakeSite, install_attention
 from dq_plugins.quantized.exact_tokens import WeightOf, install_tokens, own_weight
 from dq_plugins.quantized.table_lookup import Outside, install_tables
 from dq_plugins.timesteps import OutOfRange, TimestepContext, attach_context
@@ -27,7 +27,7 @@ def install_plan(
     temporal_fallback: Outside = "error",
     uniform_timesteps: bool = False,
     weight_of: WeightOf = own_weight,
-    make_attention: MakeSite = simulated_attention,
+    make_attention: MakeSite | None = None,
     check_weights: bool = True,
 ) -> TimestepContext:
     """Put a plan into a denoiser, in place: context, layers, attention, temporal table, exact tokens, routing.
@@ -43,7 +43,7 @@ def install_plan(
         temporal_fallback: what a timestep that the temporal table lacks does: ``"error"``, or ``"live"``.
         uniform_timesteps: every call has one timestep for the whole batch.
         weight_of: gives the floating-point weight that a layer of this backend computes with.
-        make_attention: makes a module's attention run as planned.
+        make_attention: makes a module's attention run as planned; simulated by default.
         check_weights: whether ``model`` holds the weights that the plan was made for already.
 
     Returns:

@@ -54,6 +54,7 @@ def empty_plan(context: PassContext, recipe: str) -> QuantPlan:
         recipe=recipe,
         seed=context.seed,
         targets=context.targets,
+        tracer=context.traced.graph.graph.get("tracer", ""),
     )
 
 

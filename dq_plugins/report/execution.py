@@ -36,14 +36,14 @@ class LayerExecution:
 
 
 def executions(model: nn.Module, plan: QuantPlan) -> dict[str, LayerExecution]:
-    """How every planned layer of a quantized denoiser runs.
+    """How every planned layer and every attention of a quantized denoiser runs.
 
     An adapter says so by an attribute ``execution`` (with ``state``, ``kernel``, ``compute`` and ``reason``, and
     ``bits`` and ``bytes`` where it stores the weight in a form of its own) on the module; a planned layer without one
     is simulated, because adapters that run integers say so.
     """
     found = {}
-    for name, layer in plan.layers.items():
+    for name, layer in (*plan.layers.items(), *plan.attention.items()):
         module = model.get_submodule(name)
         told = getattr(module, "execution", None)
         if told is not None:

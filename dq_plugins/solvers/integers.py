@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 EXPONENT = 40
 
 
-class Row(NamedTuple):
+class BudgetRow(NamedTuple):
     """A budget in integers.
 
     Attributes:
@@ -54,7 +54,7 @@ class IntegerProgram:
 
     error: Integers
     scale: float
-    rows: tuple[Row, ...]
+    rows: tuple[BudgetRow, ...]
     rounding: float
 
 
@@ -71,12 +71,12 @@ def to_integers(program: ChoiceProgram) -> IntegerProgram:
     return IntegerProgram(error, scale, rows, len(program.names) / scale)
 
 
-def _row(budget: Budget, program: ChoiceProgram) -> Row:
+def _row(budget: Budget, program: ChoiceProgram) -> BudgetRow:
     scale = max(power_of_two(budget.cost), 1.0 if budget.integral else 0.0)
     costs = np.ceil(budget.cost * scale).astype(np.int64)
     first = costs[program.start[:-1]]  # [N]
     limit = min(budget.limit, 2 * float(np.abs(budget.cost).sum()))  # beyond what can be spent, and within int64
-    return Row(costs - first[program.set_of], math.floor(limit * scale) - int(first.sum()), scale)
+    return BudgetRow(costs - first[program.set_of], math.floor(limit * scale) - int(first.sum()), scale)
 
 
 def add_choice_sets(model: cp_model.CpModel, program: ChoiceProgram) -> list[Any]:

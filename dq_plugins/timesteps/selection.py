@@ -58,10 +58,11 @@ def fit_to_input(selected: Tensor, per: tuple[int, ...], x: Tensor) -> Tensor:
         selected: ``[*per, *F]``.
         per: shape of the index: ``[B]`` or ``[B, T]``.
         x: ``[N, ...]``. N is a multiple of B: where a layer folded frames or tokens into the batch, consecutive rows
-            belong to one sample. With one timestep per token it is ``[B, T, ...]``, or ``[B T, ...]`` after folding.
+            belong to one sample. ``[S, B, C]`` with S other than B is read as a sequence of batches, as layers of some
+            transformers see it. With one timestep per token it is ``[B, T, ...]``, or ``[B T, ...]`` after folding.
 
     Returns:
-        ``[N, *F]``, or ``[B, T, *F]``.
+        ``[N, *F]``, ``[S, B, *F]`` or ``[B, T, *F]``.
 
     Raises:
         TimestepError: ``x`` does not have these samples or tokens.
@@ -77,6 +78,8 @@ def fit_to_input(selected: Tensor, per: tuple[int, ...], x: Tensor) -> Tensor:
             f"shape {tuple(x.shape)}, whose rows are not these tokens: which timestep a row belongs to is not known. "
             "Call the denoiser with one timestep per sample"
         )
+    if x.dim() == 3 and x.shape[0] != per[0] == x.shape[1]:
+        return selected.expand(x.shape[0], *selected.shape)
     if x.shape[0] % per[0]:
         raise TimestepError(
             f"a layer sees a batch of {x.shape[0]}, which is not a multiple of the {per[0]} timesteps of this "
@@ -94,7 +97,7 @@ def select_for_input(table: Tensor, index: Tensor, x: Tensor) -> Tensor:
         x: a layer's input, see `fit_to_input`.
 
     Returns:
-        ``[]`` for one timestep or one group, else ``[N, 1, ..., 1]`` or ``[B, T, 1, ..., 1]``.
+        ``[]`` for one timestep or one group, else ``[N, 1, ..., 1]``, ``[S, B, 1]`` or ``[B, T, 1, ..., 1]``.
 
     Raises:
         TimestepError: ``x`` does not have these samples or tokens.

@@ -48,7 +48,7 @@ class AttentionDenoiser(nn.Module):
         self.near, self.far = SelfOrCross(width, width), SelfOrCross(width, 10)
 
     def forward(self, sample: Tensor, timestep: Tensor, text: Tensor, mask: Tensor | None = None) -> Tensor:
-        t = sinusoid(timestep, 8)
+        t = sinusoid(timestep, 8).to(sample.dtype)
         x = self.enter(sample * (1 + t[:, :1, None, None].abs())) + self.time(t)[:, :, None, None]
         rows = x.flatten(2).transpose(1, 2)
         rows = rows + self.near(rows, rows)

@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from dq_plugins.passes.steps.intervals import StepGroups
+from dq_plugins.passes.steps.intervals import StepIntervals
 from dq_plugins.passes.steps.space import Candidate, LayerChoices, Space
 
 
@@ -18,7 +18,8 @@ class ToyFitness:
         self.space = space
         self.sensitivity = np.exp(rng.normal(0, 1.5, len(space.choice_counts)))
         self.ideal = {
-            k: [rng.uniform(g.members(i)[0], g.members(i)[-1]) for i in range(k)][::-1] for k, g in space.groups.items()
+            k: [rng.uniform(g.members(i)[0], g.members(i)[-1]) for i in range(k)][::-1]
+            for k, g in space.intervals.items()
         }
         self.scored: list[str] = []
 
@@ -40,8 +41,8 @@ class ToyFitness:
     def optimum(self) -> tuple[Candidate, float]:
         everything = (
             Candidate(steps, widths)
-            for groups in self.space.groups.values()
-            for steps in product(*map(range, groups.sizes))
+            for intervals in self.space.intervals.values()
+            for steps in product(*map(range, intervals.sizes))
             for widths in product(*map(range, self.space.choice_counts))
         )
         best = min((c for c in everything if self.space.fits(c)), key=self.true)
@@ -56,5 +57,5 @@ def toy_space(seed: int = 0, layers: int = 4, budget: float = 0.6) -> Space:
         LayerChoices(f"l{i}", (4, 8), (4, 8), macs[i] * np.outer((4, 8), (4, 8)).astype(float)) for i in range(layers)
     )
     grid = tuple(float(t) for t in range(50, 1000, 100))
-    groups = {2: StepGroups(grid, (0, 4)), 3: StepGroups(grid, (0, 2, 5))}
-    return Space(groups, choices, budget * 3 * 64 * float(macs.sum()))
+    intervals = {2: StepIntervals(grid, (0, 4)), 3: StepIntervals(grid, (0, 2, 5))}
+    return Space(intervals, choices, budget * 3 * 64 * float(macs.sum()))

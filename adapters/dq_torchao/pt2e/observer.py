@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, fx
 from torchao.quantization.pt2e import ObserverBase
 
-from dq_torchao.pt2e.calibration import SharedCalibration, TimestepRecorder
 from dq_torchao.pt2e.rewrite import (
     LINEAR,
     Row,
@@ -17,6 +16,7 @@ from dq_torchao.pt2e.rewrite import (
     quantize_in_units,
     select_column,
 )
+from dq_torchao.pt2e.shared_calibration import SharedCalibration, TimestepRecorder
 
 
 class TimestepGroupObserver(ObserverBase):

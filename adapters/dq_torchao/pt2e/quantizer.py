@@ -18,10 +18,10 @@ from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
 from dq_plugins.errors import TimestepError
 from dq_plugins.graph import TIMESTEP_NAMES
-from dq_torchao.pt2e.calibration import SharedCalibration, TimestepRecorder
 from dq_torchao.pt2e.common import merge_equal
 from dq_torchao.pt2e.observer import TimestepGroupObserver
 from dq_torchao.pt2e.rewrite import CONV, LINEAR, WEIGHT_RANGE, aten, padding_of
+from dq_torchao.pt2e.shared_calibration import SharedCalibration, TimestepRecorder
 
 POWER = {"mse": 2.0, "shrink": 2.4}
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 
 from dq_plugins.timesteps import TimestepGroups
-from dq_torchao.pt2e.calibration import Tables
+from dq_torchao.pt2e.shared_calibration import Tables
 
 aten = torch.ops.aten
 CONV, LINEAR = aten.conv2d.default, aten.linear.default

@@ -47,12 +47,12 @@ def uniform(space: Space, width: Width) -> tuple[int, ...]:
 
 
 def seeds(space: Space, noise: Mapping[Entry, float], stepper: Stepper) -> list[Candidate]:
-    """For every number of steps the sampler's own timesteps (the nearest in each group), with the best widths."""
+    """For every number of steps the sampler's own timesteps (the nearest in each interval), with the best widths."""
     found = []
-    for count in sorted(space.groups):
+    for count in sorted(space.intervals):
         own, widths = stepper.own(count), best_widths(space, noise, count)
         if widths is not None and len(own) == count:
-            found.append(Candidate(space.groups[count].nearest(own), widths))
+            found.append(Candidate(space.intervals[count].nearest(own), widths))
     return found
 
 
@@ -76,7 +76,7 @@ def baselines(
         limited = replace(space, budget=budget)
         for name, points in found.items():
             tried = []
-            for count in sorted(space.groups):
+            for count in sorted(space.intervals):
                 genes = rules[name](limited, count)
                 if genes is not None:
                     tried.append(measured(space, fitness, fitness.stepper.own(count), genes))

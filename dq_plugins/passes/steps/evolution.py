@@ -224,7 +224,7 @@ class Evolution:
 
     def _rate(self, rng: np.random.Generator) -> float:
         largest = self.options.mutation
-        genes = len(self.space.choice_counts) + max(self.space.groups)
+        genes = len(self.space.choice_counts) + max(self.space.intervals)
         if not self.options.spread or genes * largest <= 1:
             return largest
         return math.exp(rng.uniform(-math.log(genes), math.log(largest)))

@@ -1,12 +1,12 @@
-"""Groups of candidate timesteps, of which sampling visits exactly one each.
+"""Intervals of candidate timesteps, of which sampling visits exactly one each.
 
-Choosing K of 1000 timesteps freely is hopeless; choosing one in each of K neighbouring groups is small, and keeps the
-schedule spread out. Quadratic groups are finer near t = 0, where the image takes shape:
+Choosing K of 1000 timesteps freely is hopeless; choosing one in each of K neighbouring intervals is small, and keeps
+the schedule spread out. Quadratic intervals are finer near t = 0, where the image takes shape:
 
     b_k = low + floor((k sqrt(0.8 (high - low)) / (K - 1))^2),  k = 1 .. K - 1      (low = 0, high = 1000: TMPQ-DM)
 
-Source: TMPQ-DM (Sun et al. 2024) and its code; the data-driven groups are ours. Candidates are the ``grid``; a boundary
-that would leave a group without a candidate moves to the next one.
+Source: TMPQ-DM (Sun et al. 2024) and its code; the data-driven intervals are ours. Candidates are the ``grid``; a
+boundary that would leave an interval without a candidate moves to the next one.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ import numpy as np
 
 from dq_plugins.errors import BudgetError
 
-Grouping = Literal["quadratic", "uniform", "change"]
+Spacing = Literal["quadratic", "uniform", "change"]
 
 QUADRATIC_SHARE = 0.8
-"""Where the last group begins, as a share of the range: 800 of 1000 in the paper's code."""
+"""Where the last interval begins, as a share of the range: 800 of 1000 in the paper's code."""
 
 
 @dataclass(frozen=True)
-class StepGroups:
-    """K groups over a grid of candidate timesteps.
+class StepIntervals:
+    """K intervals over a grid of candidate timesteps.
 
     Attributes:
         grid: candidate timesteps, ascending.
-        starts: position in the grid where each group begins, ascending from 0; ``K`` of them.
+        starts: position in the grid where each interval begins, ascending from 0; ``K`` of them.
 
     Example:
-        >>> StepGroups((10.0, 20.0, 30.0), (0, 1)).members(1)
+        >>> StepIntervals((10.0, 20.0, 30.0), (0, 1)).members(1)
         (20.0, 30.0)
     """
 
@@ -45,92 +45,92 @@ class StepGroups:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def members(self, group: int) -> tuple[float, ...]:
-        """Candidates of a group, ascending; group 0 is the one at the end of sampling."""
+    def members(self, interval: int) -> tuple[float, ...]:
+        """Candidates of an interval, ascending; interval 0 is the one at the end of sampling."""
         ends = (*self.starts[1:], len(self.grid))
-        return self.grid[self.starts[group] : ends[group]]
+        return self.grid[self.starts[interval] : ends[interval]]
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Candidates in each group."""
+        """Candidates in each interval."""
         return tuple(len(self.members(k)) for k in range(len(self)))
 
     def timesteps(self, choice: Sequence[int]) -> tuple[float, ...]:
-        """The schedule, descending, that takes member ``choice[k]`` of group k."""
+        """The schedule, descending, that takes member ``choice[k]`` of interval k."""
         return tuple(self.members(k)[c] for k, c in enumerate(choice))[::-1]
 
     def nearest(self, timesteps: Sequence[float]) -> tuple[int, ...]:
-        """The choice closest to a schedule of as many timesteps: in each group the member nearest to its own."""
+        """The choice closest to a schedule of as many timesteps: in each interval the member nearest to its own."""
         wanted = sorted(timesteps)
         if len(wanted) != len(self):
-            raise BudgetError(f"{len(self)} groups take {len(self)} timesteps, got {len(wanted)}")
+            raise BudgetError(f"{len(self)} intervals take {len(self)} timesteps, got {len(wanted)}")
         return tuple(int(np.abs(np.subtract(self.members(k), t)).argmin()) for k, t in enumerate(wanted))
 
 
-def quadratic_bounds(low: float, high: float, groups: int) -> list[float]:
-    """Lower bounds of groups 1 .. K - 1 in ``[low, high)``, as the paper's code computes them."""
+def quadratic_bounds(low: float, high: float, count: int) -> list[float]:
+    """Lower bounds of intervals 1 .. K - 1 in ``[low, high)``, as the paper's code computes them."""
     root = math.sqrt(QUADRATIC_SHARE * (high - low))
-    return [low + math.floor((k * root / (groups - 1)) ** 2) for k in range(1, groups)]
+    return [low + math.floor((k * root / (count - 1)) ** 2) for k in range(1, count)]
 
 
-def change_bounds(grid: Sequence[float], change: Sequence[float], groups: int) -> list[float]:
-    """Lower bounds of groups that share the change of the trajectory equally.
+def change_bounds(grid: Sequence[float], change: Sequence[float], count: int) -> list[float]:
+    """Lower bounds of intervals that share the change of the trajectory equally.
 
     Leaving out a step of length h costs about ``h^2`` times the local change, and the sum of such terms over a fixed
-    length is least where ``h sqrt(change)`` is equal everywhere: so the groups share its integral.
+    length is least where ``h sqrt(change)`` is equal everywhere: so the intervals share its integral.
 
     Args:
         grid: timesteps, ascending.
         change: at each of them, how far a step twice as long goes astray; not negative.
-        groups: ``K``.
+        count: ``K``.
     """
     share = np.cumsum(np.sqrt(np.maximum(np.asarray(change, dtype=np.float64), 0)) + 1e-12)
-    return [float(grid[int(np.searchsorted(share, share[-1] * k / groups, side="right"))]) for k in range(1, groups)]
+    return [float(grid[int(np.searchsorted(share, share[-1] * k / count, side="right"))]) for k in range(1, count)]
 
 
 def step_intervals(
     grid: Sequence[float],
-    groups: int,
-    method: Grouping = "quadratic",
+    count: int,
+    method: Spacing = "quadratic",
     *,
     bounds: tuple[float, float] | None = None,
     change: Sequence[float] | None = None,
-) -> StepGroups:
-    """Cut a grid of candidate timesteps into groups.
+) -> StepIntervals:
+    """Cut a grid of candidate timesteps into intervals.
 
     Args:
         grid: candidates, in any order.
-        groups: ``K``, at most the number of candidates.
+        count: ``K``, at most the number of candidates.
         method: ``"quadratic"`` (the paper's), ``"uniform"``, or ``"change"`` (needs ``change``).
         bounds: range of timesteps that the formulas divide; by default from 0 to just above the largest candidate.
         change: for ``"change"``, one value for each candidate, ascending.
 
     Raises:
-        BudgetError: more groups than candidates, or no ``change`` where it is needed.
+        BudgetError: more intervals than candidates, or no ``change`` where it is needed.
     """
     ascending = sorted({float(t) for t in grid})
-    if not 1 <= groups <= len(ascending):
+    if not 1 <= count <= len(ascending):
         raise BudgetError(
-            f"{groups} steps cannot be chosen from {len(ascending)} candidate timesteps; record more denoising "
+            f"{count} steps cannot be chosen from {len(ascending)} candidate timesteps; record more denoising "
             "steps, or ask for fewer"
         )
     low, high = bounds or (min(0.0, ascending[0]), ascending[-1] + 1)
     if method == "change" and (change is None or len(change) != len(ascending)):
-        raise BudgetError("groups by change need the change of the trajectory at every candidate timestep")
-    if groups == 1:
+        raise BudgetError("intervals by change need the change of the trajectory at every candidate timestep")
+    if count == 1:
         edges = []
     elif method == "change":
-        edges = change_bounds(ascending, change or (), groups)
+        edges = change_bounds(ascending, change or (), count)
     elif method == "quadratic":
-        edges = quadratic_bounds(low, high, groups)
+        edges = quadratic_bounds(low, high, count)
     else:
-        edges = [low + (high - low) * k / groups for k in range(1, groups)]
+        edges = [low + (high - low) * k / count for k in range(1, count)]
     starts = [0]
     for k, edge in enumerate(edges, 1):
         wanted = int(np.searchsorted(ascending, edge))
-        # at least one candidate behind, and enough left for the groups to come
-        starts.append(min(max(wanted, starts[-1] + 1), len(ascending) - (groups - k)))
-    return StepGroups(tuple(ascending), tuple(starts))
+        # at least one candidate behind, and enough left for the intervals to come
+        starts.append(min(max(wanted, starts[-1] + 1), len(ascending) - (count - k)))
+    return StepIntervals(tuple(ascending), tuple(starts))
 
 
 def thinned(timesteps: Sequence[float], most: int) -> tuple[float, ...]:

@@ -1,6 +1,6 @@
 """The joint program: timesteps and widths in one exact model, from costs that are measured once.
 
-With one node chosen in each group (``x_e`` the steps between them) and one option of every layer (``z``),
+With one node chosen in each interval (``x_e`` the steps between them) and one option of every layer (``z``),
 
     minimise    sum_e d_e^2 x_e  +  k (sum_e q_e x_e) (sum_l n_l z_l)
     subject to  K (overhead + sum_l cost_l z_l)  <=  budget
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dq_plugins.passes.allocation.problem import error_of
-from dq_plugins.passes.steps.intervals import StepGroups
+from dq_plugins.passes.steps.intervals import StepIntervals
 from dq_plugins.passes.steps.space import Candidate, Space
 from dq_plugins.passes.steps.transitions import END, Transitions
 from dq_plugins.quantized.candidates import Entry
@@ -79,7 +79,7 @@ class JointProgram:
 
     Attributes:
         space: timesteps, choices and budget.
-        transitions: costs of steps; its nodes are the candidates of the space's groups.
+        transitions: costs of steps; its nodes are the candidates of the space's intervals.
         noise: noise power by entry; full precision has none.
         scale: ``k``.
     """
@@ -100,7 +100,7 @@ class JointProgram:
 
     def solve(self, *, seconds: float = 5.0, only: Sequence[int] | None = None) -> JointSolution:
         """The best of all numbers of steps (or ``only`` these), each solved in CP-SAT's deterministic ``seconds``."""
-        counts = sorted(self.space.groups if only is None else only)
+        counts = sorted(self.space.intervals if only is None else only)
         found = {count: solved for count in counts if (solved := _solve(self, count, seconds)) is not None}
         if not found:
             return JointSolution(None, "infeasible", math.inf, math.inf, {}, {})
@@ -143,7 +143,7 @@ def _solve(program: JointProgram, count: int, seconds: float) -> tuple[Candidate
     from ortools.sat.python import cp_model
 
     model = cp_model.CpModel()
-    paths = _Paths(model, program, program.space.groups[count])
+    paths = _Paths(model, program, program.space.intervals[count])
     widths = _Widths(model, program, count)
     noise = model.new_int_var(0, LEVELS**2, "")
     model.add_multiplication_equality(noise, [paths.gain, widths.noise])
@@ -164,11 +164,11 @@ def _solve(program: JointProgram, count: int, seconds: float) -> tuple[Candidate
 
 
 class _Paths:
-    """One node in every group, and the sums of what the steps between them cost."""
+    """One node in every interval, and the sums of what the steps between them cost."""
 
-    def __init__(self, model: cp_model.CpModel, program: JointProgram, groups: StepGroups) -> None:
+    def __init__(self, model: cp_model.CpModel, program: JointProgram, intervals: StepIntervals) -> None:
         t = program.transitions
-        self.nodes = [[t.nodes.index(value) for value in groups.members(k)] for k in range(len(groups))]
+        self.nodes = [[t.nodes.index(value) for value in intervals.members(k)] for k in range(len(intervals))]
         self.picked = [[model.new_bool_var("") for _ in members] for members in self.nodes]
         for members in self.picked:
             model.add_exactly_one(members)
@@ -177,14 +177,14 @@ class _Paths:
             steps.append((picked, t.start(node), 0.0))
         for node, picked in zip(self.nodes[0], self.picked[0], strict=True):
             steps.append((picked, t.error(node, END), t.gain(node, END)))
-        for k in range(1, len(groups)):
+        for k in range(1, len(intervals)):
             steps += self._between(model, t, k)
         taken, error, gain = zip(*steps, strict=True)
         self.error, self.error_unit = _total(model, list(taken), np.array(error) ** 2)
         self.gain, self.gain_unit = _total(model, list(taken), np.array(gain))
 
     def _between(self, model: cp_model.CpModel, t: Transitions, k: int) -> list[tuple[Any, float, float]]:
-        """Steps from group k to group k - 1: as many units of flow as nodes, so one step leaves and one arrives."""
+        """Steps from interval k to interval k - 1: as many units of flow as nodes: one step leaves, one arrives."""
         arcs: dict[tuple[int, int], Any] = {}
         for i, start in enumerate(self.nodes[k]):
             for j, end in enumerate(self.nodes[k - 1]):
@@ -196,7 +196,7 @@ class _Paths:
         return list(arcs.values())
 
     def hint(self, model: cp_model.CpModel) -> None:
-        """Begin at the middle of every group."""
+        """Begin at the middle of every interval."""
         for members in self.picked:
             for place, variable in enumerate(members):
                 model.add_hint(variable, place == len(members) // 2)

@@ -1,4 +1,4 @@
-"""What a joint search chooses from: one timestep in each group, one width for each operand of each layer.
+"""What a joint search chooses from: one timestep in each interval, one width for each operand of each layer.
 
     cost(candidate) = K * (overhead + sum_l  cost_l[w_l, a_l])      <= budget
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dq_plugins.errors import BudgetError
-from dq_plugins.passes.steps.intervals import StepGroups
+from dq_plugins.passes.steps.intervals import StepIntervals
 from dq_plugins.quantized.width import Width
 
 KEEP_STEPS = 0.8
@@ -30,7 +30,7 @@ class Candidate(NamedTuple):
     """A point of a `Space`, as positions.
 
     Attributes:
-        steps: in each group of timesteps, which member; group 0 is the last step of sampling.
+        steps: in each interval of timesteps, which member; interval 0 is the last step of sampling.
         widths: weight and input of each layer in turn, positions among their choices.
     """
 
@@ -71,24 +71,24 @@ class Space:
     """Everything a search may choose.
 
     Attributes:
-        groups: by number of steps, the groups of timesteps.
+        intervals: by number of steps, the intervals of timesteps.
         layers: the choices.
         budget: limit on the cost of a whole sampling run.
         unit: of costs, for messages.
         overhead: cost of one denoiser call beside the layers.
     """
 
-    groups: Mapping[int, StepGroups]
+    intervals: Mapping[int, StepIntervals]
     layers: tuple[LayerChoices, ...]
     budget: float
     unit: str = "BitOps"
     overhead: float = 0.0
 
     def __post_init__(self) -> None:
-        cheapest = min(self.groups) * self.call_cost(self.cheapest)
+        cheapest = min(self.intervals) * self.call_cost(self.cheapest)
         if cheapest > self.budget:
             raise BudgetError(
-                f"no schedule fits the budget of {self.budget:.6g} {self.unit}: {min(self.groups)} steps at the "
+                f"no schedule fits the budget of {self.budget:.6g} {self.unit}: {min(self.intervals)} steps at the "
                 f"cheapest widths cost {cheapest:.6g}. Raise it to that, or allow fewer steps."
             )
 
@@ -112,7 +112,7 @@ class Space:
 
     def timesteps(self, candidate: Candidate) -> tuple[float, ...]:
         """The schedule of a candidate, descending."""
-        return self.groups[len(candidate.steps)].timesteps(candidate.steps)
+        return self.intervals[len(candidate.steps)].timesteps(candidate.steps)
 
     def widths(self, candidate: Candidate) -> dict[str, Width]:
         """The widths of a candidate, by layer."""
@@ -121,7 +121,7 @@ class Space:
 
     def random(self, rng: np.random.Generator) -> Candidate:
         """A random candidate within the budget."""
-        sizes = self.groups[int(rng.choice(sorted(self.groups)))].sizes
+        sizes = self.intervals[int(rng.choice(sorted(self.intervals)))].sizes
         steps = tuple(int(rng.integers(s)) for s in sizes)
         return self.fit(rng, Candidate(steps, tuple(int(rng.integers(m)) for m in self.choice_counts)))
 
@@ -136,7 +136,7 @@ class Space:
             elif tuple(widths) != self.cheapest:
                 widths = list(self.cheapest)  # measured times need not fall with the width, so this is another place
             else:
-                fewer = max(k for k in self.groups if k < len(candidate.steps))
+                fewer = max(k for k in self.intervals if k < len(candidate.steps))
                 return self.fit(rng, self.with_steps(candidate, fewer))
             candidate = candidate._replace(widths=tuple(widths))
         return candidate
@@ -163,18 +163,18 @@ class Space:
         """The same widths with another number of steps, spread over time as the candidate's own."""
         own = self.timesteps(candidate)
         spread = np.interp(np.linspace(0, 1, count), np.linspace(0, 1, len(own)), own) if count > 1 else own[:1]
-        return candidate._replace(steps=self.groups[count].nearest([float(t) for t in spread]))
+        return candidate._replace(steps=self.intervals[count].nearest([float(t) for t in spread]))
 
     def mutate(self, rng: np.random.Generator, parent: Candidate, rate: float) -> Candidate:
-        """Draw every gene again with probability ``rate``: widths from their choices, timesteps within their groups.
+        """Draw every gene again with probability ``rate``: widths from their choices, timesteps within their intervals.
 
         Half of the new timesteps are neighbours of the old ones. One mutation in five also changes the number of steps,
         where there is a choice. The child is within the budget.
         """
-        others = sorted(set(self.groups) - {len(parent.steps)})
+        others = sorted(set(self.intervals) - {len(parent.steps)})
         if others and rng.random() > KEEP_STEPS:
             parent = self.with_steps(parent, int(rng.choice(others)))
-        sizes = self.groups[len(parent.steps)].sizes
+        sizes = self.intervals[len(parent.steps)].sizes
         steps = tuple(
             _moved(rng, gene, size) if rng.random() < rate else gene
             for gene, size in zip(parent.steps, sizes, strict=True)

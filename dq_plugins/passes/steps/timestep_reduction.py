@@ -1,8 +1,8 @@
 """Pass ``timestep-reduction``: fewer timesteps, and with them the bits, chosen together.
 
-Sampling visits one timestep of each group; the schedule, and the widths if the pass ``sensitivity`` has run, are those
-whose images come closest to the recorded full-precision ones within a budget of steps times cost of a step. An exact
-program proposes, an evolutionary search looks further, and what measures best goes into the plan.
+Sampling visits one timestep of each interval; the schedule, and the widths if the pass ``sensitivity`` has run, are
+those whose images come closest to the recorded full-precision ones within a budget of steps times cost of a step. An
+exact program proposes, an evolutionary search looks further, and what measures best goes into the plan.
 
 Source: TMPQ-DM (Sun et al. 2024); the exact program and its costs are ours.
 """
@@ -206,11 +206,11 @@ class TimestepReduction(Pass):
         counts = o.steps or (max(len(context.calibration.schedule) // 2, 1),)
         bounds = max(setting.stepper.end, 0.0), setting.grid[-1] + 1
         change = setting.transitions.change() if o.spacing == "change" and setting.transitions else None
-        groups = {k: step_intervals(setting.grid, k, o.spacing, bounds=bounds, change=change) for k in counts}
+        intervals = {k: step_intervals(setting.grid, k, o.spacing, bounds=bounds, change=change) for k in counts}
         latency = {n: {Width.parse(w): ms for w, ms in times.items()} for n, times in o.latency_table.items()}
         choices = layer_choices(setting.candidates, context, latency)
         unit, overhead = ("ms", o.call_latency) if latency else ("BitOps", 0.0)
-        unlimited = Space(groups, choices, float("inf"), unit, overhead)
+        unlimited = Space(intervals, choices, float("inf"), unit, overhead)
         target = uniform(unlimited, Width(context.targets.weight_bits, context.targets.act_bits))
         own = counts[0] * unlimited.call_cost(target)
         return replace(unlimited, budget=own if o.budget is None else o.budget)

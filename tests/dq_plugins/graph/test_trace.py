@@ -232,9 +232,12 @@ def test_a_size_that_a_mask_decides_counts_at_its_largest():
     assert body["depends"] == ["t", "x"]
 
 
-def test_a_size_without_a_bound_is_refused():
+def test_a_size_without_a_bound_is_refused_where_nothing_has_values_and_else_that_of_the_call():
     with pytest.raises(TraceError, match="depends on tensor values without a bound"):
-        trace(Repeats(), TwoLayers.inputs())
+        trace(Repeats().to("meta"), TwoLayers.inputs())
+    graph = trace(Repeats(), TwoLayers.inputs())
+    assert graph.graph["tracer"].startswith("a call that was really made")
+    assert layer_node(graph, "body")["depends"] == ["x"]
 
 
 class Tied(TwoLayers):

@@ -28,6 +28,12 @@ def test_samples_select_their_own_and_folded_rows_belong_to_one_sample() -> None
         selected([2, 0], torch.zeros(3, 5))
 
 
+@pytest.mark.parametrize("length", [6, 7])
+def test_a_sequence_of_batches_selects_along_the_batch(length: int) -> None:
+    assert selected([2, 0], torch.zeros(length, 2, 5)).flatten(1).tolist() == [[3, 1]] * length
+    assert selected([2, 0], torch.zeros(2, length, 5)).flatten(1).tolist() == [[3], [1]]
+
+
 def test_tokens_select_their_own() -> None:
     index = [[0, 1, 2], [2, 2, 0]]
     assert selected(index, torch.zeros(2, 3, 8)).tolist() == [[[1], [2], [3]], [[3], [3], [1]]]

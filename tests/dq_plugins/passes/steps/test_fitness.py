@@ -9,7 +9,7 @@ from odes import TIMESTEPS, recorded, velocity
 from dq_plugins.affine import affine_parameters
 from dq_plugins.errors import RecipeError
 from dq_plugins.passes.steps.fitness import DIVERGED, SamplingFitness, load_features
-from dq_plugins.passes.steps.intervals import StepGroups
+from dq_plugins.passes.steps.intervals import StepIntervals
 from dq_plugins.passes.steps.runs import runs_of
 from dq_plugins.passes.steps.space import Candidate, LayerChoices, Space
 from dq_plugins.plan import WeightQuant
@@ -27,9 +27,9 @@ def parts(tmp_path_factory):
         scales = {b: affine_parameters(-peak, peak, b, symmetric=True)[0] for b in (3, 8)}
         weights[name] = {b: WeightQuant(b, scale) for b, scale in scales.items()}
     grid = tuple(sorted(TIMESTEPS))
-    groups = {4: StepGroups(grid, (0, 2, 5, 8)), len(grid): StepGroups(grid, tuple(range(len(grid))))}
+    intervals = {4: StepIntervals(grid, (0, 2, 5, 8)), len(grid): StepIntervals(grid, tuple(range(len(grid))))}
     choices = tuple(LayerChoices(n, (3, 8, None), (None,), torch.ones(3, 1).numpy()) for n in weights)
-    return denoiser, Candidates(weights, {}), Space(groups, choices, 1e9), runs, stepper
+    return denoiser, Candidates(weights, {}), Space(intervals, choices, 1e9), runs, stepper
 
 
 def fitness(parts, **changes):

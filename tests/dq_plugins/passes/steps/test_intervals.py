@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dq_plugins.errors import BudgetError
-from dq_plugins.passes.steps.intervals import StepGroups, quadratic_bounds, step_intervals
+from dq_plugins.passes.steps.intervals import StepIntervals, quadratic_bounds, step_intervals
 
 THOUSAND = tuple(float(t) for t in range(1000))
 
@@ -17,14 +17,14 @@ def test_quadratic_bounds_are_those_of_the_paper():
 
 @pytest.mark.parametrize("method", ["quadratic", "uniform", "change"])
 @given(count=st.integers(1, 40))
-def test_groups_partition_the_grid(method, count):
-    groups = step_intervals(THOUSAND, count, method, change=[1.0] * 1000)
-    members = [t for k in range(count) for t in groups.members(k)]
+def test_intervals_partition_the_grid(method, count):
+    intervals = step_intervals(THOUSAND, count, method, change=[1.0] * 1000)
+    members = [t for k in range(count) for t in intervals.members(k)]
     assert members == list(THOUSAND)
-    assert min(groups.sizes) >= 1
+    assert min(intervals.sizes) >= 1
 
 
-def test_quadratic_groups_do_not_shrink_towards_noise():
+def test_quadratic_intervals_do_not_shrink_towards_noise():
     sizes = step_intervals(THOUSAND, 10, "quadratic").sizes
     assert list(sizes) == sorted(sizes)
     assert sizes[0] == 9
@@ -36,22 +36,22 @@ def test_every_group_of_a_sparse_grid_has_a_candidate(grid, spare):
     assert min(step_intervals(tuple(map(float, grid)), count, "quadratic").sizes) >= 1
 
 
-def test_change_draws_groups_to_where_the_trajectory_bends():
+def test_change_draws_intervals_to_where_the_trajectory_bends():
     change = [100.0 if 300 <= t < 400 else 0.01 for t in range(1000)]
-    groups = step_intervals(THOUSAND, 10, "change", change=change)
-    inside = [s for s in groups.starts if 300 <= groups.grid[s] <= 400]
+    intervals = step_intervals(THOUSAND, 10, "change", change=change)
+    inside = [s for s in intervals.starts if 300 <= intervals.grid[s] <= 400]
     assert len(inside) >= 5
 
 
-def test_constant_change_gives_uniform_groups():
+def test_constant_change_gives_uniform_intervals():
     by_change = step_intervals(THOUSAND, 8, "change", change=[2.0] * 1000)
     assert max(by_change.sizes) - min(by_change.sizes) <= 2
 
 
 def test_a_choice_becomes_a_descending_schedule_and_back():
-    groups = StepGroups((10.0, 20.0, 30.0, 40.0), (0, 2))
-    assert groups.timesteps((1, 0)) == (30.0, 20.0)
-    assert groups.nearest((38.0, 12.0)) == (0, 1)
+    intervals = StepIntervals((10.0, 20.0, 30.0, 40.0), (0, 2))
+    assert intervals.timesteps((1, 0)) == (30.0, 20.0)
+    assert intervals.nearest((38.0, 12.0)) == (0, 1)
 
 
 def test_more_steps_than_candidates_are_refused():
@@ -59,6 +59,6 @@ def test_more_steps_than_candidates_are_refused():
         step_intervals((1.0, 2.0), 5)
 
 
-def test_groups_by_change_need_the_change():
+def test_intervals_by_change_need_the_change():
     with pytest.raises(BudgetError, match="need the change"):
         step_intervals(THOUSAND, 5, "change")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dq_plugins.errors import BudgetError
-from dq_plugins.passes.steps.intervals import StepGroups
+from dq_plugins.passes.steps.intervals import StepIntervals
 from dq_plugins.passes.steps.joint import JointOptions, JointSearch
 from dq_plugins.passes.steps.space import LayerChoices, Space
 from dq_plugins.progress import finish
@@ -48,7 +48,7 @@ class Images:
 
 
 def search(method="both", budget=1e9, folder=None):
-    space = Space({2: StepGroups(GRID, (0, 2)), 3: StepGroups(GRID, (0, 1, 2))}, (), budget)
+    space = Space({2: StepIntervals(GRID, (0, 2)), 3: StepIntervals(GRID, (0, 1, 2))}, (), budget)
     few = JointOptions(population=8, parents=2, mutants=4, crossovers=2, generations=3, search=method)
     return JointSearch(Images(space), {}, Costs(), few, folder=folder)
 
@@ -82,7 +82,7 @@ def test_another_budget_has_checkpoints_of_its_own(tmp_path):
 
 def test_a_share_of_the_budget_that_nothing_fits_is_refused():
     layers = (LayerChoices("l", (8,), (8,), np.array([[100.0]])),)
-    space = Space({2: StepGroups(GRID, (0, 2))}, layers, 300.0)
+    space = Space({2: StepIntervals(GRID, (0, 2))}, layers, 300.0)
     joint = JointSearch(Images(space), {}, Costs(), JointOptions())
     assert joint.within(0.7).space.budget == pytest.approx(210.0)
     with pytest.raises(BudgetError, match="no schedule fits"):

@@ -42,12 +42,12 @@ def program(seed, layers=2):
         for operand in ("weight", "activation")
         for bits in (4, 8)
     }
-    return JointProgram(space, Costs(space.groups[2].grid, seed), noise, 0.7)
+    return JointProgram(space, Costs(space.intervals[2].grid, seed), noise, 0.7)
 
 
 def everything(space):
-    for groups in space.groups.values():
-        for steps in product(*map(range, groups.sizes)):
+    for intervals in space.intervals.values():
+        for steps in product(*map(range, intervals.sizes)):
             for widths in product(*map(range, space.choice_counts)):
                 yield Candidate(steps, widths)
 
@@ -73,7 +73,7 @@ def test_steps_and_bits_are_traded_against_each_other():
 
 def test_timesteps_alone_need_no_layers():
     joint = program(1)
-    space = Space(joint.space.groups, (), 1.0)
+    space = Space(joint.space.intervals, (), 1.0)
     alone = JointProgram(space, joint.transitions, {})
     solution = alone.solve()
     best = min(sum(alone.predicted(c)) for c in everything(space))

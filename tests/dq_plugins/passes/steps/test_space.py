@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from toy_spaces import toy_space
 
 from dq_plugins.errors import BudgetError
-from dq_plugins.passes.steps.intervals import StepGroups
+from dq_plugins.passes.steps.intervals import StepIntervals
 from dq_plugins.passes.steps.space import Candidate, LayerChoices, Space
 from dq_plugins.quantized.width import Width
 
-GROUPS = {2: StepGroups((10.0, 20.0, 30.0, 40.0), (0, 2)), 3: StepGroups((10.0, 20.0, 30.0, 40.0), (0, 1, 2))}
+INTERVALS = {2: StepIntervals((10.0, 20.0, 30.0, 40.0), (0, 2)), 3: StepIntervals((10.0, 20.0, 30.0, 40.0), (0, 1, 2))}
 
 
 def two_layers(budget=1e9):
     costs = [macs * np.outer((4, 8), (4, 6, 8)).astype(float) for macs in (10, 100)]
-    return Space(GROUPS, tuple(LayerChoices(f"l{i}", (4, 8), (4, 6, 8), c) for i, c in enumerate(costs)), budget)
+    return Space(INTERVALS, tuple(LayerChoices(f"l{i}", (4, 8), (4, 6, 8), c) for i, c in enumerate(costs)), budget)
 
 
 def test_cost_is_the_hand_count():
@@ -41,7 +41,7 @@ def test_whatever_is_made_is_within_the_budget_and_the_choices(seed, budget, rat
     one, other = space.random(rng), space.random(rng)
     for candidate in (one, other, space.mutate(rng, one, rate), space.cross(rng, one, other)):
         assert space.fits(candidate)
-        sizes = space.groups[len(candidate.steps)].sizes
+        sizes = space.intervals[len(candidate.steps)].sizes
         assert all(0 <= g < s for g, s in zip(candidate.steps, sizes, strict=True))
         assert all(0 <= g < m for g, m in zip(candidate.widths, space.choice_counts, strict=True))
         timesteps = space.timesteps(candidate)
@@ -83,20 +83,20 @@ def test_a_budget_is_kept_where_narrower_is_not_cheaper(seed):
     rng = np.random.default_rng(seed)
     layers = tuple(LayerChoices(f"l{i}", (4, 6, 8), (4, 8), rng.uniform(1, 10, (3, 2))) for i in range(3))
     least = 2 * sum(float(layer.cost.min()) for layer in layers)
-    space = Space(GROUPS, layers, least * float(rng.uniform(1.0001, 2)))
+    space = Space(INTERVALS, layers, least * float(rng.uniform(1.0001, 2)))
     assert all(space.fits(space.random(rng)) for _ in range(5))
 
 
 def test_making_a_candidate_fit_takes_no_more_than_it_must():
     layers = (LayerChoices("l", (4, 6, 8), (8,), np.array([[5.0], [1.0], [9.0]])),)
-    space = Space({2: GROUPS[2]}, layers, budget=10.0)
+    space = Space({2: INTERVALS[2]}, layers, budget=10.0)
     assert space.fit(np.random.default_rng(0), Candidate((0, 0), (2, 0))).widths == (0, 0)
     assert replace(space, budget=4.0).fit(np.random.default_rng(0), Candidate((0, 0), (2, 0))).widths == (1, 0)
 
 
 def test_of_widths_that_cost_the_same_the_widest_is_the_cheapest():
     flat = LayerChoices("l0", (4, 8), (4, 8), np.array([[1.0, 1.0], [1.0, 2.0]]))
-    space = Space(GROUPS, (flat,), 1e9)
+    space = Space(INTERVALS, (flat,), 1e9)
     assert space.cheapest == (1, 0)
     tight = replace(space, budget=2 * 1.0)
     # W8A8 costs 2: either gene may be narrowed, and there is no reason to narrow both
@@ -106,5 +106,5 @@ def test_of_widths_that_cost_the_same_the_widest_is_the_cheapest():
 
 def test_of_narrower_widths_that_cost_the_same_the_widest_is_taken():
     choices = LayerChoices("l0", (2, 4, 8), (8,), np.array([[1.0], [1.0], [2.0]]))
-    space = Space(GROUPS, (choices,), 2.0)
+    space = Space(INTERVALS, (choices,), 2.0)
     assert space.fit(np.random.default_rng(0), Candidate((0, 0), (2, 0))).widths == (1, 0)

@@ -1,0 +1,293 @@
+// Attention with integer products on x86 CPUs with AVX512-VNNI; `dq_plugins.quantized.attention` states the definition.
+//
+// Codes are unsigned for queries and probabilities (left operands), signed for keys and values, as the instruction
+// wants them. With q, k, v codes and zq, zk, zv their zero points, the score of query l and key n is
+//
+//     sq sk (sum_d (q[l,d] - zq) (k[n,d] - zk))  =  sq sk (sum_d q[l,d] k[n,d]  -  zq sum_d k[n,d])  +  r[l]
+//
+// r[l] is the same for all keys of a query and cancels in the softmax: the zero point of keys costs nothing. That of
+// values comes out of the weighted mean: sum_n p[n] (v[n] - zv) / sum_n p[n] = sum_n p[n] v[n] / sum_n p[n] - zv.
+//
+// Keys and values are quantized and laid out once for a head (the right operand of a product has four rows interleaved:
+// byte [k / 4][n][k % 4]). Then blocks of queries run by themselves: scores of a block against all keys, the exact
+// largest of a row, codes of the probabilities, their product with the values. Memory grows with the number of keys,
+// never with its square.
+//
+// The products are libtorch's own (oneDNN); nothing else of PyTorch is used, no header either.
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+namespace at::native::cpublas {
+void brgemm(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, const bool add_C,
+            const unsigned char* A, const signed char* B, int32_t* C, bool is_vnni);
+void brgemm_release(bool is_vnni);
+}  // namespace at::native::cpublas
+
+// Fields in the order of `dq_torchao.kernels.attention`. Strides are of elements: sample, head, token (mask: key, too).
+// Channels are contiguous. A table has one entry for all samples (step 0) or one for each (step 1).
+struct Job {
+  const float *query, *key, *value;
+  float* output;
+  const float* mask;  // added to the scores, or null
+  const float *query_scale, *key_scale, *value_scale;
+  const int32_t *query_zero, *key_zero, *value_zero;  // of signed codes
+  int64_t samples, heads, key_heads, queries, keys, channels, value_channels, table_step;
+  int64_t query_stride[3], key_stride[3], value_stride[3], output_stride[3], mask_stride[4];
+  int32_t low, high, causal, threads;  // low, high: the smallest and the largest signed code
+  float scale;
+};
+
+namespace {
+
+using at::native::cpublas::brgemm;
+using at::native::cpublas::brgemm_release;
+
+constexpr int64_t LANES = 16;           // float32 of a register
+constexpr int64_t LONGEST = 1 << 16;    // keys whose products with values fit int32: 65536 * 255 * 128 < 2^31
+constexpr int64_t SCRATCH = 512 << 10;  // bytes that scores and codes of a block of queries may take
+constexpr float LOG2_E = 1.44269504088896341f, LOG2_255 = 7.99435343685885793f;
+
+int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+__mmask16 first(int64_t n) { return n >= LANES ? 0xFFFF : n <= 0 ? 0 : (1u << n) - 1; }
+
+std::unique_ptr<uint8_t, void (*)(void*)> allocate(int64_t bytes) {
+  return {static_cast<uint8_t*>(aligned_alloc(64, round_up(std::max<int64_t>(bytes, 64), 64))), free};
+}
+
+// clip(round(x * (1 / s)) + z, low, high), as `dq_plugins.affine.quantize`; clipped before it is rounded, which is the
+// same because the bounds are integers, and fits int32.
+struct Quantizer {
+  __m512 inverse, low, high;
+  __m512i zero;
+
+  Quantizer(float scale, int32_t zero_point, const Job& job)
+      : inverse(_mm512_set1_ps(1.0f / scale)),
+        low(_mm512_set1_ps(float(job.low - zero_point))),
+        high(_mm512_set1_ps(float(job.high - zero_point))),
+        zero(_mm512_set1_epi32(zero_point)) {}
+
+  __m512i operator()(const float* x, __mmask16 lanes) const {
+    const __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x), inverse);
+    const __m512i code = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, low), high));
+    return _mm512_maskz_add_epi32(lanes, code, zero);
+  }
+};
+
+// 2^t, relative error 2e-7: the Taylor polynomial of 2^r on [-1/2, 1/2], times 2^(t - r)
+inline __m512 exp2(__m512 t) {
+  const __m512 r = _mm512_reduce_ps(t, _MM_FROUND_TO_NEAREST_INT);
+  __m512 y = _mm512_set1_ps(1.5403530393381609e-4f);
+  for (const float c : {1.3333558146428443e-3f, 9.6181291076284772e-3f, 5.5504108664821580e-2f,
+                        2.4022650695910072e-1f, 6.9314718055994531e-1f, 1.0f})
+    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(c));
+  return _mm512_scalef_ps(y, _mm512_sub_ps(t, r));
+}
+
+// What is kept of one head's keys and values.
+struct Head {
+  int8_t *key, *value;  // [D / 4][S][4], [S / 4][D'][4]
+  int32_t* shift;       // [S]: -zq sum_d k[n, d]
+};
+
+struct Attention {
+  const Job& job;
+  const int64_t keys, channels, rows;  // padded: keys to registers, channels to four; rows of a block of queries
+  const int64_t key_bytes, value_bytes, head_bytes;
+  std::unique_ptr<uint8_t, void (*)(void*)> store;
+
+  explicit Attention(const Job& j)
+      : job(j),
+        keys(round_up(j.keys, LANES)),
+        channels(round_up(j.channels, 4)),
+        rows(std::clamp<int64_t>(SCRATCH / (5 * keys) / LANES * LANES, LANES, 4 * LANES)),
+        key_bytes(round_up(channels * keys, 64)),
+        value_bytes(round_up(keys * j.value_channels, 64)),
+        head_bytes(key_bytes + value_bytes + 4 * keys),
+        store(allocate(head_bytes * j.samples * j.key_heads)) {}
+
+  Head head(int64_t which) const {
+    uint8_t* at = store.get() + which * head_bytes;
+    return {reinterpret_cast<int8_t*>(at), reinterpret_cast<int8_t*>(at + key_bytes),
+            reinterpret_cast<int32_t*>(at + key_bytes + value_bytes)};
+  }
+
+  void pack_keys(int64_t sample, int64_t h, const Head& to, int8_t* row) const {
+    const int64_t entry = sample * job.table_step, words = channels / 4;
+    const Quantizer quantize(job.key_scale[entry], job.key_zero[entry], job);
+    const int32_t query_zero = job.query_zero[entry] + 128;
+    int32_t* packed = reinterpret_cast<int32_t*>(to.key);
+    for (int64_t n = 0; n < keys; n++) {
+      if (n >= job.keys) {
+        for (int64_t w = 0; w < words; w++) packed[w * keys + n] = 0;
+        to.shift[n] = 0;
+        continue;
+      }
+      const float* x = job.key + sample * job.key_stride[0] + h * job.key_stride[1] + n * job.key_stride[2];
+      __m512i sum = _mm512_setzero_si512();
+      for (int64_t d = 0; d < job.channels; d += LANES) {
+        const __m512i codes = quantize(x + d, first(job.channels - d));
+        sum = _mm512_add_epi32(sum, codes);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(row + d), _mm512_cvtepi32_epi8(codes));
+      }
+      to.shift[n] = -query_zero * _mm512_reduce_add_epi32(sum);
+      for (int64_t w = 0; w < words; w++) packed[w * keys + n] = reinterpret_cast<const int32_t*>(row)[w];
+    }
+  }
+
+  void pack_values(int64_t sample, int64_t h, const Head& to) const {
+    const int64_t entry = sample * job.table_step, width = job.value_channels, stride = job.value_stride[2];
+    const Quantizer quantize(job.value_scale[entry], job.value_zero[entry], job);
+    const __m512i byte = _mm512_set1_epi32(255);
+    int32_t* packed = reinterpret_cast<int32_t*>(to.value);
+    for (int64_t n = 0; n < keys; n += 4) {
+      const float* x = job.value + sample * job.value_stride[0] + h * job.value_stride[1] + n * stride;
+      for (int64_t d = 0; d < width; d += LANES) {
+        const __mmask16 lanes = first(width - d);
+        __m512i word = _mm512_setzero_si512();
+        for (int64_t i = 0; i < 4 && n + i < job.keys; i++) {
+          const __m512i codes = _mm512_and_si512(quantize(x + i * stride + d, lanes), byte);
+          word = _mm512_or_si512(word, _mm512_slli_epi32(codes, unsigned(8 * i)));
+        }
+        _mm512_mask_storeu_epi32(packed + n / 4 * width + d, lanes, word);
+      }
+    }
+  }
+
+  // Codes of the probabilities of one query from its int32 scores, in place of nothing; returns their sum.
+  int64_t probabilities(const int32_t* scores, const int32_t* shift, int64_t seen, float factor, uint8_t* codes) const {
+    __m512i most = _mm512_set1_epi32(INT32_MIN), sum = _mm512_setzero_si512();
+    for (int64_t n = 0; n < seen; n += LANES)
+      most = _mm512_mask_max_epi32(most, first(seen - n), most, _mm512_add_epi32(load(scores + n), load(shift + n)));
+    const __m512i largest = _mm512_set1_epi32(_mm512_reduce_max_epi32(most));
+    for (int64_t n = 0; n < keys; n += LANES) {
+      const __m512i below = _mm512_sub_epi32(_mm512_add_epi32(load(scores + n), load(shift + n)), largest);
+      const __m512 t = _mm512_fmadd_ps(_mm512_cvtepi32_ps(below), _mm512_set1_ps(factor), _mm512_set1_ps(LOG2_255));
+      sum = _mm512_add_epi32(sum, store_codes(codes + n, t, first(seen - n)));
+    }
+    return _mm512_reduce_add_epi32(sum);
+  }
+
+  // The same where a mask is added to the scores; they become float32, times log2(e), on the way.
+  int64_t masked_probabilities(int32_t* scores, const int32_t* shift, const float* mask, int64_t seen, float factor,
+                               uint8_t* codes) const {
+    float* shifted = reinterpret_cast<float*>(scores);
+    const int64_t step = job.mask_stride[3];
+    float largest = -INFINITY;
+    for (int64_t n = 0; n < seen; n++) {
+      shifted[n] = float(scores[n] + shift[n]) * factor + mask[n * step] * LOG2_E;
+      largest = std::max(largest, shifted[n]);
+    }
+    __m512i sum = _mm512_setzero_si512();
+    for (int64_t n = 0; n < keys; n += LANES) {
+      const __mmask16 lanes = largest == -INFINITY ? 0 : first(seen - n);
+      const __m512 below = _mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, shifted + n), _mm512_set1_ps(largest));
+      sum = _mm512_add_epi32(sum, store_codes(codes + n, _mm512_add_ps(below, _mm512_set1_ps(LOG2_255)), lanes));
+    }
+    return _mm512_reduce_add_epi32(sum);
+  }
+
+  static __m512i load(const int32_t* x) { return _mm512_loadu_si512(x); }
+
+  static __m512i store_codes(uint8_t* to, __m512 t, __mmask16 lanes) {
+    const __m512i codes = _mm512_maskz_cvtps_epi32(lanes, exp2(t));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(codes));
+    return codes;
+  }
+
+  struct Scratch {
+    int32_t *scores, *products;
+    uint8_t *codes, *queries;
+    std::vector<float> sums;  // [rows][D'], of products; for more keys than int32 holds
+    std::vector<int64_t> totals;
+  };
+
+  void attend(int64_t sample, int64_t h, int64_t start, Scratch& s) const {
+    const int64_t entry = sample * job.table_step, width = job.value_channels;
+    const int64_t count = std::min(rows, job.queries - start);
+    const Head from = head(sample * job.key_heads + h / (job.heads / job.key_heads));
+    const Quantizer quantize(job.query_scale[entry], job.query_zero[entry], job);
+    for (int64_t l = 0; l < count; l++) {
+      const float* x = job.query + sample * job.query_stride[0] + h * job.query_stride[1];
+      for (int64_t d = 0; d < channels; d += LANES) {
+        const __m512i codes = quantize(x + (start + l) * job.query_stride[2] + d, first(job.channels - d));
+        const __m512i shifted = _mm512_add_epi32(codes, _mm512_set1_epi32(128));
+        _mm512_mask_cvtepi32_storeu_epi8(s.queries + l * channels + d, first(channels - d), shifted);
+      }
+    }
+    brgemm(count, keys, channels, channels, keys, keys, false, s.queries, from.key, s.scores, true);
+    const float factor = job.query_scale[entry] * job.key_scale[entry] * job.scale * LOG2_E;
+    for (int64_t l = 0; l < count; l++) {
+      int32_t* scores = s.scores + l * keys;
+      const int64_t seen = job.causal ? std::min(job.keys, start + l + 1) : job.keys;
+      const float* mask = job.mask == nullptr ? nullptr
+                                              : job.mask + sample * job.mask_stride[0] + h * job.mask_stride[1] +
+                                                    (start + l) * job.mask_stride[2];
+      s.totals[l] = mask ? masked_probabilities(scores, from.shift, mask, seen, factor, s.codes + l * keys)
+                         : probabilities(scores, from.shift, seen, factor, s.codes + l * keys);
+    }
+    std::fill(s.sums.begin(), s.sums.end(), 0.0f);
+    for (int64_t n = 0; n < keys; n += LONGEST) {
+      const int64_t part = std::min(LONGEST, keys - n);
+      brgemm(count, width, part, keys, width, width, false, s.codes + n, from.value + n * width, s.products, true);
+      for (int64_t i = 0; i < count * width; i++) s.sums[i] += float(s.products[i]);
+    }
+    const float value_scale = job.value_scale[entry], zero = value_scale * float(job.value_zero[entry]);
+    for (int64_t l = 0; l < count; l++) {
+      float* y = job.output + sample * job.output_stride[0] + h * job.output_stride[1] +
+                 (start + l) * job.output_stride[2];
+      const float factor = s.totals[l] ? value_scale / float(s.totals[l]) : 0.0f, less = s.totals[l] ? zero : 0.0f;
+      for (int64_t d = 0; d < width; d++) y[d] = s.sums[l * width + d] * factor - less;
+    }
+  }
+
+  bool run() const {
+    std::atomic<bool> failed{false};
+    const int64_t packed = job.samples * job.key_heads, blocks = (job.queries + rows - 1) / rows;
+    const auto guarded = [&failed](auto&& part) {  // an exception must not leave a parallel region
+      try {
+        if (!failed) part();
+      } catch (...) {
+        failed = true;
+      }
+    };
+#pragma omp parallel num_threads(job.threads)
+    {
+      const int64_t score_bytes = 4 * rows * keys, product_bytes = round_up(4 * rows * job.value_channels, 64);
+      const auto memory = allocate(score_bytes + product_bytes + rows * keys + rows * channels);
+      std::vector<int8_t> row(round_up(channels, LANES));
+      Scratch s{reinterpret_cast<int32_t*>(memory.get()), reinterpret_cast<int32_t*>(memory.get() + score_bytes),
+                memory.get() + score_bytes + product_bytes, memory.get() + score_bytes + product_bytes + rows * keys,
+                std::vector<float>(rows * job.value_channels), std::vector<int64_t>(rows)};
+#pragma omp for
+      for (int64_t i = 0; i < packed; i++)
+        guarded([&] {
+          pack_keys(i / job.key_heads, i % job.key_heads, head(i), row.data());
+          pack_values(i / job.key_heads, i % job.key_heads, head(i));
+        });
+#pragma omp for
+      for (int64_t i = 0; i < job.samples * job.heads * blocks; i++)
+        guarded([&] { attend(i / blocks / job.heads, i / blocks % job.heads, i % blocks * rows, s); });
+      guarded([] { brgemm_release(true); });
+    }
+    return !failed;
+  }
+};
+
+}  // namespace
+
+// Whether it has computed ``job.output``.
+extern "C" int dq_attention(const Job* job) {
+  try {
+    return Attention(*job).run();
+  } catch (...) {
+    return 0;
+  }
+}
