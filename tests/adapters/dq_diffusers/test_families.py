@@ -95,6 +95,17 @@ def test_every_other_family_is_traced_with_one_first_and_one_last_layer(name):
     assert any("sample" in tensor.reaches for tensor in part.block_boundary)
 
 
-def test_a_config_that_cannot_be_exported_says_so():
+def test_a_family_that_reads_tensor_values_is_traced_where_it_has_some():
     with pytest.raises(TraceError, match=r"Lumina2Transformer2DModel cannot be traced.*reads tensor values"):
         partition_of("lumina2")
+    cls, config = CONFIGS["lumina2"]
+    torch.manual_seed(0)
+    model = getattr(diffusers, cls)(**config).eval()
+    inputs = example_inputs(model, size=8, text_length=5)
+    given = {
+        name: torch.ones(x.shape, dtype=x.dtype) if isinstance(x, torch.Tensor) else x for name, x in inputs.items()
+    }
+    part = partition(model, given)
+    assert part.temporal == matching(part, r"^time_caption_embed\.timestep|norm1\.linear|^norm_out\.linear_1")
+    assert part.condition == matching(part, r"^context_refiner|caption_embedder")
+    assert len(part.with_role("first")) == len(part.with_role("last")) == 1
