@@ -35,7 +35,8 @@ class BrevitasPTQ:
 
     Attributes:
         weights: weight quantizer; its width is the plan's.
-        activations: quantizer of the layers' inputs, static, per tensor, 8 bits.
+        activations: quantizer of the layers' inputs, static, per tensor.
+        input_widths: bits of the input, for every layer; None: 8.
         gptq: correct the weights column by column, with quantized activations.
         learned: iterations of learned rounding for each block; 0 for none.
         learned_calls: recorded calls that learned rounding sees, evenly spread; None: all of them.
@@ -44,6 +45,7 @@ class BrevitasPTQ:
 
     weights: Quantizer = Int8WeightPerChannelFloat
     activations: Quantizer = Int8ActPerTensorFloat
+    input_widths: dict[str, int] | None = None
     gptq: bool = False
     learned: int = 0
     learned_calls: int | None = None
@@ -85,6 +87,7 @@ class BrevitasPTQ:
             # Statistics of the one column that GPTQ quantizes at a time would be no scale.
             "weight_scaling_impl_type": "parameter_from_stats",
             "input_quant": self.activations,
+            **({"input_bit_width": lambda module, name: self.input_widths[name]} if self.input_widths else {}),
             "output_quant": None,
             "bias_quant": None,
             "return_quant_tensor": False,

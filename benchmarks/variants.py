@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import peers
 from benchmarks.models import Inputs, Model
+from benchmarks.peers import openvino, sdnq, torchao
 from dq_plugins import make_plan, record
 from dq_plugins.recipe import Recipe, Step
 
@@ -69,28 +69,18 @@ def _calibrate(denoiser: Callable[..., object], inputs: Callable[[float, int], I
             denoiser(**inputs(t, t))
 
 
-def _pt2e(model: Model, quantizer: Any) -> nn.Module:
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
-    with torch.no_grad():
-        exported = torch.export.export(model.denoiser, (), model.inputs(500, 0)).module()
-    prepared = prepare_pt2e(exported, quantizer)
-    _calibrate(prepared, model.inputs)
-    return convert_pt2e(prepared)
+def _calls(model: Model) -> list[Inputs]:
+    return [model.inputs(t, t) for t in CALIBRATION_TIMESTEPS]
 
 
 def pt2e_static(model: Model) -> nn.Module:
-    import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86
-
-    quantizer = x86.X86InductorQuantizer()
-    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    return _pt2e(model, quantizer)
+    return torchao.pt2e(model.denoiser, _calls(model), torchao.x86_quantizer())
 
 
 def pt2e_groups(model: Model, groups: int = GROUPS) -> nn.Module:
     from dq_torchao.pt2e import TimestepX86Quantizer
 
-    return _pt2e(model, TimestepX86Quantizer(groups))
+    return torchao.pt2e(model.denoiser, _calls(model), TimestepX86Quantizer(groups))
 
 
 def ours(model: Model, groups: int = GROUPS, *, tuned: bool = False, uniform: bool = False) -> nn.Module:
@@ -130,15 +120,25 @@ def by_recipe(model: Model, *names: str) -> nn.Module:
     return dq_torchao.apply(denoiser, plan, uniform_timesteps=True)
 
 
+def openvino_float(model: Model) -> nn.Module:
+    example = model.inputs(500, 0)
+    return openvino.compiled(openvino.converted(model.denoiser, example), list(example))
+
+
+def openvino_int8(model: Model) -> nn.Module:
+    calls = _calls(model)
+    return openvino.compiled(openvino.quantized(model.denoiser, calls), list(calls[0]))
+
+
 VARIANTS: dict[str, Builder] = {
     "fp32": float32,
     "bf16": bfloat16,
     "torchao int8 weight-only": torchao_weight_only,
     "torchao int8 dynamic": torchao_dynamic,
     "PT2E int8 static": pt2e_static,
-    "SDNQ int8": peers.sdnq,
-    "OpenVINO fp32": peers.openvino_float,
-    "OpenVINO int8 (NNCF)": lambda model: peers.openvino_int8(model, CALIBRATION_TIMESTEPS),
+    "SDNQ int8": lambda model: sdnq.quantized(model.denoiser),
+    "OpenVINO fp32": openvino_float,
+    "OpenVINO int8 (NNCF)": openvino_int8,
     "PT2E, 1 group (ours)": lambda model: pt2e_groups(model, 1),
     "PT2E, 8 groups (ours)": pt2e_groups,
     "W8A8, 1 group (ours)": lambda model: ours(model, 1),

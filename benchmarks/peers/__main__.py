@@ -1,0 +1,184 @@
+"""See `benchmarks.peers`. Started again, it goes on where it was stopped. One table and plot for a model and widths."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+import dq_plugins as dq
+from benchmarks.peers import NAMES, Method, Widths
+from benchmarks.peers.comparison import feature_distance, paired_interval, psnr
+from benchmarks.peers.environment import interpreter
+from benchmarks.peers.worker import BATCH, Job, drawn
+from benchmarks.records import RESULTS, Records
+from benchmarks.tfmq import MODELS, Case, usual_steps
+from dq_plugins.report import Table
+
+WIDTHS: dict[str, Widths] = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W4": (4, None)}
+BASE = "ours, default"
+COLUMNS = (
+    "method", "runs", "n", "PSNR dB", "worst", "features", "less than ours, default: dB (95 %)", "SQNR dB",
+    "worst step", "MB", "quantization / sampling", "peak MB", "call CPU ms",
+)  # fmt: skip
+
+
+class Bench:
+    """One denoiser: what is recorded of it, and its images in full precision."""
+
+    def __init__(self, model: str, images: int, folder: Path) -> None:
+        self.images, self.folder = images, folder / model
+        self.case = Case(model, usual_steps(model), self.folder / "calls")
+        self.drawn: dict[int, np.ndarray] = {}
+
+    def recorded(self, noise: int, images: int) -> str:
+        """Folder of recorded calls."""
+        out = self.case.folder / str(noise)
+        dq.record(self.case.denoiser, self.case.sampler(images, noise, BATCH), out, progress=False)
+        return str(out)
+
+    def reference(self, noise: int) -> np.ndarray:
+        """Full precision's images."""
+        if noise not in self.drawn:
+            self.drawn[noise] = drawn(self.case, self.case.denoiser, noise, self.images)
+        return self.drawn[noise]
+
+    def sampling_seconds(self) -> float:
+        """Processor time of sampling as many images as a method is calibrated on."""
+        began = time.process_time()
+        drawn(self.case, self.case.denoiser, 0, 8)
+        return time.process_time() - began
+
+    def run(self, peer: str, method: str, widths: Widths, seed: int) -> dict[str, Any]:
+        """Measurements of one method, or why it did not run."""
+        noise = 10_000 * (seed + 1)
+        folder = self.folder / f"{method}-{widths}-{seed}".replace(" ", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        calibration, judged = self.recorded(100 * seed, 8), self.recorded(noise, BATCH)
+        job = Job(peer, method, self.case.name, self.case.steps, widths, seed, calibration, judged, noise, self.images)
+        job.write(folder / "job.json")
+        try:
+            python = interpreter(peer, importlib.import_module(f"benchmarks.peers.{peer}").REQUIREMENTS)
+        except RuntimeError as error:
+            return {"failed": str(error)}
+        command = [str(python), "-m", "benchmarks.peers.worker", str(folder / "job.json")]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        if done.returncode:
+            return {"failed": done.stderr.strip().splitlines()[-1][:300]}
+        images = load_file(folder / "images.safetensors")["images"].numpy()
+        measured = json.loads((folder / "measured.json").read_text())
+        reference = self.reference(noise)
+        return measured | {"psnr": psnr(images, reference), "features": feature_distance(images, reference)}
+
+
+def methods(peers: list[str], widths: Widths) -> Iterator[tuple[str, str, Method]]:
+    """Peer, name and method of everything that has these widths."""
+    for peer in peers:
+        for name, method in importlib.import_module(f"benchmarks.peers.{peer}").METHODS.items():
+            if widths in method.widths:
+                yield peer, name, method
+
+
+def row(name: str, runs: str, found: list[dict[str, Any]], base: list[dict[str, Any]], sampling: float) -> list[Any]:
+    """One line of the table: all seeds together."""
+    every = [value for run in found for value in run["psnr"]]
+    ours = [value for run in base for value in run["psnr"]]
+    steps = [value for run in found for value in run["SQNR"].values()]
+    mean, low, high = paired_interval(ours[: len(every)], every)
+    measured = {
+        key: statistics.median(run[key] for run in found) for key in found[0] if isinstance(found[0][key], int | float)
+    }
+    return [
+        name,
+        runs,
+        len(every),
+        round(statistics.median(every), 2),
+        round(min(every), 2),
+        statistics.median(value for run in found for value in run["features"]),
+        f"{mean:.2f} ({low:.2f} to {high:.2f})",
+        round(statistics.median(steps), 2),
+        round(min(steps), 2),
+        round(measured["bytes"] / 1e6, 3),
+        round(measured["quantization CPU s"] / sampling, 2),
+        round(measured["quantization peak MB"]),
+        round(measured["call CPU ms"], 1),
+    ]
+
+
+def plot(rows: list[list[Any]], title: str, file: Path) -> None:
+    """PSNR against size."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(7, 4))
+    for name, *_ in rows:
+        found = next(each for each in rows if each[0] == name)
+        axis.plot(found[9], found[3], "*" if name.startswith("ours") else "o", markersize=9)
+        axis.annotate(name, (found[9], found[3]), textcoords="offset points", xytext=(6, 3), fontsize=7)
+    axis.set(title=title, xlabel="weights, MB", ylabel="PSNR to full precision, median, dB")
+    axis.margins(0.2)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
+def compare(bench: Bench, peers: list[str], label: str, seeds: int, settings: dict[str, Any], out: Path) -> None:
+    """All methods at some widths."""
+    widths, model = WIDTHS[label], bench.case.name
+    records = Records(f"peers-{model}-{label}", settings | {"model": model, "widths": label}, out)
+    sampling = records.get("sampling CPU s", bench.sampling_seconds)
+    found: dict[str, list[dict[str, Any]]] = {}
+    runs: dict[str, str] = {}
+    for peer, name, method in methods(peers, widths):
+        runs[name] = method.runs + (f"; {method.note}" if method.note else "")
+        each = [records.get(f"{name}, {s}", partial(bench.run, peer, name, widths, s)) for s in range(seeds)]
+        failed = next((one["failed"] for one in each if "failed" in one), None)
+        print(f"  {model} {label}, {name}: " + (failed or f"{statistics.median(each[0]['psnr']):.2f} dB"), flush=True)
+        if not failed:
+            found[name] = each
+    if BASE in found:
+        rows = [row(name, runs[name], each, found[BASE], sampling) for name, each in found.items()]
+        table = Table(list(COLUMNS), rows)
+        records.put("table", table.rows)
+        plot(table.rows, f"{model}, {label}", out / f"peers-{model}-{label}.png")
+        print(f"\n{model}, {label}, {bench.case.steps} steps\n\n{table}\n", flush=True)
+
+
+def main() -> None:
+    import benchmarks.peers as described
+
+    parser = argparse.ArgumentParser(
+        description=described.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--widths", nargs="+", default=list(WIDTHS), choices=WIDTHS)
+    parser.add_argument("--peers", nargs="+", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=16, help="judged for each seed")
+    parser.add_argument("--work", type=Path, default=Path("peers-work"), help="folder of recorded calls and images")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for model in args.models:
+        bench = Bench(model, args.images, args.work.resolve())
+        for label in args.widths:
+            compare(bench, args.peers, label, args.seeds, {"images": args.images}, args.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

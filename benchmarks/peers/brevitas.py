@@ -1,0 +1,48 @@
+"""Brevitas by its own tools: least-squares ranges with zero points, GPTQ or learned rounding, and bias correction."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from benchmarks.peers import Method, Quantized, Setting, Widths, linear_and_conv, simulated_bytes
+
+REQUIREMENTS: tuple[str, ...] = ()
+
+
+def post_training(setting: Setting, **steps: Any) -> Quantized:
+    """Weights and inputs of all linear layers and convolutions; first and last ones have 8 bits.
+
+    Args:
+        setting: as given.
+        **steps: options of `BrevitasPTQ`.
+    """
+    from brevitas.quant.scaled_int import Int8WeightPerChannelFloatMSE
+    from brevitas.quant.shifted_scaled_int import ShiftedUint8ActPerTensorFloat
+
+    from benchmarks.stock_brevitas import BrevitasPTQ
+    from dq_plugins.plan import Targets
+    from dq_plugins.quantized.reconstruction_units import find_units
+    from dq_plugins.recipe import PassContext
+
+    weight_bits, act_bits = setting.widths
+    context = PassContext(setting.denoiser, setting.calibration, Targets(weight_bits, act_bits))
+    layers = linear_and_conv(setting.denoiser)
+    edges = {name for name in layers if {"first", "last"} & context.partition.layers[name].roles}
+    widths = {name: 8 if name in edges else weight_bits for name in layers}
+    blocks = [unit.module for unit in find_units(context.partition, layers)]
+    inputs = {name: 8 if name in edges else act_bits for name in layers}
+    method = BrevitasPTQ(
+        Int8WeightPerChannelFloatMSE, ShiftedUint8ActPerTensorFloat, inputs, bias_correction=True, **steps
+    )
+    bytes_ = simulated_bytes(setting.denoiser, widths)
+    return Quantized(method(setting.denoiser, widths, blocks, setting.calibration), bytes_)
+
+
+EVERY: tuple[Widths, ...] = ((8, 8), (4, 8), (4, 4))
+METHODS = {
+    "Brevitas, GPTQ and bias correction": Method(partial(post_training, gptq=True), EVERY, "simulated"),
+    "Brevitas, learned rounding and bias correction": Method(
+        partial(post_training, learned=200, learned_calls=40), EVERY, "simulated"
+    ),
+}

@@ -1,0 +1,49 @@
+"""SDNQ: weights ahead of time, activations per token at run time, convolutions too; four bits with a low-rank part."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+from torch import nn
+
+from benchmarks.peers import Method, Quantized, Setting
+from dq_plugins.metrics.size import state_bytes
+
+REQUIREMENTS = ("sdnq==0.2.8",)
+
+
+def quantized(denoiser: nn.Module, weight_bits: int = 8, *, integer: bool = True, svd: bool = False) -> nn.Module:
+    """A copy whose linear layers and convolutions are quantized, as far as SDNQ takes them (16384 weights or more).
+
+    Args:
+        denoiser: in full precision.
+        weight_bits: width of weights.
+        integer: multiply in integers, with activations of 8 bits; else weights are dequantized.
+        svd: keep a low-rank part of each weight in floating point.
+    """
+    from sdnq import sdnq_post_load_quant  # pyrefly: ignore [missing-import]
+
+    return sdnq_post_load_quant(
+        copy.deepcopy(denoiser),
+        weights_dtype=f"int{weight_bits}",
+        quant_conv=True,
+        use_quantized_matmul=integer,
+        use_quantized_matmul_conv=integer,
+        use_svd=svd,
+        add_skip_keys=False,
+    )
+
+
+def post_load(setting: Setting, *, svd: bool) -> Quantized:
+    """At the widths of the setting."""
+    weight_bits, act_bits = setting.widths
+    denoiser = quantized(setting.denoiser, weight_bits, integer=act_bits is not None, svd=svd)
+    return Quantized(denoiser, state_bytes(denoiser))
+
+
+METHODS = {
+    "SDNQ, dynamic": Method(partial(post_load, svd=False), ((8, 8), (4, 8)), "integer"),
+    "SDNQ, dynamic, SVD": Method(partial(post_load, svd=True), ((4, 8),), "integer"),
+    "SDNQ, weight-only, SVD": Method(partial(post_load, svd=True), ((4, None),), "weight-only"),
+}
