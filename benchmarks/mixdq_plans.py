@@ -29,6 +29,7 @@ from benchmarks.records import Records
 from dq_plugins.passes.allocation.coupling import mixdq_widths, score
 from dq_plugins.passes.allocation.front import Front, draw, fronts, mean_weight_bits
 from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, allocate
+from dq_plugins.plan.layers import EDGE_ROLES
 from dq_plugins.progress import finish
 from dq_plugins.quantized.candidates import Entry
 from dq_plugins.quantized.width import Width, WidthChoices, entries_of
@@ -37,6 +38,7 @@ from dq_plugins.sensitivity.measure import measure
 from dq_plugins.sensitivity.probes import ContentProbes, QualityProbes
 from dq_plugins.sensitivity.sensitivity_table import SensitivityTable, cost, entries_to_check, relative
 
+UNIFORM = "uniform, first and last layers 8 bits"
 SIZES = (3.0, 3.5, 4.0, 4.5, 5.0, 6.0)
 
 
@@ -119,20 +121,32 @@ def paper_plan(setting: Setting, table: SensitivityTable, problem: AllocationPro
 
 
 def true_fronts(setting: Setting, table: SensitivityTable, records: Records) -> list[Front]:
-    """Fronts of all rules with the true error of every point."""
+    """Fronts of all rules with the true error of every point; uniform widths spare the first and last layers."""
     problem = weights_only(setting, table)
-    found = list(fronts(problem, SIZES))
+    found = list(fronts(problem, SIZES, least=edges(setting)))
+    found[-1] = found[-1]._replace(rule=UNIFORM)
     budgets = [replace(problem, budgets=Budgets(weight_bits=bits, act_bits=8.0)) for bits in SIZES]
     points = [paper_plan(setting, table, problem_at) for problem_at in budgets]
     found.insert(1, Front("the paper's program", (), tuple(points)))
     measured = []
     for front in found:
-        true = [(mean_weight_bits(problem, w), setting.true_noise(entries_of(w))) for w in front.widths]
-        measured.append(front._replace(points=tuple(true)))
-        rows = [[round(size, 3), round(db(error), 2)] for size, error in true]
-        records.put(f"true SQNR in dB, {front.rule}", rows)
+        rows = records.get(f"true SQNR in dB, {front.rule}", partial(true_points, setting, problem, front))
+        measured.append(front._replace(points=tuple((size, 10 ** (-value / 10)) for size, value in rows)))
         print(f"  {front.rule:24} {rows}", flush=True)
     return measured
+
+
+def edges(setting: Setting) -> dict[str, int]:
+    """The first and last layers, which scripts leave at 8 bits."""
+    layers = setting.context.partition.layers
+    return {name: 8 for name in setting.candidates.layers if layers[name].roles & EDGE_ROLES}
+
+
+def true_points(setting: Setting, problem: AllocationProblem, front: Front) -> list[list[float]]:
+    """Mean bits of a weight and true SQNR in dB of every point."""
+    return [
+        [round(mean_weight_bits(problem, w), 3), round(db(setting.true_noise(entries_of(w))), 2)] for w in front.widths
+    ]
 
 
 def gains(found: list[Front]) -> dict[str, float]:

@@ -21,6 +21,7 @@ from dq_plugins.passes.allocation.front import Front, draw, fronts
 from dq_plugins.passes.allocation.problem import Allocation, AllocationProblem, Budgets, LayerCost, allocate
 from dq_plugins.passes.width_candidates import candidates_of, write_widths
 from dq_plugins.plan import QuantPlan, Section
+from dq_plugins.plan.layers import EDGE_ROLES
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.exact_tokens import install_tokens
 from dq_plugins.quantized.width import Width, WidthChoices, entries_of
@@ -94,7 +95,7 @@ class BitAllocation(Pass):
         allocation, found = self._solve(plan, context, problem, table, candidates)
         write_widths(plan, allocation.widths, candidates)
         yield Progress(1, 2, "error against size")
-        plan.sections[self.name] = Section.of(findings_of(allocation, self._fronts(problem), **found))
+        plan.sections[self.name] = Section.of(findings_of(allocation, self._fronts(plan, context, problem), **found))
         yield Progress(2, 2)
 
     @classmethod
@@ -183,5 +184,7 @@ class BitAllocation(Pass):
         content = tuple(sorted(name for name, group in groups.items() if group == "content"))
         return Allocation(problem, widths, solution), {"couplings": couplings, "content": content}
 
-    def _fronts(self, problem: AllocationProblem) -> list[Front]:
-        return list(fronts(problem, sorted(self.options.sweep))) if self.options.sweep else []
+    def _fronts(self, plan: QuantPlan, context: PassContext, problem: AllocationProblem) -> list[Front]:
+        edges = [name for name in problem.layers if plan.layers[name].roles & EDGE_ROLES]
+        least = dict.fromkeys(edges, context.targets.edge_bits)
+        return list(fronts(problem, sorted(self.options.sweep), least=least)) if self.options.sweep else []

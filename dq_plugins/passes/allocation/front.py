@@ -45,19 +45,25 @@ def predicted_error(problem: AllocationProblem, widths: Mapping[str, Width]) -> 
     return sum(error_of(problem.errors, name, width) for name, width in widths.items())
 
 
-def uniform_points(problem: AllocationProblem) -> Front:
-    """The same weight bits in every layer (the next wider, where it is no choice), inputs at their widest."""
-    wanted = sorted({w for name in problem.layers for w in problem.choices_for(name).weight if w is not None})
+def uniform_points(problem: AllocationProblem, least: Mapping[str, int] | None = None) -> Front:
+    """The same weight bits in every layer (the next wider, where it is no choice), inputs at their widest.
+
+    Args:
+        problem: the layers and their choices.
+        least: weight bits that some layers have at least: 8 for the first and last ones, as quantization scripts do it.
+    """
+    every = sorted({w for name in problem.layers for w in problem.choices_for(name).weight if w is not None})
 
     def widths(bits: int) -> dict[str, Width]:
         found = {}
         for name in problem.layers:
             weight, activation = problem.choices_for(name)
-            at_least = [w for w in weight if w is None or w >= bits] or [max(weight, key=problem.bits)]
+            wanted = max(bits, (least or {}).get(name, 0))
+            at_least = [w for w in weight if w is None or w >= wanted] or [max(weight, key=problem.bits)]
             found[name] = Width(min(at_least, key=problem.bits), max(activation, key=problem.bits))
         return found
 
-    points = [widths(bits) for bits in wanted]
+    points = [widths(bits) for bits in every]
     return _front(problem, "uniform", points)
 
 
@@ -67,12 +73,15 @@ def _front(problem: AllocationProblem, rule: str, points: Sequence[Mapping[str, 
 
 
 def fronts(
-    problem: AllocationProblem, weight_bits: Sequence[float], rules: Mapping[str, str] = RULES
+    problem: AllocationProblem,
+    weight_bits: Sequence[float],
+    rules: Mapping[str, str] = RULES,
+    least: Mapping[str, int] | None = None,
 ) -> Iterator[Front]:
     """Fronts over limits on the mean weight bits, best ascending: each solution starts the next search.
 
     The other budgets are the problem's. Yields a front for each of the ``rules`` (solvers and what to call them), with
-    the points that have a solution, then the one of uniform widths.
+    the points that have a solution, then the one of uniform widths (``least``: see `uniform_points`).
     """
     swept = replace(problem, budgets=problem.budgets.model_copy(update={"weight_bits": max(weight_bits)}))
     program, columns = swept.program()
@@ -86,7 +95,7 @@ def fronts(
                 choice = solution.choice
                 points.append(widths_of(columns, choice))
         yield _front(swept, rule, points)
-    yield uniform_points(problem)
+    yield uniform_points(problem, least)
 
 
 def draw(

@@ -53,6 +53,14 @@ def test_uniform_points_have_one_width():
         assert {w.weight for w in widths.values()} == {bits}
 
 
+def test_uniform_points_keep_layers_at_their_least_bits():
+    p = problem()
+    first = next(iter(p.layers))
+    for bits, widths in zip(BITS, uniform_points(p, {first: 8}).widths, strict=True):
+        assert widths[first].weight == 8
+        assert {w.weight for name, w in widths.items() if name != first} == {bits}
+
+
 def test_sizes_and_errors_are_those_of_the_widths():
     p = problem()
     found = allocate(p)
