@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import resource
+import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -20,12 +21,14 @@ import torch
 from dq_diffusers.recording import denoiser_of, load_pipeline, sampler
 from torch import Tensor, nn
 
+from benchmarks.records import Records
 from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
 from dq_plugins.calibration import CalibrationSet, record
 from dq_plugins.observers import ErrorTable, optimal_groups, uniform_groups
 from dq_plugins.observers.grouping import best_candidates
 from dq_plugins.observers.streaming import stream_inputs
 from dq_plugins.quantized.statistics import Statistics, collect
+from dq_plugins.report import Table
 from dq_plugins.timesteps import TimestepGroups
 
 Quantizers = dict[str, tuple[TimestepGroups, Tensor, Tensor]]  # by layer: groups, scale [G], zero point [G]
@@ -74,18 +77,23 @@ def moving_layers(statistics: Statistics, layers: Sequence[str]) -> set[str]:
     return found
 
 
-def summary_row(
-    bits: int, data: str, name: str, errors: dict[str, dict[str, float]], moving: set[str], power: dict[str, float]
-) -> str:
-    """One line of the table: how the layers of a variant compare with one static range."""
+def compared(
+    name: str, errors: dict[str, dict[str, float]], moving: set[str], power: dict[str, float]
+) -> dict[str, float]:
+    """How the layers of a variant compare with one static range."""
     summed = {variant: sum(errors[variant][k] / power[k] for k in power) for variant in (name, "static")}
     ratios = {k: errors[name][k] / e for k, e in errors["static"].items() if e > 0}
     moved = [r for k, r in ratios.items() if k in moving]
-    middle = float(torch.tensor(sorted(moved)).median()) if moved else float("nan")
-    fell, rose = sum(r < 1 for r in moved), sum(r > 1 for r in ratios.values())
-    figures = [f"{summed[name] / summed['static']:.3f}", f"{middle:.3f}", f"{min(ratios.values()):.3f}"]
-    counts = [f"{max(ratios.values()):.4f}", f"{fell}/{len(moved)}", f"{rose}/{len(ratios)}"]
-    return "| " + " | ".join([f"A{bits}", data, name, *figures, *counts]) + " |"
+    return {
+        "sum": summed[name] / summed["static"],
+        "median": statistics.median(moved) if moved else float("nan"),
+        "best": min(ratios.values()),
+        "worst": max(ratios.values()),
+        "fell": sum(r < 1 for r in moved),
+        "of": len(moved),
+        "rose": sum(r > 1 for r in ratios.values()),
+        "of all": len(ratios),
+    }
 
 
 def peak_mb() -> float:
@@ -112,28 +120,24 @@ def variants_at(statistics: Statistics, bits: int, groups: int, symmetric: bool)
     return {name: quantizers(tables, g, statistics.timesteps, bits, symmetric) for name, g in kinds.items()}
 
 
-def compare(denoiser: nn.Module, calib: CalibrationSet, held: CalibrationSet, groups: int, symmetric: bool) -> None:
-    """Print what statistics cost, and the errors."""
+def compare(denoiser: nn.Module, calib: CalibrationSet, held: CalibrationSet, args: argparse.Namespace) -> Table:
+    """What statistics cost, printed, and the errors."""
     layers = [n for n, m in denoiser.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     begun, before = time.process_time(), peak_mb()
-    statistics = collect(denoiser, calib, layers)
+    collected = collect(denoiser, calib, layers)
     spent, grown = time.process_time() - begun, peak_mb() - before
     print(f"{len(layers)} layers, {len(calib.timesteps)} timesteps, {len(calib)} calls: statistics took {spent:.1f} s")
     print(f"of processor time and {grown:.0f} MB more memory.\n")
-    moving = moving_layers(statistics, layers)
-    power = {layer: float((statistics.mean_square(layer) * statistics.count(layer)).sum()) for layer in layers}
-    print("Error over that of one static range: of the sum over layers, each relative to its signal power (which is")
-    print("what the groups minimise); median over the layers that move; best and worst over all layers. 'fell' counts")
-    print("layers that move, 'rose' all.\n")
-    print(
-        "| width | data | groups | sum | median | best | worst | fell | rose |\n|---|---|---|---|---|---|---|---|---|"
-    )
+    moving = moving_layers(collected, layers)
+    power = {layer: float((collected.mean_square(layer) * collected.count(layer)).sum()) for layer in layers}
+    rows = []
     for bits in (8, 6, 4):
-        variants = variants_at(statistics, bits, groups, symmetric)
+        variants = variants_at(collected, bits, args.groups, not args.asymmetric)
         for data, recording in (("calibrated", calib), ("held out", held)):
             errors = real_errors(denoiser, recording, variants, bits)
-            for name in list(variants)[1:]:
-                print(summary_row(bits, data, name, errors, moving, power))
+            rows += [[f"A{bits}", data, n, *compared(n, errors, moving, power).values()] for n in list(variants)[1:]]
+    columns = ["sum", "median", "best", "worst", "fell", "of", "rose", "of all"]
+    return Table(["width", "data", "groups", *columns], rows)
 
 
 def main() -> None:
@@ -154,7 +158,12 @@ def main() -> None:
             record(denoiser, sampler(pipe, seed=seed, **options), Path(folder) / str(seed), progress=False)
             for seed in (0, 10_000)
         )
-        compare(denoiser, calib, held, args.groups, not args.asymmetric)
+        found = compare(denoiser, calib, held, args)
+    print("Error over that of one static range: of the sum over layers, each relative to its signal power (which is")
+    print("what the groups minimise); median over the layers that move; best and worst over all layers. 'fell' counts")
+    print(f"layers that move, 'rose' all.\n\n{found}")
+    kind = "-asymmetric" if args.asymmetric else ""
+    Records(f"timestep_groups-{Path(args.model).name}{kind}", vars(args)).put("rows", found.rows)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ takes a few minutes; interrupted, the same command goes on where it was.
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def sample(pipe: Any, denoiser: torch.nn.Module, args: argparse.Namespace) -> np
     return np.concatenate([np.asarray(batch.images) for batch in run(denoiser)])
 
 
-def summary(plan: dq.QuantPlan, quantized: torch.nn.Module, psnr: float) -> str:
+def summary(plan: dq.QuantPlan, quantized: torch.nn.Module, psnr: float) -> dict[str, str]:
     """What each method did."""
     searched, groups = plan.sections["timestep-reduction"].data, plan.sections["timestep-groups"].data["search"]
     temporal = plan.sections["temporal-reconstruction"].data
@@ -81,7 +82,7 @@ def summary(plan: dq.QuantPlan, quantized: torch.nn.Module, psnr: float) -> str:
     bits = [p.weight.bits for p in plan.layers.values() if p.weight is not None]
     states = Counter(e.state for e in executions(quantized, plan).values())
     better = sum(not block["kept_start"] for block in blocks)
-    lines = {
+    return {
         "ADP-DM": f"{len(plan.groups['default'])} timestep groups; best of three: {groups['kept']}",
         "MixDQ": f"{len(SensitivityTable.of(plan.sensitivity).noise)} sensitivities; "
         f"{len(plan.outlier_rows)} layers with exact tokens",
@@ -92,7 +93,6 @@ def summary(plan: dq.QuantPlan, quantized: torch.nn.Module, psnr: float) -> str:
         "runs": ", ".join(f"{count} layers {state}" for state, count in states.items()),
         "images": f"{psnr:.1f} dB to full precision over {len(plan.schedule)} steps",
     }
-    return "\n".join(f"{name:9} {what}" for name, what in lines.items())
 
 
 def main() -> None:
@@ -132,9 +132,9 @@ def main() -> None:
     install_schedule(pipe, plan)
     few = sample(pipe, quantized, args)
     psnr = -10 * np.log10(np.square(full - few).mean())
-    text = summary(plan, quantized, psnr)
-    print(text)
-    (args.out / "summary.txt").write_text(text + "\n")
+    found = summary(plan, quantized, psnr)
+    print("\n".join(f"{name:9} {what}" for name, what in found.items()))
+    (args.out / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
     rows = np.concatenate([np.concatenate(list(images), 1) for images in (full, few)])
     pixels = (rows.clip(0, 1) * 255).round().astype(np.uint8).repeat(4, 0).repeat(4, 1)
     Image.fromarray(pixels.squeeze()).save(args.out / "images.png")

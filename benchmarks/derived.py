@@ -1,0 +1,154 @@
+"""Figures that the documentation quotes and no record holds as they are: means over seeds, medians, ratios.
+
+Each is computed from the record of its benchmark, by the function that `DERIVATIONS` has for the first part of the
+record's name, so a quoted figure always follows from the record. A test compares every table of the documentation.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Derived = dict[str, Any]
+SEEDED = re.compile(r"(?P<label>.+), (?P<seed>\d+)")
+
+
+def by_label(data: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Entries whose keys end in a seed, by what stands before it."""
+    found: dict[str, list[Any]] = defaultdict(list)
+    for key, value in data.items():
+        if match := SEEDED.fullmatch(key):
+            found[match["label"]].append(value)
+    return dict(found)
+
+
+def ablation(data: Mapping[str, Any]) -> Derived:
+    """Median and worst PSNR over the images of all seeds; means of the rest."""
+    found: Derived = {}
+    for label, runs in by_label(data).items():
+        every = [value for run in runs for value in run["psnr"]]
+        found[label] = {
+            "median": statistics.median(every),
+            "worst": min(every),
+            **{key: statistics.fmean(run[key] for run in runs) for key in ("drift", "cpu_seconds")},
+        }
+    return found
+
+
+def tfmq(data: Mapping[str, Any]) -> Derived:
+    """Means over seeds; images over the stock tool's best, features over nearest rounding."""
+    means = {
+        label: {key: statistics.fmean(run[key] for run in runs) for key in runs[0]}
+        for label, runs in by_label(data).items()
+    }
+    over: Derived = {"seeds": [run[key] for run in data.values() for key in ("image_mse", "cosine") if key in run]}
+    for start, base, key in (
+        ("images, ", "images, Brevitas, MSE weights, zero points, learned rounding", "image_mse"),
+        ("features, ", "features, nearest", "cosine"),
+    ):
+        over |= {label: row[key] / means[base][key] for label, row in means.items() if label.startswith(start)}
+    return {"means": means, "over": over}
+
+
+def adp(data: Mapping[str, Any]) -> Derived:
+    """Mean error of every width and method, and the mean of its ratios to one static range."""
+    errors: dict[tuple[int, str], list[float]] = defaultdict(list)
+    rows = [row for key, value in data.items() if key.startswith("seed ") for row in value["rows"]]
+    for row in rows:
+        errors[row["bits"], row["method"]].append(row["error"])
+    return {
+        f"A{bits}, {method}": {
+            "bytes": [row["bytes"] for row in rows if (row["bits"], row["method"]) == (bits, method)],
+            "error": statistics.fmean(found),
+            "over static": statistics.fmean(e / s for e, s in zip(found, errors[bits, "static"], strict=False)),
+        }
+        for (bits, method), found in errors.items()
+    }
+
+
+def mixdq_plans(data: Mapping[str, Any]) -> Derived:
+    """What is recorded of every rule, and dB of the exact program over one threshold at sizes that are in both."""
+    exact, threshold = (dict(data[f"true SQNR in dB, {rule}"]) for rule in ("exact (ours)", "one threshold (Apple)"))
+    over = [exact[size] - threshold[size] for size in exact if size in threshold]
+    rules = {key: value for key, value in data.items() if key.startswith("true SQNR")}
+    return {"over one threshold": over, "prediction": data["prediction"], **rules}
+
+
+def solvers(data: Mapping[str, Any]) -> Derived:
+    """Median and largest CPU seconds, how many were proven, and percent above the best proven objective."""
+    answers = {name: value for name, value in data.items() if name != "settings"}
+    count = len(next(iter(answers.values())))
+    best = [min(found[i][0] for found in answers.values() if found[i][1]) for i in range(count)]
+    return {
+        name: {
+            "median": statistics.median(each[3] for each in found),
+            "largest": max(each[3] for each in found),
+            "proven": [sum(each[1] for each in found), count],
+            "percent above": max(100 * (each[0] / b - 1) for each, b in zip(found, best, strict=True)),
+            "times": max(each[0] / b for each, b in zip(found, best, strict=True)),
+        }
+        for name, found in answers.items()
+    }
+
+
+def tmpq(data: Mapping[str, Any]) -> Derived:
+    """Ours over every other row, by seed: on images of the search, on others, of medians of others."""
+    found: Derived = {}
+    for part, ours in (("half", "chosen"), ("equal cost", "joint")):
+        for seed, each in enumerate(data.get("seeds", ())):
+            rows = each[part]["rows"]
+            for name, row in rows.items():
+                found[f"{part}, {name}, {seed}"] = [a / b for a, b in zip(rows[ours], row, strict=True)]
+    return found
+
+
+def temporal_table(data: Mapping[str, Any]) -> Derived:
+    """Millions of parameters, MB of float32, seconds of a step and percent of them gained."""
+    found: Derived = {}
+    for name, row in data.items():
+        if name != "settings":
+            counts = [row["parameters"] / 1e6, row["t alone"] / 1e6, 4 * row["t alone"] / 1e6]
+            live, looked_up = row.get("live CPU ms"), row.get("table CPU ms")
+            times = [live, looked_up, live / 1e3, looked_up / 1e3, 100 * (1 - looked_up / live)] if live else []
+            found[name] = counts + times
+    return found
+
+
+def size(data: Mapping[str, Any]) -> Derived:
+    """How many times smaller the file is; kB and MB."""
+    full = data["sizes"]["fp32"]["file"]
+    return {
+        label: {"smaller": full / row["file"], "sqnr": row["sqnr"]}
+        | {f"{key}, {unit}": row[key] / by for key in row if row[key] for unit, by in (("kB", 1e3), ("MB", 1e6))}
+        for label, row in data["sizes"].items()
+    }
+
+
+def binarydm(data: Mapping[str, Any]) -> Derived:
+    """Mean, spread over seeds, and the mean over the vanilla binarizer's, by variant and activation width."""
+    runs: dict[tuple[str, int], list[Any]] = defaultdict(list)
+    for run in data["runs"]:
+        variant = run["variant"]
+        runs[variant if isinstance(variant, str) else variant["name"], run["act_bits"]].append(run)
+    found: Derived = {}
+    for (name, bits), each in runs.items():
+        for key in ("ema_loss", "feature_distance", "second_scale", "jump"):
+            values, base = ([run[key] for run in runs.get((n, bits), each)] for n in (name, "vanilla"))
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            mean = statistics.fmean(values)
+            found[f"{name}, A{bits}, {key}"] = [mean, spread, mean / (statistics.fmean(base) or 1)]
+    return found
+
+
+DERIVATIONS: dict[str, Callable[[Mapping[str, Any]], Derived]] = {
+    each.__name__: each for each in (ablation, tfmq, adp, mixdq_plans, solvers, tmpq, temporal_table, size, binarydm)
+}
+
+
+def derive(name: str, data: Any) -> Any:
+    """What the record called ``name`` says: what is derived from it, or all it holds where nothing has to be."""
+    derivation = DERIVATIONS.get(name.split("-")[0])
+    return derivation(data) if derivation else data
