@@ -16,6 +16,7 @@ import ctypes
 import json
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from torch._inductor import config as inductor_config
 
 from benchmarks.models import MODELS, Model
 from benchmarks.variants import CPU_ONLY, VARIANTS
-from dq_plugins.metrics.latency import Latency, compare_latency
+from dq_plugins.metrics.latency import Clock, Latency, compare_latency, thread_clock, wall_clock
 from dq_plugins.metrics.size import state_bytes
 
 TEST_TIMESTEPS = (900, 500, 100)
@@ -102,6 +103,16 @@ COMPILE: dict[str, Callable[[nn.Module], Callable[..., Any]]] = {
 }
 
 
+def within(around: Callable[[], AbstractContextManager[None]], run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run`` inside a context, the compilation of its first call, too."""
+
+    def call(**inputs: Any) -> Any:
+        with around():
+            return run(**inputs)
+
+    return call
+
+
 def build(model: Model, names: list[str], compiled: str) -> tuple[dict[str, nn.Module], dict[str, Callable[..., Any]]]:
     """Every variant that can be built, and what is called to run it."""
     denoisers, callables = {}, {}
@@ -109,7 +120,9 @@ def build(model: Model, names: list[str], compiled: str) -> tuple[dict[str, nn.M
         try:
             denoiser = VARIANTS[name](model)
             own_runtime = getattr(denoiser, "own_runtime", False)
-            callables[name] = denoiser if own_runtime else COMPILE[compiled](denoiser)
+            run = denoiser if own_runtime else COMPILE[compiled](denoiser)
+            around = getattr(denoiser, "around", None)
+            callables[name] = run if around is None else within(around, run)
         except ImportError as error:
             print(f"{name}: left out, {error}")
             continue
@@ -119,7 +132,9 @@ def build(model: Model, names: list[str], compiled: str) -> tuple[dict[str, nn.M
 
 
 @torch.no_grad()
-def measure(model: Model, names: list[str], *, device: str, compiled: str, rounds: int) -> list[Row]:
+def measure(
+    model: Model, names: list[str], *, device: str, compiled: str, rounds: int, clock: Clock = wall_clock
+) -> list[Row]:
     """Build and time the variants; the first is what the others are compared with."""
     reference = [output(model.denoiser, model.inputs(t, t + 1)) for t in TEST_TIMESTEPS]
     denoisers, callables = build(model, names, compiled)
@@ -129,7 +144,7 @@ def measure(model: Model, names: list[str], *, device: str, compiled: str, round
     def call(run: Callable[..., Any]) -> Callable[[], object]:
         return lambda: run(**inputs[next(turn) % len(inputs)])  # steps of different groups, as in sampling
 
-    latencies = compare_latency({name: call(run) for name, run in callables.items()}, rounds=rounds)
+    latencies = compare_latency({name: call(run) for name, run in callables.items()}, rounds=rounds, clock=clock)
     first = next(iter(latencies.values())).median
     return [
         Row(
@@ -166,6 +181,7 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", metavar="VARIANT", choices=list(VARIANTS), help="default: all")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--cpu-time", action="store_true", help="CPU time of the calling thread: on a busy machine")
     parser.add_argument("--threads", type=int, help="PyTorch threads; default: PyTorch's choice")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     arguments = parser.parse_args()
@@ -178,7 +194,8 @@ def main() -> None:
     # without caches: the first call compiles, whatever ran before
     with inductor_config.patch(freezing=freezing, force_disable_caches=True):
         options = {"device": arguments.device, "compiled": arguments.compile, "rounds": arguments.rounds}
-        rows = measure(model, names, **options)
+        clock = thread_clock(torch.device(arguments.device)) if arguments.cpu_time else wall_clock
+        rows = measure(model, names, **options, clock=clock)
     parameters = sum(p.numel() for p in model.denoiser.parameters()) / 1e6
     mode = {"": "eager", "whole": "compiled", "regions": "compiled by regions"}[arguments.compile]
     print(

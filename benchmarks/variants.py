@@ -43,6 +43,17 @@ def float32(model: Model) -> nn.Module:
     return copy.deepcopy(model.denoiser)
 
 
+def float32_onednn(model: Model) -> nn.Module:
+    """The fastest exact float32 of the machine: products by oneDNN, where it is exact."""
+    from dq_torchao.kernels.floating import onednn_float32, why_not_exact
+
+    if reason := why_not_exact():
+        raise ImportError(reason)
+    denoiser: Any = copy.deepcopy(model.denoiser)
+    denoiser.around = onednn_float32
+    return denoiser
+
+
 def bfloat16(model: Model) -> nn.Module:
     return InHalf(copy.deepcopy(model.denoiser))
 
@@ -107,7 +118,14 @@ def by_recipe(model: Model, *names: str) -> nn.Module:
     """Ranges in `GROUPS` groups by a recipe, with further passes."""
     import dq_torchao
 
-    order = ("channel-balance", "weight-ranges", "timestep-groups", "activation-ranges", "bias-correction")
+    order = (
+        "channel-balance",
+        "weight-ranges",
+        "timestep-groups",
+        "activation-ranges",
+        "attention-ranges",
+        "bias-correction",
+    )
     passes = {"weight-ranges", "timestep-groups", "activation-ranges", *names}
     recipe = Recipe("benchmark", "", tuple(Step(name) for name in order if name in passes))
     denoiser = copy.deepcopy(model.denoiser)
@@ -132,6 +150,7 @@ def openvino_int8(model: Model) -> nn.Module:
 
 VARIANTS: dict[str, Builder] = {
     "fp32": float32,
+    "fp32, oneDNN": float32_onednn,
     "bf16": bfloat16,
     "torchao int8 weight-only": torchao_weight_only,
     "torchao int8 dynamic": torchao_dynamic,
@@ -148,6 +167,10 @@ VARIANTS: dict[str, Builder] = {
     "W8A8, 8 groups, by recipe (ours)": by_recipe,
     "W8A8, 8 groups, bias table (ours)": lambda model: by_recipe(model, "bias-correction"),
     "W8A8, 8 groups, balance, bias table (ours)": lambda model: by_recipe(model, "channel-balance", "bias-correction"),
+    "W8A8, 8 groups, attention (ours)": lambda model: by_recipe(model, "attention-ranges"),
+    "W8A8, 8 groups, attention, bias table (ours)": lambda model: by_recipe(
+        model, "attention-ranges", "bias-correction"
+    ),
     "W8A8, 8 groups, tuned (ours)": lambda model: ours(model, tuned=True, uniform=True),
 }
-CPU_ONLY = {name for name in VARIANTS if name.startswith(("PT2E", "OpenVINO"))}
+CPU_ONLY = {name for name in VARIANTS if name.startswith(("PT2E", "OpenVINO", "fp32, oneDNN"))}
