@@ -1,17 +1,17 @@
-"""What each pass does to the final images, alone and on top of the others, and what it costs in time.
+"""What each pass and each recipe does to the final images, and what it costs in time.
 
     python -m benchmarks.ablation --model digits --weight-bits 4 --act-bits 8 --images 32 --seeds 3
+    python -m benchmarks.ablation --act-bits 4 --weight-bits 4 --variants fast default best --pictures grid.png
 
-Each seed records its own calibration images and is judged on others, from the same noise as full precision. Prints a
-table and writes every run as JSON; started again, it goes on where it was stopped. Fake quantization (backend
-``simulate``): this measures error, not speed.
+A variant is one of the steps listed here, or the name of a recipe. Each seed records its own calibration images and is
+judged on others, from the same noise as full precision. Prints a table and writes every run as JSON; started again, it
+goes on where it was stopped. Fake quantization (backend ``simulate``): this measures error, not speed.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 import dq_plugins as dq
 from benchmarks.records import RESULTS, Records
 from benchmarks.tfmq import MODELS, Case, usual_steps
+from dq_plugins.plots import pairs_of_images
 from dq_plugins.recipe import Step
 from dq_plugins.report import Table
 
@@ -46,13 +47,30 @@ VARIANTS: dict[str, tuple[Step, ...]] = {
 }
 
 
-def measure(case: Case, steps: tuple[Step, ...], seed: int, reference: np.ndarray, bits: dict[str, int]) -> dict:
-    """PSNR of every image, drift of the channels' means, and seconds of planning."""
+SHOWN = 8  # images of a picture
+
+
+def steps_of(variant: str) -> tuple[Step, ...]:
+    """Passes of a variant of this file, or of a registered recipe."""
+    return VARIANTS[variant] if variant in VARIANTS else dq.get("recipe", variant).steps
+
+
+def recording(case: Case, seed: int) -> float:
+    """CPU seconds of recording, which every plan is made after."""
+    start = time.process_time()
+    case.calibration(seed)
+    return time.process_time() - start
+
+
+def measure(case: Case, variant: str, seed: int, reference: np.ndarray, bits: dict[str, int], file: Path) -> dict:
+    """PSNR of every image, drift of the channels' means, and seconds of planning; some images are written to a file."""
     case.calibration(seed)  # recorded before the clock starts
     start = time.process_time()
-    plan = case.plan(steps, seed, **bits)
+    plan = case.plan(steps_of(variant), seed, **bits)
     seconds = time.process_time() - start
     images = case.images(dq.apply(case.denoiser, plan, backend="simulate"), len(reference))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.save(file, images[:SHOWN])
     error = images.astype(np.float64) - reference
     power = np.square(error).reshape(len(error), -1).mean(1)
     return {
@@ -72,26 +90,37 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--variants", nargs="+", help="only these")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--pictures", type=Path, help="draw the first images of the first seed, a row for each variant")
+    parser.add_argument("--work", type=Path, default=Path("ablation-work"), help="folder for recordings and images")
     args = parser.parse_args()
     args.steps = args.steps or usual_steps(args.model)
     bits = {"weight_bits": args.weight_bits, "act_bits": args.act_bits}
     settings = {"model": args.model, "images": args.images, "steps": args.steps, **bits}
     records = Records(f"ablation-{args.model}-w{args.weight_bits}a{args.act_bits}", settings, args.out)
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        case = Case(args.model, args.steps, Path(folder))
-        reference = case.images(case.denoiser, args.images)
-        for label in args.variants or VARIANTS:
-            runs = [
-                records.get(f"{label}, {seed}", partial(measure, case, VARIANTS[label], seed, reference, bits))
-                for seed in range(args.seeds)
-            ]
-            every = [value for run in runs for value in run["psnr"]]
-            drift, seconds = (statistics.fmean(run[key] for run in runs) for key in ("drift", "cpu_seconds"))
-            rows.append([label, statistics.median(every), min(every), drift, seconds])
-            print(*rows[-1], flush=True)
+    rows, pictures = [], {}
+    folder = args.work / f"{args.model}-{args.steps}"
+    case = Case(args.model, args.steps, folder)
+    reference = case.images(case.denoiser, args.images)
+    sampling = [records.get(f"recording, {seed}", partial(recording, case, seed)) for seed in range(args.seeds)]
+    for label in args.variants or VARIANTS:
+        files = [folder / f"{records.path.stem}-{label}-{seed}.npy" for seed in range(args.seeds)]
+        runs = [
+            records.get(f"{label}, {seed}", partial(measure, case, label, seed, reference, bits, file))
+            for seed, file in enumerate(files)
+        ]
+        every = [value for run in runs for value in run["psnr"]]
+        drift, seconds = (statistics.fmean(run[key] for run in runs) for key in ("drift", "cpu_seconds"))
+        rows.append([label, statistics.median(every), min(every), drift, seconds, seconds / statistics.fmean(sampling)])
+        print(*rows[-1], flush=True)
+        if files[0].exists():
+            pictures[label] = np.load(files[0])
+    if args.pictures:
+        shown = {"full precision": reference[:SHOWN], **pictures}
+        titles = [f"noise {place}" for place in range(min(SHOWN, args.images))]
+        args.pictures.parent.mkdir(parents=True, exist_ok=True)
+        pairs_of_images(shown, titles).savefig(args.pictures, dpi=130)
     title = f"{args.model}, W{args.weight_bits}A{args.act_bits}, {args.images} images x {args.seeds} seeds"
-    print(Table([title, "PSNR, median", "worst", "drift", "CPU s to plan"], rows))
+    print(Table([title, "PSNR, median", "worst", "drift", "CPU s to plan", "/ recording"], rows))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
     s = s0 exp(p)                             a weight: p by output channel, its codes stay as they are
     c = c0 + u p                              a correction: p by timestep group and output channel
 
-All start at 0 and are of one size: a step of 0.01 changes a scale by 1 %, moves a range by 1 % of its width, and a
-correction by 1 % of its unit ``u``; so one learning rate suits them. The zero point is rounded, its gradient passes
-straight through.
+All start at 0, and a step of 0.01 changes a scale by 1 %, moves a range by 1 % of its width, and a correction by 1 % of
+its unit ``u``. Scales and ranges of b bits move at 15 / (2^b - 1) of the rate, so that ends move by the same share
+of a quantization step at any width; one learning rate then suits them all. The zero point is rounded, its gradient
+passes straight through.
 
 Source: Esser et al. 2020 (LSQ) and Bhalgat et al. 2020 (LSQ+) for scale and zero point of an input; Chen et al. 2024
 (EfficientQAT) for scales of weights whose codes are settled.
@@ -87,6 +88,11 @@ class Smooth(Variables):
             self.parameter = kept
 
 
+def of_steps(bits: int) -> float:
+    """Rate at a width, over that at 4 bits: ends of a range move by the same share of a step."""
+    return 15 / (2**bits - 1)
+
+
 class InputRange(Smooth):
     """Scale and zero point of an input, ``[2, G]``: the zero point holds whole numbers.
 
@@ -97,7 +103,7 @@ class InputRange(Smooth):
     """
 
     def __init__(self, quant: ActivationQuant, device: torch.device, rate: float = 1.0) -> None:
-        super().__init__((2, len(quant.scale)), device, rate)
+        super().__init__((2, len(quant.scale)), device, rate * of_steps(quant.bits))
         self.scale, self.zero_point = quant.scale.to(device), quant.zero_point.to(device).float()
         self.symmetric, self.code = quant.symmetric, integer_range(quant.bits)
 
@@ -120,7 +126,7 @@ class WeightScale(Smooth):
     """
 
     def __init__(self, quant: WeightQuant, device: torch.device, rate: float = 1.0) -> None:
-        super().__init__(tuple(quant.scale.shape), device, rate)
+        super().__init__(tuple(quant.scale.shape), device, rate * of_steps(quant.bits))
         self.scale = quant.scale.to(device)
 
     def soft(self) -> Tensor:

@@ -20,7 +20,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from dq_plugins.artifact import Format
-from dq_plugins.plan import QuantPlan, Section
+from dq_plugins.layer_kinds import LAYER_KINDS
+from dq_plugins.plan import LayerPlan, QuantPlan, Section
 from dq_plugins.progress import Progress, reported
 from dq_plugins.quantized.block_cache import BlockCache, BlockRecorder
 from dq_plugins.quantized.block_learning import block_recorder, learn_block
@@ -57,6 +58,7 @@ class BlockReconstruction(Pass):
             relative: AdaRound's loss counts in units of that before learning, its regulariser per variable. By
                 measurement one factor then suits all blocks; off: the papers' plain sums.
             calls: recorded calls to learn from, drawn evenly over the recording.
+            most_bits: wider weights keep their rounding, and so do the ranges of blocks that have only such weights.
             freeze_temporal: leave the layers that depend on t alone, and those that ``temporal-reconstruction`` has
                 decided, as they are; off: reconstruct them with their block, as methods before TFMQ-DM do.
             quantize_inputs: learn against quantized activations; None: where the plan has some of fewer than 8 bits.
@@ -71,6 +73,7 @@ class BlockReconstruction(Pass):
         weight: float = Field(1e5, ge=0)
         relative: bool = True
         calls: int = Field(40, ge=1)
+        most_bits: int = Field(16, ge=1, le=16)
         freeze_temporal: bool = True
         quantize_inputs: bool | None = None
         learn_ranges: bool | None = None
@@ -88,8 +91,7 @@ class BlockReconstruction(Pass):
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
         """Write learned codes block by block; a finished block is not learned again after an interruption."""
         frozen = self._frozen(plan, context)
-        rounded = [n for n, layer in plan.layers.items() if layer.weight and layer.weight.rounds and n not in frozen]
-        learnable = [n for n in rounded if not context.partition.layers[n].lookup]
+        learnable = [n for n, layer in plan.layers.items() if n not in frozen and self._learns(layer)]
         units = find_units(context.partition, learnable)
         run, inputs = planned_run(context.denoiser, plan), sees_quantized_inputs(plan, self.options.quantize_inputs)
         states = planned_states(run, plan, quantize_inputs=inputs)
@@ -111,6 +113,12 @@ class BlockReconstruction(Pass):
             "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         }
         plan.sections[self.name] = Section({"blocks": found, "frozen": sorted(frozen & set(plan.layers))})
+
+    def _learns(self, layer: LayerPlan) -> bool:
+        quant = layer.weight
+        if quant is None or LAYER_KINDS[layer.kind].lookup:
+            return False
+        return quant.rounds and quant.bits <= self.options.most_bits
 
     def _frozen(self, plan: QuantPlan, context: PassContext) -> frozenset[str]:
         """The temporal block, and layers whose rounding is settled beyond it."""

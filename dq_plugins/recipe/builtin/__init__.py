@@ -35,6 +35,17 @@ DEFAULT = Recipe(
     ),
 )
 
+BEST = Recipe(
+    "best",
+    "default, then blocks and the whole denoiser learned against recorded outputs: minutes to hours, the best images",
+    (
+        *DEFAULT.steps[:-1],
+        Step("block-reconstruction", {"iterations": 100, "most_bits": 6}),
+        DEFAULT.steps[-1],
+        Step("learned-ranges", {"learn": ("ranges", "scales", "corrections"), "passes": 2.0, "images": 2}),
+    ),
+)
+
 TFMQ = Recipe(
     "tfmq",
     "TFMQ-DM: temporal block reconstructed from t alone, one range per timestep for it; blocks reconstructed after it",
