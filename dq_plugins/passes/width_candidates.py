@@ -35,7 +35,7 @@ def candidates_of(
         weight_choices: widths of weights; one bit is BinaryDM's: signs, scaled by the mean magnitude.
         act_choices: widths of inputs.
     """
-    key = ("candidates", tuple(weight_choices), tuple(act_choices))
+    key = ("candidates", tuple(weight_choices), tuple(act_choices), plan.range_methods)
     return context.shared(key, lambda: _make(plan, context, weight_choices, act_choices))
 
 

@@ -193,6 +193,28 @@ class EstimateCheck:
     spread: float
 
 
+DriftByWidth = Mapping[str, Mapping[Operand, Mapping[int, tuple[float, ...]]]]
+"""Amplitudes that add up over layers, for every layer, operand and width in bits."""
+
+
+@dataclass(frozen=True)
+class MeasuredImageError:
+    """What each width of each layer's weight and input does to the final image.
+
+    Attributes:
+        random: mean square error that adds up in power over layers.
+        drift: amplitudes that add up as they are: the mean of every channel of the image, and the gain.
+        check: how the whole of an entry compares with exact measurements; None when none was made.
+    """
+
+    __pydantic_config__ = STRICT
+    __repr__ = brief
+
+    random: ByWidth
+    drift: DriftByWidth
+    check: EstimateCheck | None = None
+
+
 @dataclass(frozen=True)
 class MeasuredSensitivity:
     """What each width of each layer's weight and input costs.
@@ -206,6 +228,7 @@ class MeasuredSensitivity:
         check: how the noise compares with exact measurements; None when it is exact.
         calls: what the measurement cost, in denoiser calls (a backward pass counts two).
         naive_calls: what repeating every call and every run for each entry would have cost.
+        image: what it does to the final image; None when it was not measured.
     """
 
     __pydantic_config__ = STRICT
@@ -219,6 +242,7 @@ class MeasuredSensitivity:
     check: EstimateCheck | None = None
     calls: float = 0.0
     naive_calls: float = 0.0
+    image: MeasuredImageError | None = None
 
 
 @dataclass(frozen=True)

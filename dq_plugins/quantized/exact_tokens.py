@@ -65,6 +65,14 @@ class ExactTokens(nn.Module):
         """Keep the outlier rows of the raw input ``[N, L, D]``, before anything quantizes it."""
         self.seen = x.index_select(1, self.positions) if x.dim() == 3 else None
 
+    def without_known(self, x: Tensor, change: Tensor) -> Tensor:
+        """A change of the output ``[N, L, O]`` for raw inputs ``x``, none where the exact rows stand."""
+        if x.dim() != 3:
+            return change
+        known = (x.index_select(1, self.positions) == self.rows.to(x.dtype)).all(-1, keepdim=True)  # [N, P, 1]
+        live = change.index_select(1, self.positions)
+        return change.index_copy(1, self.positions, torch.where(known, torch.zeros_like(live), live))
+
     def replace(self, layer: nn.Module, output: Tensor) -> Tensor:
         """Put the exact rows into the layer's output ``[N, L, O]``."""
         seen, self.seen = self.seen, None

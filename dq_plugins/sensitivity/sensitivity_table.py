@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from scipy.stats import spearmanr
 
 from dq_plugins.errors import DQError
-from dq_plugins.plan import EstimateCheck, MeasuredSensitivity
-from dq_plugins.plan.decisions import ByWidth
+from dq_plugins.plan import EstimateCheck, MeasuredImageError, MeasuredSensitivity
 from dq_plugins.quantized.candidates import Candidates, Entry, Operand
+from dq_plugins.sensitivity.drift import ImageError
 from dq_plugins.sensitivity.measure import FORWARD, Sums
 
 Group = Literal["content", "quality"]
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class SensitivityTable:
         check: how the noise compares with exact measurements; None when it is exact.
         calls: what the measurement cost, in denoiser calls (a backward pass counts two).
         naive_calls: what repeating every call and every run for each entry would have cost.
+        image: what entries do to the final image; None when it was not measured.
+        image_check: how it compares with exact measurements; None when none was made.
     """
 
     noise: Mapping[Entry, float]
@@ -38,6 +41,8 @@ class SensitivityTable:
     check: EstimateCheck | None = None
     calls: float = 0.0
     naive_calls: float = 0.0
+    image: ImageError | None = None
+    image_check: EstimateCheck | None = None
 
     def sqnr(self, entry: Entry) -> float:
         """Signal-to-quantization-noise ratio of the output with only this entry quantized, in dB."""
@@ -98,14 +103,29 @@ class SensitivityTable:
         ratio = {key: math.exp(sum(values) / len(values)) for key, values in sorted(logs.items())}
         everywhere = math.exp(sum(map(sum, logs.values())) / len(usable)) if usable else 1.0
         noise = {e: v * ratio.get(_stratum(e), everywhere) for e, v in self.noise.items()}
-        left = [math.log(exact[e] / noise[e]) for e in usable]
-        check = EstimateCheck(
-            entries=len(exact),
-            rank_correlation=_rank_correlation([self.noise[e] for e in exact], list(exact.values())),
-            typical_ratio=ratio,
-            spread=math.exp(math.sqrt(sum(v * v for v in left) / len(left))) if left else 1.0,
-        )
+        check = _checked(self.noise, exact, ratio, [math.log(exact[e] / noise[e]) for e in usable])
         return replace(self, noise={**noise, **exact}, check=check, calls=self.calls + calls)
+
+    def with_image(self, image: ImageError, exact: Mapping[Entry, float], calls: float) -> SensitivityTable:
+        """The table with what entries do to the final image, of which some were measured exactly.
+
+        Those take their exact mean square error, drift and the rest alike; the others stay as they were estimated.
+        ``calls`` is what both measurements cost.
+        """
+        alone = image.alone()
+        factors = {e: exact[e] / alone[e] if e in exact and alone[e] > 0 else 1.0 for e in alone}
+        logs: dict[str, list[float]] = {}
+        for entry in exact:
+            if factors[entry] > 0:
+                logs.setdefault(_stratum(entry), []).append(math.log(factors[entry]))
+        ratio = {key: math.exp(sum(values) / len(values)) for key, values in sorted(logs.items())}
+        check = _checked(alone, exact, ratio, [v for values in logs.values() for v in values]) if exact else None
+        return replace(self, image=image.scaled(factors), image_check=check, calls=self.calls + calls)
+
+    @property
+    def errors(self) -> Mapping[Entry, float]:
+        """One number for every entry, for programs that add them up: mean square error of the final image, or noise."""
+        return self.noise if self.image is None else self.image.alone()
 
     def measured(self, weight_choices: tuple[int, ...], act_choices: tuple[int, ...]) -> MeasuredSensitivity:
         """The table as a plan holds it.
@@ -114,14 +134,22 @@ class SensitivityTable:
             weight_choices: widths of weights that were measured.
             act_choices: widths of inputs.
         """
-        parts = (_nested(self.noise), _nested(self.structure), _nested(self.texture))
-        return MeasuredSensitivity(weight_choices, act_choices, *parts, self.check, self.calls, self.naive_calls)
+        image = None
+        if self.image is not None:
+            image = MeasuredImageError(_nested(self.image.random), _nested(self.image.drift), self.image_check)
+        noise, structure, texture = (_nested(part) for part in (self.noise, self.structure, self.texture))
+        return MeasuredSensitivity(
+            weight_choices, act_choices, noise, structure, texture, self.check, self.calls, self.naive_calls, image
+        )
 
     @classmethod
     def of(cls, measured: MeasuredSensitivity) -> SensitivityTable:
         """The table that `measured` gave."""
-        parts = (_flat(measured.noise), _flat(measured.structure), _flat(measured.texture))
-        return cls(*parts, measured.check, measured.calls, measured.naive_calls)
+        noise, structure, texture = (_flat(part) for part in (measured.noise, measured.structure, measured.texture))
+        found, image, check = measured.image, None, None
+        if found is not None:
+            image, check = ImageError(_flat(found.random), _flat(found.drift)), found.check
+        return cls(noise, structure, texture, measured.check, measured.calls, measured.naive_calls, image, check)
 
 
 def _rank_correlation(estimates: list[float], exact: list[float]) -> float | None:
@@ -133,14 +161,26 @@ def _stratum(entry: Entry) -> str:
     return f"{entry.operand}@{entry.bits}"
 
 
-def _nested(values: Mapping[Entry, float]) -> ByWidth:
-    nested: dict[str, dict[Operand, dict[int, float]]] = {}
+def _checked(
+    estimates: Mapping[Entry, float], exact: Mapping[Entry, float], ratio: Mapping[str, float], left: list[float]
+) -> EstimateCheck:
+    """How estimates compare with exact measurements; ``left``: logarithms of exact / estimate not explained."""
+    return EstimateCheck(
+        entries=len(exact),
+        rank_correlation=_rank_correlation([estimates[e] for e in exact], list(exact.values())),
+        typical_ratio=ratio,
+        spread=math.exp(math.sqrt(sum(v * v for v in left) / len(left))) if left else 1.0,
+    )
+
+
+def _nested(values: Mapping[Entry, V]) -> dict[str, dict[Operand, dict[int, V]]]:
+    nested: dict[str, dict[Operand, dict[int, V]]] = {}
     for (layer, operand, bits), value in values.items():
         nested.setdefault(layer, {}).setdefault(operand, {})[bits] = value
     return nested
 
 
-def _flat(nested: ByWidth) -> dict[Entry, float]:
+def _flat(nested: Mapping[str, Mapping[Operand, Mapping[int, V]]]) -> dict[Entry, V]:
     return {
         Entry(layer, operand, bits): value
         for layer, operands in nested.items()

@@ -97,8 +97,10 @@ class Trajectory:
         return rows.reshape(self.branches, self.images, *rows.shape[1:]).sum(0)
 
     def per_image(self, values: Tensor) -> Tensor:
-        """`fold` for values of rows; a single value stays."""
-        return self.fold(values) if values.numel() == self.branches * self.images else values
+        """`fold` for values of rows: ``[P, N] -> [P, B]``; single values ``[P, 1]`` stay."""
+        if values.shape[1] != self.branches * self.images:
+            return values
+        return values.reshape(len(values), self.branches, self.images).sum(1)
 
     def replay(self, denoise: Callable[[dict[str, Any]], Tensor]) -> Tensor:
         """Repeat the run with another denoiser.

@@ -1,7 +1,8 @@
 """Pass ``bit-allocation``: the widths of every layer's weight and input, by an exact program.
 
-Source: MixDQ (Zhao et al. 2024). The default objective is the sum of noise powers, which predicts the error of a plan;
-the paper's own (sum of SQNR and SSIM, with the coupling scan) is ``objective="mixdq"``.
+Source: MixDQ (Zhao et al. 2024). The default objective is the predicted error of the final image, where it was
+measured, else the sum of noise powers of the denoiser's output; the paper's own (sum of SQNR and SSIM, with the
+coupling scan) is ``objective="mixdq"``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from dq_plugins.passes.allocation.columns import choice_of
 from dq_plugins.passes.allocation.coupling import mixdq_widths
 from dq_plugins.passes.allocation.findings import SECTION, find, findings_of
 from dq_plugins.passes.allocation.front import Front, draw, fronts
-from dq_plugins.passes.allocation.problem import Allocation, AllocationProblem, Budgets, LayerCost, allocate
+from dq_plugins.passes.allocation.problem import (
+    Allocation,
+    AllocationProblem,
+    Budgets,
+    LayerCost,
+    allocate,
+    allocate_image,
+)
 from dq_plugins.passes.width_candidates import candidates_of, write_widths
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.plan.layers import EDGE_ROLES
@@ -51,24 +59,28 @@ class BitAllocation(Pass):
         and ``latency``, the mean bits of weights and inputs default to the recipe's targets.
 
         Attributes:
-            objective: ``"noise-power"`` or ``"mixdq"`` (the paper's).
+            objective: ``"image"`` (error of the final image), ``"noise-power"`` (of the denoiser's output), or
+                ``"mixdq"`` (the paper's). None: ``"image"`` where it was measured, else ``"noise-power"``.
             solver: a registered solver.
             latency_table: measured time by layer and width: ``{"conv_in": {"W8A8": 0.8, "W4A8": 0.9}}``.
             pinned: widths of single layers: ``{"conv_in": "W8A8"}``.
             role_choices: widths of weights by role, where they differ: ``{"first": [8]}``.
             role_act_choices: the same for inputs.
+            edge_bits: least width of weights and inputs of the first and last layers, as the rules that others use
+                have it; None: the program decides.
             full_precision: offer full precision, too, for all weights and inputs.
             tolerance: relative gap at which the solution counts as optimal.
             content_by: who is a content layer in ``"mixdq"``: ``"measured"`` or ``"paper"``.
             sweep: limits on mean weight bits at which error against size is drawn; none by default.
         """
 
-        objective: Literal["noise-power", "mixdq"] = "noise-power"
+        objective: Literal["image", "noise-power", "mixdq"] | None = None
         solver: str = "cp-sat"
         latency_table: dict[str, dict[str, float]] = Field(default_factory=dict)
         pinned: dict[str, str] = Field(default_factory=dict)
         role_choices: dict[str, tuple[int, ...]] = Field(default_factory=dict)
         role_act_choices: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+        edge_bits: int | None = None
         full_precision: bool = False
         tolerance: float = Field(0.0, ge=0)
         content_by: Literal["measured", "paper"] = "measured"
@@ -95,7 +107,9 @@ class BitAllocation(Pass):
         allocation, found = self._solve(plan, context, problem, table, candidates)
         write_widths(plan, allocation.widths, candidates)
         yield Progress(1, 2, "error against size")
-        plan.sections[self.name] = Section.of(findings_of(allocation, self._fronts(plan, context, problem), **found))
+        noise = sum(table.noise[entry] for entry in entries_of(allocation.widths))
+        drawn = self._fronts(plan, context, allocation.problem)
+        plan.sections[self.name] = Section.of(findings_of(allocation, drawn, predicted_noise_power=noise, **found))
         yield Progress(2, 2)
 
     @classmethod
@@ -104,9 +118,11 @@ class BitAllocation(Pass):
         found = find(plan)
         if found is None or not found.fronts:
             return None
-        chosen = (found.mean_weight_bits, found.predicted_noise_power)
+        image = found.predicted_image_error is not None
+        label = "predicted error of the final image" if image else "predicted noise power / signal"
+        chosen = (found.mean_weight_bits, found.error)
         caption = "Predicted error against size: the exact program beside the rules that others use."
-        return draw(found.fronts, chosen, "predicted noise power / signal"), caption
+        return draw(found.fronts, chosen, label), caption
 
     def problem(
         self, plan: QuantPlan, context: PassContext, table: SensitivityTable, candidates: Candidates
@@ -119,7 +135,7 @@ class BitAllocation(Pass):
             inputs = math.prod(info.input_shape) if name in candidates.activations else 0
             layers[name] = LayerCost(math.prod(info.weight_shape), inputs, info.macs, info.block)
         weight: Any = context.denoiser.get_submodule(candidates.layers[0]).weight
-        return AllocationProblem(
+        problem = AllocationProblem(
             layers,
             table.noise,
             {name: self._choices(plan, candidates, name) for name in layers},
@@ -127,6 +143,8 @@ class BitAllocation(Pass):
             latency={n: {Width.parse(w): ms for w, ms in times.items()} for n, times in o.latency_table.items()},
             float_bits=weight.element_size() * 8,
         )
+        edges = [name for name in layers if plan.layers[name].roles & EDGE_ROLES and name not in o.pinned]
+        return problem if o.edge_bits is None else problem.with_least(edges, o.edge_bits)
 
     def _budgets(self, context: PassContext) -> Budgets:
         o = self.options
@@ -164,10 +182,21 @@ class BitAllocation(Pass):
         if unknown:
             raise BudgetError(f"layer {unknown[0]!r} is pinned, but it is none of the layers that were measured")
         exact = {"tolerance": o.tolerance} if o.solver in ("cp-sat", "mip") else {}
-        if o.objective == "noise-power":
+        objective = o.objective or ("noise-power" if table.image is None else "image")
+        if objective == "image":
+            if table.image is None:
+                raise PlanError(
+                    "objective 'image' needs what widths do to the final image, which was not measured: run the pass "
+                    "'sensitivity' with image=True on whole sampling runs, or take objective='noise-power'"
+                )
+            allocation = allocate_image(problem, table.image, o.solver, **exact)
+            allocation.solution.require()
+            predicted = table.image.of(entries_of(allocation.widths))
+            return allocation, {"objective": objective, "predicted_image_error": predicted}
+        if objective == "noise-power":
             allocation = allocate(problem, o.solver, **exact)
             allocation.solution.require()
-            return allocation, {}
+            return allocation, {"objective": objective}
         runs = trajectories_of(context.calibration, context.partition.sample_argument)[:1]
 
         def image_error(widths: Mapping[str, Width]) -> float:
@@ -182,7 +211,11 @@ class BitAllocation(Pass):
         choice = choice_of(program, columns, widths)
         solution = answer(program, choice, f"mixdq over {o.solver}", time.perf_counter())
         content = tuple(sorted(name for name, group in groups.items() if group == "content"))
-        return Allocation(problem, widths, solution), {"couplings": couplings, "content": content}
+        return Allocation(problem, widths, solution), {
+            "objective": objective,
+            "couplings": couplings,
+            "content": content,
+        }
 
     def _fronts(self, plan: QuantPlan, context: PassContext, problem: AllocationProblem) -> list[Front]:
         edges = [name for name in problem.layers if plan.layers[name].roles & EDGE_ROLES]

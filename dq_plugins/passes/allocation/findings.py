@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dq_plugins.errors import PlanError
 from dq_plugins.passes.allocation.front import Front, mean_weight_bits, predicted_error
@@ -115,9 +116,12 @@ class AllocationFindings:
         binding: budgets that hold it back.
         budgets: what it uses of each.
         mean_weight_bits: bits of a weight.
-        predicted_noise_power: sum of the sensitivities of the chosen widths.
+        predicted_noise_power: sum of the noise powers of the chosen widths.
         widths: by layer, such as ``W4A8``.
         reasons: why each, costliest to narrow first.
+        objective: ``"image"``, ``"noise-power"`` or ``"mixdq"``.
+        predicted_image_error: mean square error of the final image, if that was the objective. ``error`` and
+            ``bound`` are then those of the program that is linear around another plan.
         fronts: by rule, mean weight bits and error of each point, if they were asked for.
         couplings: that MixDQ's own objective chose, by operand.
         content: content layers, for that objective.
@@ -135,18 +139,15 @@ class AllocationFindings:
     predicted_noise_power: float
     widths: dict[str, str]
     reasons: tuple[LayerReason, ...]
+    objective: str = "noise-power"
+    predicted_image_error: float | None = None
     fronts: dict[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     couplings: dict[str, float] | None = None
     content: tuple[str, ...] | None = None
 
 
-def findings_of(
-    allocation: Allocation,
-    fronts: Sequence[Front],
-    couplings: dict[str, float] | None = None,
-    content: tuple[str, ...] | None = None,
-) -> AllocationFindings:
-    """What to keep of an allocation."""
+def findings_of(allocation: Allocation, fronts: Sequence[Front], **found: Any) -> AllocationFindings:
+    """What to keep of an allocation; ``found``: further fields, such as the noise power if it was not the objective."""
     solution, problem = allocation.solution, allocation.problem
     as_they_are = {name: getattr(solution, name) for name in ("status", "bound", "gap", "tolerance", "solver")}
     return AllocationFindings(
@@ -155,12 +156,10 @@ def findings_of(
         binding=tuple(solution.binding),
         budgets=tuple(solution.uses),
         mean_weight_bits=mean_weight_bits(problem, allocation.widths),
-        predicted_noise_power=predicted_error(problem, allocation.widths),
         widths={name: str(width) for name, width in allocation.widths.items()},
         reasons=tuple(explain(allocation)),
         fronts={front.rule: front.points for front in fronts},
-        couplings=couplings,
-        content=content,
+        **({"predicted_noise_power": predicted_error(problem, allocation.widths)} | found),
     )
 
 

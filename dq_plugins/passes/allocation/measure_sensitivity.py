@@ -3,6 +3,9 @@
 Linearised by default: a few backward passes estimate all entries at once, and an exact measurement of some of them
 checks and corrects the estimate. ``method="exact"`` is the naive measurement of every entry.
 
+Where the recording holds whole sampling runs, what each entry does to the final image is measured as well, and what
+adds up over steps and layers apart from what averages out: see `dq_plugins.sensitivity.drift`.
+
 Source: MixDQ (Zhao et al. 2024), metric-decoupled sensitivity; see `dq_plugins.sensitivity` for what differs.
 """
 
@@ -16,18 +19,19 @@ from pydantic import Field
 
 from dq_plugins.artifact import UnitResults
 from dq_plugins.calibration import CalibrationSet
-from dq_plugins.errors import RecipeError
+from dq_plugins.errors import CalibrationError, RecipeError
 from dq_plugins.hashing import hash_json
 from dq_plugins.passes.width_candidates import candidates_of
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.exact_tokens import install_tokens
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
+from dq_plugins.sensitivity.drift import DriftProbes, image_error
 from dq_plugins.sensitivity.exact_noise import ExactContent, ExactQuality
 from dq_plugins.sensitivity.measure import MEASURED, Measurement, Sums, measure
 from dq_plugins.sensitivity.probes import ContentProbes, QualityProbes
 from dq_plugins.sensitivity.sensitivity_table import SensitivityTable, cost, entries_to_check, naive_cost, relative
-from dq_plugins.sensitivity.trajectory import trajectories_of
+from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
 
 
 class Sensitivity(Pass):
@@ -47,7 +51,10 @@ class Sensitivity(Pass):
             calls_per_timestep: recorded calls used at each timestep.
             draws: backward passes over all calls together. An allocation picks widths that look cheap, so it picks
                 underestimates too: with few draws the plan turns out worse than predicted.
-            check_entries: entries measured exactly to check and correct the estimate; 0 for none.
+            check_entries: entries measured exactly to check and correct each estimate; 0 for none.
+            image: measure what entries do to the final image; None: where the recording holds whole sampling runs.
+            image_probes: random probes of the final image.
+            image_runs: sampling runs used for it.
             content: measure the loss of similarity of the final samples as well.
             content_probes: backward passes through a sampling run for each part (structure, texture).
             runs: sampling runs used for content.
@@ -61,6 +68,9 @@ class Sensitivity(Pass):
         calls_per_timestep: int = Field(2, ge=1)
         draws: int = Field(160, ge=1)
         check_entries: int = Field(32, ge=0)
+        image: bool | None = None
+        image_probes: int = Field(8, ge=1)
+        image_runs: int = Field(2, ge=1)
         content: bool = False
         content_probes: int = Field(2, ge=1)
         runs: int = Field(1, ge=1)
@@ -82,6 +92,9 @@ class Sensitivity(Pass):
         calls = context.calibration.subset(per_timestep=o.calls_per_timestep)
         with install_tokens(context.denoiser, plan):  # rows of outlier tokens are exact whatever the widths
             table = yield from self._quality(candidates, context, calls)
+            runs = self._runs(context)
+            if runs:
+                table = yield from self._image(candidates, context, table, runs)
             if o.content:
                 table = yield from self._content(candidates, context, table)
         plan.sensitivity = table.measured(o.weight_choices, o.act_choices)
@@ -106,6 +119,34 @@ class Sensitivity(Pass):
         sample = ExactQuality(context.denoiser, checked, few)
         results = yield from self._measure(sample, context, few, candidates, "noise, exact sample")
         return table.corrected(relative(results, checked), cost(results))
+
+    def _runs(self, context: PassContext) -> list[Trajectory]:
+        """The sampling runs on which the error of the final image is measured."""
+        if self.options.image is False:
+            return []
+        try:
+            found = trajectories_of(context.calibration, context.partition.sample_argument)
+        except CalibrationError:
+            if self.options.image:
+                raise
+            return []  # noise power alone: the allocation says which objective it had
+        return found[: self.options.image_runs]
+
+    def _image(
+        self, candidates: Candidates, context: PassContext, table: SensitivityTable, runs: list[Trajectory]
+    ) -> Generator[Progress, None, SensitivityTable]:
+        o = self.options
+        probes = DriftProbes(context.denoiser, candidates, runs, o.image_probes, context.stream("image"))
+        results = yield from self._measure(probes, context, context.calibration, candidates, "image, linearised")
+        image, exact = image_error(results, candidates), {}
+        count = len(candidates.entries()) if o.method == "exact" else o.check_entries
+        if count:
+            alone = image.alone()
+            checked = candidates.subset(sorted(alone, key=alone.__getitem__, reverse=True)[:count])
+            sample = ExactContent(context.denoiser, checked, runs, "mse")
+            found = yield from self._measure(sample, context, context.calibration, checked, "image, exact")
+            exact, results = relative(found, checked), {**results, **found}
+        return table.with_image(image, exact, cost(results))
 
     def _content(
         self, candidates: Candidates, context: PassContext, table: SensitivityTable
@@ -137,8 +178,8 @@ class Sensitivity(Pass):
             "candidates": candidates.hash,
             "seed": context.seed,
             "what": what,
-            "probes": [self.options.draws, self.options.content_probes],
-            "content": [self.options.runs, self.options.content_metric],
+            "probes": [self.options.draws, self.options.content_probes, self.options.image_probes],
+            "content": [self.options.runs, self.options.content_metric, self.options.image_runs],
         }
         folder = context.workdir and context.workdir / "measurements" / hash_json(settings)[:16]
         kept = UnitResults(MEASURED, folder, settings)

@@ -13,13 +13,17 @@ choices are *pairs* of widths: one column for every (w, a), which is the tightes
 is the convex hull of each layer's choices). Without a budget that couples the two, weights and inputs get choices of
 their own, which are shorter. Budgets may be given alone or together.
 
+The error of the final image is not linear in the choices, because the drifts of layers add up in amplitude
+(`dq_plugins.sensitivity.drift`). `allocate_image` solves the program that is linear around a plan, again around its
+answer, and so on; of all answers the one with the least predicted error is kept.
+
 Source: MixDQ (Zhao et al. 2024) solves weights and activations apart, with a mean-bits budget each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +35,7 @@ from dq_plugins.passes.allocation.columns import Column, widths_of
 from dq_plugins.quantized.candidates import Entry, Operand
 from dq_plugins.quantized.width import Width, WidthChoices, entries_of
 from dq_plugins.recipe import PassOptions
+from dq_plugins.sensitivity.drift import ImageError
 from dq_plugins.solvers.program import Budget, ChoiceProgram
 from dq_plugins.solvers.solution import Solution
 
@@ -108,6 +113,18 @@ class AllocationProblem:
         """Widths that a layer may get; a layer without an input to quantize has the one choice of leaving it."""
         choices = self.choices.get(layer, self.default_choices)
         return choices if self.layers[layer].inputs else choices._replace(activation=(None,))
+
+    def with_least(self, layers: Iterable[str], bits: int) -> AllocationProblem:
+        """The problem without choices of fewer bits for the weights and inputs of some layers.
+
+        Where a layer has none as wide, its widest one stays. The first and the last layer at 8 bits, as usual.
+        """
+
+        def wide(choices: tuple[int | None, ...]) -> tuple[int | None, ...]:
+            return tuple(w for w in choices if self.bits(w) >= bits) or (max(choices, key=self.bits),)
+
+        narrowed = {name: WidthChoices(*map(wide, self.choices_for(name))) for name in layers}
+        return replace(self, choices={**self.choices, **narrowed})
 
     @property
     def coupled(self) -> bool:
@@ -243,3 +260,35 @@ def allocate(problem: AllocationProblem, solver: str = "cp-sat", **options: Any)
     program, columns = problem.program()
     solution: Solution = registry.get("solver", solver)(program, hint=None, **options)
     return Allocation(problem, widths_of(columns, solution.choice), solution)
+
+
+ROUNDS = 8
+"""How often `allocate_image` solves again, at most."""
+
+
+def allocate_image(problem: AllocationProblem, image: ImageError, solver: str = "cp-sat", **options: Any) -> Allocation:
+    """Solve for the least predicted error of the final image.
+
+    Args:
+        problem: layers, choices and budgets; its errors are not used.
+        image: what every entry among the choices does to the image.
+        solver: registered solver.
+        options: of the solver.
+
+    Returns:
+        The best answer; its problem has the errors that each change of one operand would make beside it, and its
+        solution is that of the linear program which it came from.
+    """
+    errors: Mapping[Entry, float] = image.alone()
+    answers: list[tuple[float, Mapping[str, Width], Solution]] = []
+    for _ in range(ROUNDS):
+        allocation = allocate(replace(problem, errors=errors), solver, **options)
+        if not allocation.widths or any(allocation.widths == known for _, known, _ in answers):
+            break
+        entries = entries_of(allocation.widths)
+        answers.append((image.of(entries), allocation.widths, allocation.solution))
+        errors = image.beside(entries)
+    if not answers:
+        return allocation
+    _, widths, solution = min(answers, key=lambda each: each[0])
+    return Allocation(replace(problem, errors=image.beside(entries_of(widths))), widths, solution)

@@ -25,7 +25,7 @@ from dq_plugins.passes.steps.runs import Run, runs_of
 from dq_plugins.passes.steps.space import LayerChoices, Space
 from dq_plugins.passes.steps.stepper import Stepper
 from dq_plugins.passes.steps.supernet import CalibrationOptions, calibrate
-from dq_plugins.passes.steps.transitions import Transitions, measure_transitions
+from dq_plugins.passes.steps.transitions import END, Transitions, measure_transitions
 from dq_plugins.passes.width_candidates import candidates_of, write_widths
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.quantized.candidates import Candidates, Entry
@@ -48,7 +48,7 @@ class Setting:
         runs: recorded runs.
         grid: candidate timesteps, ascending.
         candidates: quantizers of every layer that has one.
-        noise: sensitivities; 0 when widths are not searched.
+        noise: noise power of every entry; 0 when widths are not searched.
         transitions: costs of steps, if they were measured.
     """
 
@@ -197,8 +197,8 @@ class TimestepReduction(Pass):
             candidates = yield from calibrate(
                 context.denoiser, candidates, context.calibration, context.partition, settings
             )
-        noise = SensitivityTable.of(measured).noise
-        return Setting(stepper, runs, grid, candidates, noise, transitions)
+        errors = SensitivityTable.of(measured).errors
+        return Setting(stepper, runs, grid, candidates, as_noise(errors, transitions), transitions)
 
     def space(self, plan: QuantPlan, context: PassContext, setting: Setting) -> Space:
         """The search space that the options describe."""
@@ -235,6 +235,19 @@ class TimestepReduction(Pass):
         folder = context.workdir and context.workdir / "search"
         seed = context.stream("evolution")
         return JointSearch(fitness, setting.noise, setting.transitions, o, folder, signature, seed)
+
+
+def as_noise(errors: Mapping[Entry, float], transitions: Transitions | None) -> Mapping[Entry, float]:
+    """Errors of the final image as the noise power of the output that leads to them over all recorded steps.
+
+    The joint program carries noise to the image step by step; entries that drift count for more noise than they make.
+    Noise powers come out in another unit, which its scale takes away again.
+    """
+    if transitions is None:
+        return errors
+    nodes = len(transitions.nodes)
+    gain = sum(transitions.gain(node, node - 1 if node else END) for node in range(nodes))
+    return {entry: error / gain for entry, error in errors.items()} if gain > 0 else errors
 
 
 def kept_widths(plan: QuantPlan) -> Candidates:
