@@ -102,7 +102,7 @@ def _print(rows: Mapping[str, Errors], ours: str) -> None:
 def _own_with(bench: Benchmark, search: JointSearch, *, best: bool) -> Plans:
     plans, space = [], search.space
     for count in COUNTS:
-        genes = best_widths(space, search.noise, count) if best else widest(space, count)
+        genes = best_widths(space, search.noise, count) if best else widest(space, count, search.noise)
         if genes is not None:
             widths = space.widths(Candidate((0,) * count, genes))
             plans += [(timesteps, widths) for timesteps in bench.own(count).values()]
@@ -113,7 +113,7 @@ def _best_with_uniform(search: JointSearch) -> Plans:
     """For each number of steps that fits: timesteps of the exact program, and the widest uniform widths."""
     plans, space = [], search.space
     for count in COUNTS:
-        genes = widest(space, count)
+        genes = widest(space, count, search.noise)
         if genes is None:
             continue
         widths = space.widths(Candidate((0,) * count, genes))
@@ -135,12 +135,12 @@ def _best_with_uniform(search: JointSearch) -> Plans:
 
 
 def _best_of(bench: Benchmark, search: JointSearch, plans: Plans) -> Errors:
-    """Errors of the plan that is best on the images of the search, as the joint plan was chosen."""
-    fitness = search.fitness
+    """Errors of the plan that is best on the images that judge, as the joint plan was chosen."""
+    fitness = search.judge
     losses = [fitness.loss(fitness.final(*plan)) for plan in plans]
     if not losses:
         return NOTHING
-    return bench.errors(fitness, *plans[losses.index(min(losses))])
+    return bench.errors(search.fitness, *plans[losses.index(min(losses))])
 
 
 def front(bench: Benchmark, plot: Path | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dq_plugins.passes.steps.space import Candidate, Space
 from dq_plugins.passes.steps.stepper import Stepper
 from dq_plugins.plots import lines
 from dq_plugins.quantized.candidates import Entry
-from dq_plugins.quantized.width import Width
+from dq_plugins.quantized.width import Width, entries_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,18 +22,20 @@ Point = tuple[float, float, int]
 """Cost of a sampling run, measured loss, and number of steps."""
 
 
-def widest(space: Space, count: int) -> tuple[int, ...] | None:
+def widest(space: Space, count: int, noise: Mapping[Entry, float]) -> tuple[int, ...] | None:
     """Genes of the costliest uniform widths that fit the budget with so many steps; None: none do.
 
-    Weights and inputs may differ; every layer has a width, or the next wider of its choices.
+    Weights and inputs may differ; every layer has a width, or the next wider of its choices. Of equal costs (W6A4 and
+    W4A6 in BitOps) the one with the least noise is taken.
     """
     fitting = []
     for width in {Width(w, a) for layer in space.layers for w in layer.weights for a in layer.inputs}:
         genes = uniform(space, width)
         cost = count * space.call_cost(genes)
         if cost <= space.budget:
-            fitting.append((cost, genes))
-    return max(fitting)[1] if fitting else (None if space.layers else ())
+            entries = entries_of(space.widths(Candidate((0,) * count, genes)))
+            fitting.append((cost, -sum(noise.get(entry, 0.0) for entry in entries), genes))
+    return max(fitting)[-1] if fitting else (None if space.layers else ())
 
 
 def uniform(space: Space, width: Width) -> tuple[int, ...]:
@@ -68,7 +70,7 @@ def baselines(
 ) -> dict[str, list[Point]]:
     """The sampler's own timesteps with uniform and with the best widths: the best number of steps for each budget."""
     rules: dict[str, Callable[[Space, int], tuple[int, ...] | None]] = {
-        "own timesteps, uniform bits": widest,
+        "own timesteps, uniform bits": lambda limited, count: widest(limited, count, noise),
         "own timesteps, best bits": lambda limited, count: best_widths(limited, noise, count),
     }
     found: dict[str, list[Point]] = {name: [] for name in rules}

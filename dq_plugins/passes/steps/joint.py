@@ -38,10 +38,10 @@ class JointResult:
     """What a joint search found.
 
     Attributes:
-        best: the better of the two answers, measured on all images.
+        best: the better of the two answers on the images that judge.
         chosen_by: ``"exact"`` or ``"evolution"``.
-        scored: the answers, measured on all images; that of the program is the best of its optima, one for each number
-            of steps.
+        scored: the answers, measured on the images that judge: the best of the program's optima, one for each number of
+            steps, and the best of evolution's parents.
         solution: of the exact program, if it ran.
         state: of the evolutionary search, if it ran.
     """
@@ -65,6 +65,7 @@ class JointSearch:
         folder: for checkpoints; None: the search cannot be resumed.
         signature: what scores depend on beside the candidate.
         seed: of the evolutionary search.
+        judged: measures the answers on images that the searches have not seen; None: on theirs.
     """
 
     fitness: SamplingFitness
@@ -74,6 +75,12 @@ class JointSearch:
     folder: Path | None = None
     signature: Any = None
     seed: int = 0
+    judged: SamplingFitness | None = None
+
+    @property
+    def judge(self) -> SamplingFitness:
+        """What decides between answers: a search finds what suits its own images, and other images tell."""
+        return self.judged or self.fitness
 
     @property
     def space(self) -> Space:
@@ -85,14 +92,18 @@ class JointSearch:
         solution = (yield from self._exact()) if self.options.search != "evolution" else None
         state = (yield from self._evolve(solution)) if self.options.search != "exact" else None
         proposals = {} if solution is None else {"exact": list(solution.optima.values())}
-        proposals |= {} if state is None else {"evolution": [state.best.candidate]}
+        proposals |= {} if state is None else {"evolution": self._leaders(state)}
         scored = {who: min(map(self._scored, each), key=lambda s: s.order) for who, each in proposals.items() if each}
         who = min(scored, key=lambda name: scored[name].order)
         return JointResult(scored[who], who, scored, solution, state)
 
     def _scored(self, candidate: Candidate) -> Scored:
-        last = self.fitness.rungs - 1
-        return Scored(candidate, last, self.fitness(candidate, last)["loss"])
+        last = self.judge.rungs - 1
+        return Scored(candidate, last, self.judge(candidate, last)["loss"])
+
+    def _leaders(self, state: SearchState) -> list[Candidate]:
+        """The best of evolution; several where other images judge."""
+        return [s.candidate for s in state.population[: self.options.parents if self.judged else 1]]
 
     def front(
         self, shares: Sequence[float], known: JointResult | None = None
@@ -111,9 +122,9 @@ class JointSearch:
                 continue
             found = known if share == 1.0 and known is not None else (yield from search.run())
             chosen = found.best.candidate
-            joint.append(measured(self.space, self.fitness, self.space.timesteps(chosen), chosen.widths))
+            joint.append(measured(self.space, self.judge, self.space.timesteps(chosen), chosen.widths))
             limits.append(search.space.budget)
-        return {"joint": joint, **baselines(self.space, self.fitness, self.noise, limits)}
+        return {"joint": joint, **baselines(self.space, self.judge, self.noise, limits)}
 
     def within(self, share: float) -> JointSearch:
         """The same search at a multiple of the budget.
@@ -123,7 +134,8 @@ class JointSearch:
         """
         space = replace(self.space, budget=share * self.space.budget)
         folder = self.folder.with_name(f"{self.folder.name}-{share:g}") if self.folder else None
-        return replace(self, fitness=replace(self.fitness, space=space), folder=folder)
+        judged = self.judged and replace(self.judged, space=space)
+        return replace(self, fitness=replace(self.fitness, space=space), folder=folder, judged=judged)
 
     def program(self) -> JointProgram:
         """The exact program, its noise scaled by one measured run."""

@@ -56,10 +56,12 @@ class Run:
         return len(self.noise)
 
     def first(self, images: int) -> Run:
-        """The run restricted to its first images; arguments with an entry for each row are cut alike."""
-        if images >= self.images:
-            return self
-        rows = torch.arange(images)
+        """The run restricted to its first images."""
+        return self if images >= self.images else self.part(0, images)
+
+    def part(self, start: int, stop: int) -> Run:
+        """The run restricted to some of its images; arguments with an entry for each row are cut alike."""
+        rows = torch.arange(start, stop)
         batch = self.images * (2 if self.guided else 1)
         index = torch.cat([rows, rows + self.images]) if self.guided else rows
 
@@ -173,3 +175,15 @@ def _same_conditions(run: Run, kwargs: dict[str, Any], index: int) -> None:
             f"the condition {different[0]!r} of recorded call {index} is not that of the first call of its run, so "
             "runs over other timesteps cannot be made from this recording"
         )
+
+
+def split_runs(runs: Sequence[Run], images: int) -> tuple[list[Run], list[Run]]:
+    """The first so many images of all runs, and the others."""
+    first: list[Run] = []
+    others: list[Run] = []
+    for run in runs:
+        here = min(images, run.images)
+        images -= here
+        first += [run.part(0, here)] if here else []
+        others += [run.part(here, run.images)] if here < run.images else []
+    return first, others

@@ -21,7 +21,7 @@ from dq_plugins.passes.steps.baselines import Point, draw, uniform
 from dq_plugins.passes.steps.fitness import SamplingFitness
 from dq_plugins.passes.steps.intervals import step_intervals, thinned
 from dq_plugins.passes.steps.joint import JointOptions, JointSearch
-from dq_plugins.passes.steps.runs import Run, runs_of
+from dq_plugins.passes.steps.runs import Run, runs_of, split_runs
 from dq_plugins.passes.steps.space import LayerChoices, Space
 from dq_plugins.passes.steps.stepper import Stepper
 from dq_plugins.passes.steps.supernet import CalibrationOptions, calibrate
@@ -109,7 +109,9 @@ class TimestepReduction(Pass):
             grid: recorded timesteps to choose from, at most; they are thinned out evenly.
             fitness: registered metric of the images.
             features: ``package.module:attribute`` of a network whose features are compared instead.
-            images: images that each rung of the search looks at, as shares of those recorded.
+            images: images that each rung of the search looks at, as shares of those it sees.
+            held_out: share of the recorded images that the searches do not see and their answers are compared on; none
+                of fewer than eight.
             probes: backward passes through each recorded run, for the costs of steps.
             calibration: ``"ranges"`` takes the quantizers as they are; ``"random"`` (the paper's) and
                 ``"independent"`` learn them block by block, see `dq_plugins.passes.steps`.
@@ -126,6 +128,7 @@ class TimestepReduction(Pass):
         fitness: str = "mse"
         features: str | None = None
         images: tuple[float, ...] = Field((0.25, 1.0), min_length=1)
+        held_out: float = Field(0.25, ge=0, lt=1)
         probes: int = Field(2, ge=1)
         calibration: Literal["ranges", "random", "independent"] = "ranges"
         iterations: int = Field(400, ge=1)
@@ -218,23 +221,28 @@ class TimestepReduction(Pass):
     def search(self, plan: QuantPlan, context: PassContext, setting: Setting) -> JointSearch:
         """The search that the options describe."""
         o = self.options
-        total = sum(run.images for run in setting.runs)
+        recorded = sum(run.images for run in setting.runs)
+        total = recorded - (round(o.held_out * recorded) if recorded >= 8 else 0)
+        seen, others = split_runs(setting.runs, total)
         fitness = SamplingFitness(
             context.denoiser,
             setting.candidates,
             context.calibration.timestep_argument,
             self.space(plan, context, setting),
-            setting.runs,
+            seen,
             setting.stepper,
             tuple(sorted({max(round(share * total), 1) for share in o.images})),
             o.fitness,
             o.features,
         )
-        scores_depend_on = o.model_dump(mode="json", include={"steps", "spacing", "fitness", "features", "images"})
+        scores_depend_on = o.model_dump(
+            mode="json", include={"steps", "spacing", "fitness", "features", "images", "held_out"}
+        )
         signature = [context.calibration.hash, setting.candidates.hash, scores_depend_on, setting.grid]
         folder = context.workdir and context.workdir / "search"
         seed = context.stream("evolution")
-        return JointSearch(fitness, setting.noise, setting.transitions, o, folder, signature, seed)
+        judged = replace(fitness, runs=others, images=(recorded - total,)) if others else None
+        return JointSearch(fitness, setting.noise, setting.transitions, o, folder, signature, seed, judged)
 
 
 def as_noise(errors: Mapping[Entry, float], transitions: Transitions | None) -> Mapping[Entry, float]:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -87,3 +87,18 @@ def test_a_share_of_the_budget_that_nothing_fits_is_refused():
     assert joint.within(0.7).space.budget == pytest.approx(210.0)
     with pytest.raises(BudgetError, match="no schedule fits"):
         joint.within(0.6)
+
+
+def test_other_images_decide_between_the_answers():
+    """The search's images want three steps, the others two."""
+
+    class Others(Images):
+        def __call__(self, candidate, rung):
+            return {"loss": float(len(candidate.steps)), "calls": 1.0}
+
+    alone = search("exact")
+    assert len(finish(alone.run()).best.candidate.steps) == 3
+    judged = replace(alone, judged=Others(alone.space))
+    found = finish(judged.run())
+    assert len(found.best.candidate.steps) == 2
+    assert found.best.loss == 2.0
