@@ -38,7 +38,7 @@ from dq_plugins.demo import PROMPTS
 from dq_plugins.metrics.latency import compare_latency
 from dq_plugins.passes.ranges.activation_ranges import ActivationRanges
 from dq_plugins.passes.ranges.timestep_groups import TimestepGrouping
-from dq_plugins.plan import QuantPlan, Targets
+from dq_plugins.plan import ActivationQuant, QuantPlan, Targets
 from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.recipe import PassContext, Recipe, Step
 from dq_plugins.timesteps import TimestepContext
@@ -100,7 +100,11 @@ def dynamic(denoiser: nn.Module, plan: QuantPlan) -> nn.Module:
 
 def storage(plan: QuantPlan) -> int:
     """Bytes of activation parameters: a float32 scale and an int8 zero point for each layer and group."""
-    return sum(5 * len(layer.activation.scale) for layer in plan.layers.values() if layer.activation is not None)
+    return sum(
+        5 * len(layer.activation.scale)
+        for layer in plan.layers.values()
+        if isinstance(layer.activation, ActivationQuant)
+    )
 
 
 def measure(

@@ -69,6 +69,21 @@ def affine_parameters(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) 
     return scale, zero_point
 
 
+def token_parameters(x: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """`affine_parameters` of every vector along the last dimension, from its own extremes.
+
+    Args:
+        x: ``[..., C]``.
+        bits: width of the code.
+        symmetric: whether the zero point is fixed at 0.
+
+    Returns:
+        ``(scale, zero_point)``: float32 and int32, ``[..., 1]``.
+    """
+    low, high = x.aminmax(dim=-1, keepdim=True)
+    return affine_parameters(low, high, bits, symmetric=symmetric)
+
+
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, q_min: int, q_max: int) -> Tensor:
     """Integer codes of ``x``, still in a floating dtype (the caller picks the storage dtype)."""
     return torch.clamp(torch.round(x * (1.0 / scale)) + zero_point, q_min, q_max)

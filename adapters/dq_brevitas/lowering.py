@@ -35,7 +35,7 @@ from dq_brevitas.scaling import TimestepZeroPoint
 from dq_plugins.affine import integer_range
 from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import kind_of
-from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, WeightQuant
+from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, LayerPlan, QuantPlan, WeightQuant
 from dq_plugins.quantized.balance import fake_weight, per_input
 from dq_plugins.timesteps import TimestepContext
 
@@ -234,6 +234,8 @@ def _input_for(
     planned, kind = plan.layers.get(name, LayerPlan("")), kind_of(layer)
     if planned.activation is None:
         return None
+    if isinstance(planned.activation, DynamicActivationQuant):
+        raise PlanError(f"{name!r} has dynamic ranges, which this adapter does not implement: use ranges by group")
     balance = None if planned.balance is None or kind is None else kind.per_output(planned.balance)
     return activation_quantizer(planned.activation, name, context, balance)
 

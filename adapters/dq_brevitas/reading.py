@@ -59,7 +59,9 @@ def plan_from_model(
     context = context_of(model)
     groups = dict(context.groups) if context is not None else {}
     layers = dict(_read_layers(model, base))
-    if any(layer.activation is not None and layer.activation.groups == ALL_TIMESTEPS for layer in layers.values()):
+    if any(
+        isinstance(a := layer.activation, ActivationQuant) and a.groups == ALL_TIMESTEPS for layer in layers.values()
+    ):
         groups[ALL_TIMESTEPS] = TimestepGroups()
     argument = argument or argument_of(model) or (base.timestep_argument if base else None)
     if argument is None:

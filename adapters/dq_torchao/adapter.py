@@ -27,7 +27,7 @@ from dq_torchao.report import Execution, Timing
 from dq_torchao.timestep_state import install_timestep_state
 from dq_torchao.tuning import tune
 
-IMPLEMENTED = frozenset({"balance", "bias_correction"})
+IMPLEMENTED = frozenset({"balance", "bias_correction", "dynamic_ranges"})
 """What layers of this adapter can do of `QuantPlan.features`."""
 
 NOT_SELECTED = "the filter of quantize_ did not select it"

@@ -1,9 +1,9 @@
 """A plan as torchao's own ``FqnToConfig``, as far as torchao's configs can say what a plan says.
 
-What they can say: the width and symmetry of a weight per output channel, and one static activation range per tensor in
-front of an int8 linear layer. What they cannot: ranges that change with the timestep, integer convolutions, learned
-rounding, temporal tables, the scales of weights (torchao takes min-max). `to_fqn_config` names every layer that it
-leaves out, and why; `dq_torchao.apply` executes all of a plan.
+What they can say: the width and symmetry of a weight per output channel, and in front of an int8 linear layer one
+static activation range per tensor or a dynamic one per token. What they cannot: ranges that change with the timestep,
+integer convolutions, learned rounding, temporal tables, the scales of weights (torchao takes min-max). `to_fqn_config`
+names every layer that it leaves out, and why; `dq_torchao.apply` executes all of a plan.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 from torchao.quantization import (
     FqnToConfig,
+    Int8DynamicActivationInt8WeightConfig,
     Int8StaticActivationInt8WeightConfig,
     Int8WeightOnlyConfig,
     IntxWeightOnlyConfig,
@@ -28,7 +29,7 @@ from torchao.quantization import (
 )
 
 from dq_plugins.layer_kinds import LayerKind, exact_kind
-from dq_plugins.plan import LayerPlan, QuantPlan, WeightQuant
+from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, LayerPlan, QuantPlan, WeightQuant
 from dq_torchao.tuning import record_layouts
 
 
@@ -90,7 +91,7 @@ def _input_ranks(model: nn.Module, plan: QuantPlan, example_inputs: Mapping[str,
 
 def _beyond(plan: QuantPlan) -> dict[str, str]:
     """Layers about which the plan decides what torchao has no config for, beyond quantizers, and what that is."""
-    named = {feature: frozenset(layers) for feature, layers in plan.features.items()}
+    named = {feature: frozenset(layers) for feature, layers in plan.features.items() if feature != "dynamic_ranges"}
     named |= {"outlier_rows": frozenset(plan.outlier_rows)}
     named |= {"temporal_table": plan.tabulated}
     everywhere = [
@@ -117,7 +118,11 @@ def _layer_config(plan: LayerPlan, layer: nn.Module, rank: int | None) -> AOBase
         return f"its weight codes are {what}, and torchao's configs round to nearest"
     if activation is None:
         return _weight_only(kind, layer, weight)
-    return _static(plan, kind, rank)
+    return (
+        _dynamic(plan, weight, activation)
+        if isinstance(activation, DynamicActivationQuant)
+        else _static(plan, kind, rank)
+    )
 
 
 def _weight_only(kind: LayerKind, layer: nn.Module, weight: WeightQuant) -> AOBaseConfig | str:
@@ -135,10 +140,16 @@ def _weight_only(kind: LayerKind, layer: nn.Module, weight: WeightQuant) -> AOBa
     return IntxWeightOnlyConfig(weight_dtype=dtype, granularity=PerAxis(0), mapping_type=mapping)
 
 
+def _dynamic(plan: LayerPlan, weight: WeightQuant, activation: DynamicActivationQuant) -> AOBaseConfig | str:
+    if (weight.bits, activation.bits) != (8, 8) or not (weight.symmetric and activation.symmetric):
+        return f"torchao's dynamic config is W8A8 without zero points, and this is {plan.width}"
+    return Int8DynamicActivationInt8WeightConfig(granularity=PerRow(), set_inductor_config=False)
+
+
 def _static(plan: LayerPlan, kind: LayerKind, rank: int | None) -> AOBaseConfig | str:
     weight, activation = plan.weight, plan.activation
     assert weight is not None
-    assert activation is not None
+    assert isinstance(activation, ActivationQuant)
     if kind.spatial:
         return "torchao's int8 tensor has no convolution"
     if (weight.bits, activation.bits) != (8, 8) or not weight.symmetric:

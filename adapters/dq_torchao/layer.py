@@ -7,7 +7,8 @@ One formula holds for every kernel, with ``q`` the activation codes and ``w`` th
 ``g`` is the timestep group that the context selects by the value of t. The sum over the weight codes does not
 depend on the input, so it is computed once. The correction of the group is added to the bias, not to the output. Where
 channels of the input are divided by a balance, the codes are those of ``x`` times ``1 / (s[g] balance)``: one
-multiplication of the input, as without it.
+multiplication of the input, as without it. Rows of the input that have parameters of their own (samples of several
+timesteps, tokens with dynamic ranges) are multiplied as bare codes, and rescaled afterwards.
 
 Shapes: ``O`` outputs, ``K`` products per output, ``C`` input channels, ``G`` groups, ``N`` batch.
 """
@@ -22,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from dq_plugins.affine import per_row
+from dq_plugins.affine import per_row, token_parameters
 from dq_plugins.errors import DQError, TimestepError
-from dq_plugins.plan import ActivationQuant, BiasCorrection, LayerPlan
+from dq_plugins.plan import ActivationQuant, BiasCorrection, DynamicActivationQuant, InputQuant, LayerPlan
 from dq_plugins.quantized.output_correction import rows_for_output
 from dq_plugins.timesteps import TimestepContext, select_for_input
 from dq_torchao.kernels import (
@@ -58,15 +59,16 @@ def refuse_frozen_group(device: torch.device, context: TimestepContext) -> None:
 
 
 class IntegerLayer(PackedWeight):
-    """A layer with integer weights whose activation parameters come from a timestep-group table.
+    """A layer with integer weights whose activation parameters come from a timestep-group table, or from each token.
 
     It is made in place of the floating-point layer (`from_float`). The weight is held packed; kernels keep a form of
     their own (`dq_torchao.kernels.packing`), which is not part of the layer.
 
     Attributes:
-        act_scale: float32 ``[G]``.
-        act_zero_point: int32 ``[G]``, signed.
+        act_scale: float32 ``[G]``; None with dynamic ranges.
+        act_zero_point: int32 ``[G]``, signed; None likewise.
         act_bits: width of the activation codes.
+        dynamic: the dynamic ranges; None where they come from the table.
         group_name: name of the timestep groups that index the table.
         bias_correction: float32 ``[G, O]``; None without one, and where it has one row, which is part of the bias.
         correction_groups: name of the timestep groups that index it, mostly the same.
@@ -79,10 +81,11 @@ class IntegerLayer(PackedWeight):
 
     exact_state = (*PackedWeight.exact_state, "act_scale", "bias_correction")
 
-    act_scale: Tensor
-    act_zero_point: Tensor
+    act_scale: Tensor | None
+    act_zero_point: Tensor | None
     bias: Tensor | None
     act_bits: int
+    dynamic: DynamicActivationQuant | None
     group_name: str
     bias_correction: Tensor | None
     correction_groups: str
@@ -108,14 +111,18 @@ class IntegerLayer(PackedWeight):
         integer.context = context
         return integer
 
-    def store_tables(self, quant: ActivationQuant, correction: BiasCorrection | None = None) -> None:
-        """Hold the activation parameters and the corrections of every timestep group."""
-        device = self.weight_packed.device
-        self.group_name, self.act_bits = quant.groups, quant.bits
-        self.register_buffer("act_scale", quant.scale.to(device, copy=True))
-        self.register_buffer("act_zero_point", quant.zero_point.to(device, copy=True))
-        self.register_buffer("bias_correction", None if correction is None else correction.values.to(device, copy=True))
-        self.correction_groups = quant.groups if correction is None or correction.groups is None else correction.groups
+    def store_tables(self, quant: InputQuant, correction: BiasCorrection | None = None) -> None:
+        """Hold the activation parameters, unless they are dynamic, and the corrections of every timestep group."""
+        table, self.act_bits = quant if isinstance(quant, ActivationQuant) else None, quant.bits
+        self.dynamic = quant if isinstance(quant, DynamicActivationQuant) else None
+        self.group_name = "" if table is None else table.groups
+        self._hold("act_scale", table and table.scale)
+        self._hold("act_zero_point", table and table.zero_point)
+        self._hold("bias_correction", correction and correction.values)
+        self.correction_groups = (correction and correction.groups) or self.group_name
+
+    def _hold(self, name: str, table: Tensor | None) -> None:
+        self.register_buffer(name, None if table is None else table.to(self.weight_packed.device, copy=True))
 
     @property
     def stored_weight(self) -> StoredWeight:
@@ -169,11 +176,16 @@ class IntegerLayer(PackedWeight):
         x = input
         if x.requires_grad and torch.is_grad_enabled():
             raise DQError(NO_GRADIENT)
-        index = self._index(self.group_name, self.act_scale)
         row = None if self.bias_correction is None else self._index(self.correction_groups, self.bias_correction)
-        refuse_frozen_group(x.device, self.context)
+        if self.act_scale is None or self.act_zero_point is None:
+            assert self.dynamic is not None
+            return self._dynamic(x, self.dynamic, row)
+        index = self._index(self.group_name, self.act_scale)
         if index.numel() > 1 or (row is not None and row.numel() > 1):
-            return self._per_sample(x, index, row)
+            scale, zero_point = (select_for_input(t, index, x) for t in (self.act_scale, self.act_zero_point))
+            stored = zero_point + code_offset(x.device)
+            codes = activation_codes(self.padded(x, wholly=True), self._factor(scale), stored, self.act_bits)
+            return self._by_rows(codes, scale, zero_point, row).to(x.dtype)
         # [1] tensors all the way: this runs at every layer of every step, and each small operation costs microseconds.
         scale = self.act_scale.index_select(0, index)
         zero_point = self.act_zero_point.index_select(0, index) + code_offset(x.device)
@@ -182,6 +194,7 @@ class IntegerLayer(PackedWeight):
 
     def _index(self, groups: str, table: Tensor) -> Tensor:
         """Rows of ``table`` that the call selects; a single one, whatever the timesteps, where it has no more."""
+        refuse_frozen_group(table.device, self.context)
         index = self.context.index(groups).to(table.device)
         return index if len(table) > 1 or index.numel() == 1 else index.reshape(-1)[:1]
 
@@ -198,20 +211,26 @@ class IntegerLayer(PackedWeight):
             bias = correction if bias is None else correction + bias
         return None if bias is None else bias.to(kernel_dtype(bias))
 
-    def _per_sample(self, x: Tensor, index: Tensor, row: Tensor | None) -> Tensor:
-        """The kernels take one scale: multiply the bare codes, then apply each sample's own parameters."""
-        scale, zero_point = (select_for_input(t, index, x) for t in (self.act_scale, self.act_zero_point))
-        offset = code_offset(x.device)
-        codes = activation_codes(self.padded(x, wholly=True), self._factor(scale), zero_point + offset, self.act_bits)
-        one, bare_zero = scale.new_ones(1), zero_point.new_full((1,), offset)
+    def _dynamic(self, x: Tensor, quant: DynamicActivationQuant, row: Tensor | None) -> Tensor:
+        """Every token by its own range, as `dq_plugins.quantized.layer.quantize_tokens`."""
+        values = x.float() if self.inverse_balance is None else x.float() * self.inverse_balance
+        scale, zero_point = token_parameters(values, quant.bits, symmetric=quant.symmetric)  # [..., 1]
+        codes = activation_codes(values, scale.reciprocal(), zero_point + code_offset(x.device), quant.bits)
+        return self._by_rows(codes, scale, None if quant.symmetric else zero_point, row).to(x.dtype)
+
+    def _by_rows(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None, row: Tensor | None) -> Tensor:
+        """The kernels take one scale: multiply the bare codes, then apply each row's own parameters."""
+        one = scale.new_ones(1)
+        bare_zero = scale.new_full((1,), code_offset(codes.device), dtype=torch.int32)
         y = self.multiply(codes, one, bare_zero, None, torch.float32, wholly=True)
-        weight_sum = self.weight_scale * weight_code_sum(*self.stored_weight)
-        y = scale * (y - zero_point * self._kind.per_output(weight_sum))
-        if self.bias is not None:
-            y = y + self._kind.per_output(self.bias)
-        if self.bias_correction is not None and row is not None:
+        if zero_point is not None:
+            y = y - zero_point * self._kind.per_output(self.weight_scale * weight_code_sum(*self.stored_weight))
+        y = scale * y
+        if row is not None and row.numel() > 1 and self.bias_correction is not None:
             y = y + rows_for_output(self._kind, self.bias_correction, row, y)
-        return y.to(x.dtype)
+            row = None
+        bias = self._bias(row)
+        return y if bias is None else y + self._kind.per_output(bias)
 
     def padded(self, x: Tensor, wholly: bool = False) -> Tensor:
         """``x`` with the border that the kernel does not add by itself; ``wholly``: with all of it."""
@@ -234,5 +253,6 @@ class IntegerLayer(PackedWeight):
         shape = "x".join(str(n) for n in self.weight_shape)
         width = f"W{self.weight_bits}A{self.act_bits}"
         beside = [name for name in ("inverse_balance", "bias_correction") if getattr(self, name) is not None]
-        groups = f"groups={self.group_name!r} ({len(self.act_scale)})"
-        return ", ".join([shape, width, groups, *beside, self.execution.state])
+        table = self.act_scale
+        ranges = "dynamic" if table is None else f"groups={self.group_name!r} ({len(table)})"
+        return ", ".join([shape, width, ranges, *beside, self.execution.state])

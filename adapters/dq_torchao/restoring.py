@@ -94,7 +94,8 @@ def check_values(model: nn.Module) -> None:
         if isinstance(layer, IntegerLayer):
             _check_scale(name, "act_scale", layer.act_scale)
             _check_table(name, "bias_correction", layer.bias_correction)
-            _check_zero_point(name, layer.act_zero_point, layer.act_bits)
+            if layer.act_zero_point is not None:
+                _check_zero_point(name, layer.act_zero_point, layer.act_bits)
             if reason := kernel_for(layer.operator, layer.weight_packed.device).unsupported_reason:
                 _simulate_instead(layer, reason)
 
@@ -124,7 +125,9 @@ def _check_zero_point(layer: str, zero_point: Tensor, bits: int) -> None:
 
 def _simulate_instead(layer: IntegerLayer, reason: str) -> None:
     """The same values in floating point, in place: the checkpoint comes from a machine that has the kernel."""
-    activation = ActivationQuant(layer.act_bits, layer.group_name, layer.act_scale, layer.act_zero_point)
+    activation = layer.dynamic
+    if layer.act_scale is not None and layer.act_zero_point is not None:
+        activation = ActivationQuant(layer.act_bits, layer.group_name, layer.act_scale, layer.act_zero_point)
     kind = next(plain for plain, integer in INTEGER_LAYERS.items() if integer is type(layer))
     balance = None if layer.inverse_balance is None else layer.inverse_balance.reciprocal().flatten()
     table = layer.bias_correction

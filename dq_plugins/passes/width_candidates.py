@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from dq_plugins.observers.observer import Observer
 from dq_plugins.observers.streaming import located, stream_inputs
 from dq_plugins.passes.activations import input_ranges, observer_at, shared_rows
 from dq_plugins.passes.binarization.binarize import binary_weight
-from dq_plugins.plan import ActivationQuant, QuantPlan, Reason, WeightQuant
+from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, QuantPlan, Reason, WeightQuant
 from dq_plugins.plan.layers import NO_RANGES
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.weight_scale import weight_quantizer, weight_rows
@@ -50,7 +51,7 @@ def _make(
     activations = (
         activation_candidates(plan, context, order, act_choices) if context.targets.act_bits is not None else {}
     )
-    used = {quant.groups for widths in activations.values() for quant in widths.values()}
+    used = {q.groups for widths in activations.values() for q in widths.values() if isinstance(q, ActivationQuant)}
     weights = {name: _weights(plan, context, name, weight_choices) for name in order}
     balance = {name: context.balance[name] for name in order if name in context.balance}
     return Candidates(weights, activations, {name: plan.groups[name] for name in sorted(used)}, balance)
@@ -65,10 +66,11 @@ def _weights(plan: QuantPlan, context: PassContext, name: str, choices: Sequence
 
 def activation_candidates(
     plan: QuantPlan, context: PassContext, layers: Sequence[str], choices: Sequence[int]
-) -> dict[str, dict[int, ActivationQuant]]:
+) -> dict[str, dict[int, InputQuant]]:
     """Quantizers of layers' inputs at several widths, with the observer and the groups of the plan's own.
 
-    Layers with exact tokens (``plan.outlier_rows``) get the range of their other tokens.
+    Layers with exact tokens (``plan.outlier_rows``) get the range of their other tokens. Inputs with dynamic ranges
+    have them at every width.
 
     Args:
         plan: with an activation quantizer for every layer that is to have candidates.
@@ -79,11 +81,13 @@ def activation_candidates(
     symmetric = context.targets.symmetric_acts
     exact = {name: rows.positions for name, rows in plan.outlier_rows.items()}
     by_groups: dict[str, list[str]] = {}
+    found: dict[str, dict[int, InputQuant]] = {}
     for name in layers:
         activation = plan.layers[name].activation
-        if activation is not None:
+        if isinstance(activation, DynamicActivationQuant):
+            found[name] = {bits: replace(activation, bits=bits) for bits in choices}
+        elif activation is not None:
             by_groups.setdefault(activation.groups, []).append(name)
-    found: dict[str, dict[int, ActivationQuant]] = {}
     for groups, members in by_groups.items():
         rows = shared_rows(plan, groups)
         special = [name for name in members if name in exact]

@@ -13,7 +13,8 @@ from dq_plugins.plan.decisions import (
     TabulatedOutput,
     Targets,
 )
-from dq_plugins.plan.layers import ActivationQuant, BiasCorrection, LayerPlan, Reason, WeightQuant
+from dq_plugins.plan.dynamic_ranges import DynamicActivationQuant
+from dq_plugins.plan.layers import ActivationQuant, BiasCorrection, InputQuant, LayerPlan, Reason, WeightQuant
 from dq_plugins.plan.quant_plan import PLAN, PassRecord, QuantPlan
 from dq_plugins.plan.section import Section
 
@@ -24,7 +25,9 @@ __all__ = [
     "BiasCorrection",
     "BinaryTraining",
     "CalibrationCalls",
+    "DynamicActivationQuant",
     "EstimateCheck",
+    "InputQuant",
     "LayerPlan",
     "MeasuredImageError",
     "MeasuredSensitivity",

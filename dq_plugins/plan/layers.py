@@ -4,6 +4,8 @@ A quantized layer ``y = f(x, w) + b`` computes, with whatever of it the plan has
 
     y = f(Q_x[g](x / balance), Q_w(w * balance)) + b + bias_correction[g]         g: the timestep group of the call
 
+A linear layer may have dynamic ranges instead of those of groups: each token of its input is quantized by its own.
+
 A new kind of decision about a layer is one more field of `LayerPlan` (or of a quantizer), with the default None,
 ``metadata=FEATURE`` and a check of its shape in ``__post_init__``. File, hash, comparison and round trip follow from
 the annotation (`dq_plugins.artifact.codec`); adapters refuse plans that have it (`QuantPlan.refuse_unimplemented`)
@@ -25,6 +27,7 @@ from dq_plugins.affine import MAX_BITS, MIN_BITS, dequantize, fake_quantize, int
 from dq_plugins.artifact import STRICT, StoredTensor
 from dq_plugins.errors import PlanError
 from dq_plugins.plan.brief import brief
+from dq_plugins.plan.dynamic_ranges import DynamicActivationQuant
 
 FEATURE = {"feature": True}
 """Metadata of a field that changes what is computed: an adapter that does not implement it must refuse the plan."""
@@ -141,6 +144,10 @@ class ActivationQuant:
         return fake_quantize(x, self.scale[group].to(x.device), self.zero_point[group].to(x.device), q_min, q_max)
 
 
+InputQuant = ActivationQuant | DynamicActivationQuant
+"""Quantizer of a layer's input, with ranges by timestep group or by token."""
+
+
 @dataclass
 class BiasCorrection:
     """What is added to a layer's output to take away the mean of its error, by timestep group and output channel.
@@ -211,7 +218,8 @@ class LayerPlan:
         kind: a name of `dq_plugins.layer_kinds.LAYER_KINDS`: ``"linear"``, ``"conv2d"``, ...
         roles: what the layer is in this denoiser (``"temporal"``, ``"first"``, ``"shortcut"``, ...).
         weight: weight quantizer, or None for a full-precision weight.
-        activation: quantizer of the layer's input, or None for a full-precision input.
+        activation: quantizer of the layer's input, with ranges by timestep group, or by token for linear layers; None
+            for a full-precision input.
         unquantized_reason: why something is in full precision; required while ``weight`` or ``activation`` is None.
         balance: positive float32 ``[C]``. The layer divides channel c of its input by ``balance[c]`` before it is
             quantized, and its weights for that channel are multiplied by it: exact in full precision. The weight
@@ -226,12 +234,17 @@ class LayerPlan:
     kind: str
     roles: frozenset[str] = field(default_factory=frozenset)
     weight: WeightQuant | None = None
-    activation: ActivationQuant | None = None
+    activation: InputQuant | None = None
     unquantized_reason: Reason | None = UNDECIDED
     balance: StoredTensor | None = field(default=None, metadata=FEATURE)
     bias_correction: BiasCorrection | None = field(default=None, metadata=FEATURE)
 
     def __post_init__(self) -> None:
+        if self.dynamic and self.kind not in ("linear", ""):
+            raise PlanError(
+                f"dynamic ranges are for linear layers, whose input has one vector for each token; a {self.kind} layer "
+                "sums over positions that would have scales of their own. Use ranges by timestep group for it."
+            )
         if self.balance is not None:
             _finite_positive(self.balance, "balance")
             if self.balance.dtype != torch.float32:
@@ -244,7 +257,13 @@ class LayerPlan:
     @property
     def features(self) -> tuple[str, ...]:
         """What of this entry an adapter has to implement beyond the quantizers, by field."""
-        return tuple(f.name for f in fields(self) if f.metadata == FEATURE and getattr(self, f.name) is not None)
+        found = [f.name for f in fields(self) if f.metadata == FEATURE and getattr(self, f.name) is not None]
+        return (*found, *(["dynamic_ranges"] if self.dynamic else []))
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether the ranges of its input are measured at run time."""
+        return isinstance(self.activation, DynamicActivationQuant)
 
     @property
     def why(self) -> str:
@@ -258,8 +277,9 @@ class LayerPlan:
 
     @property
     def width(self) -> str:
-        """Short name such as ``W8A8``, ``W4A16`` or ``full precision``."""
+        """Short name such as ``W8A8``, ``W8A8 dynamic``, ``W4A16`` or ``full precision``."""
         if not self.quantized:
             return "full precision"
         weight = self.weight.bits if self.weight else 32
-        return f"W{weight}A{self.activation.bits if self.activation else 32}"
+        activation = self.activation.bits if self.activation else 32
+        return f"W{weight}A{activation}{' dynamic' if self.dynamic else ''}"

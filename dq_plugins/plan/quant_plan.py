@@ -27,7 +27,7 @@ from dq_plugins.plan.decisions import (
     TabulatedBlock,
     Targets,
 )
-from dq_plugins.plan.layers import FEATURE, LayerPlan
+from dq_plugins.plan.layers import FEATURE, ActivationQuant, LayerPlan
 from dq_plugins.plan.section import Section
 from dq_plugins.timesteps import Schedule, TimestepGroups
 
@@ -116,7 +116,7 @@ class QuantPlan:
             whose = f"layer {name!r}"
             if (layer.weight is None or layer.activation is None) and layer.unquantized_reason is None:
                 raise PlanError(f"{whose} is (partly) in full precision and the plan does not say why")
-            if layer.activation is not None:
+            if isinstance(layer.activation, ActivationQuant):
                 self._check_table(whose, layer.activation.groups, len(layer.activation.scale), "activation scales")
             if layer.bias_correction is not None and layer.bias_correction.groups is not None:
                 table = layer.bias_correction

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from dq_plugins.hashing import hash_json, hash_tensors
-from dq_plugins.plan import ActivationQuant, WeightQuant
+from dq_plugins.plan import DynamicActivationQuant, InputQuant, WeightQuant
 from dq_plugins.plan.decisions import Operand
 from dq_plugins.quantized.balance import fake_weight, for_input
-from dq_plugins.quantized.layer import quantize_input
+from dq_plugins.quantized.layer import quantize_input, quantize_tokens
 from dq_plugins.timesteps import TimestepGroups, fewest_entries
 
 
@@ -45,7 +45,7 @@ class Candidates:
     """
 
     weights: Mapping[str, Mapping[int, WeightQuant]]
-    activations: Mapping[str, Mapping[int, ActivationQuant]]
+    activations: Mapping[str, Mapping[int, InputQuant]]
     groups: Mapping[str, TimestepGroups] = field(default_factory=dict)
     balance: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -75,7 +75,13 @@ class Candidates:
                 if getattr(quant, part, None) is not None:
                     tensors[f"{entry}.{part}"] = getattr(quant, part)
         groups = {name: list(g.edges) for name, g in self.groups.items()}
-        return hash_json([hash_tensors(tensors), groups, [str(e) for e in self.entries()]])
+        dynamic = {
+            f"{layer} {bits}": quant.symmetric
+            for layer, widths in self.activations.items()
+            for bits, quant in widths.items()
+            if isinstance(quant, DynamicActivationQuant)
+        }
+        return hash_json([hash_tensors(tensors), groups, [str(e) for e in self.entries()], dynamic])
 
     def fake_weight(self, name: str, bits: int, layer: nn.Module, weight: Tensor | None = None) -> Tensor:
         """The weight that a layer computes with at a width.
@@ -98,9 +104,11 @@ class Candidates:
             x: its input ``[N, ...]``.
             timestep: ``[]``, ``[1]`` or ``[B]``.
         """
-        quant = self.activations[name][bits]
+        quant, balance = self.activations[name][bits], self.balance.get(name)
+        if isinstance(quant, DynamicActivationQuant):
+            return quantize_tokens(x, quant, balance)
         index = fewest_entries(self.groups[quant.groups].index(timestep.reshape(-1)))
-        return quantize_input(x, quant.scale, quant.zero_point, index, bits, for_input(layer, self.balance.get(name)))
+        return quantize_input(x, quant.scale, quant.zero_point, index, bits, for_input(layer, balance))
 
     def subset(self, entries: list[Entry]) -> Candidates:
         """Only the candidates of some entries."""

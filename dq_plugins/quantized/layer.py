@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dq_plugins.affine import fake_quantize, integer_range
+from dq_plugins.affine import fake_quantize, integer_range, token_parameters
 from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import kind_of
-from dq_plugins.plan import ActivationQuant, LayerPlan
+from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, LayerPlan
 from dq_plugins.quantized.balance import fake_weight, for_input
 from dq_plugins.quantized.exact_state import ExactState
 from dq_plugins.quantized.output_correction import OutputCorrection
@@ -46,6 +46,49 @@ def quantize_input(
         s = s * balance.to(x.device)
     differentiable = torch.is_grad_enabled() and any(each.requires_grad for each in (x, s, z))
     return (fake_quantize_ste if differentiable else fake_quantize)(x, s, z, *integer_range(bits))
+
+
+def quantize_tokens(x: Tensor, quant: DynamicActivationQuant, balance: Tensor | None = None) -> Tensor:
+    """Simulated quantization of a linear layer's input by token; gradients pass straight through, ranges get none.
+
+    Args:
+        x: ``[..., C]``.
+        quant: width and form.
+        balance: what the channels of ``x`` are divided by before and multiplied by after, ``[C]``.
+    """
+    factors = None if balance is None else balance.to(x.device)
+    values = x.float() if factors is None else x.float() * factors.reciprocal()
+    known = values.detach()
+    s, z = token_parameters(known, quant.bits, symmetric=quant.symmetric)
+    values = fake_quantize(known, s, z, *integer_range(quant.bits)) + (values - known)
+    return (values if factors is None else values * factors).to(x.dtype)
+
+
+class TokenQuantizer(ExactState):
+    """Simulated quantizer of a linear layer's input, each token by its own range.
+
+    Args:
+        quant: width and form.
+        device: where the balance lives.
+        balance: see `quantize_tokens`.
+    """
+
+    exact_state = ("balance",)
+
+    balance: Tensor | None
+
+    def __init__(self, quant: DynamicActivationQuant, device: torch.device, balance: Tensor | None = None) -> None:
+        super().__init__()
+        self.quant = quant
+        self.register_buffer("balance", None if balance is None else balance.to(device, copy=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize and dequantize ``x``."""
+        return quantize_tokens(x, self.quant, self.balance)
+
+    def extra_repr(self) -> str:
+        """Width and form."""
+        return f"{self.quant}, simulated"
 
 
 class ActivationQuantizer(ExactState):
@@ -86,13 +129,28 @@ class ActivationQuantizer(ExactState):
         return f"bits={self.bits}, groups={self.groups!r} ({self.scale.numel()}), simulated"
 
 
+InputQuantizer = ActivationQuantizer | TokenQuantizer
+
+
+def input_quantizer(
+    quant: InputQuant,
+    context: TimestepContext,
+    device: torch.device,
+    balance: Tensor | None = None,
+) -> InputQuantizer:
+    """The simulated quantizer that a plan asks for; see the two classes."""
+    if isinstance(quant, DynamicActivationQuant):
+        return TokenQuantizer(quant, device, balance)
+    return ActivationQuantizer(quant, context, device, balance)
+
+
 class LayerState(NamedTuple):
     """What a layer computes with; the default is full precision.
 
     Attributes:
         weight: the values in place of its weight, on whatever they depend: codes, soft rounding, anything that may
             require gradients. None: its own.
-        quantizer: what its input passes through: an `ActivationQuantizer`, or any module from tensor to tensor.
+        quantizer: what its input passes through: see `input_quantizer`, or any module from tensor to tensor.
         correction: what its output passes through: an `OutputCorrection`, or any module from tensor to tensor.
     """
 
@@ -175,7 +233,7 @@ def planned_state(
     kind = kind_of(module)
     if plan.activation is not None and quantize_inputs:
         balance = for_input(module, plan.balance)
-        quantizer = ActivationQuantizer(plan.activation, context, weight.device, balance)
+        quantizer = input_quantizer(plan.activation, context, weight.device, balance)
     if plan.bias_correction is not None and kind is not None:
         correction = OutputCorrection(plan.bias_correction, context, kind, weight.device)
     return LayerState(values, quantizer, correction)

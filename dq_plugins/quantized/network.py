@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dq_plugins.errors import PlanError
 from dq_plugins.quantized.balance import for_input
 from dq_plugins.quantized.candidates import Candidates
-from dq_plugins.quantized.layer import ActivationQuantizer, LayerState
+from dq_plugins.quantized.layer import InputQuantizer, LayerState, input_quantizer
 from dq_plugins.quantized.run import QuantizedRun
 from dq_plugins.quantized.width import Width
 
@@ -42,7 +42,7 @@ class SuperNetwork(QuantizedRun):
         super().__init__(denoiser, candidates.layers, candidates.groups, timestep)
         self.candidates = candidates
         self._weights: dict[tuple[str, int], Tensor] = {}
-        self._inputs: dict[tuple[str, int], ActivationQuantizer] = {}
+        self._inputs: dict[tuple[str, int], InputQuantizer] = {}
 
     def switch(self, widths: Mapping[str, Width]) -> None:
         """Compute with an assignment from now on; layers that it does not name are in full precision.
@@ -77,13 +77,13 @@ class SuperNetwork(QuantizedRun):
             self._weights[name, bits] = nn.Parameter(fake, requires_grad=False)
         return self._weights[name, bits]
 
-    def input(self, name: str, bits: int) -> ActivationQuantizer:
+    def input(self, name: str, bits: int) -> InputQuantizer:
         """The quantizer of a layer's input at a width."""
         if (name, bits) not in self._inputs:
             quant = self._candidate("activation", name, bits)
             balance = for_input(self.modules[name], self.candidates.balance.get(name))
             device = self.full_weight(name).device
-            self._inputs[name, bits] = ActivationQuantizer(quant, self.context, device, balance)
+            self._inputs[name, bits] = input_quantizer(quant, self.context, device, balance)
         return self._inputs[name, bits]
 
     def _candidate(self, operand: str, name: str, bits: int) -> Any:

@@ -31,7 +31,7 @@ class QuantizedRun:
         plan: its temporal table and its exact tokens are there while the run is open; none by default.
 
     Attributes:
-        context: knows the timestep group of the running call; for `ActivationQuantizer`.
+        context: knows the timestep group of the running call; for input quantizers.
 
     Example::
 

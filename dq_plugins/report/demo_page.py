@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dq_plugins.metrics.latency import Latency
-from dq_plugins.plan import QuantPlan
+from dq_plugins.plan import ActivationQuant, QuantPlan
 from dq_plugins.plots import activation_ranges, lines, pairs_of_images
 from dq_plugins.report.execution import LayerExecution, execution_table, layer_table
 from dq_plugins.report.page import Page
@@ -92,7 +92,8 @@ def demo_page(result: DemoResult) -> Page:
     page.figure(lines({"int8": (list(result.sqnr), list(result.sqnr.values()))}, "timestep t", "output SQNR (dB)"), "")
     page.heading("Activation range over the timestep")
     plan = result.plan
-    edges = {name: plan.groups[plan.layers[name].activation.groups].edges for name in result.ranges}
+    tables = {name: plan.layers[name].activation for name in result.ranges}
+    edges = {name: plan.groups[a.groups].edges for name, a in tables.items() if isinstance(a, ActivationQuant)}
     page.figure(activation_ranges(result.ranges, edges), "Smallest and largest input of the layers that move most.")
     page.heading("How the layers run")
     page.table(execution_table(result.executions))

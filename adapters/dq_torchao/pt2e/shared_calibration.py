@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dq_plugins.affine import affine_parameters
 from dq_plugins.errors import CalibrationError
 from dq_plugins.passes.activations import DEFAULT_GROUPS, input_ranges
-from dq_plugins.plan import RangeMethods, Targets
+from dq_plugins.plan import ActivationQuant, RangeMethods, Targets
 from dq_plugins.quantized.sampled import SampledStatistics
 from dq_plugins.quantized.statistics import Collector
 from dq_plugins.recipe import PassContext, Recipe, Step, make_plan
@@ -92,7 +92,7 @@ class SharedCalibration:
         parameters = []
         for name, symmetric in zip(columns, self.symmetric, strict=True):
             chosen = plan.layers[name].activation
-            assert chosen is not None
+            assert isinstance(chosen, ActivationQuant)
             own = affine_parameters(*ranges[name], BITS, symmetric=True)
             parameters.append(own if symmetric else (chosen.scale, chosen.zero_point))
         scale, zero_point = (torch.stack(column, 1) for column in zip(*parameters, strict=True))  # [G, L]

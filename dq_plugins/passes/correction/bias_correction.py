@@ -13,8 +13,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from dq_plugins.passes.activations import group_names
 from dq_plugins.passes.correction.mean_error import MeanErrors
-from dq_plugins.plan import BiasCorrection, QuantPlan
+from dq_plugins.plan import ActivationQuant, BiasCorrection, QuantPlan
 from dq_plugins.quantized.run import planned_run, planned_states
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.timesteps import TimestepGroups
@@ -67,7 +68,16 @@ class BiasCorrecting(Pass):
     def _groups(self, plan: QuantPlan, context: PassContext) -> dict[str, str | None]:
         """Name of the timestep groups of each layer to correct; None: one row for all timesteps."""
         return {
-            name: layer.activation.groups if self.options.groups and layer.activation is not None else None
+            name: _groups_of(plan, name) if self.options.groups else None
             for name, layer in plan.layers.items()
             if layer.quantized and name in context.partition.layers and not context.partition.layers[name].lookup
         }
+
+
+def _groups_of(plan: QuantPlan, name: str) -> str | None:
+    """Those that its ranges have, or would have if they were not dynamic; None for an input in floating point."""
+    layer = plan.layers[name]
+    if isinstance(layer.activation, ActivationQuant):
+        return layer.activation.groups
+    groups = group_names(plan, [name])[name]
+    return groups if layer.dynamic and groups in plan.groups else None

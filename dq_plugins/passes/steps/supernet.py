@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.graph import Partition
+from dq_plugins.plan import ActivationQuant
 from dq_plugins.progress import Progress, finish
 from dq_plugins.quantized.balance import balanced_weight, unbalanced
 from dq_plugins.quantized.block_cache import BlockCache, BlockRecorder, block_loss
@@ -149,6 +150,7 @@ class _BlockLearner:
             (name, bits): torch.zeros(len(quant.scale), requires_grad=True)
             for name in unit.layers
             for bits, quant in self.candidates.activations.get(name, {}).items()
+            if isinstance(quant, ActivationQuant)
         }
         self.widths: Widths = {}
 

@@ -184,7 +184,7 @@ def set_in(record: dict, path: str, value) -> None:
         ("layers/a/weight/bits", "4", r"layers\.a\.weight\.bits"),
         ("layers/a/weight/bits", 99, r"layers\.a\.weight\.bits.*16"),
         ("layers/a/weight/scale", "nowhere", r"layers\.a\.weight\.scale.*'nowhere'"),
-        ("layers/a/activation/zero", 1, r"layers\.a\.activation\.zero"),
+        ("layers/a/activation/zero", 1, r"layers\.a\.activation\.\w+\.zero"),
         ("layers/a/balance", "layers/a.weight.codes", r"layers\.a: .*balance"),
         ("layers/a/bias_correction/groups", 3, r"layers\.a\.bias_correction\.groups"),
         ("groups/all", {"edges": [], "bottom": 0}, r"groups\.all"),

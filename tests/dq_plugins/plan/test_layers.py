@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dq_plugins.errors import PlanError
-from dq_plugins.plan import WeightQuant
+from dq_plugins.errors import DQError, PlanError
+from dq_plugins.plan import DynamicActivationQuant, LayerPlan, WeightQuant
 
 
 def test_binary_weights_are_scaled_signs_and_zero_is_positive():
@@ -36,3 +36,21 @@ def test_a_binary_weight_has_nothing_but_signs_and_a_scale(wrong):
 def test_unknown_scheme_is_refused():
     with pytest.raises(PlanError, match="scheme"):
         WeightQuant(4, torch.ones(1), scheme="ternary")
+
+
+def test_dynamic_ranges_store_nothing_and_are_a_feature_by_name():
+    layer = LayerPlan("linear", activation=DynamicActivationQuant(6))
+    assert (layer.width, layer.features, layer.dynamic) == ("W32A6 dynamic", ("dynamic_ranges",), True)
+    assert repr(layer.activation) == "DynamicActivationQuant(bits=6)"
+    assert LayerPlan("linear").features == ()
+
+
+@pytest.mark.parametrize("bits", [1, 17, "8"])
+def test_dynamic_ranges_have_two_bits_or_more(bits):
+    with pytest.raises(DQError, match="bits"):
+        DynamicActivationQuant(bits)
+
+
+def test_dynamic_ranges_are_for_linear_layers():
+    with pytest.raises(PlanError, match="dynamic ranges are for linear layers.*conv2d"):
+        LayerPlan("conv2d", activation=DynamicActivationQuant(8))

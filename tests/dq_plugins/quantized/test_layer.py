@@ -2,14 +2,22 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from dq_plugins.errors import PlanError
-from dq_plugins.plan import ActivationQuant, LayerPlan, WeightQuant
-from dq_plugins.quantized.layer import ActivationQuantizer, LayerState, QuantizedLayer, planned_state, simulate_layer
+from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, LayerPlan, WeightQuant
+from dq_plugins.quantized.layer import (
+    ActivationQuantizer,
+    LayerState,
+    QuantizedLayer,
+    planned_state,
+    quantize_tokens,
+    simulate_layer,
+)
 from dq_plugins.quantized.soft_rounding import SoftRounding
 from dq_plugins.quantized.weight_scale import weight_parameters
 from dq_plugins.timesteps import TimestepContext, TimestepGroups
@@ -105,3 +113,35 @@ def test_copies_and_pickles_of_a_simulated_layer_use_their_own_parameters():
 def test_a_module_without_a_weight_is_refused():
     with pytest.raises(PlanError, match="a ReLU has no weight tensor"):
         QuantizedLayer(nn.ReLU())
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_dynamic_ranges_use_the_extremes_of_each_token(bits, symmetric):
+    x = X * torch.logspace(-5, 4, 12).reshape(4, 3, 1)
+    x[0, 0], x[1, 1] = 0.0, 2.5
+    found = quantize_tokens(x, DynamicActivationQuant(bits, symmetric))
+    for row, quantized in zip(x.flatten(0, 1), found.flatten(0, 1), strict=True):
+        low, high = min(float(row.min()), 0.0), max(float(row.max()), 0.0)
+        step = max(-low, high) / max(2 ** (bits - 1) - 1, 1) if symmetric else (high - low) / (2**bits - 1)
+        furthest = 0.5001 if symmetric else 1.001  # an asymmetric zero point is rounded too
+        assert float((quantized - row).abs().max()) <= furthest * step + 1e-12
+        assert len(quantized.unique()) <= 2**bits
+    assert torch.equal(found[0, 0], torch.zeros(8))
+    torch.testing.assert_close(found[1, 1], x[1, 1])
+
+
+def test_dynamic_ranges_are_those_of_the_balanced_input():
+    balance, quant = torch.linspace(0.2, 5, 8), DynamicActivationQuant(4)
+    torch.testing.assert_close(quantize_tokens(X, quant, balance), quantize_tokens(X / balance, quant) * balance)
+    assert not torch.allclose(quantize_tokens(X, quant, balance), quantize_tokens(X, quant))
+
+
+def test_dynamic_ranges_pass_gradients_and_need_no_timestep():
+    module, x = layer(), X.clone().requires_grad_()
+    simulate_layer(module, replace(plan(module), activation=DynamicActivationQuant(4)), context())
+    assert module(X).shape == (4, 3, 5)
+    module.input_quantizer(x).sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+    assert "symmetric" not in repr(module.input_quantizer)
+    assert not module.input_quantizer.state_dict()

@@ -1,0 +1,39 @@
+"""What a plan says about an input whose ranges are measured at run time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from dq_plugins.affine import MAX_BITS, integer_range
+from dq_plugins.artifact import STRICT
+from dq_plugins.errors import PlanError
+from dq_plugins.plan.brief import brief
+
+
+@dataclass(frozen=True)
+class DynamicActivationQuant:
+    """Quantizer of a linear layer's input whose ranges are the input's own: one (scale, zero point) for each token.
+
+    A token is a vector along the last dimension. Its range is that of its values, divided by the layer's balance if it
+    has one; see `dq_plugins.affine.token_parameters`. Nothing is stored and nothing is ever clipped.
+
+    Attributes:
+        bits: width of the code.
+        symmetric: whether zero points are fixed at 0.
+
+    Source: Yao et al. 2022 (ZeroQuant), section 4.1.
+    """
+
+    __pydantic_config__ = STRICT
+    __repr__ = brief
+
+    bits: Annotated[int, Field(ge=2, le=MAX_BITS)]
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        integer_range(self.bits)
+        if self.bits < 2:
+            raise PlanError("ranges per token need at least 2 bits")

@@ -1,0 +1,190 @@
+"""Linear layers with a range for each token, in integers: what is simulated, whatever the rows are."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import dq_torchao
+import pytest
+import torch
+from dq_torchao import restoring
+from dq_torchao.kernels import Kernel
+from dq_torchao.layer import IntegerLayer
+from dq_torchao.lowering import lower_layer
+from plans import corrected
+from torch import nn
+from torch._dynamo.utils import counters
+from torch._inductor import config as inductor_config
+from torchao_models import GROUPS, TIMESTEPS, Denoiser, build, corrected_plan, denoiser_plan, layer_plan, sqnr
+
+from dq_plugins.plan import DynamicActivationQuant, LayerPlan, QuantPlan
+from dq_plugins.quantized.layer import simulate_layer
+from dq_plugins.quantized.simulate import SimulateAdapter
+from dq_plugins.timesteps import TimestepContext
+
+ONE, PER_SAMPLE, PER_TOKEN = [500.0], [100.0, 900.0, 500.0, 500.0], [[100.0, 500.0, 900.0, 900.0, 100.0]] * 4
+
+
+def dynamic(plan: LayerPlan, bits: int = 8, symmetric: bool = True) -> LayerPlan:
+    return replace(plan, activation=DynamicActivationQuant(bits, symmetric))
+
+
+def dynamic_plan(plan: QuantPlan, symmetric: bool = True, bits: int = 8) -> QuantPlan:
+    for name in ("up", "down"):
+        plan.layers[name] = dynamic(plan.layers[name], bits, symmetric)
+    return plan
+
+
+def made(bias: bool = True) -> tuple[nn.Linear, torch.Tensor]:
+    """A layer and rows whose ranges are orders of magnitude apart; one is constant, one is zero, one positive."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 5, 24) * torch.logspace(-4, 3, 20).reshape(4, 5, 1)
+    x[0, 0], x[1, 1], x[2, 2] = 0.0, 3.0, x[2, 2].abs()
+    return nn.Linear(24, 10, bias=bias), x
+
+
+def both(layer: nn.Linear, plan: LayerPlan) -> tuple[IntegerLayer, nn.Module, TimestepContext]:
+    context = TimestepContext({"all": GROUPS})
+    integer, simulated = copy.deepcopy(layer), copy.deepcopy(layer)
+    assert lower_layer(integer, plan, context).state == "integer"
+    assert isinstance(integer, IntegerLayer)
+    return integer, simulate_layer(simulated, plan, context), context
+
+
+def agree(layer: nn.Linear, plan: LayerPlan, x: torch.Tensor, timesteps: list, least: float = 100) -> None:
+    integer, simulated, context = both(layer, plan)
+    with torch.no_grad(), context.select(torch.tensor(timesteps)):
+        expected, found = simulated(x), integer(x)
+    assert found.dtype == expected.dtype
+    for row, other in zip(expected.flatten(0, -2).double(), found.flatten(0, -2).double(), strict=True):
+        assert sqnr(row, other) > least  # each row by itself: a loud one hides nothing
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("act_bits", "weight_bits"), [(8, 8), (8, 4), (6, 2), (4, 4), (2, 8)])
+def test_integers_equal_the_simulation_in_every_row(act_bits, weight_bits, symmetric):
+    layer, x = made()
+    agree(layer, dynamic(layer_plan(layer, weight_bits=weight_bits), act_bits, symmetric), x, ONE)
+
+
+@pytest.mark.parametrize("timesteps", [ONE, PER_SAMPLE, PER_TOKEN], ids=["batch", "per-sample", "per-token"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_with_balanced_channels_and_a_correction_by_group(symmetric, bias, timesteps):
+    layer, x = made(bias)
+    plan = corrected(layer_plan(layer), layer)
+    agree(layer, dynamic(plan, 8, symmetric), x, timesteps)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_dtypes(symmetric, dtype):
+    layer, x = made()
+    x = x.clamp(-100, 100)
+    plan = dynamic(corrected(layer_plan(layer), layer), 8, symmetric)
+    agree(layer.to(dtype), plan, x.to(dtype), ONE, least=90 if dtype == torch.float64 else 35)
+
+
+@pytest.mark.parametrize("shape", [(24,), (1, 24), (0, 24), (2, 0, 24), (2, 3, 4, 24)])
+def test_shapes(shape):
+    layer, _ = made()
+    integer, simulated, context = both(layer, dynamic(layer_plan(layer)))
+    x = torch.randn(shape)
+    with context.select(500.0):
+        torch.testing.assert_close(integer(x), simulated(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_does_not_depend_on_the_others_nor_on_the_timestep():
+    layer, x = made()
+    integer, _, _ = both(layer, dynamic(layer_plan(layer)))
+    alone = torch.stack([integer(row) for row in x.flatten(0, 1)])  # outside of any call of a denoiser
+    assert torch.equal(alone, integer(x).flatten(0, 1))
+
+
+def test_nothing_is_stored_for_the_input():
+    layer, _ = made()
+    static, _, _ = both(layer, layer_plan(layer))
+    integer, _, _ = both(layer, dynamic(layer_plan(layer)))
+    assert set(static.state_dict()) - set(integer.state_dict()) == {"act_scale", "act_zero_point"}
+    assert static.execution.scale_bytes - integer.execution.scale_bytes == 3 * (4 + 4)
+    assert integer.execution.width == "W8A8 dynamic"
+    assert "dynamic" in repr(integer)
+
+
+def outputs(model: nn.Module) -> list[torch.Tensor]:
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return [model(x, torch.tensor(t)) for t in (*TIMESTEPS, [100.0, 900.0])]
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("planned", [denoiser_plan, corrected_plan])
+def test_a_denoiser_agrees_with_simulation_and_comes_back_from_disk_bit_for_bit(planned, symmetric, tmp_path):
+    model, simulated = build(), build()
+    plan = dynamic_plan(planned(model), symmetric)
+    SimulateAdapter().apply(simulated, plan)
+    dq_torchao.apply(model, plan)
+    expected = outputs(model)
+    assert all(sqnr(a, b) > 45 for a, b in zip(outputs(simulated), expected, strict=True))
+    dq_torchao.save(model, tmp_path)
+    loaded = dq_torchao.load(build(seed=1), tmp_path)
+    report = dq_torchao.execution_report(loaded)
+    assert report == dq_torchao.execution_report(model)
+    assert report["up"].width == "W8A8 dynamic"
+    assert all(torch.equal(a, b) for a, b in zip(expected, outputs(loaded), strict=True))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_without_the_kernel_the_layer_is_simulated(symmetric, tmp_path, monkeypatch):
+    model = build()
+    dq_torchao.apply(model, dynamic_plan(corrected_plan(model), symmetric))
+    dq_torchao.save(model, tmp_path)
+    monkeypatch.setattr(restoring, "kernel_for", lambda *_: Kernel("", "", "this processor cannot"))
+    loaded = dq_torchao.load(build(seed=1), tmp_path)
+    assert dq_torchao.execution_report(loaded)["up"].state == "simulated"
+    assert all(sqnr(a, b) > 45 for a, b in zip(outputs(model), outputs(loaded), strict=True))
+
+
+def test_too_many_bits_are_simulated_in_floating_point():
+    model, simulated = build(), build()
+    plan = dynamic_plan(denoiser_plan(model), bits=12)
+    SimulateAdapter().apply(simulated, plan)
+    dq_torchao.apply(model, plan)
+    assert dq_torchao.execution_report(model)["up"].state == "simulated"
+    assert all(sqnr(a, b) > 90 for a, b in zip(outputs(simulated), outputs(model), strict=True))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("freezing", [False, True])
+def test_compiled_in_integers_without_recompiling(freezing, symmetric):
+    model = build()
+    dq_torchao.apply(model, dynamic_plan(corrected_plan(model), symmetric))
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.compiler.reset()
+    counters.clear()
+    with torch.no_grad(), inductor_config.patch(freezing=freezing):
+        compiled = torch.compile(model, fullgraph=True)
+        for t in (*TIMESTEPS, 120.0):
+            assert sqnr(model(x, torch.tensor(t)), compiled(x, torch.tensor(t))) > 60
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            compiled(x, torch.tensor(500.0))
+    assert counters["stats"]["unique_graphs"] == 1
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["onednn::qlinear_pointwise"] == 2
+    assert not any("pack" in name or "layout" in name for name in calls)
+
+
+def test_a_layer_on_its_own_is_compiled_with_freezing_as_it_has_no_timestep():
+    layer, x = made()
+    integer, _, _ = both(layer, dynamic(layer_plan(layer)))
+    torch.compiler.reset()
+    with torch.no_grad(), inductor_config.patch(freezing=True):
+        compiled = torch.compile(integer, fullgraph=True)
+        torch.testing.assert_close(compiled(x), integer(x), rtol=1e-5, atol=1e-5)
+
+
+def test_tuning_times_the_dynamic_form():
+    model = Denoiser().requires_grad_(False)
+    inputs = {"sample": torch.randn(2, 4, 8, 8), "timestep": torch.tensor(500.0)}
+    choices = dq_torchao.tune(model, dynamic_plan(denoiser_plan(model)), inputs)
+    assert {"up", "down", "conv_in"} <= choices.keys()
