@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,7 +19,8 @@ from dq_plugins.passes.activations import (
     shared_rows,
     statistics,
 )
-from dq_plugins.plan import ActivationQuant, QuantPlan, Reason
+from dq_plugins.passes.ranges.dynamic import dynamic_gains, halves
+from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, QuantPlan, Reason, Section
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.timesteps import TimestepGroups
 
@@ -41,10 +42,15 @@ class ActivationRanges(Pass):
             observer: ``"mse"`` (least error among candidate ranges, the same that ``timestep-groups`` compares),
                 ``"minmax"``, any other registered observer, or ``"by-width"``: min-max from 8 bits, else mse.
             power: p of the error norm of ``"mse"``.
+            ranges: ``"static"``: by timestep group; ``"dynamic"``: linear layers measure the range of each token at run
+                time, other layers as before; ``"measured"``: a linear layer does where that wins ``dynamic_gain``.
+            dynamic_gain: dB less error of a layer's output, on calls that its ranges by group were not chosen on.
         """
 
         observer: str = "mse"
         power: float = Field(2.0, gt=0)
+        ranges: Literal["static", "dynamic", "measured"] = "static"
+        dynamic_gain: float = 3.0
 
     options: Options
     Options: ClassVar[type[PassOptions]] = Options
@@ -64,17 +70,41 @@ class ActivationRanges(Pass):
         for name in plan.learned_ranges & bits.keys():
             plan.layers[name].unquantized_reason = None if plan.layers[name].weight is not None else NO_WEIGHT
             del bits[name]
-        names = group_names(plan, bits)
-        if bits and from_statistics(o.observer):
-            statistics(context, tuple(sorted(bits)))  # of all layers at once, however many sets of groups there are
-        ranges: Ranges = {}
-        for groups in dict.fromkeys(names.values()):
-            members = {name: width for name, width in bits.items() if names[name] == groups}
-            rows = shared_rows(plan, groups)
-            ranges |= input_ranges(context, members, plan.groups[groups], plan.range_methods, rows)
-        for done, (name, width) in enumerate(bits.items()):
-            scale, zero_point = affine_parameters(*ranges[name], width, symmetric=context.targets.symmetric_acts)
+        chosen = yield from self._dynamic(plan, context, bits)
+        chosen = {**static_quantizers(plan, context, {n: b for n, b in bits.items() if n not in chosen}), **chosen}
+        for done, name in enumerate(bits):
             layer = plan.layers[name]
-            layer.activation = ActivationQuant(width, names[name], scale.cpu(), zero_point.cpu())
+            layer.activation = chosen[name]
             layer.unquantized_reason = None if layer.weight is not None else NO_WEIGHT
             yield Progress(done + 1, len(bits), name)
+
+    def _dynamic(
+        self, plan: QuantPlan, context: PassContext, bits: Mapping[str, int]
+    ) -> Generator[Progress, None, dict[str, InputQuant]]:
+        """Quantizers with dynamic ranges, of the layers that are to have them."""
+        linear = {n: width for n, width in bits.items() if plan.layers[n].kind == "linear" and width > 1}
+        if self.options.ranges == "static" or not linear:
+            return {}
+        if self.options.ranges == "dynamic":
+            return {n: DynamicActivationQuant(width, context.targets.symmetric_acts) for n, width in linear.items()}
+        fitted, judged = halves(context)
+        gains = yield from dynamic_gains(judged, static_quantizers(plan, fitted, linear), plan.groups)
+        plan.sections[self.name] = Section({"dynamic_gain": {n: round(gain, 3) for n, (_, gain) in gains.items()}})
+        return {n: quant for n, (quant, gain) in gains.items() if gain >= self.options.dynamic_gain}
+
+
+def static_quantizers(plan: QuantPlan, context: PassContext, bits: Mapping[str, int]) -> dict[str, ActivationQuant]:
+    """Quantizers with ranges by timestep group, chosen on the calls of ``context``, of the layers in ``bits``."""
+    names = group_names(plan, bits)
+    if bits and from_statistics(plan.range_methods.inputs):
+        statistics(context, tuple(sorted(bits)))  # of all layers at once, however many sets of groups there are
+    ranges: Ranges = {}
+    for groups in dict.fromkeys(names.values()):
+        members = {name: width for name, width in bits.items() if names[name] == groups}
+        rows = shared_rows(plan, groups)
+        ranges |= input_ranges(context, members, plan.groups[groups], plan.range_methods, rows)
+    found: dict[str, ActivationQuant] = {}
+    for name, width in bits.items():
+        scale, zero_point = affine_parameters(*ranges[name], width, symmetric=context.targets.symmetric_acts)
+        found[name] = ActivationQuant(width, names[name], scale.cpu(), zero_point.cpu())
+    return found

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -202,7 +202,7 @@ class _BlockLearner:
         weights = {name: dict(table) for name, table in self.candidates.weights.items()}
         inputs = {name: dict(table) for name, table in self.candidates.activations.items()}
         for (name, bits), step in self.steps.items():
-            quant = inputs[name][bits]
+            quant: Any = inputs[name][bits]
             inputs[name][bits] = replace(quant, scale=quant.scale * step.detach().exp())
         for (name, bits), codes in found.decided.items():
             weights[name][bits] = replace(weights[name][bits], codes=codes)

@@ -223,3 +223,19 @@ def test_calls_of_a_timestep_can_be_counted_read_one_by_one_and_limited_one_by_o
         calib.call(5.0, 3)
     some = calib.subset(per_timestep={9.0: 1, 1.0: 2})
     assert [some.count(t) for t in schedule] == [1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "first", "second"),
+    [([9, 5] * 2, [0, 1], [2, 3]), ([9, 5] * 3, [0, 1, 2, 3], [4, 5]), ([9, 5, 3, 1], [1, 3], [0, 2])],
+)
+def test_halves_have_no_call_in_common_and_every_timestep_where_it_was_recorded_twice(
+    tmp_path, timesteps, first, second
+):
+    found = record_at(tmp_path, timesteps).halves()
+    assert [[call.index for call in half.calls()] for half in found] == [first, second]
+
+
+def test_one_call_has_no_halves(tmp_path):
+    with pytest.raises(CalibrationError, match="leaves none"):
+        record_at(tmp_path, [9]).halves()

@@ -1,0 +1,131 @@
+"""A layer whose tokens are of very unlike size, and one whose tokens are alike: only the first wants its own ranges."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import dq_plugins as dq
+from dq_plugins.errors import RecipeError
+from dq_plugins.passes.width_candidates import candidates_of
+from dq_plugins.plan import ActivationQuant, DynamicActivationQuant
+from dq_plugins.recipe import PassContext, Recipe, Step
+
+SCHEDULE = (900.0, 700.0, 500.0, 300.0, 100.0)
+
+
+class Tokens(nn.Module):
+    """``sample [B, 16, 8]``; layer ``unlike`` sees tokens from 0.01 to 100, layer ``positive`` no negative value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alike, self.unlike, self.positive = nn.Linear(16, 8), nn.Linear(16, 8), nn.Linear(8, 8)
+        self.patch = nn.Conv1d(16, 16, 1)
+        self.register_buffer("sizes", torch.logspace(-2, 2, 16)[:, None])
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        x = torch.tanh(sample) + timestep.reshape(-1, 1, 1) / 1e4
+        both = torch.cat([x, -x], -1)  # as far to either side, so that a zero point would win nothing
+        wide = self.alike(both) + self.unlike(both * self.sizes) / self.sizes
+        return self.patch(wide + self.positive(x.abs() * self.sizes))
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    torch.manual_seed(0)
+    denoiser = Tokens().eval().requires_grad_(False)
+
+    def sample(model: nn.Module) -> None:
+        for run in range(4):
+            x = torch.randn(4, 16, 8, generator=torch.Generator().manual_seed(run))
+            for t in SCHEDULE:
+                x = x + 0.1 * torch.tanh(model(sample=x, timestep=torch.full((4,), t)))
+
+    return denoiser, dq.record(denoiser, sample, out=tmp_path_factory.mktemp("calib"), progress=False)
+
+
+def make(case, *before: Step, act_bits: int = 6, symmetric_acts: bool = False, after: tuple = (), **options):
+    ranges = Step("timestep-groups", {"groups": 2}), Step("activation-ranges", {"observer": "minmax", **options})
+    recipe = Recipe("r", "", (*before, Step("weight-ranges"), *ranges, *after))
+    widths = {"act_bits": act_bits, "edge_bits": 2, "symmetric_acts": symmetric_acts}
+    return dq.make_plan(*case, recipe, progress=False, **widths)
+
+
+def dynamic(plan: dq.QuantPlan) -> dict[str, bool]:
+    """Whether zero points are fixed, of the layers whose ranges are dynamic."""
+    found = {name: layer.activation for name, layer in plan.layers.items()}
+    return {name: quant.symmetric for name, quant in found.items() if isinstance(quant, DynamicActivationQuant)}
+
+
+@pytest.mark.parametrize("before", [(), (Step("channel-balance"),)], ids=["plain", "balanced"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_measured_where_tokens_are_unlike_with_zero_points_where_those_win(case, bits, before):
+    plan = make(case, *before, act_bits=bits, ranges="measured")
+    assert dynamic(plan) == {"unlike": True, "positive": False}
+    gains = plan.sections["activation-ranges"].data["dynamic_gain"]
+    assert gains["unlike"] > 5 > 3 > gains["alike"]
+
+
+def test_without_zero_points_none_are_tried(case):
+    assert dynamic(make(case, ranges="measured", symmetric_acts=True)) == {"unlike": True, "positive": True}
+
+
+def test_the_gain_that_is_asked_for_decides(case):
+    assert not dynamic(make(case, ranges="measured", dynamic_gain=200))
+    assert set(dynamic(make(case, ranges="measured", dynamic_gain=-200))) == {"alike", "unlike", "positive"}
+
+
+def test_dynamic_means_every_linear_layer_and_convolutions_keep_their_tables(case):
+    plan = make(case, ranges="dynamic")
+    assert dynamic(plan) == dict.fromkeys(("alike", "unlike", "positive"), False)
+    assert isinstance(plan.layers["patch"].activation, ActivationQuant)
+    assert all(layer.unquantized_reason is None for layer in plan.layers.values())
+
+
+def test_static_is_the_default_and_as_before(case):
+    assert make(case) == make(case, ranges="static")
+    assert not dynamic(make(case))
+
+
+def test_measuring_twice_decides_alike(case):
+    assert make(case, ranges="measured") == make(case, ranges="measured")
+
+
+def error(case, plan: dq.QuantPlan) -> float:
+    model = dq.apply(case[0], plan, backend="simulate")
+    with torch.no_grad():
+        return float(sum((call.run(model) - call.output).square().sum() for call in case[1].calls()))
+
+
+def test_the_output_is_closer_and_comes_back_from_disk(case, tmp_path):
+    static, measured = make(case), make(case, ranges="measured")
+    assert error(case, measured) < 0.9 * error(case, static)
+    assert dq.QuantPlan.load(measured.save(tmp_path)) == measured
+    assert "W8A6 dynamic" in repr(measured)
+    assert measured.features["dynamic_ranges"] == ("positive", "unlike")
+
+
+def test_corrections_keep_the_groups_that_the_ranges_would_have(case):
+    plan = make(case, ranges="dynamic", after=(Step("bias-correction"),))
+    for layer in plan.layers.values():
+        assert (len(layer.bias_correction.values), layer.bias_correction.groups) == (2, "default")
+
+
+def test_candidates_of_every_width_stay_dynamic(case):
+    plan = make(case, ranges="measured")
+    found = candidates_of(plan, PassContext(*case, plan.targets), (8,), (4, 6))
+    assert found.activations["positive"] == {bits: DynamicActivationQuant(bits, symmetric=False) for bits in (4, 6)}
+    assert all(isinstance(quant, ActivationQuant) for quant in found.activations["alike"].values())
+    other = candidates_of(
+        make(case, ranges="measured", symmetric_acts=True), PassContext(*case, plan.targets), (8,), (4,)
+    )
+    assert other.hash != found.hash
+
+
+def test_statistics_alone_cannot_be_judged_on():
+    from dq_plugins.quantized.sampled import SampledStatistics
+    from dq_plugins.quantized.statistics import Collector
+
+    with pytest.raises(RecipeError, match="recorded calls"):
+        SampledStatistics(Collector(), {}, "timestep").halves()
