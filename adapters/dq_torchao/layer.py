@@ -223,14 +223,16 @@ class IntegerLayer(PackedWeight):
         one = scale.new_ones(1)
         bare_zero = scale.new_full((1,), code_offset(codes.device), dtype=torch.int32)
         y = self.multiply(codes, one, bare_zero, None, torch.float32, wholly=True)
+        # in place: in eager mode, memory for another result costs more than the product
         if zero_point is not None:
-            y = y - zero_point * self._kind.per_output(self.weight_scale * weight_code_sum(*self.stored_weight))
-        y = scale * y
+            code_sums = self.weight_scale * weight_code_sum(*self.stored_weight)
+            y.addcmul_(zero_point.to(y.dtype), self._kind.per_output(code_sums), value=-1)
+        y.mul_(scale)
         if row is not None and row.numel() > 1 and self.bias_correction is not None:
-            y = y + rows_for_output(self._kind, self.bias_correction, row, y)
+            y.add_(rows_for_output(self._kind, self.bias_correction, row, y))
             row = None
         bias = self._bias(row)
-        return y if bias is None else y + self._kind.per_output(bias)
+        return y if bias is None else y.add_(self._kind.per_output(bias))
 
     def padded(self, x: Tensor, wholly: bool = False) -> Tensor:
         """``x`` with the border that the kernel does not add by itself; ``wholly``: with all of it."""

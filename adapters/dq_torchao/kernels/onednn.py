@@ -107,7 +107,8 @@ def _linear(
 
     layout, zeros = _PACKED.get(weight, "linear", pack)
     quantized = (codes.contiguous(), scale, zero_point, layout, weight_scale, zeros)
-    return torch.ops.onednn.qlinear_pointwise.tensor(*quantized, bias, 1.0, 0, dtype, *_NO_POST_OP)
+    y = torch.ops.onednn.qlinear_pointwise.tensor(*quantized, bias, 1.0, 0, dtype, *_NO_POST_OP)
+    return y if y.numel() else y.new_empty((*codes.shape[:-1], weight_shape[0]))  # it flattens an empty batch
 
 
 @torch.library.impl("dq_torchao::int8_conv2d", "CPU")

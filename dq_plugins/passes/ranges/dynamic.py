@@ -26,8 +26,8 @@ from dq_plugins.timesteps import TimestepGroups
 
 ROWS = 128
 """Rows of a layer's input that count, for each call."""
-ASYMMETRIC_GAIN = 1.0
-"""dB that zero points must win: every token's costs a product with the sums of the weights' codes."""
+ASYMMETRIC_GAIN = 0.5
+"""dB that zero points must win: they cost little, and not nothing."""
 
 Gains = dict[str, tuple[DynamicActivationQuant, float]]
 """By layer, the better quantizer with dynamic ranges, and how many dB less error it leaves than ranges by group."""

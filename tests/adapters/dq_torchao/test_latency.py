@@ -41,10 +41,18 @@ def test_every_layer_has_a_time_at_every_width_and_the_model_is_left_alone():
     assert torch.equal(model(**one), before)
 
 
+def test_layers_with_dynamic_ranges_are_timed_in_their_form(monkeypatch):
+    lowered, lower = [], latency.lower_layer
+    monkeypatch.setattr(latency, "lower_layer", lambda layer, plan, *a: (lowered.append(plan), lower(layer, plan, *a)))
+    table = dq_torchao.latency_table(Denoiser(), inputs(), (8,), (6, 8), dynamic=["up"], rounds=2)
+    assert table.layers["up"].keys() == table.layers["down"].keys() == {"full precision", "W8A6", "W8A8"}
+    assert [plan.width for plan in lowered if plan.dynamic] == ["W8A6 dynamic", "W8A8 dynamic"]
+
+
 def test_layers_alike_are_timed_once_and_embeddings_by_their_weight(monkeypatch):
     asked = []
 
-    def recorded(layer, layouts, widths, rounds):
+    def recorded(layer, layouts, widths, rounds, dynamic):
         widths = [Width(), *widths]
         asked.append((type(layer), widths))
         return dict.fromkeys(widths, 1.0)
