@@ -27,7 +27,7 @@ from dq_plugins.report import Table
 VARIANTS: dict[str, dict[str, Any]] = {
     "by group": {},
     "per token": {"ranges": "dynamic"},
-    **{f"measured, {gain} dB": {"ranges": "measured", "dynamic_gain": gain} for gain in (1, 3, 6)},
+    **{f"measured, {gain} dB": {"ranges": "measured", "dynamic_gain": gain} for gain in (0, 1, 3)},
 }
 
 
