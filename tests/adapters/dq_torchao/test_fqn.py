@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import dq_torchao
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from torchao.core.config import config_from_dict, config_to_dict
 from torchao.quantization import (
     FqnToConfig,
+    Int8DynamicActivationInt8WeightConfig,
     Int8StaticActivationInt8WeightConfig,
     Int8WeightOnlyConfig,
     IntxWeightOnlyConfig,
@@ -18,7 +20,7 @@ from torchao.quantization import (
 from torchao_models import build, corrected_plan, denoiser_plan, sqnr
 
 from dq_plugins.errors import PlanError
-from dq_plugins.plan import LayerPlan, Reason, WeightQuant
+from dq_plugins.plan import DynamicActivationQuant, LayerPlan, Reason, WeightQuant
 from dq_plugins.quantized.table_lookup import tabulated
 from dq_plugins.timesteps import TimestepGroups
 
@@ -157,3 +159,20 @@ def test_balanced_channels_and_bias_corrections_cannot_be_said():
     assert left_out["conv_in"].startswith("the plan has balance and bias_correction for it")
     assert left_out["up"].startswith("the plan has bias_correction for it")
     assert left_out["down"].startswith("the plan has balance for it")
+
+
+def test_dynamic_ranges_become_torchaos_own():
+    model, ours = pointwise(), pointwise()
+    plan = denoiser_plan(model, symmetric=True)
+    plan.layers["up"] = replace(plan.layers["up"], activation=DynamicActivationQuant(8))
+    plan.layers["down"] = replace(plan.layers["down"], activation=DynamicActivationQuant(8, symmetric=False))
+    lowering = to_fqn_config(plan, model)
+    config = lowering.config.fqn_to_config["up"]
+    assert isinstance(config, Int8DynamicActivationInt8WeightConfig)
+    assert type(config_from_dict(json.loads(json.dumps(config_to_dict(config))))) is type(config)
+    assert "W8A8 without zero points" in lowering.unexpressed["down"]
+    quantize_(model, lowering.config, filter_fn=None)
+    with torch.no_grad():
+        x = torch.randn(4, 8)
+        dq_torchao.apply(ours, plan)
+        assert sqnr(ours.up(x), model.up(x)) > 35  # torchao's weight scales are max / 127.5
