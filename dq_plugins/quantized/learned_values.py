@@ -20,7 +20,14 @@ from torch import Tensor, nn
 from dq_plugins.affine import MAX_BITS, per_row
 from dq_plugins.artifact import STRICT, StoredTensor
 from dq_plugins.layer_kinds import kind_of
-from dq_plugins.plan import BiasCorrection, LayerPlan, QuantPlan, WeightQuant
+from dq_plugins.plan import (
+    ActivationQuant,
+    BiasCorrection,
+    DynamicActivationQuant,
+    LayerPlan,
+    QuantPlan,
+    WeightQuant,
+)
 from dq_plugins.quantized.balance import balanced_weight, unbalanced
 from dq_plugins.quantized.layer import ActivationQuantizer, LayerState
 from dq_plugins.quantized.learner import Learned
@@ -77,12 +84,13 @@ class PlannedVariables:
             elif "scales" in learn:
                 self._codes[name] = quant.quantize(balanced_weight(module, layer.balance))
                 found[name, "scales"] = WeightScale(quant, device, self.rate)
-        if "ranges" in learn and layer.activation is not None and layer.activation.bits <= self.most_bits:
-            found[name, "ranges"] = InputRange(layer.activation, device, self.rate)
+        table = layer.activation if isinstance(layer.activation, ActivationQuant) else None
+        if "ranges" in learn and table is not None and table.bits <= self.most_bits:
+            found[name, "ranges"] = InputRange(table, device, self.rate)
         if "corrections" in learn and layer.quantized and kind is not None and not kind.lookup:
-            table = layer.bias_correction or _no_correction(module, layer)
-            unit = self._unit(name, layer, len(table.values))
-            found[name, "corrections"] = Correction(table.values.to(device), unit, self.rate)
+            correction = layer.bias_correction or _no_correction(module, layer)
+            unit = self._unit(name, layer, len(correction.values))
+            found[name, "corrections"] = Correction(correction.values.to(device), unit, self.rate)
 
     def _unit(self, name: str, layer: LayerPlan, rows: int) -> Tensor:
         """About what rounding the input moves an output by, ``[G, O]`` (or ``[1, O]``)."""
@@ -93,6 +101,8 @@ class PlannedVariables:
         norm = norm.repeat(_outputs(module) // len(norm))[None]  # [1, O]
         if layer.activation is None:
             return norm
+        if isinstance(layer.activation, DynamicActivationQuant):
+            return norm * 2.0 ** (1 - layer.activation.bits)  # of tokens of about 1
         scale = layer.activation.scale.to(norm)
         return norm * (scale[:, None] if len(scale) == rows else scale.mean())
 
@@ -161,15 +171,15 @@ def _write(layer: LayerPlan, module: nn.Module, what: What, value: Tensor) -> No
         codes = value if what == "rounding" else layer.weight.quantize(balanced_weight(module, layer.balance)).cpu()
         layer.weight = replace(layer.weight, codes=codes, scale=layer.weight.scale if what == "rounding" else value)
     elif what == "ranges":
-        assert layer.activation is not None
+        assert isinstance(layer.activation, ActivationQuant)
         layer.activation = replace(layer.activation, scale=value[0].clone(), zero_point=value[1].int())
     else:
         layer.bias_correction = replace(layer.bias_correction or _no_correction(module, layer), values=value)
 
 
 def _no_correction(module: nn.Module, layer: LayerPlan) -> BiasCorrection:
-    groups = None if layer.activation is None else layer.activation.groups
-    rows = 1 if layer.activation is None else len(layer.activation.scale)
+    table = layer.activation if isinstance(layer.activation, ActivationQuant) else None
+    groups, rows = (None, 1) if table is None else (table.groups, len(table.scale))
     return BiasCorrection(torch.zeros(rows, _outputs(module)), groups)
 
 

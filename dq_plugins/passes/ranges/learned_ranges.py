@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from dq_plugins.artifact import Format
-from dq_plugins.plan import ActivationQuant, QuantPlan, Section
+from dq_plugins.plan import ActivationQuant, InputQuant, QuantPlan, Section
 from dq_plugins.progress import Progress, reported
 from dq_plugins.quantized.block_learning import block_recorder, learn_block
 from dq_plugins.quantized.denoiser_loss import DenoiserLoss
@@ -84,7 +84,7 @@ class LearnedRanges(Pass):
         learn = self._denoiser if self.options.target == "denoiser" else self._blocks
         losses = yield from learn(plan, context, layers)
         if "ranges" in self.options.learn:
-            plan.learned_ranges |= {n for n in layers if (quant := plan.layers[n].activation) and self._learns(quant)}
+            plan.learned_ranges |= {n for n in layers if self._learns(plan.layers[n].activation)}
         plan.sections[self.name] = Section({"losses": losses})
 
     def _denoiser(
@@ -143,8 +143,8 @@ class LearnedRanges(Pass):
                 yield Progress(done + 1, len(units), each.module)
         return losses
 
-    def _learns(self, quant: ActivationQuant) -> bool:
-        return quant.bits <= self.options.most_bits
+    def _learns(self, quant: InputQuant | None) -> bool:
+        return isinstance(quant, ActivationQuant) and quant.bits <= self.options.most_bits
 
     def _method(self, iterations: float) -> SignSteps:
         return SignSteps(max(round(iterations), 1), self.options.rounding_rate, self.options.looks)

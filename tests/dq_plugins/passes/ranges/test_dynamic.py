@@ -129,3 +129,13 @@ def test_statistics_alone_cannot_be_judged_on():
 
     with pytest.raises(RecipeError, match="recorded calls"):
         SampledStatistics(Collector(), {}, "timestep").halves()
+
+
+def test_learning_leaves_dynamic_ranges_and_learns_the_rest_around_them(case):
+    learn = Step("learned-ranges", {"learn": ("ranges", "scales", "corrections"), "passes": 1.0})
+    before, after = make(case, ranges="measured"), make(case, ranges="measured", after=(learn,))
+    assert after.learned_ranges == {"alike", "patch"}
+    for name in ("unlike", "positive"):
+        assert after.layers[name].activation == before.layers[name].activation
+        assert after.layers[name].bias_correction is not None
+    assert error(case, after) <= error(case, before)
