@@ -184,6 +184,7 @@ ReasonCode = Literal[
     "unused",  # the forward never runs it
     "tabulated",  # the temporal table stands in for it
     "allocated",  # its bits buy more elsewhere
+    "measured",  # quantized, it would cost more of the image than it saves
     "other",
 ]
 

@@ -50,6 +50,18 @@ def final_samples(
         return trajectory.replay(lambda kwargs: first_tensor(denoiser(**kwargs)))
 
 
+def replayed_error(denoiser: nn.Module, trajectories: Sequence[Trajectory]) -> float:
+    """Mean square error of the final samples of recorded runs, repeated with what the denoiser computes now."""
+    total = values = 0.0
+    with torch.no_grad():
+        for run in trajectories:
+            reference = run.final()
+            found = run.replay(lambda kwargs: first_tensor(denoiser(**kwargs)))
+            total += float((found - reference).double().square().sum())
+            values += reference.numel()
+    return total / values
+
+
 @dataclass
 class ExactQuality:
     """Noise power of the denoiser's output with one entry quantized, over recorded calls.
