@@ -110,8 +110,8 @@ def ours(model: Model, groups: int = GROUPS, *, tuned: bool = False, uniform: bo
     plan = dq_torchao.convert(denoiser)
     if not (tuned or uniform):
         return denoiser
-    example = model.inputs(500, 0) if tuned else None
-    return dq_torchao.apply(copy.deepcopy(model.denoiser), plan, example_inputs=example, uniform_timesteps=uniform)
+    choices = dq_torchao.tune(model.denoiser, plan, model.inputs(500, 0)) if tuned else None
+    return dq_torchao.apply(copy.deepcopy(model.denoiser), plan, choices=choices, uniform_timesteps=uniform)
 
 
 def by_recipe(model: Model, *names: str) -> nn.Module:

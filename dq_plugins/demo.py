@@ -97,7 +97,7 @@ def run_demo(
     held_out = recorded("held-out", compared)
     reference = _images(compared(denoiser))
     say("applying the plan through torchao, and sampling the same images again")
-    quantized = apply(denoiser, plan, "torchao", example_inputs=calibration.example_inputs())
+    quantized = apply(denoiser, plan, "torchao", prefer="fastest", example_inputs=calibration.example_inputs())
     drawn = _images(compared(quantized))
     say("measuring the error per timestep")
     sqnr = output_sqnr(quantized, held_out)

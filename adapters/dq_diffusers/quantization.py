@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -14,7 +14,7 @@ from dq_diffusers.recording import Drawn, denoiser_of, denoisers_of, sampler
 from dq_diffusers.schedules import install_schedule
 from dq_plugins.application import apply
 from dq_plugins.calibration import record
-from dq_plugins.errors import NeverCalledError
+from dq_plugins.errors import DQError, NeverCalledError
 from dq_plugins.full_precision import require_full_precision
 from dq_plugins.plan import QuantPlan
 from dq_plugins.recipe import Recipe, make_plan
@@ -37,7 +37,7 @@ def quantize(
     seed: int = 0,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     backend: str = "torchao",
-    tune: bool = True,
+    prefer: Literal["smallest", "fastest"] = "smallest",
     workdir: str | Path | None = None,
     progress: bool = True,
     call: Mapping[str, Any] | None = None,
@@ -64,8 +64,8 @@ def quantize(
         seed: seed of the first image and of every random choice.
         options: options of passes, for example ``{"timestep-groups": {"groups": 4}}``.
         backend: registered adapter that executes the plan.
-        tune: with backend ``"torchao"``, time every layer both ways and leave in floating point what is faster there,
-            on this machine. Off, every layer that can runs in integers, which makes the smallest checkpoint.
+        prefer: with backend ``"torchao"``: ``"smallest"``, every layer that can runs in integers; ``"fastest"``, each
+            is timed both ways on this machine, and what is faster in floating point stays there.
         workdir: folder for the calibration set and intermediate results. The same call resumes there after an
             interruption. By default a temporary folder.
         progress: show progress bars.
@@ -88,6 +88,8 @@ def quantize(
         plan = dq_diffusers.quantize(pipe, weight_bits=4, prompts=["a red fox", "a lighthouse at night"])
         pipe.save_pretrained("quantized/")
     """
+    if prefer == "fastest" and backend != "torchao":
+        raise DQError(f"prefer='fastest' chooses between integers and floating point, and {backend!r} runs no integers")
     denoiser_of(pipe)  # raises where there is none
     denoisers = denoisers_of(pipe)
     for denoiser in denoisers.values():
@@ -126,8 +128,8 @@ def quantize(
                 continue
             work = None if workdir is None else place / "work"
             plans[name] = make_plan(denoiser, calibration, recipe, workdir=work, **recipe_options)
-            if backend == "torchao" and tune:
-                examples[name] = {"example_inputs": calibration.example_inputs()}
+            if prefer == "fastest":
+                examples[name] = {"prefer": prefer, "example_inputs": calibration.example_inputs()}
     for name, plan in plans.items():  # after all were recorded in full precision
         denoiser = denoisers[name].eval().requires_grad_(False)
         apply(denoiser, plan, backend, inplace=True, **examples.get(name, {}) | backend_options)

@@ -6,10 +6,11 @@ hands out layers one at a time. `apply` is both, for every layer of the plan.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -30,6 +31,12 @@ from dq_torchao.tuning import tune
 IMPLEMENTED = frozenset({"balance", "bias_correction", "dynamic_ranges"})
 """What layers of this adapter can do of `QuantPlan.features`."""
 
+Prefer = Literal["smallest", "fastest"]
+
+NOTHING_GAINED = (
+    "prefer='fastest' gains nothing: none of the {count} layers and attentions that can run in integers is faster so "
+    "on this machine, and all stay in floating point. prefer='smallest' stores their weights in integers"
+)
 NOT_SELECTED = "the filter of quantize_ did not select it"
 PENDING = "dq_pending"
 """Attribute of a denoiser that a plan is being applied to."""
@@ -42,6 +49,7 @@ def apply(
     out_of_range: OutOfRange = "error",
     temporal_fallback: Outside = "error",
     uniform_timesteps: bool = False,
+    prefer: Prefer = "smallest",
     example_inputs: Mapping[str, Any] | None = None,
     choices: Mapping[str, Timing] | None = None,
 ) -> nn.Module:
@@ -57,20 +65,23 @@ def apply(
             keeps the temporal block to compute it.
         uniform_timesteps: every call has one timestep for the whole batch, as sampling has. Makes compiled denoisers
             that take one timestep per sample (transformers, mostly) faster; a call with different ones is an error.
-        example_inputs: keyword arguments of one call of the denoiser. With them every layer is timed (`tune`), and
-            one that is slower in integers stays in floating point. Without, every layer that can run in integers does.
-        choices: what `tune` returned earlier, instead of ``example_inputs``.
+        prefer: ``"smallest"``: every layer and attention that can runs in integers. ``"fastest"``: each is timed both
+            ways on this machine (`tune`), and what is faster in floating point stays there. Everywhere else that
+            there is such a choice, its name and its default are these.
+        example_inputs: keyword arguments of one call of the denoiser, for ``"fastest"``.
+        choices: what `tune` returned earlier; it decides instead.
 
     Returns:
         ``model``.
 
     Raises:
-        PlanError: the plan is of another model, or needs what this adapter does not implement.
+        PlanError: the plan is of another model, or needs what this adapter does not implement; ``"fastest"`` without
+            ``example_inputs``, or these without it.
     """
     inside = unwrap(model)
     _check(inside, plan)
     if choices is None:
-        choices = tune(inside, plan, example_inputs) if example_inputs is not None else {}
+        choices = _measured(inside, plan, prefer, example_inputs)
     options: dict[str, Any] = {
         "out_of_range": out_of_range,
         "temporal_fallback": temporal_fallback,
@@ -80,6 +91,21 @@ def apply(
     for name in plan.layers:
         lower_planned(inside, name, choices.get(name))
     return model
+
+
+def _measured(
+    model: nn.Module, plan: QuantPlan, prefer: Prefer, example_inputs: Mapping[str, Any] | None
+) -> Mapping[str, Timing]:
+    if prefer not in ("smallest", "fastest"):
+        raise PlanError(f"prefer is 'smallest' or 'fastest', got {prefer!r}")
+    if (prefer == "fastest") != (example_inputs is not None):
+        raise PlanError("prefer='fastest' times layers at example_inputs: give both, or neither")
+    if example_inputs is None:
+        return {}
+    timings = tune(model, plan, example_inputs)
+    if not any(timing.integer_pays for timing in timings.values()):
+        warnings.warn(NOTHING_GAINED.format(count=len(timings)), stacklevel=3)
+    return timings
 
 
 @dataclass

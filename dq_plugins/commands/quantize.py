@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dq_plugins.commands.plan import add_recipe_arguments, run_recipe
 
@@ -25,6 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for calib/, plan/, of each denoiser, and pipeline/; the same command resumes",
     )
     parser.add_argument("--backend", default="torchao", help="adapter that executes the plan")
+    parser.add_argument(
+        "--prefer",
+        choices=["smallest", "fastest"],
+        default="smallest",
+        help="fastest: with backend torchao, what is faster in floating point on this machine stays there",
+    )
     add_sampling_arguments(parser)
     add_recipe_arguments(parser)
 
@@ -67,7 +73,10 @@ def _quantize_component(args: argparse.Namespace, out: Path) -> nn.Module:
     plan = run_recipe(args, denoiser, calibration, out / "plan")
     print(width_table(plan))
     print()
-    quantized = apply(denoiser, plan, args.backend)
+    measured: dict[str, Any] = {}
+    if args.prefer == "fastest":
+        measured = {"prefer": args.prefer, "example_inputs": calibration.example_inputs()}
+    quantized = apply(denoiser, plan, args.backend, **measured)
     print(sqnr_table({args.backend: quantized}, calibration))
     print(f"\nplan written to {out / 'plan'}; use it with dq_plugins.apply(denoiser, plan, backend={args.backend!r})")
     return quantized

@@ -21,7 +21,7 @@ FEW = {"steps": 3, "images": 2, "progress": False}
 def test_the_denoiser_is_quantized_in_place_and_runs_in_integers():
     pipe, reference = class_pipeline(), class_pipeline()
     denoiser = pipe.transformer
-    plan = dq_diffusers.quantize(pipe, tune=False, options={"timestep-groups": {"groups": 2}}, **FEW)
+    plan = dq_diffusers.quantize(pipe, options={"timestep-groups": {"groups": 2}}, **FEW)
     assert pipe.transformer is denoiser
     states = [e.state for e in dq_torchao.execution_report(denoiser).values()]
     assert states.count("integer") >= 0.8 * len(states)
@@ -37,7 +37,7 @@ def test_it_is_make_plan_and_apply(tmp_path):
     pipe, by_hand = class_pipeline(), class_pipeline()
     options = {"timestep-groups": {"groups": 2}}
     plan = dq_diffusers.quantize(
-        pipe, "fast", weight_bits=4, act_bits=6, seed=5, options=options, tune=False, workdir=tmp_path, **FEW
+        pipe, "fast", weight_bits=4, act_bits=6, seed=5, options=options, workdir=tmp_path, **FEW
     )
     calibration = dq.calibration.CalibrationSet.open(tmp_path / "calib")
     assert len(calibration.timesteps) == 3
@@ -55,7 +55,7 @@ def test_it_is_make_plan_and_apply(tmp_path):
 @pytest.mark.parametrize("backend_options", [{}, {"uniform_timesteps": False}])
 def test_a_batch_has_one_timestep_unless_told_otherwise(backend_options):
     pipe = class_pipeline()
-    plan = dq_diffusers.quantize(pipe, tune=False, **FEW, **backend_options)
+    plan = dq_diffusers.quantize(pipe, **FEW, **backend_options)
     low, high = plan.schedule.sorted[0], plan.schedule.sorted[-1]
     each = {"timestep": torch.tensor([low, high]), "class_labels": torch.tensor([1, 2])}
     if backend_options:
@@ -74,9 +74,9 @@ def test_an_interrupted_call_is_resumed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("dq_diffusers.quantization.make_plan", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            dq_diffusers.quantize(pipe, "fast", workdir=tmp_path, tune=False, **FEW)
+            dq_diffusers.quantize(pipe, "fast", workdir=tmp_path, **FEW)
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "calib").glob("*.safetensors")}
-    dq_diffusers.quantize(pipe, "fast", workdir=tmp_path, tune=False, **FEW)
+    dq_diffusers.quantize(pipe, "fast", workdir=tmp_path, **FEW)
     assert before
     assert {p.name: p.stat().st_mtime_ns for p in (tmp_path / "calib").glob("*.safetensors")} == before
 
@@ -85,10 +85,16 @@ def test_tuning_leaves_in_floating_point_what_is_faster_there(monkeypatch):
     slow = dq_torchao.Timing(integer=2.0, floating=1.0)
     monkeypatch.setattr("dq_torchao.tuning.time_layer", lambda *_: slow)
     pipe = class_pipeline()
-    dq_diffusers.quantize(pipe, "fast", **FEW)
+    with pytest.warns(UserWarning, match="gains nothing"):
+        dq_diffusers.quantize(pipe, "fast", prefer="fastest", **FEW)
     states = [e.state for e in dq_torchao.execution_report(pipe.transformer).values()]
     assert "full precision" in states
     assert "integer" not in states
+
+
+def test_only_integers_can_be_faster():
+    with pytest.raises(DQError, match="runs no integers"):
+        dq_diffusers.quantize(class_pipeline(), "fast", prefer="fastest", backend="simulate", **FEW)
 
 
 def test_activations_may_stay_in_floating_point():
@@ -108,7 +114,7 @@ def test_another_backend():
 
 def test_a_quantized_pipeline_is_refused():
     pipe = class_pipeline()
-    dq_diffusers.quantize(pipe, "fast", tune=False, **FEW)
+    dq_diffusers.quantize(pipe, "fast", **FEW)
     with pytest.raises(DQError, match="is quantized already: a plan, or the calibration for one"):
         dq_diffusers.quantize(pipe, "fast", **FEW)
 

@@ -15,7 +15,7 @@ from dq_plugins.cli import main
 from dq_plugins.errors import CalibrationError, DQError
 from dq_plugins.plan import QuantPlan
 
-FEW: dict[str, Any] = {"steps": 4, "images": 2, "progress": False, "tune": False}
+FEW: dict[str, Any] = {"steps": 4, "images": 2, "progress": False}
 
 
 class Experts(DiffusionPipeline):
@@ -83,7 +83,7 @@ def test_a_sampler_that_never_calls_the_only_denoiser_is_an_error():
 
 def test_a_function_may_draw_the_calibration_images():
     pipe, by_arguments = experts(), experts()
-    plans = dq_diffusers.quantize(pipe, "fast", draw=draw, progress=False, tune=False)
+    plans = dq_diffusers.quantize(pipe, "fast", draw=draw, progress=False)
     expected = dq_diffusers.quantize(by_arguments, "fast", class_labels=[0, 1], **FEW)
     assert plans == expected
 

@@ -71,3 +71,29 @@ def test_random_inputs_have_the_layout_that_was_seen(x):
 def test_wrong_example_inputs_are_named():
     with pytest.raises(PlanError, match="do not fit Denoiser"):
         dq_torchao.tune(Denoiser(), denoiser_plan(Denoiser()), {"image": torch.ones(1)})
+
+
+def test_fastest_is_measured_and_smallest_is_not(monkeypatch):
+    def timings(model, plan, example_inputs):
+        return {"up": Timing(1.0, 2.0), "down": Timing(2.0, 1.0)}
+
+    monkeypatch.setattr("dq_torchao.adapter.tune", timings)
+    smallest, fastest = Denoiser(), Denoiser()
+    dq_torchao.apply(smallest, denoiser_plan(smallest))
+    dq_torchao.apply(fastest, denoiser_plan(fastest), prefer="fastest", example_inputs=inputs())
+    states = [dq_torchao.execution_report(each)["down"].state for each in (smallest, fastest)]
+    assert states == ["integer", "full precision"]
+
+
+def test_it_says_when_nothing_is_gained(monkeypatch):
+    monkeypatch.setattr("dq_torchao.adapter.tune", lambda *_: {"up": Timing(2.0, 1.0), "down": Timing(2.0, 1.0)})
+    model = Denoiser()
+    with pytest.warns(UserWarning, match="gains nothing: none of the 2 layers"):
+        dq_torchao.apply(model, denoiser_plan(model), prefer="fastest", example_inputs=inputs())
+
+
+@pytest.mark.parametrize("options", [{"prefer": "fastest"}, {"example_inputs": {}}, {"prefer": "small"}])
+def test_half_an_order_is_refused(options):
+    model = Denoiser()
+    with pytest.raises(PlanError, match="prefer"):
+        dq_torchao.apply(model, denoiser_plan(model), **options)
