@@ -33,7 +33,7 @@ class Variant:
     Attributes:
         name: in the report.
         bases: 1 (vanilla) or 2 (EBB).
-        tau: weight of the regulariser.
+        tau: weight of the regulariser in the loss; None: decoupled, see `shrink`.
         mimic: lambda of the mimicking loss; 0: none.
         scale_gradient: of the first scale, see `EvolvableBasis`.
         evolve: share of all iterations after which the second bases are dropped.
@@ -42,7 +42,7 @@ class Variant:
 
     name: str
     bases: int = 2
-    tau: float = 9e-2
+    tau: float | None = 9e-2
     mimic: float = 0.0
     scale_gradient: str = "autograd"
     evolve: float = 0.5
@@ -54,6 +54,8 @@ VARIANTS = (
     Variant("EBB"),
     Variant("EBB+LRM", mimic=1e-4),
     Variant("EBB+LRM strong", mimic=1e-2),
+    Variant("EBB decoupled", tau=None),
+    Variant("EBB decoupled+LRM", tau=None, mimic=1e-4),
     Variant("EBB faded", fade=1.0),
     Variant("EBB early", evolve=0.25, fade=1.0),
     Variant("EBB early+LRM", evolve=0.25, fade=1.0, mimic=1e-4),

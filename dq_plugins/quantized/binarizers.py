@@ -136,6 +136,26 @@ def evolve(model: nn.Module) -> int:
     return fade(model, 0.0)
 
 
+@torch.no_grad()
+def shrink(model: nn.Module, left: int) -> None:
+    """The regulariser as a step of its own, after the optimizer's: it takes the ``left``-th part of every second scale.
+
+        s2 <- s2 (1 - 1/left)        left: iterations until the second bases are dropped, this one included
+
+    Adam divides a gradient by its own size, and that of `evolution_penalty` is small beside the loss's: at the paper's
+    factor a second scale then shrinks by a small part of the learning rate an iteration, or not at all where the loss
+    wants it larger. Decoupled, as AdamW decouples weight decay, the factor follows from the length: second scales go
+    down linearly from where they are, and what the optimizer adds on the way has to go down as well. At the end no more
+    is left than one step of the optimizer.
+
+    Args:
+        model: holds `EvolvableBasis` modules anywhere.
+        left: at least 1.
+    """
+    for basis in evolvable_bases(model):
+        basis.second_scale.mul_(1 - 1 / left)
+
+
 def evolution_penalty(model: nn.Module, tau: float = 9e-2) -> Tensor:
     """Regulariser that shrinks the second bases before they are dropped.
 

@@ -17,6 +17,7 @@ from dq_plugins.quantized.binarizers import (
     evolve,
     fade,
     second_scale_mean,
+    shrink,
 )
 from dq_plugins.quantized.learned_step import LearnedStepActivation
 from dq_plugins.quantized.trained_layers import LayerChoice, train_quantized, trained_layers
@@ -38,6 +39,7 @@ __all__ = [
     "operations",
     "save_checkpoint",
     "second_scale_mean",
+    "shrink",
     "to_plan",
     "train_quantized",
     "trained_layers",

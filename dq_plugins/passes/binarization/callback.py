@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dq_plugins.errors import DQError
 from dq_plugins.passes.binarization.mimicking import LowRankMimicking
-from dq_plugins.quantized.binarizers import evolution_penalty, evolvable_bases, evolve, fade
+from dq_plugins.quantized.binarizers import evolution_penalty, evolvable_bases, evolve, fade, shrink
 
 
 class BinaryDMCallback:
@@ -33,7 +33,9 @@ class BinaryDMCallback:
         fade: over how many iterations before that the second bases count for less and less, linearly. The paper leaves
             their shrinking to the regulariser alone, which takes tens of thousands of iterations; in a shorter run
             they are dropped at almost full size, and the network starts over. None: as the paper.
-        tau: weight of the regulariser; 0 leaves it out.
+        tau: weight of the regulariser in the loss; 0 leaves it out. None: a step of its own after the optimizer's, as
+            strong as it has to be for the second scales to be gone at ``evolve_at`` (`shrink`): for runs of any length,
+            where the paper's weight is for hundreds of thousands of iterations.
         mimic: lambda, weight of the mimicking loss.
         reduction: K, one over the share of directions that is mimicked.
         ema_decay: largest decay of the moving average, or None.
@@ -62,7 +64,7 @@ class BinaryDMCallback:
         blocks: tuple[str, ...] = (),
         evolve_at: int | None = None,
         fade: int | None = None,
-        tau: float = 9e-2,
+        tau: float | None = 9e-2,
         mimic: float = 1e-4,
         reduction: int = 4,
         ema_decay: float | None = None,
@@ -74,6 +76,8 @@ class BinaryDMCallback:
                 f"fade={fade} iterations end where the second bases are dropped, so they need evolve_at of at least "
                 f"as many; evolve_at={evolve_at}"
             )
+        if tau is None and evolve_at is None:
+            raise DQError("tau=None shrinks the second scales until they are dropped, so it needs evolve_at")
         self.student = student
         self.evolve_at, self.fade, self.tau, self.mimic = evolve_at, fade, tau, mimic
         self.parts: dict[str, Tensor] = {}
@@ -121,6 +125,8 @@ class BinaryDMCallback:
         left = self.evolve_at - iteration
         if left <= 0:
             return evolve(self.student) > 0
+        if self.tau is None:
+            shrink(self.student, left)
         if self.fade is not None and left < self.fade:
             fade(self.student, left / self.fade)
         return False

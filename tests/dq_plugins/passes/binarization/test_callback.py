@@ -22,6 +22,7 @@ from dq_plugins.passes.binarization import (
     load_checkpoint,
     moving_average,
     save_checkpoint,
+    second_scale_mean,
     train_quantized,
     trained_layers,
 )
@@ -72,6 +73,35 @@ def test_transition_comes_after_the_given_iteration_and_once():
     assert callback.on_step(2)
     assert callback.evolved
     assert not callback.on_step(3)
+
+
+@pytest.mark.parametrize(("learning_rate", "length"), [(1e-3, 12), (1e-3, 60), (1e-4, 30)])
+def test_the_decoupled_regulariser_leaves_under_five_percent_of_a_second_scale_that_the_loss_wants_larger(
+    learning_rate, length
+):
+    """AdamW; the loss pulls the output, and with it both scales, up; in it the paper's weight does nothing here."""
+    left = {}
+    for tau in (9e-2, None):
+        torch.manual_seed(0)
+        model = train_quantized(nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 4)), {"0": LayerChoice("evolvable")})
+        start = second_scale_mean(model)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.0)
+        callback = BinaryDMCallback(model, evolve_at=length, tau=tau)
+        for i in range(length + 1):
+            inputs = torch.randn(32, 16)
+            loss = (model[0](inputs) - 3 * model[0].bias - 4 * inputs @ model[0].weight.detach().T).square().mean()
+            callback.step(loss).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            left[tau] = second_scale_mean(model) / start
+            assert callback.on_step(i) == (i == length)
+    assert left[9e-2] > 0.9
+    assert left[None] < 0.05
+
+
+def test_a_regulariser_without_an_end_is_refused():
+    with pytest.raises(DQError, match="needs evolve_at"):
+        BinaryDMCallback(train_quantized(tiny_denoiser(), CHOICES), tau=None)
 
 
 def test_second_bases_fade_linearly_until_they_are_dropped():
