@@ -80,7 +80,7 @@ def main(names: list[str]) -> None:
             model = build_from_config(folder)
             summary = summarise(partition(model, example_inputs(model)))
             seconds = time.perf_counter() - started
-        total = summary["parameters"]["total"]
+        total = summary["parameters"]
         cells = [
             f"{human(row['parameters'])} in {row['layers']} layers ({100 * row['parameters'] / total:.1f} %)"
             for row in (summary["signatures"][key] for key in ("temporal", "condition", "mixed"))

@@ -57,7 +57,7 @@ def render(name: str, summary: dict[str, Any], list_layers: bool = False) -> str
         summary: as `dq_plugins.graph.summarise` returns it.
         list_layers: whether to list every layer.
     """
-    total = summary["parameters"]["total"]
+    total = summary["parameters"]
     inputs = ", ".join(f"{key} {row['shape']}" for key, row in summary["inputs"].items())
     lines = [
         f"{name}: {human(total)} parameters, {human(summary['macs']['total'])} MACs a call, "
@@ -65,16 +65,14 @@ def render(name: str, summary: dict[str, Any], list_layers: bool = False) -> str
         f"inputs: {inputs}",
         f"the timestep is {summary['timestep']!r}, the noisy sample is {summary['sample']!r}",
         "",
-        f"{'depends on':<26}{'layers':>8}{'modules':>9}{'parameters':>12}{'':>8}{'MACs':>10}",
+        f"{'depends on':<26}{'layers':>8}{'parameters':>12}{'':>8}{'MACs':>10}",
     ]
     for signature, row in summary["signatures"].items():
         share = f"{100 * row['parameters'] / max(total, 1):.1f} %"
         lines.append(
-            f"{_MEANING[signature]:<26}{row['layers']:>8}{row['modules']:>9}"
+            f"{_MEANING[signature]:<26}{row['layers']:>8}"
             f"{human(row['parameters']):>12}{share:>8}{human(row['macs']):>10}"
         )
-    if summary["parameters"]["unused"]:
-        lines.append(f"{'(not used in this call)':<43}{human(summary['parameters']['unused']):>12}")
     lines += ["", "roles", *_role_lines(summary["roles"]), "", *_boundary_lines(summary["block_boundary"])]
     if list_layers:
         lines += ["", "layers", *(_layer_line(layer, row) for layer, row in summary["layers"].items())]

@@ -2,7 +2,7 @@
 
 from dq_plugins.graph.arguments import TIMESTEP_NAMES, find_timestep_argument
 from dq_plugins.graph.block_boundary import BoundaryTensor
-from dq_plugins.graph.partition import LayerInfo, ParameterInfo, Partition, partition
+from dq_plugins.graph.partition import LayerInfo, Partition, partition
 from dq_plugins.graph.roles import Role
 from dq_plugins.graph.signatures import SIGNATURES, Signature
 from dq_plugins.graph.summary import summarise
@@ -13,7 +13,6 @@ __all__ = [
     "TIMESTEP_NAMES",
     "BoundaryTensor",
     "LayerInfo",
-    "ParameterInfo",
     "Partition",
     "Role",
     "Signature",

@@ -13,7 +13,7 @@ from dq_plugins.graph import ops
 from dq_plugins.graph.macs import count_macs
 from dq_plugins.graph.owners import Owners
 from dq_plugins.graph.program import Program
-from dq_plugins.graph.reading import inlined_region, module_of, numel_of, shape_of
+from dq_plugins.graph.reading import inlined_region, module_of, shape_of
 from dq_plugins.layer_kinds import BY_OPERATOR
 
 
@@ -135,7 +135,7 @@ class _Lowering:
             ops.full_name(node.target),
             ops.node_kind(base, is_layer=at is not None),
             [sources[i] for i in kept],
-            layer=self.owners.layer(weight, module_of(node)[0]) if weight else "",
+            layer=self.owners.layer(weight, module_of(node)) if weight else "",
             macs=count_macs(base, shapes, shape_of(node.meta.get("val")) or [], settings.get("equation", "")),
             operand_shapes=shapes,
             options=settings,
@@ -177,20 +177,15 @@ class _Lowering:
         reached = set(depends).union(*(self._depends_of(v) for v in values))
         names = sorted({p for v in values for p in self._parameters_of(v)})
         tensor = node.meta.get("val")
-        module, module_type = module_of(node)
         no_op = {"layer": "", "macs": 0, "operand_shapes": [], "options": {}, **dict.fromkeys(_OPERANDS)}
         self.graph.add_node(
             name,
             op=op,
             kind=kind,
-            module=module,
-            module_type=module_type,
+            module=module_of(node),
             shape=shape_of(tensor),
             dtype=str(tensor.dtype).removeprefix("torch.") if isinstance(tensor, Tensor) else None,
-            activation_numel=numel_of(tensor),
             parameters=names,
-            param_numel=sum(self.owners.numel(p) for p in names),
-            param_bytes=sum(self.owners.nbytes(p) for p in names),
             depends=sorted(reached),
             **{**no_op, **of_op},
         )

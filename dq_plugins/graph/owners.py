@@ -44,11 +44,6 @@ class Owners:
         """Number of elements of a parameter."""
         return self._parameters[name].numel()
 
-    def nbytes(self, name: str) -> int:
-        """Size of a parameter in bytes, as stored in the denoiser."""
-        parameter = self._parameters[name]
-        return parameter.numel() * parameter.element_size()
-
     def total(self) -> int:
         """Elements of all parameters, tied ones counted once."""
         return sum(parameter.numel() for parameter in self._denoiser.parameters())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import networkx as nx
 from torch import nn
@@ -20,8 +20,6 @@ from dq_plugins.graph.signatures import (
     Signature,
     classify,
     find_sample_argument,
-    module_signatures,
-    parameter_signatures,
 )
 from dq_plugins.graph.trace import trace
 from dq_plugins.layer_kinds import LAYER_KINDS
@@ -66,14 +64,6 @@ class LayerInfo:
         return LAYER_KINDS[self.kind].lookup
 
 
-class ParameterInfo(NamedTuple):
-    """One parameter that is used: what the ops which take it depend on, its elements and its bytes as stored."""
-
-    signature: Signature
-    numel: int
-    nbytes: int
-
-
 @dataclass(frozen=True)
 class Partition:
     """The layers of a denoiser by what they depend on.
@@ -84,8 +74,6 @@ class Partition:
         layers: every layer that ran, in execution order.
         block_boundary: the tensors through which the timestep reaches the rest.
         channel_axes: axis of the channels in the output of every layer and of every block, from the end.
-        modules: signature of every module that ran, containers included.
-        parameters: every parameter that is used, those of layers and all others.
         total_params: elements of all parameters of the denoiser, unused ones included.
         graph: the dependency graph that all of this was found in.
     """
@@ -95,8 +83,6 @@ class Partition:
     layers: Mapping[str, LayerInfo]
     block_boundary: tuple[BoundaryTensor, ...]
     channel_axes: Mapping[str, int]
-    modules: Mapping[str, Signature]
-    parameters: Mapping[str, ParameterInfo]
     total_params: int
     graph: nx.DiGraph = field(repr=False, compare=False)
 
@@ -183,11 +169,6 @@ def partition(
         layers=layers,
         block_boundary=find_block_boundary(flow),
         channel_axes=channel_axes(flow, {name: layer.block for name, layer in layers.items()}),
-        modules=module_signatures(graph, argument, entry),
-        parameters={
-            name: ParameterInfo(signature, owners.numel(name), owners.nbytes(name))
-            for name, signature in parameter_signatures(graph, argument, entry).items()
-        },
         total_params=owners.total(),
         graph=graph,
     )
@@ -208,7 +189,7 @@ def untraced(denoiser: nn.Module, layers: Mapping[str, str], timestep: str) -> P
         for name, kind in layers.items()
     }
     axes = {name: LAYER_KINDS[kind].channel_axis for name, kind in layers.items()}
-    return Partition(timestep, "", infos, (), axes, {}, {}, owners.total(), nx.DiGraph())
+    return Partition(timestep, "", infos, (), axes, owners.total(), nx.DiGraph())
 
 
 def _describe_layers(flow: Flow, owners: Owners, timestep: str, sample: str) -> dict[str, LayerInfo]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import torch
@@ -44,36 +43,23 @@ def inlined_region(node: fx.Node, owner: nn.Module) -> fx.GraphModule | None:
         for inner in region.graph.nodes:
             if inner.op == "call_function" and ops.base_name(inner.target) in BY_OPERATOR:
                 raise TraceError(
-                    f"module {module_of(node)[0] or 'the denoiser itself'!r} runs layers inside of "
+                    f"module {module_of(node) or 'the denoiser itself'!r} runs layers inside of "
                     f"{ops.base_name(node.target)!r}, where whether and how often they run is decided by tensor "
                     "values. Choose the branch with a Python argument instead."
                 )
     return None
 
 
-def module_of(node: fx.Node) -> tuple[str, str]:
-    """Fully qualified name and class name of the innermost module whose code the op belongs to."""
+def module_of(node: fx.Node) -> str:
+    """Fully qualified name of the innermost module whose code the op belongs to."""
     stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return "", ""
-    path, kind = list(stack.values())[-1]
-    if path == "":  # the wrapper around the denoiser, which only packs arguments
-        return "", ""
-    kind = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
-    return without_prefix(path), kind.rpartition(".")[2]
+    path = list(stack.values())[-1][0] if stack else ""
+    return without_prefix(path) if path else ""  # "" is the wrapper around the denoiser, which only packs arguments
 
 
 def shape_of(value: Any) -> list[int] | None:
     """Shape of a traced tensor; None for anything else."""
     return [_size(size) for size in value.shape] if isinstance(value, Tensor) else None
-
-
-def numel_of(value: Any) -> int:
-    """Elements of a traced tensor, or of all tensors in a list."""
-    if isinstance(value, list | tuple):
-        return sum(numel_of(item) for item in value)
-    shape = shape_of(value)
-    return 0 if shape is None else prod(shape)
 
 
 def _size(size: int | torch.SymInt) -> int:

@@ -103,26 +103,6 @@ def _differing(shape: list[int], other: list[int]) -> int:
     return sum(a != b for a, b in zip(shape, other, strict=True))
 
 
-def module_signatures(graph: nx.DiGraph, timestep: str, sample: str) -> dict[str, Signature]:
-    """Signature of every module that ran, containers included: of all that its ops depend on."""
-    depends: dict[str, set[str]] = {}
-    for data in graph.nodes.values():
-        if data["op"] in ("input", "output", "constant"):
-            continue
-        for module in enclosing(data["module"]):
-            depends.setdefault(module, set()).update(data["depends"])
-    return {module: classify(names, timestep, sample) for module, names in sorted(depends.items())}
-
-
-def parameter_signatures(graph: nx.DiGraph, timestep: str, sample: str) -> dict[str, Signature]:
-    """Signature of every parameter that is used: of all that the ops which take it depend on."""
-    depends: dict[str, set[str]] = {}
-    for data in graph.nodes.values():
-        for name in data["parameters"]:
-            depends.setdefault(name, set()).update(data["depends"])
-    return {name: classify(names, timestep, sample) for name, names in sorted(depends.items())}
-
-
 def enclosing(module: str) -> Iterator[str]:
     """Names of a module and of those around it, innermost first; the last is the denoiser's own, ``""``."""
     while module:

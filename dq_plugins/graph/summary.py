@@ -16,13 +16,12 @@ def summarise(partition: Partition) -> dict[str, Any]:
 
     Returns:
         A dictionary with the keys ``timestep``, ``sample``, ``inputs`` (shape and dtype by dotted name),
-        ``parameters`` (elements: ``total``, ``unused``), ``macs`` (``layers``, ``attention``: products of two
-        activations, ``total``), ``signatures`` (per signature: number of layers and of leaf modules, parameters,
-        MACs of layers), ``roles`` (layers by role), ``block_boundary`` and ``layers`` (every attribute of each).
+        ``parameters`` (elements), ``macs`` (``layers``, ``attention``: products of two activations, ``total``),
+        ``signatures`` (per signature: number of layers, their parameters and MACs), ``roles`` (layers by role),
+        ``block_boundary`` and ``layers`` (every attribute of each).
     """
     products = sum(data["macs"] for data in partition.graph.nodes.values() if not data["layer"])
     in_layers = sum(layer.macs for layer in partition.layers.values())
-    used = sum(parameter.numel for parameter in partition.parameters.values())
     return {
         "timestep": partition.timestep,
         "sample": partition.sample_argument,
@@ -31,7 +30,7 @@ def summarise(partition: Partition) -> dict[str, Any]:
             for data in partition.graph.nodes.values()
             if data["op"] == "input"
         },
-        "parameters": {"total": partition.total_params, "unused": partition.total_params - used},
+        "parameters": partition.total_params,
         "macs": {"layers": in_layers, "attention": products, "total": in_layers + products},
         "signatures": {signature: _totals(partition, signature) for signature in SIGNATURES},
         "roles": _by_role(partition.layers),
@@ -40,18 +39,11 @@ def summarise(partition: Partition) -> dict[str, Any]:
     }
 
 
-def leaf_modules(partition: Partition) -> list[str]:
-    """Modules that ran and contain no other module that ran."""
-    containers = {name.rpartition(".")[0] for name in partition.modules if name}
-    return [name for name in partition.modules if name not in containers]
-
-
 def _totals(partition: Partition, signature: str) -> dict[str, int]:
     layers = [layer for layer in partition.layers.values() if layer.signature == signature]
     return {
         "layers": len(layers),
-        "modules": sum(partition.modules[name] == signature for name in leaf_modules(partition)),
-        "parameters": sum(p.numel for p in partition.parameters.values() if p.signature == signature),
+        "parameters": sum(layer.params for layer in layers),
         "macs": sum(layer.macs for layer in layers),
     }
 

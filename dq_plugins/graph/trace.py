@@ -35,15 +35,13 @@ def trace(denoiser: nn.Module, example_inputs: dict[str, Any]) -> nx.DiGraph:
     ``op``                the op, ``"aten.conv2d.default"``
     ``kind``              layer kind (``linear``, ``conv2d``, ..., ``embedding``) where its weight comes from
                           parameters; else ``attention``, ``matmul``, ``view``, ``op``, ``input``, ``output``
-    ``module``            fully qualified name of the innermost module that runs it; ``module_type`` its class
+    ``module``            fully qualified name of the innermost module that runs it
     ``layer``             the module whose weight it uses, for a layer kind; else ``""``
     ``shape``, ``dtype``  of its output; None for ops with several outputs
     ``operand_shapes``    shapes of its tensor operands, in order
                           for a layer, ``input_operand`` and ``weight_operand`` are two positions in it
     ``macs``              multiply-accumulate operations for the batch of the example inputs
-    ``activation_numel``  elements of its output
-    ``parameters``        names of the parameters that it uses, directly or through constant ops;
-                          ``param_numel`` and ``param_bytes`` their sizes
+    ``parameters``        names of the parameters that it uses, directly or through constant ops
     ``depends``           names of the arguments whose values reach it, sorted; nested ones dotted,
                           ``"added_cond_kwargs.time_ids"``
     ``options``           the op's other arguments: stride, dim, equation, ...

@@ -27,11 +27,6 @@ def test_parametrized_weights_go_to_the_module_they_change():
     assert owners.type_name("body") == "Linear"
 
 
-def test_sizes_are_those_of_the_stored_parameter():
-    owners = Owners(TwoLayers().to(torch.bfloat16))
-    assert (owners.numel("body.weight"), owners.nbytes("body.weight")) == (16, 32)
-
-
 def test_submodules_compiled_on_their_own_keep_their_names():
     model = TwoLayers()
     model.body = torch.compile(model.body)

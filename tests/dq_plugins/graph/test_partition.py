@@ -88,22 +88,6 @@ def test_layer_facts_read_off_the_code(obelisk):
     assert (obelisk.layers["what"].kind, obelisk.layers["what"].input_shape) == ("embedding", (2,))
 
 
-def test_parameters_outside_of_layers_are_accounted_for(obelisk):
-    model = Obelisk()
-    assert obelisk.parameters["table"].signature == "temporal"
-    assert obelisk.parameters["table"].numel == 32
-    assert obelisk.parameters["table"].nbytes == 128
-    assert set(obelisk.parameters) == {name for name, _ in model.named_parameters()}
-    assert obelisk.total_params == sum(p.numel() for p in model.parameters())
-
-
-def test_modules_have_signatures_too(quarry):
-    assert quarry.modules["w"] == "temporal"
-    assert quarry.modules["alpha.1"] == "temporal"
-    assert quarry.modules["alpha"] == "temporal"
-    assert quarry.modules["m"] == quarry.modules["b"] == "sample"
-
-
 class Twice(TwoLayers):
     def forward(self, x, t):
         return self.body(x) + self.body(self.time(t))

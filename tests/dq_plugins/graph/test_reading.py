@@ -7,7 +7,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from dq_plugins.errors import TraceError
 from dq_plugins.graph import trace
-from dq_plugins.graph.reading import numel_of, shape_of, without_prefix
+from dq_plugins.graph.reading import shape_of, without_prefix
 
 
 class Chooses(TwoLayers):
@@ -43,4 +43,3 @@ def test_names_lose_the_wrapper_and_the_call_number():
 def test_sizes_of_scalars_lists_and_nothing():
     scalar, row = torch.tensor(1.0), torch.zeros(2, 3)
     assert (shape_of(scalar), shape_of([row]), shape_of(None)) == ([], None, None)
-    assert (numel_of(scalar), numel_of([row, scalar]), numel_of(None)) == (1, 7, 0)

@@ -4,7 +4,7 @@ import networkx as nx
 import pytest
 
 from dq_plugins.errors import TraceError
-from dq_plugins.graph.signatures import classify, find_sample_argument, module_signatures, parameter_signatures
+from dq_plugins.graph.signatures import classify, find_sample_argument
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,3 @@ def test_a_given_sample_is_taken_or_refused():
 def test_no_candidate_lists_the_shapes_and_the_way_out():
     with pytest.raises(TraceError, match=r"shape \(2, 3\).*text \(2, 5, 5\).*sample='\.\.\.'"):
         find_sample_argument(graph_of({"text": [2, 5, 5]}, [2, 3], ["text"]), "t")
-
-
-def test_modules_and_parameters_take_the_union_of_their_ops():
-    graph = nx.DiGraph()
-    graph.add_node("1", op="aten.op", module="a.b", depends=["t"], parameters=["w", "shared"])
-    graph.add_node("2", op="aten.op", module="a.c", depends=["x"], parameters=["shared"])
-    graph.add_node("3", op="aten.op", module="", depends=[], parameters=["table"])
-    assert module_signatures(graph, "t", "x") == {"": "sample", "a": "sample", "a.b": "temporal", "a.c": "sample"}
-    assert parameter_signatures(graph, "t", "x") == {"shared": "sample", "table": "constant", "w": "temporal"}
