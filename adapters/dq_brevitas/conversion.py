@@ -34,9 +34,8 @@ P = TypeVar("P", bound=ActQuantProxyFromInjector)
 
 def convert_to_timestep(
     model: nn.Module,
-    groups: int | TimestepGroups | Mapping[str, TimestepGroups],
+    groups: int | TimestepGroups,
     *,
-    use: str = DEFAULT_GROUPS,
     skip: Collection[str] = (),
     recalibrate: bool = True,
     **routing: Any,
@@ -49,7 +48,6 @@ def convert_to_timestep(
     Args:
         model: a denoiser quantized by Brevitas; changed in place.
         groups: the timestep groups, as for `attach_timesteps`.
-        use: name of the groups the quantizers use, when ``groups`` are several.
         skip: names of quantizers (``"conv_in.input_quant"``) to leave as they are.
         recalibrate: let the next ``calibration_mode`` or the first training steps collect ranges per group; False keeps
             the ranges and trains on from them.
@@ -61,14 +59,13 @@ def convert_to_timestep(
     Raises:
         DQError: a quantizer has no static per-tensor integer range, or nothing is left to convert.
     """
-    known = {DEFAULT_GROUPS: groups} if isinstance(groups, TimestepGroups) else groups
     named: dict[nn.Module, nn.Module] = {}
     for name, old in _activation_proxies(model, skip).items():
-        named[old] = _converted(name, old, use)
+        named[old] = _converted(name, old)
     if not named:
         raise DQError(f"{type(model).__name__} has no activation quantizer to convert; quantize it with Brevitas first")
     _replace_modules(model, named)
-    attach_timesteps(model, known, **routing)
+    attach_timesteps(model, groups, **routing)
     for old, new in named.items():
         _keep_ranges(old, new)
     return restart_calibration(model) if recalibrate else model
@@ -88,7 +85,7 @@ def _activation_proxies(model: nn.Module, skip: Collection[str]) -> dict[str, nn
     return {name: module for name, module in found.items() if name not in skip}
 
 
-def _converted(name: str, old: nn.Module, groups: str) -> TimestepActQuantProxyFromInjector:
+def _converted(name: str, old: nn.Module) -> TimestepActQuantProxyFromInjector:
     quantizer = old.fused_activation_quant_proxy.tensor_quant
     scalar = type(old) is ActQuantProxyFromInjector and type(quantizer) is RescalingIntQuant
     if not scalar or old.quant_injector.scaling_shape != SCALAR_SHAPE:
@@ -102,7 +99,7 @@ def _converted(name: str, old: nn.Module, groups: str) -> TimestepActQuantProxyF
         scaling_impl=TimestepScaling,
         int_quant=ReciprocalIntQuant if reciprocal else TimestepIntQuant,
         timestep_context=None,
-        timestep_groups=groups,
+        timestep_groups=DEFAULT_GROUPS,
         timestep_reduction="mean",
     )
     if "scaling_stats_op" not in injector:  # a range given as a constant comes without a statistic

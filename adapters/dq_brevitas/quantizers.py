@@ -23,10 +23,8 @@ from brevitas.core.stats import NegativeMinOrZero
 from brevitas.inject import ExtendedInjector
 from brevitas.inject.enum import StatsOp
 from brevitas.quant import (
-    Int8ActPerTensorFixedPoint,
     Int8ActPerTensorFloat,
     Int8ActPerTensorFloatMSE,
-    ShiftedUint8ActPerTensorFixedPoint,
     ShiftedUint8ActPerTensorFloat,
     Uint8ActPerTensorFloat,
 )
@@ -84,14 +82,6 @@ class Uint8ActPerTimestepFloat(TimestepActMixin, Uint8ActPerTensorFloat):
 
 class ShiftedUint8ActPerTimestepFloat(ShiftedTimestepActMixin, ShiftedUint8ActPerTensorFloat):
     """8-bit asymmetric activations, a learned scale and an integer zero point per timestep group."""
-
-
-class Int8ActPerTimestepFixedPoint(TimestepActMixin, Int8ActPerTensorFixedPoint):
-    """8-bit signed activations, one power-of-two scale per timestep group."""
-
-
-class ShiftedUint8ActPerTimestepFixedPoint(ShiftedTimestepActMixin, ShiftedUint8ActPerTensorFixedPoint):
-    """8-bit asymmetric activations, a power-of-two scale and an integer zero point per timestep group."""
 
 
 class Int8ActFiniteSetFloat(FiniteSetMixin, Int8ActPerTimestepFloat):

@@ -37,7 +37,7 @@ def names(calls, tmp_path):
 
 
 def test_every_block_of_the_page_is_run():
-    assert len(BLOCKS) == PAGE.count("```python") == 8
+    assert len(BLOCKS) == PAGE.count("```python") == 7
 
 
 def test_two_lines_make_a_stock_script_timestep_aware(names, calls):

@@ -5,8 +5,8 @@ import torch
 from artifacts import edit_file, edit_record
 from brevitas import quant as stock
 from brevitas.graph.calibrate import bias_correction_mode
-from dq_brevitas import BrevitasAdapter, attach_timesteps, learned_weight_scales, load, quantizers, save
-from dq_brevitas.gptq import gptq_mode
+from brevitas.graph.gptq import gptq_mode
+from dq_brevitas import BrevitasAdapter, attach_timesteps, load, quantizers, save
 
 from dq_plugins.errors import DQError
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
@@ -65,8 +65,8 @@ def test_bias_correction_and_gptq_leave_nothing_that_cannot_be_loaded(quantize, 
 
 
 def test_a_stock_model_is_saved_too(quantize, calibrate, calls, tmp_path):
-    model = learned_weight_scales(calibrate(quantize(stock.Int8ActPerTensorFloat)))
-    fresh = load(learned_weight_scales(quantize(stock.Int8ActPerTensorFloat)), save(model, tmp_path))
+    model = calibrate(quantize(stock.Int8ActPerTensorFloat))
+    fresh = load(quantize(stock.Int8ActPerTensorFloat), save(model, tmp_path))
     assert all(torch.equal(model(**call), fresh(**call)) for call in calls)
 
 

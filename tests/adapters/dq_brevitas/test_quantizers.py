@@ -15,8 +15,6 @@ PAIRS = [
     ("Int8ActPerTensorFloatMSE", "Int8ActPerTimestepFloatMSE"),
     ("Uint8ActPerTensorFloat", "Uint8ActPerTimestepFloat"),
     ("ShiftedUint8ActPerTensorFloat", "ShiftedUint8ActPerTimestepFloat"),
-    ("Int8ActPerTensorFixedPoint", "Int8ActPerTimestepFixedPoint"),
-    ("ShiftedUint8ActPerTensorFixedPoint", "ShiftedUint8ActPerTimestepFixedPoint"),
 ]
 PER_TIMESTEP = TimestepGroups.one_per_timestep(TIMESTEPS)
 
@@ -34,7 +32,7 @@ def test_one_group_equals_the_stock_quantizer_bit_for_bit(stock_name, ours_name,
     assert list(plain.state_dict()) == list(ours.state_dict())
 
 
-@pytest.mark.parametrize("name", ["Int8ActPerTimestepFloat", "ShiftedUint8ActPerTimestepFixedPoint"])
+@pytest.mark.parametrize("name", ["Int8ActPerTimestepFloat", "ShiftedUint8ActPerTimestepFloat"])
 def test_one_group_trains_as_the_stock_quantizer_through_both_phases(name, quantize, calls):
     stock_name = {a: b for b, a in PAIRS}[name]
     models = [
@@ -122,13 +120,6 @@ def test_finite_set_ranges_are_exact_for_every_timestep_of_the_schedule(name, qu
         width = x.max() - x.min().clamp(max=0) if name.startswith("Shifted") else x.abs().max()
         levels = 255 if name.startswith("Shifted") else 128
         torch.testing.assert_close(proxy.scale_table()[group], width / levels, rtol=1e-5, atol=0)
-
-
-def test_fixed_point_scales_are_powers_of_two(quantize, calibrate):
-    model = calibrate(attach_timesteps(quantize(quantizers.Int8ActPerTimestepFixedPoint), PER_TIMESTEP))
-    for proxy in timestep_proxies(model).values():
-        exponent = torch.log2(proxy.scale_table())
-        assert torch.equal(exponent, exponent.round())
 
 
 def test_half_precision_stays_half_precision_with_one_timestep_per_sample(quantize, calibrate, calls):

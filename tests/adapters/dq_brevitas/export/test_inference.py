@@ -10,7 +10,7 @@ from dq_plugins.testing.plans import handmade_plan
 from dq_plugins.timesteps import TimestepGroups
 
 PER_TIMESTEP = TimestepGroups.one_per_timestep(TIMESTEPS)
-KINDS = ["Int8ActPerTimestepFloat", "ShiftedUint8ActPerTimestepFloat", "ShiftedUint8ActPerTimestepFixedPoint"]
+KINDS = ["Int8ActPerTimestepFloat", "ShiftedUint8ActPerTimestepFloat"]
 
 
 @pytest.fixture(params=[*KINDS, "plan"])
