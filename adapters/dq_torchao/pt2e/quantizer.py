@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import fx
@@ -23,8 +22,6 @@ from dq_torchao.pt2e.observer import TimestepGroupObserver
 from dq_torchao.pt2e.rewrite import CONV, LINEAR, WEIGHT_RANGE, aten, padding_of
 from dq_torchao.pt2e.shared_calibration import SharedCalibration, TimestepRecorder
 
-POWER = {"mse": 2.0, "shrink": 2.4}
-
 
 class TimestepX86Quantizer(Quantizer):
     """int8 linear and convolution layers, one activation range per layer and timestep group.
@@ -34,7 +31,7 @@ class TimestepX86Quantizer(Quantizer):
     Args:
         groups: largest number of timestep groups; they are chosen at conversion, with the least error.
         timestep: name of the forward argument that carries the timestep; found by itself where it has a usual name.
-        observer: the error that ranges minimise: ``"mse"``, or ``"shrink"`` (p = 2.4).
+        power: p of the error norm that ranges minimise.
         symmetric: whether the zero points of convolutions are fixed at 0. Otherwise ranges use their codes better (the
             output of SiLU is hardly ever negative), and convolutions cost a separate padding of their input. Linear
             layers have zero points anyway, at no cost.
@@ -55,14 +52,14 @@ class TimestepX86Quantizer(Quantizer):
         groups: int = 8,
         *,
         timestep: str | None = None,
-        observer: Literal["mse", "shrink"] = "mse",
+        power: float = 2.0,
         symmetric: bool = True,
         keep: Sequence[str] = (),
         min_inputs: int = 16,
     ) -> None:
         super().__init__()
         self.timestep, self.keep, self.min_inputs = timestep, frozenset(keep), min_inputs
-        self.shared = SharedCalibration(groups, POWER[observer])
+        self.shared = SharedCalibration(groups, power)
         self._activation = {CONV: self._activations(symmetric), LINEAR: self._activations(False)}
         # A small eps: torchao's default, 2**-12, is the scale of a channel of weights up to 0.03, and many are smaller.
         self._weight = QuantizationSpec(

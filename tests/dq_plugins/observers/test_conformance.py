@@ -13,7 +13,3 @@ class TestPercentile(ObserverConformance):
 
 class TestMSE(ObserverConformance):
     name = "mse"
-
-
-class TestShrink(ObserverConformance):
-    name = "shrink"

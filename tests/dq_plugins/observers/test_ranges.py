@@ -8,7 +8,6 @@ from dq_plugins.errors import DQError
 from dq_plugins.observers.minmax import MinMaxObserver
 from dq_plugins.observers.mse import MSEObserver
 from dq_plugins.observers.percentile import PercentileObserver
-from dq_plugins.observers.shrink import ShrinkObserver
 
 
 def fed(observer, *tensors):
@@ -56,37 +55,12 @@ def test_percentile_100_is_minmax_and_nonsense_is_refused():
 def test_mse_beats_the_others_in_squared_error(bits, symmetric):
     x = heavy()
     others = {c.name: error(x, fed(c(bits, symmetric), x)) for c in (MinMaxObserver, PercentileObserver)}
-    others["shrink"] = error(x, fed(ShrinkObserver(bits, symmetric, power=2.0), x))
     found = error(x, fed(MSEObserver(bits, symmetric), x))
     assert found <= min(others.values()) * 1.002
     assert found < 0.65 * others["minmax"]
 
 
-def test_shrink_finds_the_best_of_its_eighty_steps():
-    x = heavy()
-    observer = fed(ShrinkObserver(bits=4), x)
-    top = float(x.abs().max())
-    tried = []
-    for i in range(80):
-        bound = torch.tensor(top * (1 - 0.01 * i))
-        scale, zero = affine_parameters(-bound, bound, 4, symmetric=True)
-        tried.append(float((fake_quantize(x, scale, zero, -8, 7) - x).abs().double().pow(2.4).mean()))
-    assert 0 < tried.index(min(tried)) < 79
-    assert observer.range()[1] == pytest.approx(top * (1 - 0.01 * tried.index(min(tried))), rel=1e-6)
-
-
-def test_a_higher_power_clips_less():
-    x = heavy()
-    assert fed(ShrinkObserver(4, power=4.0), x).range()[1] > fed(ShrinkObserver(4, power=1.5), x).range()[1]
-
-
-@pytest.mark.parametrize("options", [{"power": 0}, {"steps": 0}, {"steps": 200}, {"step": 0}])
-def test_shrink_options_are_checked(options):
-    with pytest.raises(DQError, match="shrink search"):
-        ShrinkObserver(**options)
-
-
-@pytest.mark.parametrize("make", [PercentileObserver, MSEObserver, ShrinkObserver])
+@pytest.mark.parametrize("make", [PercentileObserver, MSEObserver])
 def test_merging_equals_seeing_both(make):
     a, b = heavy(0), 3 * heavy(1)
     merged = fed(make(4), a).merge(fed(make(4), b))

@@ -39,14 +39,14 @@ def test_the_plan_is_that_of_recorded_calls(recipe):
     assert plan == recorded
 
 
-@pytest.mark.parametrize("observer", ["percentile", "shrink", "mse", "minmax"])
+@pytest.mark.parametrize("observer", ["percentile", "mse", "minmax"])
 def test_observers_of_distributions_need_no_recorded_calls(observer):
     ranges = Step("activation-ranges", {"observer": observer})
     steps = (Step("weight-ranges"), Step("timestep-groups", {"groups": 2}), ranges)
     with calibrated() as (denoiser, calibration):
         recorded = dq.make_plan(denoiser, calibration, Recipe("r", "", steps), act_bits=5, progress=False)
         groups = recorded.groups["default"]
-        if observer in ("percentile", "shrink"):
+        if observer == "percentile":
             make = dq.get("observer", observer)
             watched = observe_groups(denoiser, calibration, ["up"], lambda _: make(bits=5, symmetric=False), groups)
             scale, _ = affine_parameters(*watched["up"], 5, symmetric=False)
