@@ -12,19 +12,19 @@ are all the same), ``C`` input channels, n values, ``B`` = ceil(n bits / 8) byte
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from dq_plugins.affine import per_row
+from dq_plugins.errors import DQError
 from dq_plugins.layer_kinds import LAYER_KINDS, LayerKind, kind_of, mixed_in
 from dq_plugins.plan import WeightQuant
 from dq_plugins.quantized.balance import balanced_weight
 from dq_plugins.quantized.exact_state import ExactState
 from dq_plugins.quantized.packing import pack_bits
-from dq_torchao.derived import derived
 from dq_torchao.kernels import unpack_codes
 from dq_torchao.wrapped_forward import exchange
 
@@ -169,3 +169,31 @@ def pack_layer(layer: nn.Module, quant: WeightQuant, balance: Tensor | None = No
         The same object, of the packed class.
     """
     return PACKED_LAYERS[type(layer)].in_place_of(layer, quant, balance)
+
+
+class DerivedWeight(Tensor):
+    """A tensor like any other, except that its ``data`` cannot be replaced. Results of operations are plain tensors.
+
+    Tools that merge something into a weight (LoRA's ``fuse_lora``, weight averaging) read ``layer.weight`` and assign
+    to its ``data``. A dequantized weight is a new tensor at every access, so the change would be lost without a word.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @property
+    def data(self) -> Tensor:
+        """The values as a plain tensor."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> NoReturn:
+        raise DQError(
+            "the weight of a quantized layer is packed, and what is read from it is a copy, so nothing can be merged "
+            "into it. Merge (fuse_lora) into the full-precision denoiser and quantize that, or leave the adapter "
+            "beside the quantized layers, where it works unmerged."
+        )
+
+
+def derived(weight: Tensor) -> Tensor:
+    """``weight``, guarded; in a graph that is being compiled, as it is: nothing is assigned there."""
+    return weight if torch.compiler.is_compiling() else weight.as_subclass(DerivedWeight)

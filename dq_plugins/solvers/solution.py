@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from dq_plugins.errors import BudgetError
-from dq_plugins.solvers.program import Choice
+from dq_plugins.solvers.program import Choice, ChoiceProgram
 
 Status = Literal["optimal", "feasible", "infeasible", "unknown"]
 
@@ -94,3 +94,20 @@ class Solution:
 
 NO_CHOICE: Choice = np.zeros(0, dtype=np.int64)
 """The choice of a solution that has none."""
+
+
+class Solver(Protocol):
+    """A function from a choice program to a solution; its keyword options are its own."""
+
+    def __call__(self, program: ChoiceProgram, *, hint: Choice | None = None, **options: Any) -> Solution:
+        """Choose one column of every choice set.
+
+        Args:
+            program: the program.
+            hint: a choice that may be a good start; may be infeasible, may be ignored.
+            options: of the solver.
+
+        Returns:
+            A solution whose choice is within every budget, or one without a choice that says why.
+        """
+        ...

@@ -9,8 +9,8 @@ from hypothesis import assume, given, settings
 
 from dq_plugins.errors import BudgetError
 from dq_plugins.solvers import ChoiceProgram
+from dq_plugins.solvers.answer import nearest_limits
 from dq_plugins.solvers.cp_sat import cp_sat
-from dq_plugins.solvers.nearest import nearest_limits
 from dq_plugins.solvers.program import Budget
 from dq_plugins.testing.solver_conformance import enumerated
 

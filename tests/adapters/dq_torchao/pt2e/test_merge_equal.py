@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import torch
-from dq_torchao.pt2e.common import merge_equal
+from dq_torchao.pt2e.quantizer import merge_equal
 from torch import nn
 
 
