@@ -18,7 +18,7 @@ from dq_plugins.compiled import unwrap
 from dq_plugins.errors import TraceError
 from dq_plugins.graph.arguments import map_leaves, named_leaves, tensors_of
 from dq_plugins.graph.meta_copy import empty_on, meta_copy
-from dq_plugins.graph.program import Placeholder, Program, quiet_tracing, without_prefix
+from dq_plugins.graph.traced_program import Placeholder, Program, quiet_tracing, without_prefix
 
 Exported = tuple[ExportedProgram, tuple[str, ...]]
 """A traced denoiser: the program and the dotted names of its tensor inputs, in order."""

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 from dq_plugins.graph import ops
 from dq_plugins.graph.macs import count_macs
 from dq_plugins.graph.owners import Owners
-from dq_plugins.graph.program import Program
 from dq_plugins.graph.reading import inlined_region, module_of, shape_of
+from dq_plugins.graph.traced_program import Program
 from dq_plugins.layer_kinds import BY_OPERATOR
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from dq_plugins.errors import TraceError
 from dq_plugins.graph import ops
-from dq_plugins.graph.program import without_prefix
+from dq_plugins.graph.traced_program import without_prefix
 from dq_plugins.layer_kinds import BY_OPERATOR
 
 _LARGEST_SIZE = 2**48  # a larger bound is not a bound: it is the largest integer that torch can express

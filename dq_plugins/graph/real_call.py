@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 
 from dq_plugins.compiled import evaluating, unwrap
 from dq_plugins.graph.arguments import map_leaves, named_leaves, tensors_of
-from dq_plugins.graph.program import PREFIX, Placeholder, Program, quiet_tracing
+from dq_plugins.graph.traced_program import PREFIX, Placeholder, Program, quiet_tracing
 from dq_plugins.hooks import hooked
 
 

@@ -19,7 +19,7 @@ from dq_plugins.compiled import unwrap
 from dq_plugins.errors import TraceError
 from dq_plugins.graph.arguments import number_to_tensor
 from dq_plugins.graph.export import Exported, export_denoiser
-from dq_plugins.graph.program import PREFIX
+from dq_plugins.graph.traced_program import PREFIX
 
 
 @dataclass(frozen=True)
