@@ -20,7 +20,7 @@ from torch import nn
 from dq_plugins.calibration import CalibrationSet
 
 Widths = tuple[int, int | None]  # of weights and of activations; None: floating point
-NAMES = ("ours", "torchao", "brevitas", "sdnq", "openvino", "quanto", "modelopt")
+NAMES = ("ours", "torchao", "openvino", "sdnq", "quanto", "modelopt", "brevitas")
 
 
 @dataclass(frozen=True)
