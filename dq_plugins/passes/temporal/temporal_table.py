@@ -1,8 +1,9 @@
 """Pass ``temporal-table``: tabulate what the temporal block computes over the schedule.
 
 Storage of a boundary tensor is chosen per layer: ``float`` rows are exact; ``int8`` rows are a quarter of the size;
-``auto`` is the disturbance-aware selection of TFMQ-DM's journal version: int8 rows where they disturb the feature less
-than the quantized temporal block would, float rows elsewhere.
+``auto`` takes int8 rows where they disturb the feature less than the quantized temporal block would, float rows
+elsewhere. ``selected`` is the disturbance-aware selection of TFMQ-DM's journal version: int8 rows where they disturb
+less, and elsewhere the quantized block goes on computing the feature.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ class TemporalTable(Pass):
         """Options of ``temporal-table``.
 
         Attributes:
-            storage: ``"float"``, ``"int8"`` or ``"auto"``.
+            storage: ``"float"``, ``"int8"``, ``"auto"`` or ``"selected"``.
         """
 
-        storage: Literal["float", "int8", "auto"] = "float"
+        storage: Literal["float", "int8", "auto", "selected"] = "float"
 
     options: Options
     Options: ClassVar[type[PassOptions]] = Options
@@ -53,6 +54,14 @@ class TemporalTable(Pass):
         yield Progress(len(timesteps), len(timesteps))
         int8 = self._int8(block, plan, features, nodes)
         rest = sorted(block.layers - set(features))
+        if self.options.storage == "selected" and int8 < set(features):
+            # what feeds a feature that is still computed goes on running
+            features, rest = {layer: rows for layer, rows in features.items() if layer in int8}, []
+        if not features:
+            plan.sections[self.name] = Section(
+                {"skipped": "the quantized block disturbs every feature less than a table"}
+            )
+            return
         plan.temporal_table = tabulated(timesteps, features, rest, int8)
         for name in [*features, *rest]:
             layer = plan.layers[name]
@@ -63,7 +72,7 @@ class TemporalTable(Pass):
     def _int8(
         self, block: TemporalBlock, plan: QuantPlan, features: dict[str, Tensor], nodes: dict[str, str]
     ) -> frozenset[str]:
-        if self.options.storage != "auto":
+        if self.options.storage in ("float", "int8"):
             return frozenset(features) if self.options.storage == "int8" else frozenset()
         quantized = block.features(block.points(plan.visited.sorted), block.planned_weights(plan))
         chosen = set()

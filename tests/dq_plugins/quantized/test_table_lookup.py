@@ -7,6 +7,7 @@ from torch import nn
 
 import dq_plugins as dq
 from dq_plugins.errors import TimestepError
+from dq_plugins.passes.temporal.temporal_table import TemporalTable
 from dq_plugins.quantized.table_lookup import NotComputed, TableLookup, quantize_rows
 from dq_plugins.recipe import Recipe, Step
 
@@ -156,3 +157,30 @@ def test_auto_takes_int8_rows_only_where_the_quantized_block_disturbs_more(tabul
     plan = dq.make_plan(denoiser, recorded(denoiser, tmp_path), recipe, weight_bits=weight_bits or 8, progress=False)
     assert set(plan.temporal_table.outputs) == {"body.0.beta", "body.1.beta"}
     assert {each.rows.dtype for each in plan.temporal_table.outputs.values()} == {dtype}
+
+
+@pytest.mark.parametrize("weight_bits", [2, None])
+def test_selected_leaves_what_the_block_computes_with_less_disturbance_to_it(tabulated, tmp_path, weight_bits):
+    denoiser, make = tabulated
+    if weight_bits is None:  # in full precision nothing disturbs less than the block
+        plan = make(storage="selected")
+        assert plan.temporal_table is None
+        assert "disturbs every feature less" in plan.sections["temporal-table"].data["skipped"]
+        return
+    recipe = Recipe("selected", "", (Step("weight-ranges"), Step("temporal-table", {"storage": "selected"})))
+    plan = dq.make_plan(denoiser, recorded(denoiser, tmp_path), recipe, weight_bits=weight_bits, progress=False)
+    assert {each.rows.dtype for each in plan.temporal_table.outputs.values()} == {torch.int8}
+    assert set(plan.temporal_table.not_computed) == {"p", "q"}
+
+
+def test_a_feature_that_is_still_computed_keeps_what_feeds_it(tabulated, tmp_path, monkeypatch):
+    denoiser, _ = tabulated
+    monkeypatch.setattr(TemporalTable, "_int8", lambda *_: frozenset({"body.0.beta"}))
+    recipe = Recipe("selected", "", (Step("weight-ranges"), Step("temporal-table", {"storage": "selected"})))
+    plan = dq.make_plan(denoiser, recorded(denoiser, tmp_path), recipe, weight_bits=8, progress=False)
+    assert set(plan.temporal_table.outputs) == {"body.0.beta"}
+    assert plan.layers["body.1.beta"].weight is not None
+    assert plan.layers["q"].weight is not None
+    model = dq.apply(denoiser, plan, backend="simulate")
+    t = torch.full((2,), SCHEDULE[1])
+    torch.testing.assert_close(model(X, t), denoiser(X, t), rtol=0.1, atol=0.1)
