@@ -38,6 +38,16 @@ def ablation(data: Mapping[str, Any]) -> Derived:
     return found
 
 
+def dynamic(data: Mapping[str, Any]) -> Derived:
+    """Median and worst PSNR over the images of all seeds, and how many layers have ranges per token."""
+    found: Derived = {}
+    for label, runs in by_label(data).items():
+        every = [value for run in runs for value in run["psnr"]]
+        layers = [[len(run["dynamic"]), run["linear"]] for run in runs]
+        found[label] = {"median": statistics.median(every), "worst": min(every), "layers": layers}
+    return found
+
+
 def tfmq(data: Mapping[str, Any]) -> Derived:
     """Means over seeds; images over the stock tool's best, features over nearest rounding."""
     means = {
@@ -144,7 +154,8 @@ def binarydm(data: Mapping[str, Any]) -> Derived:
 
 
 DERIVATIONS: dict[str, Callable[[Mapping[str, Any]], Derived]] = {
-    each.__name__: each for each in (ablation, tfmq, adp, mixdq_plans, solvers, tmpq, temporal_table, size, binarydm)
+    each.__name__: each
+    for each in (ablation, dynamic, tfmq, adp, mixdq_plans, solvers, tmpq, temporal_table, size, binarydm)
 }
 
 

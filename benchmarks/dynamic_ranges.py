@@ -1,6 +1,6 @@
 """Ranges by timestep group, per token, and per token where that is measured to win: final images.
 
-    python -m benchmarks.dynamic_ranges --model digits --act-bits 8
+    python -m benchmarks.dynamic_ranges --model digits --act-bits 4
 
 Weights have 8 bits, outputs are corrected by group (the pass ``bias-correction``), first and last layers have 8 bits.
 Each seed records its own calibration images and is judged on others, from the same noise as full precision. Writes

@@ -50,7 +50,7 @@ class ActivationRanges(Pass):
         observer: str = "mse"
         power: float = Field(2.0, gt=0)
         ranges: Literal["static", "dynamic", "measured"] = "static"
-        dynamic_gain: float = 3.0
+        dynamic_gain: float = 1.0
 
     options: Options
     Options: ClassVar[type[PassOptions]] = Options

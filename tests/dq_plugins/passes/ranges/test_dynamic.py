@@ -46,7 +46,10 @@ def case(tmp_path_factory):
 
 
 def make(case, *before: Step, act_bits: int = 6, symmetric_acts: bool = False, after: tuple = (), **options):
-    ranges = Step("timestep-groups", {"groups": 2}), Step("activation-ranges", {"observer": "minmax", **options})
+    ranges = (
+        Step("timestep-groups", {"groups": 2}),
+        Step("activation-ranges", {"observer": "minmax", "dynamic_gain": 3.0, **options}),
+    )
     recipe = Recipe("r", "", (*before, Step("weight-ranges"), *ranges, *after))
     widths = {"act_bits": act_bits, "edge_bits": 2, "symmetric_acts": symmetric_acts}
     return dq.make_plan(*case, recipe, progress=False, **widths)
