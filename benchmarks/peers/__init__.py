@@ -20,6 +20,8 @@ from torch import nn
 from dq_plugins.calibration import CalibrationSet
 
 Widths = tuple[int, int | None]  # of weights and of activations; None: floating point
+WIDTHS: dict[str, Widths] = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W4": (4, None), "mean-4": (4, 8)}
+"""By label; the weights of ``mean-4`` have four bits in the mean, and every layer its own."""
 NAMES = ("ours", "torchao", "openvino", "sdnq", "quanto", "modelopt", "brevitas")
 
 
@@ -69,13 +71,13 @@ class Method:
 
     Attributes:
         quantize: makes the quantized denoiser.
-        widths: that it has.
+        widths: labels of those that it has.
         runs: ``"integer"``, ``"weight-only"`` or ``"simulated"``.
         note: what stays in floating point.
     """
 
     quantize: Callable[[Setting], Quantized]
-    widths: Sequence[Widths]
+    widths: Sequence[str]
     runs: str
     note: str = ""
 

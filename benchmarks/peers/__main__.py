@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 import dq_plugins as dq
-from benchmarks.peers import NAMES, Method, Widths
+from benchmarks.peers import NAMES, WIDTHS, Method
 from benchmarks.peers.comparison import feature_distance, paired_interval, psnr
 from benchmarks.peers.environment import interpreter
 from benchmarks.peers.worker import BATCH, Job, drawn
@@ -28,10 +28,9 @@ from benchmarks.records import RESULTS, Records
 from benchmarks.tfmq import MODELS, Case, usual_steps
 from dq_plugins.report import Table
 
-WIDTHS: dict[str, Widths] = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W4": (4, None)}
-BASE = "ours, default"
+BASES = ("ours, default", "ours, allocated")  # what others are compared with image by image: the first that ran
 COLUMNS = (
-    "method", "runs", "n", "PSNR dB", "worst", "features", "less than ours, default: dB (95 %)", "SQNR dB",
+    "method", "runs", "n", "PSNR dB", "worst", "features", "less than {}: dB (95 %)", "SQNR dB",
     "worst step", "MB", "quantization / sampling", "peak MB", "call CPU ms",
 )  # fmt: skip
 
@@ -62,13 +61,15 @@ class Bench:
         drawn(self.case, self.case.denoiser, 0, 8)
         return time.process_time() - began
 
-    def run(self, peer: str, method: str, widths: Widths, seed: int) -> dict[str, Any]:
+    def run(self, peer: str, method: str, label: str, seed: int) -> dict[str, Any]:
         """Measurements of one method, or why it did not run."""
         noise = 10_000 * (seed + 1)
-        folder = self.folder / f"{method}-{widths}-{seed}".replace(" ", "-")
+        folder = self.folder / f"{method}-{label}-{seed}".replace(" ", "-")
         folder.mkdir(parents=True, exist_ok=True)
         calibration, judged = self.recorded(100 * seed, 8), self.recorded(noise, BATCH)
-        job = Job(peer, method, self.case.name, self.case.steps, widths, seed, calibration, judged, noise, self.images)
+        job = Job(
+            peer, method, self.case.name, self.case.steps, WIDTHS[label], seed, calibration, judged, noise, self.images
+        )
         job.write(folder / "job.json")
         try:
             python = interpreter(peer, importlib.import_module(f"benchmarks.peers.{peer}").REQUIREMENTS)
@@ -84,11 +85,11 @@ class Bench:
         return measured | {"psnr": psnr(images, reference), "features": feature_distance(images, reference)}
 
 
-def methods(peers: list[str], widths: Widths) -> Iterator[tuple[str, str, Method]]:
+def methods(peers: list[str], label: str) -> Iterator[tuple[str, str, Method]]:
     """Peer, name and method of everything that has these widths."""
     for peer in peers:
         for name, method in importlib.import_module(f"benchmarks.peers.{peer}").METHODS.items():
-            if widths in method.widths:
+            if label in method.widths:
                 yield peer, name, method
 
 
@@ -139,21 +140,22 @@ def plot(rows: list[list[Any]], title: str, file: Path) -> None:
 
 def compare(bench: Bench, peers: list[str], label: str, seeds: int, settings: dict[str, Any], out: Path) -> None:
     """All methods at some widths."""
-    widths, model = WIDTHS[label], bench.case.name
+    model = bench.case.name
     records = Records(f"peers-{model}-{label}", settings | {"model": model, "widths": label}, out)
     sampling = records.get("sampling CPU s", bench.sampling_seconds)
     found: dict[str, list[dict[str, Any]]] = {}
     runs: dict[str, str] = {}
-    for peer, name, method in methods(peers, widths):
+    for peer, name, method in methods(peers, label):
         runs[name] = method.runs + (f"; {method.note}" if method.note else "")
-        each = [records.get(f"{name}, {s}", partial(bench.run, peer, name, widths, s)) for s in range(seeds)]
+        each = [records.get(f"{name}, {s}", partial(bench.run, peer, name, label, s)) for s in range(seeds)]
         failed = next((one["failed"] for one in each if "failed" in one), None)
         print(f"  {model} {label}, {name}: " + (failed or f"{statistics.median(each[0]['psnr']):.2f} dB"), flush=True)
         if not failed:
             found[name] = each
-    if BASE in found:
-        rows = [row(name, runs[name], each, found[BASE], sampling) for name, each in found.items()]
-        table = Table(list(COLUMNS), rows)
+    base = next((name for name in BASES if name in found), None)
+    if base is not None:
+        rows = [row(name, runs[name], each, found[base], sampling) for name, each in found.items()]
+        table = Table([heading.format(base) for heading in COLUMNS], rows)
         records.put("table", table.rows)
         plot(table.rows, f"{model}, {label}", out / f"peers-{model}-{label}.png")
         print(f"\n{model}, {label}, {bench.case.steps} steps\n\n{table}\n", flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from benchmarks.peers import Method, Quantized, Setting, Widths, linear_and_conv, simulated_bytes
+from benchmarks.peers import Method, Quantized, Setting, linear_and_conv, simulated_bytes
 
 REQUIREMENTS: tuple[str, ...] = ()
 
@@ -39,7 +39,7 @@ def post_training(setting: Setting, **steps: Any) -> Quantized:
     return Quantized(method(setting.denoiser, widths, blocks, setting.calibration), bytes_)
 
 
-EVERY: tuple[Widths, ...] = ((8, 8), (4, 8), (4, 4))
+EVERY = ("W8A8", "W4A8", "W4A4")
 METHODS = {
     "Brevitas, GPTQ and bias correction": Method(partial(post_training, gptq=True), EVERY, "simulated"),
     "Brevitas, learned rounding and bias correction": Method(

@@ -28,4 +28,4 @@ def smoothquant(setting: Setting) -> Quantized:
     return Quantized(denoiser, simulated_bytes(denoiser, dict.fromkeys(enabled, weight_bits)))
 
 
-METHODS = {"ModelOpt, SmoothQuant": Method(smoothquant, ((8, 8), (4, 8), (4, 4)), "simulated", "proj_out layers kept")}
+METHODS = {"ModelOpt, SmoothQuant": Method(smoothquant, ("W8A8", "W4A8", "W4A4"), "simulated", "proj_out layers kept")}

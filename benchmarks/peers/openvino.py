@@ -97,4 +97,4 @@ def static(setting: Setting) -> Quantized:
     return Quantized(standing_in(setting.denoiser, run), size)
 
 
-METHODS = {"OpenVINO, NNCF": Method(static, ((8, 8),), "integer")}
+METHODS = {"OpenVINO, NNCF": Method(static, ("W8A8",), "integer")}

@@ -1,18 +1,19 @@
-"""Ours: the recipes, in integers through torchao. What is called full precision is the denoiser itself."""
+"""Ours: the recipes, in integers through torchao."""
 
 from __future__ import annotations
 
 from functools import partial
 
 import dq_plugins as dq
-from benchmarks.peers import Method, Quantized, Setting, Widths
+from benchmarks.peers import Method, Quantized, Setting
 from dq_plugins.metrics.size import state_bytes
+from dq_plugins.recipe import Recipe, Step
 
 REQUIREMENTS: tuple[str, ...] = ()
-EVERY: tuple[Widths, ...] = ((8, 8), (4, 8), (4, 4), (4, None))
+EVERY = ("W8A8", "W4A8", "W4A4", "W4")
 
 
-def by_recipe(setting: Setting, recipe: str) -> Quantized:
+def by_recipe(setting: Setting, recipe: str | Recipe) -> Quantized:
     """Planned by a recipe, put into torchao."""
     weight_bits, act_bits = setting.widths
     plan = dq.make_plan(
@@ -28,12 +29,24 @@ def by_recipe(setting: Setting, recipe: str) -> Quantized:
     return Quantized(denoiser, state_bytes(denoiser))
 
 
-def full_precision(setting: Setting) -> Quantized:
-    """As it is."""
-    return Quantized(setting.denoiser, state_bytes(setting.denoiser))
-
-
-METHODS = {"full precision": Method(full_precision, ((32, 32),), "fp32")} | {
+ALLOCATED = Recipe(
+    "allocated",
+    "bits by an exact program over balanced layers, then the roundings and corrections of the recipe default",
+    (
+        Step("channel-balance"),
+        Step("weight-ranges"),
+        Step("timestep-groups"),
+        Step("activation-ranges"),
+        Step("sensitivity"),
+        Step("bit-allocation"),
+        Step("gptq"),
+        Step("bias-correction"),
+    ),
+)
+METHODS = {
+    "ours, mixdq": Method(partial(by_recipe, recipe="mixdq"), ("mean-4",), "integer"),
+    "ours, allocated": Method(partial(by_recipe, recipe=ALLOCATED), ("mean-4",), "integer"),
+} | {
     f"ours, {recipe}": Method(partial(by_recipe, recipe=recipe), EVERY, "integer")
     for recipe in ("fast", "default", "best")
     if recipe in dq.names("recipe")

@@ -23,6 +23,6 @@ def post_training(setting: Setting) -> Quantized:
 
 
 METHODS = {
-    "optimum-quanto": Method(post_training, ((8, 8), (4, 8)), "simulated"),
-    "optimum-quanto, weight-only": Method(post_training, ((4, None),), "weight-only"),
+    "optimum-quanto": Method(post_training, ("W8A8", "W4A8"), "simulated"),
+    "optimum-quanto, weight-only": Method(post_training, ("W4",), "weight-only"),
 }

@@ -71,7 +71,7 @@ def pt2e_static(setting: Setting) -> Quantized:
 
 LINEAR = "linear layers alone"
 METHODS = {
-    "torchao, weight-only": Method(weight_only, ((4, None),), "weight-only", LINEAR),
-    "torchao, dynamic": Method(dynamic, ((8, 8), (4, 8)), "integer", LINEAR),
-    "torchao, PT2E static": Method(pt2e_static, ((8, 8),), "integer when compiled"),
+    "torchao, weight-only": Method(weight_only, ("W4",), "weight-only", LINEAR),
+    "torchao, dynamic": Method(dynamic, ("W8A8", "W4A8"), "integer", LINEAR),
+    "torchao, PT2E static": Method(pt2e_static, ("W8A8",), "integer when compiled"),
 }
