@@ -11,7 +11,6 @@ goes on where it was stopped. Fake quantization (backend ``simulate``): this mea
 from __future__ import annotations
 
 import argparse
-import statistics
 import tempfile
 import time
 from functools import partial
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import dq_plugins as dq
+from benchmarks.derived import derive
 from benchmarks.records import RESULTS, Records
 from benchmarks.tfmq import MODELS, Case, usual_steps
 from dq_plugins.plots import pairs_of_images
@@ -48,6 +48,7 @@ VARIANTS: dict[str, tuple[Step, ...]] = {
 }
 
 
+COLUMNS = ("median", "worst", "power", "drift", "cpu_seconds", "over_recording")
 SHOWN = 8  # images of a picture
 
 
@@ -103,16 +104,16 @@ def main() -> None:
     folder = args.work / f"{args.model}-{args.steps}"
     case = Case(args.model, args.steps, folder)
     reference = case.images(case.denoiser, args.images)
-    sampling = [records.get(f"recording, {seed}", partial(recording, case, seed)) for seed in range(args.seeds)]
+    for seed in range(args.seeds):
+        records.get(f"recording, {seed}", partial(recording, case, seed))
     for label in args.variants or VARIANTS:
         files = [folder / f"{records.path.stem}-{label}-{seed}.npy" for seed in range(args.seeds)]
-        runs = [
+        for seed, file in enumerate(files):
             records.get(f"{label}, {seed}", partial(measure, case, label, seed, reference, bits, file))
-            for seed, file in enumerate(files)
-        ]
-        every = [value for run in runs for value in run["psnr"]]
-        drift, seconds = (statistics.fmean(run[key] for run in runs) for key in ("drift", "cpu_seconds"))
-        rows.append([label, statistics.median(every), min(every), drift, seconds, seconds / statistics.fmean(sampling)])
+        found = derive(records.path.stem, records.data)[label]
+        rows.append(
+            [label, *(found[k] for k in ("median", "worst", "power", "drift", "cpu_seconds", "over_recording"))]
+        )
         print(*rows[-1], flush=True)
         if files[0].exists():
             pictures[label] = np.load(files[0])
@@ -122,7 +123,7 @@ def main() -> None:
         args.pictures.parent.mkdir(parents=True, exist_ok=True)
         pairs_of_images(shown, titles).savefig(args.pictures, dpi=130)
     title = f"{args.model}, W{args.weight_bits}A{args.act_bits}, {args.images} images x {args.seeds} seeds"
-    print(Table([title, "PSNR, median", "worst", "drift", "CPU s to plan", "/ recording"], rows))
+    print(Table([title, "PSNR, median", "worst", "error power", "drift", "CPU s to plan", "/ recording"], rows))
 
 
 if __name__ == "__main__":

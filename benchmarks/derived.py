@@ -26,15 +26,19 @@ def by_label(data: Mapping[str, Any]) -> dict[str, list[Any]]:
 
 
 def ablation(data: Mapping[str, Any]) -> Derived:
-    """Median and worst PSNR over the images of all seeds; means of the rest."""
-    found: Derived = {}
-    for label, runs in by_label(data).items():
+    """Median and worst PSNR of all seeds' images, mean error power; means of the rest, planning over recording."""
+    labels, found = by_label(data), dict[str, Any]()
+    recording = labels.pop("recording", [])
+    for label, runs in labels.items():
         every = [value for run in runs for value in run["psnr"]]
         found[label] = {
             "median": statistics.median(every),
             "worst": min(every),
+            "power": statistics.fmean(10 ** (-value / 10) for value in every),
             **{key: statistics.fmean(run[key] for run in runs) for key in ("drift", "cpu_seconds")},
         }
+        if recording:
+            found[label]["over_recording"] = found[label]["cpu_seconds"] / statistics.fmean(recording)
     return found
 
 
