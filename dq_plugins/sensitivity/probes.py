@@ -137,7 +137,8 @@ def carried_back(denoiser: nn.Module, candidates: Candidates, run: Trajectory, p
             total[entry] = moved if known is None else known + moved
         if gradients is None:
             raise DQError("the denoiser's output does not depend on its sample: nothing to carry back")
-        probes = torch.stack([direct + run.fold(g) for direct, g in zip(onto_sample, gradients, strict=True)])
+        scale = run.scales[step]
+        probes = torch.stack([direct + scale * run.fold(g) for direct, g in zip(onto_sample, gradients, strict=True)])
     return total
 
 

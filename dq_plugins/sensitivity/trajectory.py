@@ -1,40 +1,31 @@
 """Sampling runs read back from a recording: what the sampler did between two denoiser calls.
 
-Samplers whose next sample is linear in the current one and in the denoiser's output (DDIM, DDPM, Euler, rectified flow,
-any prediction type, with classifier-free guidance in one batch or without) satisfy
-
-    x_{k+1} = a_k x_k + b_k y_k + r_k                (guided: b_k y_k + c_k y'_k, for the two halves of the batch)
-
-with ``r_k`` the noise a stochastic sampler adds. ``a_k``, ``b_k``, ``c_k`` are found by least squares over all recorded
-runs, and ``r_k`` is what remains. With them a run can be repeated with a quantized denoiser from the recording alone
-(same seeds, same noise; in full precision it gives the recorded samples), and a gradient can be carried back through
-it.
-
-The final sample is the input of the last call: what the sampler makes of the last output is not in the recording. A
-one-step run ends with its output.
+A recording that says which sampler it is of (`CalibrationSet.sampler`) is followed by that sampler itself, which may
+clip its estimate of the image at every step: what is cut off there is no error of the image. Its run ends with the last
+sample; otherwise that is not in the recording, and the final sample is the input of the last call. A one-step run of an
+unknown sampler ends with its output.
 
 Shapes: ``B`` images; ``N`` rows of a call, 2 B when it is guided; ``C`` channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dq_plugins.calibration import CalibrationSet, Call
-from dq_plugins.errors import CalibrationError
+from dq_plugins.errors import CalibrationError, RegistryError, TimestepError
+from dq_plugins.libraries import adapter
+from dq_plugins.sensitivity.linear_updates import Update, fit_updates
 
-
-@dataclass(frozen=True)
-class Update:
-    """One step of the sampler: ``x' = sample * x + sum_i outputs[i] * y_i``; one output, or two when guided."""
-
-    sample: float
-    outputs: tuple[float, ...]
+FOLLOWED = 0.02
+"""Relative distance to the recorded samples within which a sampler counts as the one that made them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +40,8 @@ class Trajectory:
         images: images of the run.
         unexplained: share of the sampler's movement that the updates leave to ``r_k``: its own noise, or a sign that
             the sampler is not linear.
+        end: final samples ``[B, ...]`` behind the last call, where the sampler is known.
+        stepper: the sampler, where it is known and adds no noise (`dq_plugins.passes.steps.stepper.Stepper`).
     """
 
     calibration: CalibrationSet
@@ -57,6 +50,8 @@ class Trajectory:
     updates: tuple[Update, ...]
     images: int
     unexplained: float
+    end: Tensor | None = None
+    stepper: Any = None
 
     @property
     def steps(self) -> int:
@@ -75,9 +70,13 @@ class Trajectory:
 
     def final(self) -> Tensor:
         """Final samples of full precision, ``[B, ...]``."""
-        if len(self.calls) == 1:
-            return self.call(0).output[: self.images]
-        return self.call(self.steps).kwargs[self.argument][: self.images]
+        return self.after(self.steps - 1)
+
+    def after(self, step: int) -> Tensor:
+        """The recorded sample after a step, ``[B, ...]``."""
+        if step + 1 < len(self.calls):
+            return self.call(step + 1).kwargs[self.argument][: self.images]
+        return self.call(step).output[: self.images] if self.end is None else self.end
 
     def split(self, step: int, probe: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         """Carry a gradient with respect to the next sample ``[B, ...]`` over a step.
@@ -86,11 +85,43 @@ class Trajectory:
             Gradients with respect to the denoiser's output (its shape) and, by the direct path, to the sample ``[B,
             ...]``.
         """
+        if self.stepper is not None:
+            return self._pulled(step, probe, output)
         update = self.updates[step]
         onto_output = torch.zeros_like(output)
         for rows, factor in zip(onto_output.split(self.images), update.outputs, strict=True):
             rows[:, : probe.shape[1]] = factor * probe.to(output)
         return onto_output, update.sample * probe
+
+    @torch.enable_grad()
+    def _pulled(self, step: int, probe: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+        begun = copy.deepcopy(self._begun[step])
+        before = (self.call(step).kwargs[self.argument][: self.images] / self.scales[step]).requires_grad_()
+        given = output.detach().clone().requires_grad_()
+        after = begun.step(step, _guided(self.stepper, given, before.shape[1], self.branches), before)
+        onto_output, onto_sample = torch.autograd.grad(
+            after, (given, before), probe.to(after), allow_unused=True, materialize_grads=True
+        )
+        return onto_output, onto_sample
+
+    @cached_property
+    def _begun(self) -> list[Any]:
+        """The sampler before every step of this run, with what it remembers of the steps before."""
+        begun, found = self.stepper.begin(self.calibration.schedule.timesteps), []
+        for step in range(self.steps):
+            call, scale = self.call(step), float(begun.scale(step, torch.ones(1)))
+            found.append(copy.deepcopy(begun))
+            sample = call.kwargs[self.argument][: self.images] / scale
+            begun.step(step, _guided(self.stepper, call.output, sample.shape[1], self.branches), sample)
+        return found
+
+    @cached_property
+    def scales(self) -> list[float]:
+        """What the sampler multiplies a sample by before the denoiser sees it, by step."""
+        if self.stepper is None:
+            return [1.0] * self.steps
+        begun = self.stepper.begin(self.calibration.schedule.timesteps)
+        return [float(begun.scale(step, torch.ones(1))) for step in range(self.steps)]
 
     def fold(self, rows: Tensor) -> Tensor:
         """Sum over the branches of guidance: ``[N, ...] -> [B, ...]``."""
@@ -111,12 +142,13 @@ class Trajectory:
         Returns:
             The final samples ``[B, ...]``; in full precision those of `final`.
         """
+        if self.stepper is not None:
+            return self._resampled(denoise)
         sample = self.call(0).kwargs[self.argument][: self.images]
         for step, update in enumerate(self.updates):
             call = self.call(step)
             rows = sample.repeat(self.branches, *[1] * (sample.dim() - 1))  # [N, C, ...]
             output = denoise({**call.kwargs, self.argument: rows})
-            following = self.call(step + 1).kwargs[self.argument] if step + 1 < len(self.calls) else call.output
             recorded = call.kwargs[self.argument][: self.images]
             # the recorded step, plus what differs from it: r_k never has to be computed
             moved = update.sample * (sample - recorded)  # [B, C, ...]
@@ -124,8 +156,27 @@ class Trajectory:
             differences = (output - call.output.to(output)).split(self.images)
             for difference, factor in zip(differences, update.outputs, strict=True):
                 moved = moved + factor * difference[:, : sample.shape[1]].to(sample)
-            sample = following[: self.images] + moved
+            sample = self.after(step) + moved
         return sample
+
+    def _resampled(self, denoise: Callable[[dict[str, Any]], Tensor]) -> Tensor:
+        begun = self.stepper.begin(self.calibration.schedule.timesteps)
+        sample = self.call(0).kwargs[self.argument][: self.images] / self.scales[0]
+        for step in range(self.steps):
+            scaled = begun.scale(step, sample)
+            rows = scaled.repeat(self.branches, *[1] * (sample.dim() - 1))  # [N, C, ...]
+            output = denoise({**self.call(step).kwargs, self.argument: rows})
+            sample = begun.step(step, _guided(self.stepper, output, sample.shape[1], self.branches), sample)
+        return sample
+
+
+def _guided(stepper: Any, output: Tensor, channels: int, branches: int) -> Tensor:
+    """Guided output ``[B, C, ...]`` of an output ``[N, ...]``, without channels of a learned variance."""
+    output = output[:, :channels]
+    if branches == 1:
+        return output
+    null, conditional = output.chunk(2)
+    return null + (1.0 if stepper.guidance is None else stepper.guidance) * (conditional - null)
 
 
 def trajectories_of(calibration: CalibrationSet, argument: str) -> list[Trajectory]:
@@ -151,12 +202,53 @@ def trajectories_of(calibration: CalibrationSet, argument: str) -> list[Trajecto
         )
     first = next(calibration.subset(calls=[runs[0][0]]).calls())
     guided = _is_guided(first.kwargs[argument])
-    updates, unexplained = _fit(calibration, runs, argument, guided)
+    stepper = _stepper(calibration)
+    followed = [_followed(stepper, calibration, run, argument, guided) for run in runs] if stepper is not None else []
+    known = bool(followed) and not stepper.stochastic and max(off for _, off in followed) < FOLLOWED
+    ends = [end for end, _ in followed] if known else [None] * len(runs)
+    updates, unexplained = fit_updates(calibration, runs, argument, guided, ends)
     sizes = [len(next(calibration.subset(calls=run[:1]).calls()).kwargs[argument]) for run in runs]
     return [
-        Trajectory(calibration, tuple(run), argument, updates, n // (2 if guided else 1), unexplained)
-        for run, n in zip(runs, sizes, strict=True)
+        Trajectory(
+            calibration,
+            tuple(run),
+            argument,
+            updates,
+            n // (2 if guided else 1),
+            unexplained,
+            end,
+            stepper if known else None,
+        )
+        for run, n, end in zip(runs, sizes, ends, strict=True)
     ]
+
+
+def _stepper(calibration: CalibrationSet) -> Any:
+    """The recorded sampler; None where it is not known, or cannot be begun at the recorded timesteps."""
+    described = calibration.sampler
+    if described is None:
+        return None
+    try:
+        stepper = adapter(str(described["adapter"])).stepper(described)
+        stepper.begin(calibration.schedule.timesteps)
+    except (TimestepError, RegistryError):
+        return None
+    return stepper
+
+
+def _followed(
+    stepper: Any, calibration: CalibrationSet, run: Sequence[int], argument: str, guided: bool
+) -> tuple[Tensor, float]:
+    """The final samples of a recorded run, and by how much of them the sampler misses recorded samples on the way."""
+    begun, sample, off = stepper.begin(calibration.schedule.timesteps), torch.empty(0), 0.0
+    for step, index in enumerate(run):  # in order: multistep samplers remember
+        (call,) = calibration.subset(calls=[index]).calls()
+        given = call.kwargs[argument]
+        given = given[: len(given) // (2 if guided else 1)] / float(begun.scale(step, torch.ones(1)))
+        if step:
+            off = max(off, float((sample - given).norm() / given.norm().clamp(min=1e-12)))
+        sample = begun.step(step, _guided(stepper, call.output, given.shape[1], 2 if guided else 1), given)
+    return sample, off
 
 
 def _complete_runs(calibration: CalibrationSet, schedule: tuple[float, ...]) -> list[list[int]]:
@@ -179,39 +271,3 @@ def _complete_runs(calibration: CalibrationSet, schedule: tuple[float, ...]) -> 
 def _is_guided(sample: Tensor) -> bool:
     half = len(sample) // 2
     return len(sample) % 2 == 0 and torch.equal(sample[:half], sample[half:])
-
-
-def _fit(
-    calibration: CalibrationSet, runs: list[list[int]], argument: str, guided: bool
-) -> tuple[tuple[Update, ...], float]:
-    """Least squares for every step over all runs, by normal equations in float64."""
-    if len(runs[0]) == 1:
-        return (Update(0.0, (1.0, 0.0) if guided else (1.0,)),), 0.0
-    terms = 3 if guided else 2
-    gram = torch.zeros(len(runs[0]) - 1, terms, terms, dtype=torch.float64)  # [steps, terms, terms]
-    target = torch.zeros(len(runs[0]) - 1, terms, dtype=torch.float64)  # [steps, terms]
-    power = moved = 0.0
-    for run in runs:
-        for step, (columns, following) in enumerate(_pairs(calibration, run, argument, guided)):
-            gram[step] += columns @ columns.T
-            target[step] += columns @ following
-            power += float(following.square().sum())
-            moved += float((following - columns[0]).square().sum())
-    found = torch.linalg.pinv(gram, hermitian=True) @ target[..., None]  # [steps, terms, 1]: a, b (and c)
-    explained = float((found.mT @ target[..., None]).sum())
-    updates = tuple(Update(float(f[0]), tuple(float(v) for v in f[1:])) for f in found.squeeze(-1))
-    return updates, max(power - explained, 0.0) / max(moved, 1e-300)
-
-
-def _pairs(calibration: CalibrationSet, run: list[int], argument: str, guided: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Regressors ``[terms, n]`` and next sample ``[n]`` of every step of a run."""
-    before: Call | None = None
-    for index in run:
-        (call,) = calibration.subset(calls=[index]).calls()
-        if before is not None:
-            sample = before.kwargs[argument].double()
-            output = before.output.double()[:, : sample.shape[1]]  # without channels of a learned variance
-            images = len(sample) // (2 if guided else 1)
-            columns = [sample[:images], *output.split(images)]
-            yield torch.stack([c.reshape(-1) for c in columns]), call.kwargs[argument].double()[:images].reshape(-1)
-        before = call

@@ -111,3 +111,92 @@ def test_a_recording_without_whole_runs_is_refused(tmp_path):
     part = calibration.subset(timesteps=calibration.timesteps[:2])
     with pytest.raises(CalibrationError, match="no complete sampling run"):
         trajectories_of(part, "sample")
+
+
+CUT = 0.125
+
+
+class Clipping:
+    """A sampler that remembers its last output, and cuts its samples off."""
+
+    guidance, stochastic = None, False
+
+    def begin(self, timesteps):
+        return ClippingRun()
+
+
+class ClippingRun:
+    spread = 1.0
+
+    def __init__(self) -> None:
+        self.last = None
+
+    def scale(self, step, sample):
+        return sample / (1 + step)
+
+    def step(self, step, output, sample):
+        moved = output if self.last is None else 1.5 * output - 0.5 * self.last
+        self.last = output
+        return (0.5 * sample + 4 * moved).clamp(-CUT, CUT)
+
+
+class Sampled:
+    """What `dq_plugins.record` takes, with the description of its sampler."""
+
+    def __init__(self) -> None:
+        self.description = {"adapter": "clipping"}
+
+    def __call__(self, denoiser):
+        run, x = ClippingRun(), torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+        for step, t in enumerate(SCHEDULE):
+            x = run.step(step, denoiser(sample=run.scale(step, x), timestep=torch.full((2,), t)), x)
+        return x
+
+
+@pytest.fixture
+def clipped(tmp_path, monkeypatch):
+    class Adapter:
+        def stepper(self, described):
+            return Clipping()
+
+    monkeypatch.setattr("dq_plugins.sensitivity.trajectory.adapter", lambda name: Adapter())
+    denoiser = tiny_denoiser()
+    calibration = dq.record(denoiser, Sampled(), out=tmp_path, progress=False)
+    (run,) = trajectories_of(calibration, "sample")
+    return denoiser, run
+
+
+def test_a_known_sampler_is_followed_to_its_last_sample(clipped):
+    denoiser, run = clipped
+    assert run.steps == len(SCHEDULE)
+    final = Sampled()(denoiser)
+    assert float((final.abs() == CUT).float().mean()) > 0.1  # some is cut off
+    assert torch.allclose(run.final(), final, atol=1e-5)
+    assert torch.allclose(replayed(denoiser, run), final, atol=1e-5)
+    with torch.no_grad():
+        denoiser.enter.weight.mul_(1.3)
+        assert torch.allclose(replayed(denoiser, run), Sampled()(denoiser), atol=1e-5)
+
+
+def test_what_a_known_sampler_cuts_off_carries_no_gradient(clipped):
+    _, run = clipped
+    last = run.steps - 1
+    onto_output, onto_sample = run.split(last, torch.ones_like(run.final()), run.call(last).output)
+    cut = run.final().abs() == CUT
+    assert not onto_output[cut].any()
+    assert torch.allclose(onto_output[~cut], torch.tensor(6.0))
+    assert torch.allclose(onto_sample[~cut], torch.tensor(0.5))
+
+
+def test_a_sampler_that_makes_other_samples_is_not_followed(tmp_path, monkeypatch):
+    class Other:
+        def stepper(self, described):
+            other = Clipping()
+            other.begin = lambda timesteps: type("Run", (ClippingRun,), {"step": lambda s, k, y, x: 2 * x})()
+            return other
+
+    monkeypatch.setattr("dq_plugins.sensitivity.trajectory.adapter", lambda name: Other())
+    calibration = dq.record(tiny_denoiser(), Sampled(), out=tmp_path, progress=False)
+    (run,) = trajectories_of(calibration, "sample")
+    assert run.stepper is None
+    assert run.steps == len(SCHEDULE) - 1
