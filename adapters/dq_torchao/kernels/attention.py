@@ -31,10 +31,9 @@ int8_attention = torch.ops.dq_torchao.int8_attention.default
 @cache
 def cpu_kernel() -> Kernel:
     """The kernel of attention on this processor, built if it is not there yet, or what keeps it from running."""
-    if reason := onednn.kernel("linear").unsupported_reason:
+    if reason := onednn.kernel("linear").unsupported_reason or native.why_not():
         return Kernel("", "", reason)
     try:
-        native.library()
         q = torch.ones(1, 1, 1, 4)
         one, zero = torch.ones(1), torch.zeros(1, dtype=torch.int32)
         int8_attention(q, q, q, None, False, 1.0, one, zero, one, zero, one, zero, 8)

@@ -2,6 +2,9 @@
 
 oneDNN multiplies unsigned activations fastest (AVX512-VNNI has one instruction for uint8 x int8), so on a CPU the
 signed codes of `dq_plugins.affine` are stored shifted by 128; the zero point moves along, the values do not.
+
+In eager mode on a CPU a kernel of ours makes them in one pass over memory; a compiler fuses the definition into what
+made the values.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dq_plugins.affine import integer_range
+from dq_torchao.kernels import native
 
 
 def code_offset(device: torch.device) -> int:
@@ -39,8 +43,53 @@ def activation_codes(x: Tensor, factor: Tensor, zero_point: Tensor, bits: int) -
     Returns:
         uint8 (CPU) or int8 codes, the shape and memory format of ``x``.
     """
+    if one_pass(x, factor, zero_point):
+        return torch.ops.dq_torchao.activation_codes(x, factor, zero_point, bits)
     offset = code_offset(x.device)
     low, high = (bound + offset for bound in integer_range(bits))
     # In place: eager mode then touches one buffer of the size of x. Inductor makes one loop of it either way.
     codes = (x.float() * factor).round_().add_(zero_point).clamp_(low, high)
     return codes.to(torch.uint8 if offset else torch.int8)
+
+
+torch.library.define("dq_torchao::activation_codes", "(Tensor x, Tensor factor, Tensor zero_point, int bits) -> Tensor")
+
+
+@torch.library.register_fake("dq_torchao::activation_codes")
+def _(x: Tensor, factor: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    return torch.empty_like(x, dtype=torch.uint8)
+
+
+def one_pass(x: Tensor, factor: Tensor, zero_point: Tensor) -> bool:
+    """Whether the kernel of ours makes these codes: eager, dense float32, one factor or one for each channel."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or zero_point.numel() > 1:
+        return False
+    if (x.dtype, factor.dtype, zero_point.dtype) != (torch.float32, torch.float32, torch.int32):
+        return False
+    return _rows(x, factor) is not None and not native.why_not()
+
+
+def _rows(x: Tensor, factor: Tensor) -> tuple[int, int] | None:
+    """Rows and channels of ``x`` as they lie in memory; None where the kernel does not know them."""
+    plain = x.is_contiguous()
+    if not x.numel() or not (plain or x.is_contiguous(memory_format=torch.channels_last)):
+        return None
+    if factor.numel() == 1:
+        return 1, x.numel()
+    axis = -1 if plain else 1  # the channels that lie side by side
+    behind = x.dim() - 1 - axis % x.dim()
+    matches = factor.dim() > behind and factor.shape[-1 - behind] == factor.numel() == x.shape[axis]
+    return (x.numel() // x.shape[axis], x.shape[axis]) if matches else None
+
+
+@torch.library.impl("dq_torchao::activation_codes", "CPU")
+def _codes(x: Tensor, factor: Tensor, zero_point: Tensor, bits: int) -> Tensor:
+    rows = _rows(x, factor)
+    assert rows is not None
+    y, factor = torch.empty_like(x, dtype=torch.uint8), factor.contiguous()
+    low, high = (bound + code_offset(x.device) for bound in integer_range(bits))
+    native.library().dq_codes(
+        x.data_ptr(), y.data_ptr(), *rows, factor.data_ptr(), factor.numel() == 1, zero_point.data_ptr(), low, high,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return y

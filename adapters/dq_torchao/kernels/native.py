@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from dq_plugins.atomic import replacing
 from dq_plugins.errors import DQError
 
-SOURCE = Path(__file__).with_name("attention.cpp")
+SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in ("attention", "codes"))
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mfma")
 FLAGS += tuple(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni"))
 LIBRARIES = ("-ltorch_cpu", "-lc10")
@@ -44,8 +44,9 @@ def folder() -> Path:
 
 def path() -> Path:
     """The file of this release, this PyTorch and this processor architecture, built or not."""
-    parts = (SOURCE.read_text(encoding="utf-8"), " ".join(FLAGS), torch.__version__, platform.machine())
-    return folder() / f"attention-{sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
+    sources = [source.read_text(encoding="utf-8") for source in SOURCES]
+    parts = (*sources, " ".join(FLAGS), torch.__version__, platform.machine())
+    return folder() / f"kernels-{sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
 
 
 @cache
@@ -64,15 +65,35 @@ def library() -> ctypes.CDLL:
             with FileLock(target.with_suffix(".lock"), timeout=PATIENCE_S):
                 if not target.is_file():
                     _build(target)
-        return ctypes.CDLL(str(target))
+        return _declared(ctypes.CDLL(str(target)))
     except Timeout:
         raise NotBuiltError(f"another process has been building {target} for {PATIENCE_S} s") from None
     except OSError as error:
         raise NotBuiltError(f"{target} cannot be written or loaded: {error}") from error
 
 
+def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, long, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    found.dq_codes.argtypes = [pointer, pointer, long, long, pointer, whole, pointer, whole, whole, whole]
+    found.dq_codes.restype = None
+    found.dq_attention.argtypes = [pointer]
+    return found
+
+
+@cache
+def why_not() -> str:
+    """Why nothing of ours runs on this processor; empty when it does."""
+    if platform.machine().lower() not in ("x86_64", "amd64") or not torch.cpu._is_vnni_supported():
+        return "our C++ kernels need an x86 processor with AVX512-VNNI"
+    try:
+        library()
+    except NotBuiltError as error:
+        return str(error)
+    return ""
+
+
 def _build(target: Path) -> None:
-    command = [*_compiler(), *FLAGS, str(SOURCE)]
+    command = [*_compiler(), *FLAGS, *map(str, SOURCES)]
     where = Path(torch.__file__).parent / "lib"
     with replacing(target) as temporary:
         command += ["-o", str(temporary), f"-L{where}", *LIBRARIES]
