@@ -1,4 +1,6 @@
-"""The Triton kernel behind `dq_torchao.kernels.cuda`. Import it only where Triton and a GPU are there.
+"""The Triton kernel behind `dq_torchao.kernels.cuda`. Import it only where Triton is there.
+
+It runs on a GPU, or, where TRITON_INTERPRET was set before this file was imported, on a CPU in Triton's interpreter.
 
 Shapes: image ``[N, H, W, C]`` and output ``[N, H', W', O]``, channel stride 1; weight matrix ``[O, h w C]`` contiguous.
 """
@@ -87,6 +89,7 @@ def implicit_gemm(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
+    config: triton.Config | None = None,
 ) -> None:
     """Convolve int8 ``image`` with int8 ``matrix`` into ``output``, rescaled; see the head of `kernels.cuda`.
 
@@ -103,6 +106,7 @@ def implicit_gemm(
         stride: of the window, ``(vertical, horizontal)``; likewise the rest.
         padding: zeros on each side.
         dilation: distance of the window's taps.
+        config: sizes of tiles; by default those of `CONFIGS` that are fastest on this device, found at the first call.
     """
     _, height, width, channels = image.shape
     samples, out_height, out_width, outputs = output.shape
@@ -113,12 +117,13 @@ def implicit_gemm(
     def grid(meta: dict[str, int]) -> tuple[int, int]:
         return triton.cdiv(rows, meta["BM"]), triton.cdiv(outputs, meta["BN"])
 
-    with torch.cuda.device(image.device):
-        _kernel[grid](
+    kernel = _kernel if config is None else _kernel.fn
+    with torch.cuda.device_of(image):
+        kernel[grid](
             image, matrix, output, scale, zero_point, code_sum, weight_scale, bias if bias is not None else scale,
             rows, outputs, channels, height, width, out_height, out_width,
             image.stride(0), image.stride(1), image.stride(2),
             output.stride(0), output.stride(1), output.stride(2),
             *stride, *padding, *dilation,
-            KH=window[0], KW=window[1], HAS_BIAS=bias is not None,
+            KH=window[0], KW=window[1], HAS_BIAS=bias is not None, **({} if config is None else config.kwargs),
         )  # fmt: skip
