@@ -19,6 +19,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from dq_plugins.sensitivity.sensitivity_table import SensitivityTable, cost, ent
 from dq_plugins.sensitivity.trajectory import trajectories_of
 
 WEIGHT_CHOICES, ACT_CHOICES = (2, 3, 4, 6, 8), (4, 6, 8)
-DRAWS, IMAGE_PROBES, CHECKED = 80, 8, 32
+DRAWS, CHECKED, IMAGE_PROBES, CHECKED_IMAGES = 80, 32, 8, 64
 RANGES = Recipe("ranges", "", (Step("weight-ranges"), Step("timestep-groups"), Step("activation-ranges")))
 METHODS = {"least error": RangeMethods("shrink", "mse"), "min-max": RangeMethods("minmax", "minmax")}
 
@@ -124,29 +125,42 @@ def true_errors(setting: Setting, plans: Sequence[Sequence[Choice]], images: int
     return np.array(found)
 
 
-def measured(setting: Setting, method: str) -> SensitivityTable:
-    """What the pass ``sensitivity`` measures, with half its draws and exact images of one run."""
+def measured_noise(setting: Setting, method: str) -> SensitivityTable:
+    """Noise power as the pass ``sensitivity`` measures it, with half its draws."""
     candidates, calibration = setting.candidates[method], setting.calibration
     calls, denoiser = calibration.subset(per_timestep=2), setting.case.denoiser
     noise = finish(measure(QualityProbes(denoiser, candidates, calls, -(-DRAWS // len(calls)))))
     table = SensitivityTable(relative(noise, candidates), calls=cost(noise))
     few = candidates.subset(entries_to_check(table, CHECKED))
     exact = finish(measure(ExactQuality(denoiser, few, calibration.subset(per_timestep=1))))
-    table = table.corrected(relative(exact, few), cost(exact))
-    runs = trajectories_of(calibration, setting.context.partition.sample_argument)
+    return table.corrected(relative(exact, few), cost(exact))
+
+
+def measured_image(setting: Setting, method: str, table: SensitivityTable) -> SensitivityTable:
+    """The table with the error of the final image, as the pass measures it."""
+    candidates, denoiser = setting.candidates[method], setting.case.denoiser
+    runs = trajectories_of(setting.calibration, setting.context.partition.sample_argument)
     image = finish(measure(DriftProbes(denoiser, candidates, runs, IMAGE_PROBES)))
     estimate = image_error(image, candidates)
     alone = estimate.alone()
-    few = candidates.subset(sorted(alone, key=alone.__getitem__, reverse=True)[:CHECKED])
-    true = finish(measure(ExactContent(denoiser, few, runs[:1], "mse")))
+    few = candidates.subset(sorted(alone, key=alone.__getitem__, reverse=True)[:CHECKED_IMAGES])
+    true = finish(measure(ExactContent(denoiser, few, runs, "mse")))
     return table.with_image(estimate, relative(true, few), cost(image) + cost(true))
 
 
-def kept(records: Records, setting: Setting, method: str) -> SensitivityTable:
-    """The table of one method as it was written, measured now if it was not."""
-    key = f"table, {method}"
-    stored = records.get(key, lambda: encode(measured(setting, method).measured(WEIGHT_CHOICES, ACT_CHOICES), "", {}))
+def kept(records: Records, key: str, measure: Callable[[], SensitivityTable]) -> SensitivityTable:
+    """A table as it was written, measured now if it was not."""
+    stored = records.get(key, lambda: encode(measure().measured(WEIGHT_CHOICES, ACT_CHOICES), "", {}))
     return SensitivityTable.of(TypeAdapter(MeasuredSensitivity).validate_python(stored))
+
+
+def tables_of(records: Records, setting: Setting) -> dict[str, SensitivityTable]:
+    """Everything that predictions are made from, by method."""
+    found = {}
+    for method in METHODS:
+        noise = kept(records, f"noise, {method}", partial(measured_noise, setting, method))
+        found[method] = kept(records, f"image, {method}", partial(measured_image, setting, method, noise))
+    return found
 
 
 def predictions(plans: Sequence[Sequence[Choice]], tables: Mapping[str, SensitivityTable]) -> dict[str, list[float]]:
@@ -209,7 +223,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         setting = prepare(args.model, args.steps, Path(folder))
         plans = random_plans(setting.candidates["min-max"], args.plans)
-        tables = {name: kept(records, setting, name) for name in METHODS}
+        tables = tables_of(records, setting)
         true = true_errors(setting, plans, args.images, records)
     found = {name: compared(values, true) for name, values in predictions(plans, tables).items()}
     records.put("reliability of the truth", reliability(true))
