@@ -7,7 +7,8 @@ from odes import TIMESTEPS, recorded, velocity
 
 import dq_plugins as dq
 from dq_plugins.errors import BudgetError
-from dq_plugins.passes.steps.timestep_reduction import TimestepReduction
+from dq_plugins.passes.steps.timestep_reduction import TimestepReduction, as_noise
+from dq_plugins.quantized.candidates import Entry
 from dq_plugins.recipe import Recipe, Step
 
 SEARCH = {"generations": 2, "population": 8, "parents": 3, "mutants": 4, "crossovers": 2, "seconds": 0.5}
@@ -134,3 +135,23 @@ def test_budgets_and_steps_that_cannot_be_met_are_refused(setting):
         make(setting, steps=(4,), budget=1.0)
     with pytest.raises(BudgetError, match="40 steps cannot be chosen from 9"):
         make(setting, ALONE, steps=(40,))
+
+
+def test_errors_of_the_image_become_the_noise_that_leads_to_them():
+    class Costs:
+        nodes = (1.0, 2.0, 3.0)
+
+        def gain(self, start, end):
+            assert end == (start - 1 if start else -1)
+            return 0.1 * (start + 1)
+
+    entry = Entry("layer", "weight", 4)
+    assert as_noise({entry: 0.3}, Costs()) == {entry: pytest.approx(0.3 / 0.6)}
+    assert as_noise({entry: 0.3}, None) == {entry: 0.3}
+
+
+def test_widths_are_chosen_by_the_image_where_it_was_measured(setting):
+    plan = make(setting, steps=(4,))
+    image = plan.sensitivity.image
+    assert image is not None
+    assert image.check.rank_correlation > 0.5
