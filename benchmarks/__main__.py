@@ -27,6 +27,10 @@ COMMANDS = {
     "tmpq-digits": ["benchmarks.tmpq", "--model", "digits"],
     "tmpq-emoji": ["benchmarks.tmpq", "--model", "emoji", "--images", "2"],
     "tmpq-supernet": ["benchmarks.tmpq", "--part", "supernet"],
+    "drift-digits": ["benchmarks.drift", "--model", "digits"],
+    "drift-emoji": ["benchmarks.drift", "--model", "emoji"],
+    "drift-terrain": ["benchmarks.drift", "--model", "terrain", "--steps", "4", "--images", "4"],
+    "exempt-layers": ["benchmarks.exempt_layers"],
     "brevitas-qat": ["benchmarks.brevitas_qat"],
 }
 
