@@ -21,7 +21,7 @@ from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant,
 from dq_plugins.quantized.balance import fake_weight, for_input
 from dq_plugins.quantized.exact_state import ExactState
 from dq_plugins.quantized.output_correction import OutputCorrection
-from dq_plugins.quantized.straight_through import fake_quantize_ste
+from dq_plugins.quantized.straight_through import FakeQuantize
 from dq_plugins.timesteps import TimestepContext, select_for_input
 
 
@@ -45,7 +45,7 @@ def quantize_input(
     if balance is not None:
         s = s * balance.to(x.device)
     differentiable = torch.is_grad_enabled() and any(each.requires_grad for each in (x, s, z))
-    return (fake_quantize_ste if differentiable else fake_quantize)(x, s, z, *integer_range(bits))
+    return (FakeQuantize.apply if differentiable else fake_quantize)(x, s, z, *integer_range(bits))
 
 
 def quantize_tokens(x: Tensor, quant: DynamicActivationQuant, balance: Tensor | None = None) -> Tensor:

@@ -14,8 +14,12 @@ section 2.1, for the gradient of the scale; Bhalgat et al. 2020 (LSQ+) for that 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from dq_plugins.affine import fake_quantize
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -32,6 +36,40 @@ def fake_quantize_ste(x: Tensor, scale: Tensor, zero_point: Tensor | int, q_min:
     else:
         ratio = ratio.clamp(lowest, highest)
     return (round_ste(ratio) * scale).to(x.dtype)
+
+
+class FakeQuantize(torch.autograd.Function):
+    """`fake_quantize_ste` that keeps its input and its value alone for the backward pass, and little work to do there.
+
+    With G the incoming gradient and M where x is not clipped,
+
+        d x = G M,    d s = sum(G x^ - G M x) / s,    d z = - s sum(G - G M)
+
+    For eager code: `fake_quantize_ste` is for what is compiled.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero_point: Tensor, q_min: int, q_max: int) -> Tensor:
+        """See `fake_quantize_ste`; ``scale`` and ``zero_point`` broadcast against ``x``."""
+        value = fake_quantize(x, scale, zero_point, q_min, q_max)
+        ctx.save_for_backward(x, scale, zero_point, value)
+        ctx.codes = q_min, q_max
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, scale and zero point, where they are wanted."""
+        (grad,), (x, scale, zero_point, value) = grads, ctx.saved_tensors
+        (q_min, q_max), wanted = ctx.codes, ctx.needs_input_grad
+        ratio = x.float() * (1.0 / scale)
+        inside = (ratio >= q_min - zero_point) & (ratio <= q_max - zero_point)
+        passed = grad * inside
+        of_scale = of_zero_point = None
+        if wanted[1]:
+            of_scale = ((grad * value - passed * x).float() / scale).sum_to_size(scale.shape)
+        if wanted[2]:
+            of_zero_point = ((passed - grad).float() * scale).sum_to_size(zero_point.shape)
+        return passed if wanted[0] else None, of_scale, of_zero_point, None, None
 
 
 def sign(x: Tensor) -> Tensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dq_plugins.affine import fake_quantize, integer_range
-from dq_plugins.quantized.straight_through import fake_quantize_ste, sign, sign_ste
+from dq_plugins.quantized.straight_through import FakeQuantize, fake_quantize_ste, sign, sign_ste
 
 X = torch.randn(4000, generator=torch.Generator().manual_seed(0)) * 3
 
@@ -41,3 +41,20 @@ def test_gradient_is_one_inside_the_clip_and_zero_outside():
 
 def test_half_precision_stays_half():
     assert sign_ste(torch.randn(4).half()).dtype == torch.float16
+
+
+@pytest.mark.parametrize("shape", [(), (6, 1, 1), (1, 5, 1)])
+def test_the_lean_function_has_the_values_and_the_gradients_of_the_other(shape: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 5, 40, generator=generator)
+    found = []
+    for function in (fake_quantize_ste, FakeQuantize.apply):
+        x = (3 * torch.randn(6, 5, 40, generator=torch.Generator().manual_seed(1))).requires_grad_()
+        scale = (0.3 + torch.rand(shape, generator=torch.Generator().manual_seed(2))).requires_grad_()
+        zero_point = torch.full(shape, -2.0).requires_grad_()
+        value = function(x, scale, zero_point, *integer_range(4))
+        (value * weight).sum().backward()
+        found.append((value.detach(), x.grad, scale.grad, zero_point.grad))
+    assert torch.equal(found[0][0], found[1][0])
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
