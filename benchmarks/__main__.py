@@ -32,6 +32,9 @@ COMMANDS = {
     "drift-terrain": ["benchmarks.drift", "--model", "terrain", "--steps", "4", "--images", "4"],
     "exempt-layers": ["benchmarks.exempt_layers"],
     "brevitas-qat": ["benchmarks.brevitas_qat"],
+    "peers": ["benchmarks.peers"],
+    "demo-emoji": ["benchmarks.demo", "--model", "emoji"],
+    "demo-digits": ["benchmarks.demo", "--model", "digits"],
 }
 
 

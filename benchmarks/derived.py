@@ -157,9 +157,14 @@ def binarydm(data: Mapping[str, Any]) -> Derived:
     return found
 
 
+def peers(data: Mapping[str, Any]) -> Derived:
+    """The table alone: images are judged together, not one by one."""
+    return {"table": data["table"]}
+
+
 DERIVATIONS: dict[str, Callable[[Mapping[str, Any]], Derived]] = {
     each.__name__: each
-    for each in (ablation, dynamic, tfmq, adp, mixdq_plans, solvers, tmpq, temporal_table, size, binarydm)
+    for each in (ablation, dynamic, tfmq, adp, mixdq_plans, solvers, tmpq, temporal_table, size, binarydm, peers)
 }
 
 

@@ -46,9 +46,10 @@ def post_load(setting: Setting, *, svd: bool = False, mixed: bool = False) -> Qu
     return Quantized(denoiser, state_bytes(denoiser))
 
 
+LARGE = "layers with many weights alone"
 METHODS = {
-    "SDNQ, dynamic": Method(post_load, ("W8A8", "W4A8"), "integer"),
-    "SDNQ, dynamic, mixed widths": Method(partial(post_load, mixed=True), ("mean-4",), "integer"),
-    "SDNQ, dynamic, SVD": Method(partial(post_load, svd=True), ("W4A8",), "integer"),
-    "SDNQ, weight-only, SVD": Method(partial(post_load, svd=True), ("W4",), "weight-only"),
+    "SDNQ, dynamic": Method(post_load, ("W8A8", "W4A8"), "integer", LARGE),
+    "SDNQ, dynamic, mixed widths": Method(partial(post_load, mixed=True), ("mean-4",), "integer", LARGE),
+    "SDNQ, dynamic, SVD": Method(partial(post_load, svd=True), ("W4A8",), "integer", LARGE),
+    "SDNQ, weight-only, SVD": Method(partial(post_load, svd=True), ("W4",), "weight-only", LARGE),
 }
