@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from dq_plugins.errors import CalibrationError
 from dq_plugins.passes.allocation.problem import LayerCost
 from dq_plugins.plan import LayerPlan, QuantPlan, Reason, Section
 from dq_plugins.quantized.run import planned_run, planned_states
@@ -52,11 +53,11 @@ class ExemptionFindings:
     """What the pass tried.
 
     Attributes:
-        error: mean square error of the final samples, before and after the pass.
+        error: mean square error of the final samples, before and after the pass; None: there was no run to repeat.
         tried: every layer that was tried, in order.
     """
 
-    error: tuple[float, float]
+    error: tuple[float, float] | None
     tried: tuple[Exemption, ...]
 
 
@@ -74,6 +75,7 @@ class ExemptLayers(Pass):
             roles: layers to try, by role.
             layers: further ones, by name.
             runs: recorded sampling runs to repeat.
+            optional: leave all layers as they are where the recording holds no whole run; the section says so.
             least_gain: share of the image's error that a layer must take away.
             most_cost: share that it may add to the bytes of all weights, and to the time of a call. Time is counted as
                 multiply-accumulate operations times the bits of the wider operand: what a kernel of this width takes.
@@ -82,6 +84,7 @@ class ExemptLayers(Pass):
         roles: tuple[str, ...] = ("first", "last")
         layers: tuple[str, ...] = ()
         runs: int = Field(2, ge=1)
+        optional: bool = False
         least_gain: float = Field(0.1, ge=0, le=1)
         most_cost: float = Field(0.02, ge=0)
 
@@ -92,11 +95,17 @@ class ExemptLayers(Pass):
         """Try one layer after the other; each sees the plan that those before it left.
 
         Raises:
-            CalibrationError: the recording holds no whole sampling run.
+            CalibrationError: the recording holds no whole sampling run, and the pass is not optional.
         """
         o = self.options
         asked = [n for n, p in plan.layers.items() if p.quantized and (n in o.layers or p.roles & set(o.roles))]
-        runs = trajectories_of(context.calibration, context.partition.sample_argument)[: o.runs]
+        try:
+            runs = trajectories_of(context.calibration, context.partition.sample_argument)[: o.runs]
+        except CalibrationError:
+            if not o.optional:
+                raise
+            plan.sections[self.name] = Section.of(ExemptionFindings(None, ()))
+            return
         running = planned_run(context.denoiser, plan, whole=True)
         tried = []
         with running:

@@ -66,3 +66,6 @@ def test_parts_of_a_run_are_refused(case, tmp_path):
     calibration = case[1].subset(timesteps=case[1].timesteps[:2])
     with pytest.raises(CalibrationError, match="no complete sampling run"):
         make((case[0], calibration))
+    plan = make((case[0], calibration), optional=True)
+    assert findings(plan) == ExemptionFindings(None, ())
+    assert all(layer.quantized for layer in plan.layers.values())
