@@ -65,9 +65,10 @@ def speed() -> Table:
         rounds = max(5, min(31, 10**9 // (samples * heads * queries * keys)))
         found = compare_latency(forms, rounds=rounds, clock=thread_clock(q.device), until_stable=True)
         ms = {name: latency.median for name, latency in found.items()}
+        ms["ratio"] = ms["floating"] / ms["integer"]
         label = f"{samples} x {heads} heads, {queries} x {keys} tokens, {channels} channels"
         records.put(label, ms)
-        rows.append([label, ms["floating"], ms["integer"], ms["floating"] / ms["integer"]])
+        rows.append([label, ms["floating"], ms["integer"], ms["ratio"]])
         print(*rows[-1], flush=True)
     return Table(["shape", "PyTorch, ms", "integer, ms", "PyTorch over integer"], rows)
 
@@ -80,14 +81,14 @@ def powers(case: Case, recipe: str, seed: int, quantized: bool, backend: str, re
     return np.square(images.astype(np.float64) - reference).reshape(len(reference), -1).mean(1).tolist()
 
 
-def images(model: str, count: int, seeds: int) -> Table:
+def images(model: str, count: int, seeds: int, recipes: list[str]) -> Table:
     """Error power with quantized attention over that without, simulated and in integers."""
     steps, rows = usual_steps(model), []
     records = Records(f"attention-images-{model}", {"images": count, "steps": steps})
     with tempfile.TemporaryDirectory() as folder:
         case = Case(model, steps, Path(folder))
         reference = case.images(case.denoiser, count)
-        for recipe in RECIPES:
+        for recipe in recipes:
             for backend in ("simulate", "torchao"):
                 found = {
                     quantized: [
@@ -101,8 +102,9 @@ def images(model: str, count: int, seeds: int) -> Table:
                     for quantized in (False, True)
                 }
                 without, with_it = (float(np.mean(found[key])) for key in (False, True))
-                psnr = (10 * np.log10(1 / np.median(found[key])) for key in (False, True))
+                psnr = [float(10 * np.log10(1 / np.median(found[key]))) for key in (False, True)]
                 rows.append([recipe, backend, *psnr, with_it / without])
+                records.put(f"{recipe}, {backend}", {"seeds": seeds, "psnr": psnr, "ratio": with_it / without})
                 print(*rows[-1], flush=True)
     title = f"{model}, W8A8, {count} images x {seeds} seeds"
     return Table([title, "backend", "PSNR without", "PSNR with", "error power, with over without"], rows)
@@ -114,8 +116,9 @@ def main() -> None:
     parser.add_argument("--model", default="digits", choices=MODELS)
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     args = parser.parse_args()
-    print(speed() if args.what == "speed" else images(args.model, args.images, args.seeds))
+    print(speed() if args.what == "speed" else images(args.model, args.images, args.seeds, args.recipes))
 
 
 if __name__ == "__main__":

@@ -164,6 +164,8 @@ VARIANTS: dict[str, Builder] = {
     "W8A8, 8 groups (ours)": ours,
     "W8A8, 1 group, uniform t (ours)": lambda model: ours(model, 1, uniform=True),
     "W8A8, 8 groups, uniform t (ours)": lambda model: ours(model, uniform=True),
+    "W8A8, 1 group, uniform t, bf16 (ours)": lambda model: InHalf(ours(model, 1, uniform=True)),
+    "W8A8, 8 groups, uniform t, bf16 (ours)": lambda model: InHalf(ours(model, uniform=True)),
     "W8A8, 8 groups, by recipe (ours)": by_recipe,
     "W8A8, 8 groups, bias table (ours)": lambda model: by_recipe(model, "bias-correction"),
     "W8A8, 8 groups, balance, bias table (ours)": lambda model: by_recipe(model, "channel-balance", "bias-correction"),
