@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchao_models
 from brevitas.graph.calibrate import calibration_mode
+from brevitas.graph.gptq import gptq_mode
 from brevitas.graph.quantize import layerwise_quantize
 from dq_brevitas import (
     BrevitasAdapter,
@@ -17,7 +18,6 @@ from dq_brevitas import (
     export_torch,
     float_model,
     freeze_timestep_group,
-    gptq_mode,
     inference_mode,
     layer_map,
     load,
