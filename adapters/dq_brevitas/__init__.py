@@ -39,6 +39,8 @@ _QUANTIZERS = (
     "Int8ActLearnedStep",
     "Int8ActPerTimestepFloat",
     "Int8ActPerTimestepFloatMSE",
+    "Int8DynamicActPerTokenFloat",
+    "Int8DynamicAsymmetricActPerTokenFloat",
     "ShiftedUint8ActFiniteSetFloat",
     "ShiftedUint8ActPerTimestepFloat",
     "SignedBinaryWeightPerChannelFloat",

@@ -80,8 +80,8 @@ class BalancedWeightProxy(WeightQuantProxyFromInjector):
 
 def balance_of(proxy: nn.Module) -> Tensor | None:
     """The balance inside a weight or activation proxy, as it broadcasts against what is quantized; None without one."""
-    found = (module.balance for module in proxy.modules() if isinstance(module, BalancedActIntQuant))
-    return next(found, None)
+    found = (getattr(module, "balance", None) for module in proxy.modules())
+    return next((balance for balance in found if balance is not None), None)
 
 
 def read_balance(layer: nn.Module) -> Tensor | None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dq_brevitas.balanced import read_balance
 from dq_brevitas.corrected import CorrectionProxy, timestep_parts
+from dq_brevitas.dynamic import dynamic_inputs
 from dq_brevitas.integer import ReciprocalIntQuant, TimestepIntQuant
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector, restart_calibration, timestep_proxies
 from dq_brevitas.quantizers import DEFAULT_GROUPS
@@ -141,7 +142,7 @@ def freeze_timestep_group(model: nn.Module, group: int | Mapping[str, int]) -> n
 
     Raises:
         TimestepError: no such group, or several sets of groups and one number.
-        DQError: balanced input channels, for which stock quantizers have no factors.
+        DQError: balanced input channels, for which stock quantizers have no factors, or ranges per token.
 
     Example:
         >>> graphs = [freeze_timestep_group(denoiser, g) for g in range(8)]  # doctest: +SKIP
@@ -149,6 +150,11 @@ def freeze_timestep_group(model: nn.Module, group: int | Mapping[str, int]) -> n
     context = context_of(model)
     if context is None:
         raise TimestepError("the model has no timestep context; call dq_brevitas.attach_timesteps(model, groups) first")
+    if dynamic := dynamic_inputs(model):
+        raise DQError(
+            f"the input of layer {next(iter(dynamic))!r} has a range for each token, for which no group has "
+            "parameters; give it ranges by timestep group"
+        )
     for name, layer in quantized_layers(model).items():
         if read_balance(layer) is not None:
             raise DQError(

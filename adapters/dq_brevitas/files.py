@@ -16,9 +16,11 @@ from brevitas.graph.calibrate import load_quant_model_mode
 from torch import nn
 
 from dq_brevitas.corrected import timestep_parts
+from dq_brevitas.dynamic import dynamic_inputs
 from dq_brevitas.weights import quantized_layers
 from dq_plugins.artifact import STRICT, Format, StoredTensor
 from dq_plugins.errors import DQError
+from dq_plugins.plan import DynamicActivationQuant
 from dq_plugins.timesteps import TimestepContext, TimestepGroups, argument_of, attach_context, context_of
 
 FILE_NAME = "model.safetensors"
@@ -36,6 +38,7 @@ class ModelRecord:
     groups: dict[str, TimestepGroups]
     widths: dict[str, dict[Literal["weight", "input"], int | None]]
     state: dict[str, StoredTensor]
+    dynamic_inputs: dict[str, DynamicActivationQuant] | None = None  # which have no state
 
 
 MODEL: Format[ModelRecord] = Format(
@@ -73,6 +76,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         groups=dict(groups),
         widths=_widths(model),
         state=_state(model),
+        dynamic_inputs=dynamic_inputs(model) or None,
     )
     return MODEL.write(Path(folder) / FILE_NAME, record).parent
 
@@ -126,3 +130,16 @@ def _check_widths(record: ModelRecord, model: nn.Module) -> None:
             found = have[name][part]
             if found != saved:
                 raise DQError(f"the {part} of layer {name!r} was saved with {saved} bits; this model has {found}")
+    before, now = record.dynamic_inputs or {}, dynamic_inputs(model)
+    for name in record.widths:
+        if before.get(name) != now.get(name):
+            raise DQError(
+                f"the input of layer {name!r} was saved with {_ranges(before.get(name))}; this model has "
+                f"{_ranges(now.get(name))}"
+            )
+
+
+def _ranges(quant: DynamicActivationQuant | None) -> str:
+    if quant is None:
+        return "ranges that are calibrated"
+    return f"{'symmetric' if quant.symmetric else 'asymmetric'} ranges per token"

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from dq_brevitas.balanced import BalancedActIntQuant, BalancedWeightIntQuant, BalancedWeightProxy
 from dq_brevitas.corrected import PlanCorrection
+from dq_brevitas.dynamic import Int8DynamicActPerTokenFloat
 from dq_brevitas.integer import ReciprocalIntQuant
 from dq_brevitas.plain import QUANT_CLASSES
 from dq_brevitas.quantizers import TimestepActMixin
@@ -234,9 +235,10 @@ def _input_for(
     planned, kind = plan.layers.get(name, LayerPlan("")), kind_of(layer)
     if planned.activation is None:
         return None
-    if isinstance(planned.activation, DynamicActivationQuant):
-        raise PlanError(f"{name!r} has dynamic ranges, which this adapter does not implement: use ranges by group")
     balance = None if planned.balance is None or kind is None else kind.per_output(planned.balance)
+    if isinstance(planned.activation, DynamicActivationQuant):
+        bits, symmetric = planned.activation.bits, planned.activation.symmetric
+        return Int8DynamicActPerTokenFloat.let(bit_width=bits, symmetric=symmetric, balance=balance)
     return activation_quantizer(planned.activation, name, context, balance)
 
 

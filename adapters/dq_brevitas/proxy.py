@@ -72,9 +72,7 @@ class TimestepActQuantProxyFromInjector(ActQuantProxyFromInjector):
         self.quant_injector = self.quant_injector.let(timestep_context=context)
         super().init_tensor_quant()
         self.balanced = balance_of(self) is not None
-        weight = getattr(self.tracked_module_list[0], "weight", None)
-        if isinstance(weight, Tensor) and not weight.is_meta:  # Brevitas puts activation parameters on the CPU
-            self.to(weight.device)
+        beside_weight(self)
 
     def forward(self, x: Any) -> Any:
         """Quantize a layer's input."""
@@ -145,6 +143,13 @@ class TimestepActQuantProxyFromInjector(ActQuantProxyFromInjector):
                 "dq_brevitas.freeze_timestep_group(model, group)."
             )
         return table.reshape(())
+
+
+def beside_weight(proxy: ActQuantProxyFromInjector) -> None:
+    """Move a proxy to its layer's device: Brevitas puts activation parameters on the CPU."""
+    weight = getattr(proxy.tracked_module_list[0], "weight", None)
+    if isinstance(weight, Tensor) and not weight.is_meta:
+        proxy.to(weight.device)
 
 
 def _layer_name(proxy: TimestepActQuantProxyFromInjector) -> str:

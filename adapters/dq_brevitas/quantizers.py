@@ -32,6 +32,8 @@ from brevitas.quant import (
 from dq_brevitas.binary import EvolvableBasisWeight as EvolvableBasisWeight
 from dq_brevitas.binary import Int8ActLearnedStep as Int8ActLearnedStep
 from dq_brevitas.binary import SignedBinaryWeightPerChannelFloat as SignedBinaryWeightPerChannelFloat
+from dq_brevitas.dynamic import Int8DynamicActPerTokenFloat as Int8DynamicActPerTokenFloat
+from dq_brevitas.dynamic import Int8DynamicAsymmetricActPerTokenFloat as Int8DynamicAsymmetricActPerTokenFloat
 from dq_brevitas.integer import TimestepIntQuant
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
 from dq_brevitas.scaling import TimestepScaling, TimestepZeroPoint

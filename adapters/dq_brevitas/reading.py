@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from dq_brevitas.balanced import balance_of, read_balance
 from dq_brevitas.corrected import CorrectionProxy
+from dq_brevitas.dynamic import TokenActQuantProxyFromInjector
 from dq_brevitas.plain import float_model, plain_kind
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
 from dq_brevitas.weights import quantized_layers
 from dq_plugins.affine import per_row
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
-from dq_plugins.plan import ActivationQuant, LayerPlan, PassRecord, QuantPlan, Reason, WeightQuant
+from dq_plugins.plan import ActivationQuant, InputQuant, LayerPlan, PassRecord, QuantPlan, Reason, WeightQuant
 from dq_plugins.timesteps import Schedule, TimestepGroups, argument_of, context_of
 
 ALL_TIMESTEPS = "all-timesteps"
@@ -157,7 +158,7 @@ def _per_channel(parameter: Tensor, weight: Tensor, what: str) -> Tensor:
 
 
 @torch.no_grad()
-def read_activation(name: str, proxy: nn.Module) -> ActivationQuant:
+def read_activation(name: str, proxy: nn.Module) -> InputQuant:
     """The quantizer of a Brevitas layer's input.
 
     Args:
@@ -167,6 +168,8 @@ def read_activation(name: str, proxy: nn.Module) -> ActivationQuant:
     Raises:
         PlanError: it was never calibrated, or quantizes in a way that a plan cannot say.
     """
+    if isinstance(proxy, TokenActQuantProxyFromInjector):
+        return proxy.planned
     if _never_calibrated(proxy):
         raise PlanError(f"the input quantizer of layer {name!r} was never calibrated; use calibration_mode first")
     if isinstance(proxy, TimestepActQuantProxyFromInjector):

@@ -17,6 +17,7 @@ from brevitas.export.onnx.standard.qcdq.manager import StdQCDQONNXDynamoManager
 from torch import Tensor, nn
 
 from dq_brevitas.balanced import read_balance
+from dq_brevitas.dynamic import dynamic_inputs
 from dq_brevitas.export.inference import check_exportable
 from dq_brevitas.integer import ReciprocalIntQuant
 from dq_brevitas.proxy import TimestepActQuantProxyFromInjector
@@ -90,7 +91,7 @@ def export_onnx_qcdq(
     Raises:
         MissingDependencyError: onnx, onnxscript or onnxoptimizer is not installed.
         TimestepError: the graph could not see the timestep, so it would hold one group for ever.
-        DQError: a width above 8 bits, which QuantizeLinear does not have, or balanced input channels.
+        DQError: a width above 8 bits, which QuantizeLinear does not have, balanced input channels, or ranges per token.
     """
     for package in ("onnxscript", "onnxoptimizer"):
         require(package, "export", "export to ONNX")
@@ -133,6 +134,11 @@ def onnxruntime_options() -> Any:
 
 
 def _check_layers(model: nn.Module) -> None:
+    if dynamic := dynamic_inputs(model):
+        raise DQError(
+            f"the input of layer {next(iter(dynamic))!r} has a range for each token, and QuantizeLinear knows its "
+            "scale beforehand. Use dq_brevitas.export_torch, or ranges by timestep group."
+        )
     for name, layer in quantized_layers(model).items():
         if read_balance(layer) is not None:
             raise DQError(
