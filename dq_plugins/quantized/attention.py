@@ -190,22 +190,27 @@ MakeSite = Callable[[str, nn.Module, AttentionPlan, TimestepContext], QuantizedA
 
 def install_attention(
     model: nn.Module, plans: Mapping[str, AttentionPlan], context: TimestepContext, make: MakeSite | None = None
-) -> None:
-    """Quantize the attention of a denoiser as planned, for good.
+) -> ExitStack:
+    """Quantize the attention of a denoiser as planned: for good, or for the length of a ``with`` block.
 
     Args:
         model: the denoiser.
         plans: by the name of the module that attends.
         context: of the denoiser.
         make: makes it; simulated by default.
+
+    Returns:
+        What makes the modules as they were when it is closed.
     """
+    stack = ExitStack()
     for name, plan in plans.items():
         if not plan.quantized:
             continue
         module = model.get_submodule(name)
         site = make(name, module, plan, context) if make else simulated_attention(module, plan, context)
         if site is not None:
-            quantize_attention(module, site)
+            stack.enter_context(quantize_attention(module, site))
+    return stack
 
 
 class _Counting(TorchFunctionMode):

@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import QuantPlan
+from dq_plugins.quantized.attention import install_attention
 from dq_plugins.quantized.exact_tokens import install_tokens
 from dq_plugins.quantized.layer import LayerState, QuantizedLayer, planned_state
 from dq_plugins.quantized.table_lookup import install_tables
@@ -28,7 +29,7 @@ class QuantizedRun:
         groups: the timestep groups that quantizers name.
         timestep: name of the denoiser's timestep argument.
         out_of_range: what a timestep outside the calibrated range does: ``"error"``, or ``"nearest"`` group.
-        plan: its temporal table and its exact tokens are there while the run is open; none by default.
+        plan: its attention, its temporal table and its exact tokens are there while the run is open; none by default.
 
     Attributes:
         context: knows the timestep group of the running call; for input quantizers.
@@ -76,6 +77,7 @@ class QuantizedRun:
                 self._layers[name] = QuantizedLayer(module)
                 stack.callback(self._layers[name].remove)
             if self.plan is not None:
+                stack.enter_context(install_attention(self.denoiser, self.plan.attention, self.context))
                 stack.enter_context(install_tables(self.denoiser, self.plan, self.context))
                 stack.enter_context(install_tokens(self.denoiser, self.plan))
             self._restore = stack.pop_all()
