@@ -13,6 +13,7 @@ from torchao_models import sqnr
 import dq_plugins as dq
 from dq_plugins.bundled import bundled
 from dq_plugins.errors import DQError
+from dq_plugins.recipe import Recipe, Step
 from dq_plugins.timesteps import context_of
 
 FEW = {"steps": 3, "images": 2, "progress": False}
@@ -124,3 +125,17 @@ def test_prompts_come_with_the_pipeline():
     assert prompts
     assert all(prompts)
     assert prompts_of(class_pipeline()) is None
+
+
+def test_integer_attention_is_saved_and_loaded(tmp_path):
+    steps = ("weight-ranges", "timestep-groups", "activation-ranges", "attention-ranges")
+    pipe = class_pipeline()
+    plan = dq_diffusers.quantize(pipe, Recipe("attention", "", tuple(Step(name) for name in steps)), **FEW)
+    assert all(attention.quantized for attention in plan.attention.values())
+    pipe.save_pretrained(tmp_path)
+    loaded = load_pipeline(str(tmp_path))
+    call = {"class_labels": [1, 2], "num_inference_steps": 3, "output_type": "np"}
+    images = [each(generator=torch.Generator().manual_seed(0), **call).images for each in (pipe, loaded)]
+    assert (images[0] == images[1]).all()
+    report = dq_torchao.execution_report(loaded.transformer)
+    assert {report[name].state for name in plan.attention} == {"integer"}
