@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dq_torchao.pt2e import TimestepX86Quantizer
+from dq_torchao.pt2e import TimestepX86Quantizer, shared_calibration
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao_models import Denoiser, sqnr
 
-from dq_plugins.errors import CalibrationError, TimestepError
+from dq_plugins.errors import CalibrationError, PlanError, TimestepError
+from dq_plugins.plan import DynamicActivationQuant, QuantPlan
+from dq_plugins.recipe import make_plan
 
 TIMESTEPS = (900.0, 700.0, 500.0, 300.0, 100.0)
 
@@ -79,6 +81,17 @@ def test_conversion_without_calibration_says_so():
     exported = torch.export.export(build(), (), inputs(500.0)).module()
     with pytest.raises(CalibrationError, match="has not run"):
         convert_pt2e(prepare_pt2e(exported, TimestepX86Quantizer()))
+
+
+def test_ranges_per_token_are_refused_by_name(monkeypatch):
+    def dynamic(*args: object, **options: object) -> QuantPlan:
+        plan = make_plan(*args, **options)
+        plan.layers["0"].activation = DynamicActivationQuant(8)
+        return plan
+
+    monkeypatch.setattr(shared_calibration, "make_plan", dynamic)
+    with pytest.raises(PlanError, match=r"'PT2E' does not implement dynamic_ranges \(layer '0'\)"):
+        quantized(build())
 
 
 class Twice(torch.nn.Module):
