@@ -32,17 +32,24 @@ DEFAULT = Recipe(
         Step("timestep-groups"),
         Step("activation-ranges", {"observer": "by-width"}),
         Step("bias-correction"),
+        Step("exempt-layers", {"optional": True, "runs": 1}),
     ),
 )
 
 BEST = Recipe(
     "best",
-    "default, then blocks and the whole denoiser learned against recorded outputs: minutes to hours, the best images",
+    "default, with ranges per token where they win; then blocks and the whole denoiser learned against recorded "
+    "outputs: minutes to hours, the best images",
     (
-        *DEFAULT.steps[:-1],
+        Step("channel-balance"),
+        Step("weight-ranges"),
+        Step("gptq"),
+        Step("timestep-groups"),
+        Step("activation-ranges", {"observer": "by-width", "ranges": "measured"}),
         Step("block-reconstruction", {"iterations": 100, "most_bits": 6}),
-        DEFAULT.steps[-1],
+        Step("bias-correction"),
         Step("learned-ranges", {"learn": ("ranges", "scales", "corrections"), "passes": 2.0, "images": 2}),
+        Step("exempt-layers", {"optional": True, "runs": 1}),
     ),
 )
 
