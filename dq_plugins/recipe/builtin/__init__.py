@@ -27,7 +27,7 @@ DEFAULT = Recipe(
     "balanced inputs, compensating rounding, and no error that every step repeats: what most people should use",
     (
         Step("channel-balance"),
-        Step("weight-ranges"),
+        Step("weight-ranges", {"embedding_bits": 8}),
         Step("gptq"),
         Step("timestep-groups"),
         Step("activation-ranges", {"observer": "by-width"}),
@@ -42,7 +42,7 @@ BEST = Recipe(
     "outputs: minutes to hours, the best images",
     (
         Step("channel-balance"),
-        Step("weight-ranges"),
+        Step("weight-ranges", {"embedding_bits": 8}),
         Step("gptq"),
         Step("timestep-groups"),
         Step("activation-ranges", {"observer": "by-width", "ranges": "measured"}),
