@@ -50,7 +50,7 @@ def test_a_denoiser_that_cannot_be_exported() -> None:
             return self.a(sample) if sample.sum() > 0 else sample
 
     with pytest.raises(TraceError) as error:
-        dq.trace(Moody(), example())
+        dq.trace(Moody().to("meta"), example())  # with weights it would be called
     paragraph(error, "Moody", "cannot be traced", "if")
 
 

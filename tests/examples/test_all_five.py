@@ -38,7 +38,7 @@ def case(tmp_path_factory):
 
 def make(denoiser, calibration, **options):
     recipe = example().recipe((4, 3), effort=1)
-    return dq.make_plan(denoiser, calibration, recipe, weight_bits=2, act_bits=6, progress=False, **options)
+    return dq.make_plan(denoiser, calibration, recipe, weight_bits=1, act_bits=6, progress=False, **options)
 
 
 def test_every_method_leaves_its_mark(case):

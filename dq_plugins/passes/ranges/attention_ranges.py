@@ -12,7 +12,7 @@ from torch import nn
 
 from dq_plugins.affine import affine_parameters
 from dq_plugins.passes.activations import DEFAULT_GROUPS, Ranges, input_ranges, shared_rows
-from dq_plugins.plan import ActivationQuant, AttentionPlan, QuantPlan, Reason
+from dq_plugins.plan import ActivationQuant, AttentionPlan, QuantPlan, Reason, Section
 from dq_plugins.plan.attention import OPERANDS
 from dq_plugins.quantized.attention import SITE, ObservedAttention, attention_calls, quantize_attention
 from dq_plugins.quantized.sampled import SampledStatistics
@@ -53,6 +53,7 @@ class AttentionRanges(Pass):
         calls = attention_calls(context.denoiser, context.calibration.example_inputs())
         plan.attention = {name: AttentionPlan(unquantized_reason=self._reason(name, n)) for name, n in calls.items()}
         chosen = [name for name, each in plan.attention.items() if each.unquantized_reason == CHOSEN]
+        plan.sections[self.name] = Section({"found": len(plan.attention), "quantized": len(chosen)})
         if not chosen:
             return
         low, high = context.calibration.timestep_range
