@@ -12,6 +12,7 @@ import argparse
 import copy
 import json
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def one_seed(case: Case, args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """The plan of the recipe, with and without its exemptions."""
     calibration = case.calibration(seed)
     bits = {"weight_bits": args.weight_bits, "act_bits": args.act_bits}
-    plan = dq.make_plan(case.denoiser, calibration, args.recipe, seed=seed, progress=False, **bits)
+    recipe = dq.get("recipe", args.recipe)
+    recipe = replace(recipe, steps=tuple(step for step in recipe.steps if step.name != ExemptLayers.name))
+    plan = dq.make_plan(case.denoiser, calibration, recipe, seed=seed, progress=False, **bits)
     exempt = copy.deepcopy(plan)
     finish(ExemptLayers().run(exempt, PassContext(case.denoiser, calibration)))
     found = exempt.sections["exempt-layers"].read(ExemptionFindings, "exempt-layers")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+NON_FINITE = "non_finite"
+"""Key of what stands for an infinite number of a scheduler's config in a recording: JSON has none."""
 _USUAL_NAMES = ("unet", "transformer", "prior", "decoder")
 
 
@@ -139,7 +141,7 @@ class PipelineSampler:
         """What a recording keeps of the sampler: the scheduler's config and the weight of guidance."""
         default = inspect.signature(type(self.pipe).__call__).parameters.get("guidance_scale")
         guidance = self.arguments.get("guidance_scale", default.default if default is not None else None)
-        config = json.loads(self.pipe.scheduler.to_json_string())
+        config = json.loads(self.pipe.scheduler.to_json_string(), parse_constant=lambda name: {NON_FINITE: name})
         return {"adapter": "diffusers", "scheduler": config, "guidance": guidance}
 
     def __call__(self, denoiser: nn.Module) -> list[Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dq_diffusers.host import diffusers_attribute
+from dq_diffusers.recording import NON_FINITE
 from dq_diffusers.schedules import planned_scheduler
 from dq_plugins.errors import TimestepError
 
@@ -34,7 +35,7 @@ class DiffusersStepper:
         cls = diffusers_attribute(name) if name.isidentifier() else None
         if cls is None:
             raise TimestepError(f"diffusers has no scheduler {name!r}, which this recording was made with")
-        self.scheduler = cls.from_config({k: v for k, v in config.items() if not k.startswith("_")})
+        self.scheduler = cls.from_config({k: _number(v) for k, v in config.items() if not k.startswith("_")})
         self.guidance = guidance
         # refuses by name what takes no timesteps; every scheduler that does has 2 and 1
         planned_scheduler(self.scheduler, (2.0, 1.0))
@@ -85,3 +86,7 @@ class DiffusersRun:
     def step(self, step: int, output: Tensor, sample: Tensor) -> Tensor:
         """The next sample; after the last step the final one."""
         return self.scheduler.step(output, self.timesteps[step], sample, return_dict=False, **self._noise)[0]
+
+
+def _number(value: Any) -> Any:
+    return float(value[NON_FINITE]) if isinstance(value, dict) and NON_FINITE in value else value

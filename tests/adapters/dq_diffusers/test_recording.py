@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, UNet2DModel
+from diffusers import DDIMScheduler, DDPMPipeline, DPMSolverMultistepScheduler, UNet2DModel
 from dq_diffusers.pipelines import PixelClassConditionalPipeline
 from dq_diffusers.recording import denoiser_of, load_pipeline, sampler
+from dq_diffusers.stepping import DiffusersStepper
 from tiny_pipelines import class_pipeline, text_pipeline
 
-from dq_plugins.calibration import record
+from dq_plugins.calibration import CalibrationSet, record
 from dq_plugins.calibration.prompts import PROMPTS
 from dq_plugins.errors import DQError
 
@@ -105,3 +106,12 @@ def test_a_saved_pipeline_loads_and_a_missing_one_is_an_error(tmp_path):
     assert isinstance(load_pipeline(tmp_path / "pipe"), PixelClassConditionalPipeline)
     with pytest.raises(DQError, match="no pipeline"):
         load_pipeline(tmp_path)
+
+
+def test_a_scheduler_with_an_infinite_number_in_its_config_is_recorded_and_made_again(tmp_path):
+    pipe = unconditional()
+    pipe.scheduler = DPMSolverMultistepScheduler()
+    calib, _ = recorded(pipe, tmp_path, images=1)
+    made = DiffusersStepper(CalibrationSet.open(tmp_path).sampler["scheduler"]).scheduler
+    assert made.config.lambda_min_clipped == pipe.scheduler.config.lambda_min_clipped == float("-inf")
+    assert len(calib) == 3
