@@ -40,8 +40,8 @@ def unsupported_reason(layer: nn.Module, plan: LayerPlan) -> str:
         return f"{plan.weight.bits}-bit weight codes less the zero points of the plan do not fit int8"
     if type(layer) not in INTEGER_LAYERS:
         return f"there is no integer kernel for {type(layer).__name__}"
-    if _weight(layer)[0].numel() > (most := most_products(plan.weight)):
-        return f"an output sums {_weight(layer)[0].numel()} products, and int32 is sure to hold {most} of them"
+    if (products := _weight(layer)[0].numel()) > (most := most_products(plan.weight)):
+        return f"an output sums {products} products, and int32 is sure to hold {most} of them"
     kernel = kernel_for(INTEGER_LAYERS[type(layer)].operator, _weight(layer).device)
     return kernel.unsupported_reason or unreachable(layer, after_exchange=True)
 

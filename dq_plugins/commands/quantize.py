@@ -46,30 +46,29 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _quantize(args: argparse.Namespace, out: Path) -> None:
-    from dq_plugins.libraries import adapter
+    from dq_plugins.libraries import adapter, load_denoiser
 
     diffusers = adapter("diffusers")
-    pipe = diffusers.load_pipeline(args.model)
+    pipe, _ = load_denoiser(args.model, args.component)  # raises where there is none
     chosen = [args.component] if args.component else list(diffusers.denoisers_of(pipe))
     quantized = {}
     for name in chosen:
         args.component = name
         if len(chosen) > 1:
             print(f"{name}:")
-        quantized[name] = _quantize_component(args, out if len(chosen) == 1 else out / name)
+        quantized[name] = _quantize_component(args, pipe, out if len(chosen) == 1 else out / name)
     if saved := diffusers.save_pipeline(pipe, quantized, out / "pipeline"):
         print(f"quantized pipeline written to {saved}; load it with dq_diffusers.load_pipeline({str(saved)!r})")
 
 
-def _quantize_component(args: argparse.Namespace, out: Path) -> nn.Module:
+def _quantize_component(args: argparse.Namespace, pipe: Any, out: Path) -> nn.Module:
     from dq_plugins.application import apply
     from dq_plugins.commands.evaluate import sqnr_table
     from dq_plugins.commands.record import record_pipeline
-    from dq_plugins.libraries import load_denoiser
     from dq_plugins.report.plan_page import width_table
 
-    calibration = record_pipeline(args, out / "calib")
-    _, denoiser = load_denoiser(args.model, args.component)
+    denoiser = getattr(pipe, args.component).eval().requires_grad_(False)
+    calibration = record_pipeline(args, pipe, denoiser, out / "calib")
     plan = run_recipe(args, denoiser, calibration, out / "plan")
     print(width_table(plan))
     print()

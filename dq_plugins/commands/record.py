@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from dq_plugins.calibration import CalibrationSet
 
 HELP = "Record the denoiser calls of full-precision sampling into a calibration set. Run it again to resume."
@@ -51,13 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print a JSON summary")
 
 
-def record_pipeline(args: argparse.Namespace, out: Path, *, progress: bool = True) -> CalibrationSet:
-    """Sample the pipeline that ``args`` name, and record its denoiser's calls into ``out``."""
+def record_pipeline(
+    args: argparse.Namespace, pipe: Any, denoiser: nn.Module, out: Path, *, progress: bool = True
+) -> CalibrationSet:
+    """Sample a pipeline as ``args`` say, and record the calls of its denoiser into ``out``."""
     from dq_plugins.calibration import record
-    from dq_plugins.libraries import adapter, load_denoiser
+    from dq_plugins.libraries import adapter
     from dq_plugins.progress import on_terminal
 
-    pipe, denoiser = load_denoiser(args.model, args.component)
     default = Path(args.model) / "prompts.txt"
     prompts = args.prompts or ([str(default)] if default.is_file() else None)
     sample = adapter("diffusers").sampler(
@@ -83,7 +86,10 @@ def record_pipeline(args: argparse.Namespace, out: Path, *, progress: bool = Tru
 
 
 def run(args: argparse.Namespace) -> int:
-    calib = record_pipeline(args, Path(args.out), progress=not args.json)
+    from dq_plugins.libraries import load_denoiser
+
+    pipe, denoiser = load_denoiser(args.model, args.component)
+    calib = record_pipeline(args, pipe, denoiser, Path(args.out), progress=not args.json)
     summary = {
         "folder": str(args.out),
         "model": calib.model,
