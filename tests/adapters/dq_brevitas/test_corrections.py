@@ -8,7 +8,6 @@ import pytest
 import torch
 import torchao_models
 from brevitas.graph.calibrate import calibration_mode
-from brevitas.graph.gptq import gptq_mode
 from brevitas.graph.quantize import layerwise_quantize
 from dq_brevitas import (
     BrevitasAdapter,
@@ -25,6 +24,7 @@ from dq_brevitas import (
     save,
 )
 from plans import all_corrected
+from stock_brevitas import run_gptq
 from torch import nn
 from torchao_models import corrected_plan
 
@@ -190,11 +190,7 @@ def test_gptq_lowers_the_error(calls):
             return sum(float((model(**call) - f).square().sum()) for call, f in zip(calls, full, strict=True))
 
     before = error()
-    with torch.no_grad(), gptq_mode(model, create_weight_orig=False) as gptq:
-        for _ in range(gptq.num_layers):
-            for call in calls:
-                gptq.model(**call)
-            gptq.update()
+    run_gptq(model, calls)
     assert error() < 0.9 * before
 
 

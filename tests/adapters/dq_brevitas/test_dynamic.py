@@ -9,7 +9,6 @@ import torch
 import torchao_models
 from brevitas import nn as qnn
 from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
-from brevitas.graph.gptq import gptq_mode
 from brevitas.graph.quantize import layerwise_quantize
 from brevitas.quant.scaled_int import Int32Bias
 from dq_brevitas import (
@@ -29,6 +28,7 @@ from dq_brevitas import (
     save,
 )
 from plans import all_corrected
+from stock_brevitas import run_gptq
 from torch import nn
 from torchao_models import GROUPS, corrected_plan
 
@@ -189,11 +189,7 @@ def test_stock_bias_correction_and_gptq_run(calls):
             return sum(float((model(**call) - f).square().sum()) for call, f in zip(calls, full, strict=True))
 
     before = error()
-    with torch.no_grad(), gptq_mode(model, create_weight_orig=False) as gptq:
-        for _ in range(gptq.num_layers):
-            for call in calls:
-                gptq.model(**call)
-            gptq.update()
+    run_gptq(model, calls)
     rounded = error()
     assert rounded < 0.9 * before
     bias = model.up.bias.clone()

@@ -6,13 +6,13 @@ from brevitas import nn as qnn
 from brevitas import quant as stock
 from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
 from brevitas.graph.equalize import activation_equalization_mode
-from brevitas.graph.gptq import gptq_mode
 from brevitas.graph.quantize import layerwise_quantize
 from dq_brevitas import (
     attach_timesteps,
     bake_weights,
     quantizers,
 )
+from stock_brevitas import run_gptq
 from torch import nn
 
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
@@ -32,15 +32,6 @@ def error(model, calls):
     full = TinyDenoiser()
     with torch.no_grad():
         return float(sum((model(**c) - full(**c)).square().mean() / full(**c).square().mean() for c in calls))
-
-
-def run_gptq(model, calls):
-    with torch.no_grad(), gptq_mode(model, create_weight_orig=False) as gptq:
-        for _ in range(gptq.num_layers):
-            for call in calls:
-                gptq.model(**call)
-            gptq.update()
-    return model
 
 
 def test_gptq_corrects_where_scales_are_parameters(model, calls):
