@@ -21,7 +21,7 @@ import numpy as np
 import dq_plugins as dq
 from benchmarks.derived import derive
 from benchmarks.records import RESULTS, Records
-from benchmarks.tfmq import MODELS, Case, usual_steps
+from benchmarks.tfmq import MODELS, Case, image_psnr, usual_steps
 from dq_plugins.plots import pairs_of_images
 from dq_plugins.recipe import Step
 from dq_plugins.report import Table
@@ -75,9 +75,8 @@ def measure(case: Case, variant: str, seed: int, reference: np.ndarray, bits: di
     file.parent.mkdir(parents=True, exist_ok=True)
     np.save(file, images[:SHOWN])
     error = images.astype(np.float64) - reference
-    power = np.square(error).reshape(len(error), -1).mean(1)
     return {
-        "psnr": [float(10 * np.log10(1 / max(p, 1e-12))) for p in power],
+        "psnr": image_psnr(images, reference),
         "drift": float(np.abs(error.mean(tuple(range(error.ndim - 1)))).max()),
         "cpu_seconds": seconds,
     }

@@ -20,7 +20,7 @@ import numpy as np
 
 import dq_plugins as dq
 from benchmarks.records import RESULTS, Records
-from benchmarks.tfmq import MODELS, Case, usual_steps
+from benchmarks.tfmq import MODELS, Case, image_psnr, usual_steps
 from dq_plugins.recipe import Step
 from dq_plugins.report import Table
 
@@ -37,10 +37,9 @@ def measure(case: Case, options: dict[str, Any], bits: int, seed: int, reference
     steps = (Step("weight-ranges"), Step("timestep-groups"), ranges, Step("bias-correction", {"calls": 20}))
     plan = case.plan(steps, seed, weight_bits=8, act_bits=bits)
     images = case.images(dq.apply(case.denoiser, plan, backend="simulate"), len(reference))
-    power = np.square(images.astype(np.float64) - reference).reshape(len(reference), -1).mean(1)
     found = plan.sections.get("activation-ranges")
     return {
-        "psnr": [float(10 * np.log10(1 / max(p, 1e-12))) for p in power],
+        "psnr": image_psnr(images, reference),
         "dynamic": [name for name, layer in plan.layers.items() if layer.dynamic],
         "linear": sum(layer.kind == "linear" and layer.activation is not None for layer in plan.layers.values()),
         "gains": {} if found is None else found.data["dynamic_gain"],

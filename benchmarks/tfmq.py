@@ -87,6 +87,12 @@ def usual_steps(name: str) -> int:
     return terrain.STEPS if name == "terrain" else 20
 
 
+def image_psnr(images: np.ndarray, reference: np.ndarray) -> list[float]:
+    """PSNR in dB of every image in [0, 1]; 120 at most."""
+    power = np.square(images.astype(np.float64) - reference).reshape(len(reference), -1).mean(1)
+    return [float(10 * np.log10(1 / max(p, 1e-12))) for p in power]
+
+
 class Case:
     """A denoiser, bundled or `benchmarks.terrain`'s, recorded once for each seed."""
 
