@@ -32,7 +32,7 @@ from torch import Tensor, nn
 import dq_plugins as dq
 from benchmarks.records import Records
 from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
-from dq_plugins.bundled import bundled
+from dq_plugins.bundled_denoisers import bundled
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.demo import PROMPTS
 from dq_plugins.metrics.latency import compare_latency

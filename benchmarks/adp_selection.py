@@ -20,7 +20,7 @@ from dq_diffusers.recording import denoiser_of, load_pipeline, sampler
 from torch import nn
 
 import dq_plugins as dq
-from dq_plugins.bundled import bundled
+from dq_plugins.bundled_denoisers import bundled
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.observers import optimal_groups
 from dq_plugins.passes.ranges.search.active import ActiveCalibration

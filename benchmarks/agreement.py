@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 
 import dq_plugins as dq
-from dq_plugins.bundled import NAMES, bundled
+from dq_plugins.bundled_denoisers import NAMES, bundled
 from dq_plugins.calibration import CalibrationSet
 
 

@@ -27,7 +27,7 @@ from torch import nn
 
 import dq_plugins as dq
 from benchmarks.records import Records
-from dq_plugins.bundled import bundled
+from dq_plugins.bundled_denoisers import bundled
 
 
 def quantized_by_brevitas(denoiser: nn.Module, calls: dq.CalibrationSet) -> nn.Module:

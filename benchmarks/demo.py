@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.records import Records
-from dq_plugins.bundled import NAMES
+from dq_plugins.bundled_denoisers import NAMES
 from dq_plugins.demo import run_demo
 from dq_plugins.report.demo_page import summary_table
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import dq_plugins as dq
 from benchmarks.records import Records
-from dq_plugins.bundled import bundled
+from dq_plugins.bundled_denoisers import bundled
 from dq_plugins.hooks import hooked
 from dq_plugins.metrics import sqnr
 from dq_plugins.passes.tokens.bos_tokens import ROLES

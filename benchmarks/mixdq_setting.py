@@ -12,7 +12,7 @@ from dq_diffusers.recording import denoiser_of, load_pipeline, sampler
 from torch import nn
 
 import dq_plugins as dq
-from dq_plugins.bundled import NAMES, bundled
+from dq_plugins.bundled_denoisers import NAMES, bundled
 from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, LayerCost
 from dq_plugins.passes.width_candidates import candidates_of
 from dq_plugins.quantized.candidates import Candidates, Entry

@@ -102,7 +102,7 @@ def bundled_model(name: str, batch: int = 8) -> Model:
     """A trained denoiser of the package; inputs are noise, with random text embeddings or classes in turn."""
     from dq_diffusers.recording import denoiser_of, load_pipeline
 
-    from dq_plugins.bundled import bundled
+    from dq_plugins.bundled_denoisers import bundled
 
     _, denoiser = denoiser_of(load_pipeline(str(bundled(name))))
     config: Any = denoiser.config

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.records import Records
 from benchmarks.tfmq import GROUPED, WEIGHTS, Case
-from dq_plugins.bundled import NAMES
+from dq_plugins.bundled_denoisers import NAMES
 from dq_plugins.plan import QuantPlan, Targets, WeightQuant
 from dq_plugins.progress import finish
 from dq_plugins.quantized.block_cache import BlockCache, BlockRecorder, block_loss

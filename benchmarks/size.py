@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 import dq_plugins as dq
 from benchmarks.size_plans import WIDTHS, Bundled
-from dq_plugins.bundled import NAMES
+from dq_plugins.bundled_denoisers import NAMES
 from dq_plugins.metrics.output_error import output_sqnr
 from dq_plugins.plan import ActivationQuant, LayerPlan, WeightQuant
 from dq_plugins.report import Table

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 import dq_plugins as dq
-from dq_plugins.bundled import bundled
+from dq_plugins.bundled_denoisers import bundled
 from dq_plugins.demo import PROMPTS
 from dq_plugins.recipe import Recipe, Step
 

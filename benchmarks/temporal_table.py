@@ -21,7 +21,7 @@ from torch import nn
 
 import dq_plugins as dq
 from benchmarks.records import RESULTS, Records
-from dq_plugins.bundled import NAMES, bundled
+from dq_plugins.bundled_denoisers import NAMES, bundled
 from dq_plugins.recipe import Recipe, Step
 from dq_plugins.report import Table
 

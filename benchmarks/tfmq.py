@@ -23,7 +23,7 @@ from torch import nn
 import dq_plugins as dq
 from benchmarks import terrain
 from benchmarks.records import RESULTS, Records
-from dq_plugins.bundled import NAMES, bundled
+from dq_plugins.bundled_denoisers import NAMES, bundled
 from dq_plugins.demo import PROMPTS
 from dq_plugins.passes.temporal.block import temporal_block
 from dq_plugins.passes.temporal.features import FeatureError, feature_error

@@ -30,7 +30,7 @@ import torch
 
 from benchmarks.tmpq_setup import COUNTS, NOTHING, STEPS, TARGET, Benchmark, Errors
 from benchmarks.tmpq_supernet import supernet
-from dq_plugins.bundled import NAMES
+from dq_plugins.bundled_denoisers import NAMES
 from dq_plugins.passes.steps.baselines import draw, widest
 from dq_plugins.passes.steps.joint import JointResult, JointSearch
 from dq_plugins.passes.steps.joint_program import best_widths

@@ -13,7 +13,7 @@ import torch
 from dq_diffusers.recording import denoiser_of, load_pipeline, sampler
 
 import dq_plugins as dq
-from dq_plugins.bundled import bundled
+from dq_plugins.bundled_denoisers import bundled
 from dq_plugins.passes.steps.fitness import SamplingFitness
 from dq_plugins.passes.steps.joint import JointSearch
 from dq_plugins.passes.steps.runs import runs_of

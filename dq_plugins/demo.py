@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dq_plugins.application import apply
-from dq_plugins.bundled import bundled
+from dq_plugins.bundled_denoisers import bundled
 from dq_plugins.calibration import CalibrationSet, record
 from dq_plugins.libraries import adapter, load_denoiser
 from dq_plugins.metrics.image import psnr

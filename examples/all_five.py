@@ -29,7 +29,7 @@ from dq_diffusers.recording import denoiser_of, load_pipeline, sampler
 from PIL import Image
 
 import dq_plugins as dq
-from dq_plugins.bundled import NAMES, bundled
+from dq_plugins.bundled_denoisers import NAMES, bundled
 from dq_plugins.demo import PROMPTS
 from dq_plugins.recipe import Recipe, Step
 from dq_plugins.report.execution import executions

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import dq_plugins as dq
-from dq_plugins.bundled import bundled
+from dq_plugins.bundled_denoisers import bundled
 from dq_plugins.metrics.output_error import output_sqnr
 from dq_plugins.plan import LayerPlan, Reason
 from dq_plugins.report.execution import executions

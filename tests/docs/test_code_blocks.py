@@ -14,13 +14,24 @@ DOCUMENTS = [page for page in PAGES if "<!-- test:" not in page.read_text()]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
+STORIES = BLOCK.findall((ROOT / "README.md").read_text())  # what a reader copies first, one at a time
+
+
+def run_script(text: str, folder: Path) -> None:
+    (folder / "document.py").write_text(text)
+    done = subprocess.run([sys.executable, "document.py"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_python_blocks_run(document: Path, tmp_path: Path) -> None:
     blocks = BLOCK.findall(document.read_text())
     if not blocks:
         pytest.skip(f"{document.name} has no Python blocks")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    script = tmp_path / "document.py"
-    script.write_text("\n".join(f"# block {i + 1} of {document.name}\n{block}" for i, block in enumerate(blocks)))
-    done = subprocess.run([sys.executable, script.name], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("\n".join(f"# block {i + 1} of {document.name}\n{block}" for i, block in enumerate(blocks)), tmp_path)
+
+
+@pytest.mark.parametrize("story", range(len(STORIES)))
+def test_each_block_of_the_readme_runs_alone_and_outside_a_checkout(story: int, tmp_path: Path) -> None:
+    run_script(STORIES[story], tmp_path)

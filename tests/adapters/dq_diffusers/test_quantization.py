@@ -11,7 +11,7 @@ from dq_diffusers.recording import load_pipeline
 from torchao_models import sqnr
 
 import dq_plugins as dq
-from dq_plugins.bundled import bundled
+from dq_plugins.bundled_denoisers import bundled
 from dq_plugins.errors import DQError
 from dq_plugins.recipe import Recipe, Step
 from dq_plugins.timesteps import context_of

@@ -27,7 +27,7 @@ from dq_torchao import TimestepInt8Config, linear_and_conv2d
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from torchao_models import corrected_plan, denoiser_plan, sqnr
 
-from dq_plugins.bundled import bundled
+from dq_plugins.bundled_denoisers import bundled
 from dq_plugins.errors import DQError, PlanError
 from dq_plugins.plan import BiasCorrection, LayerPlan, Reason
 from dq_plugins.quantized.simulate import SimulateAdapter

@@ -131,7 +131,7 @@ def test_a_pipeline_quantized_with_a_chosen_schedule_visits_it_after_saving_too(
     import dq_diffusers
     from dq_diffusers.recording import denoiser_of, load_pipeline
 
-    from dq_plugins.bundled import bundled
+    from dq_plugins.bundled_denoisers import bundled
     from dq_plugins.recipe import Recipe, Step
 
     pipe = load_pipeline(bundled("digits"))
@@ -165,7 +165,7 @@ def visited(pipe):
 def test_a_whole_pipeline_with_planned_timesteps_is_saved_and_loaded(tmp_path):
     from dq_diffusers.recording import load_pipeline
 
-    from dq_plugins.bundled import bundled
+    from dq_plugins.bundled_denoisers import bundled
 
     pipe = load_pipeline(bundled("digits"))
     pipe.scheduler = planned_scheduler(pipe.scheduler, (999.0, 500.0, 40.0))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dq_plugins.bundled import bundled
+from dq_plugins.bundled_denoisers import bundled
 from dq_plugins.cli import COMMANDS, main
 from dq_plugins.commands.plan import parse_options
 from dq_plugins.errors import RecipeError

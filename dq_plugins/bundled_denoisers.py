@@ -26,3 +26,8 @@ def bundled(name: str) -> Path:
         if (folder / "model_index.json").is_file():
             return folder
     raise DQError(f"the bundled denoiser {name!r} is missing from this installation; reinstall dq-plugins")
+
+
+def folder_or_bundled(path: str | Path) -> str | Path:
+    """``path`` as it is, or the folder of the bundled denoiser of that name where no file here is called so."""
+    return bundled(str(path)) if str(path) in NAMES and not Path(path).exists() else path
