@@ -1,4 +1,4 @@
-"""Files that are never seen half written, even when several processes write them."""
+"""Files that are never seen half written, even when several processes write them. All that is kept is written here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from uuid import uuid4
+
+from dq_plugins.scratch import Scratch
 
 
 @contextmanager
@@ -14,17 +15,17 @@ def replacing(path: Path) -> Iterator[Path]:
     """Write to the path that this gives; it takes the place of ``path`` when the block ends without an exception.
 
     So the name always stands for either the old content or the new one. Several processes may do it at once: each
-    writes a file of its own, ``NAME.*.tmp`` beside the place, and the last to rename it wins.
+    writes in a scratch folder of its own beside the place, and the last to rename its file wins.
+
+    Raises:
+        OSError: the disk is full, the folder is a file, or may not be written.
     """
-    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")
-    try:
+    with Scratch("write", path.parent) as folder:
+        temporary = folder / path.name
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from torch import nn
@@ -18,6 +17,7 @@ from dq_plugins.errors import DQError, NeverCalledError
 from dq_plugins.full_precision import require_full_precision
 from dq_plugins.plan import QuantPlan
 from dq_plugins.recipe import Recipe, make_plan
+from dq_plugins.scratch import Scratch
 
 PROMPTS_NAME = "prompts.txt"
 
@@ -116,7 +116,7 @@ def quantize(
         backend_options.setdefault("uniform_timesteps", True)  # a pipeline samples its batch at one timestep
     plans: dict[str, QuantPlan] = {}
     examples: dict[str, Any] = {}
-    with TemporaryDirectory(prefix="dq-quantize-") as temporary:
+    with Scratch("quantize") as temporary:
         for name, denoiser in denoisers.items():
             place = Path(temporary if workdir is None else workdir) / (name if len(denoisers) > 1 else "")
             try:

@@ -14,6 +14,7 @@ is read can run code, and what is read is bounded.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +30,15 @@ from dq_plugins.artifact.files import check_length, read_bounded, read_tensors
 from dq_plugins.artifact.strict_json import parse_json
 from dq_plugins.atomic import replacing, write_atomically
 from dq_plugins.errors import ArtifactError, DQError
+from dq_plugins.exclusive import exclusive
 from dq_plugins.hashing import hash_json, hash_tensors
 from dq_plugins.version import __version__
 
 T = TypeVar("T")
 
 METADATA_KEY = "dq_plugins"
+SHOWN_DIGITS = 16  # of the tensors' hash, in the name of their file
+PATIENCE_S = 600.0  # while another process writes the same artifact
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,6 @@ class Format(Generic[T]):
         path = Path(path)
         data, tensors = self.seal(value, settings)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             if path.suffix == ".json":
                 self._write_text(path, data, tensors)
             else:
@@ -195,22 +198,16 @@ class Format(Generic[T]):
         return path
 
     def _write_text(self, path: Path, data: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        old = self._old_tensors(path)
         new = _beside(path, data["tensors_hash"]) if tensors else None
-        if new is not None:
-            with replacing(new) as temporary:
-                safetensors.torch.save_file(tensors, temporary)
-        write_atomically(path, (json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
-        if old is not None and old != new:
-            old.unlink(missing_ok=True)
-
-    def _old_tensors(self, path: Path) -> Path | None:
-        """The file that the artifact of today has beside it and that of tomorrow has not."""
-        try:
-            digest = self._load_envelope(path).tensors_hash
-        except (DQError, ValueError):
-            return None  # nothing of ours
-        return None if digest is None else _beside(path, digest)
+        with exclusive(path.parent, name=lock_name(path.name), patience=PATIENCE_S, error=self.error):
+            if new is not None:
+                with replacing(new) as temporary:
+                    safetensors.torch.save_file(tensors, temporary)
+            write_atomically(path, (json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+            tensors_of_any = re.compile(rf"{re.escape(path.stem)}-[0-9a-f]{{{SHOWN_DIGITS}}}\.safetensors")
+            for other in list(path.parent.iterdir()):
+                if other != new and tensors_of_any.fullmatch(other.name):  # of the one before, or of an interrupted one
+                    other.unlink(missing_ok=True)
 
     def read(self, path: str | Path) -> T:
         """Read what `write` wrote; tensors are in memory.
@@ -259,10 +256,13 @@ class Format(Generic[T]):
             raise self.error(f"{error}. {self.remedy}") from error
 
     def _load_text(self, path: Path, mapped: bool) -> tuple[Envelope, dict[str, Tensor]]:
-        envelope = self._load_envelope(path)
-        if envelope.tensors_hash is None:
-            return envelope, {}
-        return envelope, read_tensors(_beside(path, envelope.tensors_hash), mapped=mapped)[1]
+        while True:
+            envelope = self._load_envelope(path)
+            if envelope.tensors_hash is None:
+                return envelope, {}
+            beside = _beside(path, envelope.tensors_hash)
+            if beside.exists() or self._load_envelope(path) == envelope:  # or another process has replaced it just now
+                return envelope, read_tensors(beside, mapped=mapped)[1]
 
     def _load_envelope(self, path: Path) -> Envelope:
         return self.envelope(self._parsed(read_bounded(path, self.record_mb), str(path)), str(path))
@@ -276,5 +276,10 @@ class Format(Generic[T]):
         return self.envelope(self._parsed(text.encode(), str(path)), str(path)), tensors
 
 
+def lock_name(name: str) -> str:
+    """Name of the lock that is held while the ``.json`` artifact of this name is written."""
+    return f".{name}.lock"
+
+
 def _beside(path: Path, digest: str) -> Path:
-    return path.with_name(f"{path.stem}-{digest[:16]}.safetensors")
+    return path.with_name(f"{path.stem}-{digest[:SHOWN_DIGITS]}.safetensors")

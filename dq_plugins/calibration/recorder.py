@@ -20,6 +20,7 @@ from dq_plugins.calibration.storage import START_OVER
 from dq_plugins.calibration.writer import CalibrationWriter
 from dq_plugins.compiled import evaluating
 from dq_plugins.errors import CalibrationError, NeverCalledError
+from dq_plugins.exclusive import exclusive
 from dq_plugins.full_precision import require_module
 from dq_plugins.graph.arguments import find_timestep_argument, forward_signature, named_leaves
 from dq_plugins.lookalike import Lookalike, change_class, lookalike
@@ -63,10 +64,26 @@ def record(
             than the calls on disk, or ``out`` holds something else.
     """
     require_module(denoiser)
+    argument = find_timestep_argument(denoiser, timestep)
+    with exclusive(out, error=CalibrationError):
+        _record(denoiser, sample, Path(out), argument, total, overwrite=overwrite, progress=progress)
+    return CalibrationSet.open(out, verify=False)
+
+
+def _record(
+    denoiser: nn.Module,
+    sample: Callable[[nn.Module], Any],
+    out: Path,
+    argument: str,
+    total: int | None,
+    *,
+    overwrite: bool,
+    progress: bool,
+) -> None:
     writer = CalibrationWriter(
-        Path(out),
+        out,
         denoiser,
-        find_timestep_argument(denoiser, timestep),
+        argument,
         overwrite=overwrite,
         sampler=getattr(sample, "description", None),
     )
@@ -82,7 +99,6 @@ def record(
             writer.flush()
             raise
     writer.finish()
-    return CalibrationSet.open(out, verify=False)
 
 
 class _Recorder:

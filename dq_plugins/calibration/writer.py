@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dq_plugins.artifact.format import lock_name
 from dq_plugins.calibration.call_records import tensor_keys
 from dq_plugins.calibration.schedules import visited_schedules
 from dq_plugins.calibration.schema import CallRecord, Manifest, ShardRecord
@@ -21,11 +22,13 @@ from dq_plugins.calibration.storage import (
     write_shard,
 )
 from dq_plugins.errors import CalibrationError
+from dq_plugins.exclusive import LOCK
 from dq_plugins.hashing import weights_hash
+from dq_plugins.scratch import is_scratch, remove_abandoned
 
 SHARD_BYTES = 64 * 2**20
 FLUSH_SECONDS = 30.0
-OWN_FILES = ("shard-*.safetensors", "shard-*.tmp", f"{MANIFEST_NAME}.*tmp")
+SHARDS = "shard-*.safetensors"
 
 
 class CalibrationWriter:
@@ -74,22 +77,20 @@ class CalibrationWriter:
 
     def _prepare(self, overwrite: bool) -> None:
         folder = self.folder
-        if folder.exists() and not folder.is_dir():
-            raise CalibrationError(f"{folder} is a file; a calibration set is a folder. Choose another name.")
-        # what a run left that was killed while it wrote its first manifest is not foreign
-        foreign = folder.is_dir() and any(not path.match(f"{MANIFEST_NAME}.*tmp") for path in folder.iterdir())
-        if foreign and not (folder / MANIFEST_NAME).is_file():
+        if not (folder / MANIFEST_NAME).is_file() and (found := _foreign(folder)):
             raise CalibrationError(
-                f"{folder} is not empty and is not a calibration set; choose another folder to record into"
+                f"{folder} is not empty and is not a calibration set (it holds {found!r}); choose another folder to "
+                "record into"
             )
         if (folder / MANIFEST_NAME).is_file() and not overwrite:
             self._continue()
         else:
             # First: killed while the old shards are taken away, the folder still is a calibration set.
             MANIFEST.write(folder / MANIFEST_NAME, self._empty)
-        if overwrite:
-            for path in (path for pattern in OWN_FILES for path in folder.glob(pattern)):
-                path.unlink()
+        named = {shard.file for shard in self._shards}
+        for path in [path for path in folder.glob(SHARDS) if path.name not in named]:  # overwritten, or cut short
+            path.unlink()
+        remove_abandoned(folder)
 
     def _continue(self) -> None:
         manifest = read_manifest(self.folder)
@@ -143,3 +144,9 @@ class CalibrationWriter:
         """Bring every call to disk and mark the calibration set as complete."""
         self._complete = True
         self.flush()
+
+
+def _foreign(folder: Path) -> str:
+    """Name of something in a folder that recording has not left there; empty: there is nothing."""
+    ours = (LOCK, lock_name(MANIFEST_NAME))
+    return next((path.name for path in folder.iterdir() if path.name not in ours and not is_scratch(path)), "")

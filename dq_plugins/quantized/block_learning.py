@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -19,6 +17,7 @@ from dq_plugins.quantized.learner import Learned, Learner
 from dq_plugins.quantized.reconstruction_units import Unit, find_units
 from dq_plugins.quantized.rounding_variables import RoundingMethod
 from dq_plugins.quantized.run import States
+from dq_plugins.scratch import Scratch
 
 HELD_OUT = 4  # one call in so many is judged on, the others are learned from
 
@@ -57,10 +56,7 @@ def learn_block(
 def block_recorder(
     units: list[Unit], partition: Partition, calls: CalibrationSet, folder: Path | None
 ) -> Iterator[BlockRecorder]:
-    """A recorder whose files are gone afterwards, with those that an interrupted run has left in ``folder``."""
-    if folder is not None:
-        for left in folder.glob("dq-blocks-*"):
-            shutil.rmtree(left)
+    """A recorder whose files are gone afterwards; they lie in ``folder``."""
     everything = find_units(partition, partition.layers)
-    with TemporaryDirectory(prefix="dq-blocks-", dir=folder) as own:
-        yield BlockRecorder(units, calls, Path(own), everything)
+    with Scratch("blocks", folder) as own:
+        yield BlockRecorder(units, calls, own, everything)

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Any
 
@@ -33,6 +32,7 @@ from dq_plugins.observers.error import ErrorTable, range_errors
 from dq_plugins.observers.histogram import Histogram
 from dq_plugins.observers.observer import Observer
 from dq_plugins.observers.streaming import Balance, located, stream_inputs
+from dq_plugins.scratch import Scratch
 from dq_plugins.timesteps import fit_to_input
 
 
@@ -122,9 +122,9 @@ class Collector:
     def __init__(
         self, folder: str | Path | None = None, *, source: Mapping[str, Any] | None = None, bins: int = BINS
     ) -> None:
-        self._owner = TemporaryDirectory(prefix="dq-statistics-") if folder is None else None
+        self._owner = Scratch("statistics") if folder is None else None
         self._kept = UnitResults(
-            TIMESTEP, self._owner.name if self._owner is not None else folder, {**(source or {}), "bins": bins}
+            TIMESTEP, self._owner.path if self._owner is not None else folder, {**(source or {}), "bins": bins}
         )
         self.bins = bins
         self._open: dict[float, dict[str, InputStatistics]] = {}

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import torch
 from artifacts import edit_file, edit_record, replace_text
+from crashes import survives_kills
 from safetensors.torch import save_file
 
 from dq_plugins.artifact import STRICT, Format, StoredTensor, UnitResults, strict_json
 from dq_plugins.artifact.format import METADATA_KEY
 from dq_plugins.artifact.strict_json import parse_json
 from dq_plugins.errors import ArtifactError, CheckpointError, PlanError
+from dq_plugins.scratch import is_scratch
 
 
 @dataclass
@@ -224,42 +227,41 @@ def test_errors_are_of_the_class_that_was_asked_for(path, error):
         Format("other", 3, Thing, error=error).read(path)
 
 
-class Killed(BaseException):
-    """As if the process had ended."""
-
-
 @pytest.mark.parametrize("name", ["thing.safetensors", "thing.json"])
-def test_an_interruption_before_any_rename_leaves_the_old_one_whole(tmp_path, name, monkeypatch):
-    path = THING.write(tmp_path / name, thing(1.0))
-    original, renames = os.replace, {"thing.safetensors": 1, "thing.json": 2}[name]
-    for survive in range(renames):
-        left = [survive]
+def test_a_kill_at_any_moment_leaves_the_old_one_or_the_new_one_and_nothing_else(tmp_path, name):
+    path = THING.write(tmp_path / "folder" / name, thing(1.0))
 
-        def replace(source, target, left=left):
-            left[0] -= 1
-            if left[0] < 0:
-                raise Killed
-            original(source, target)
+    def old_or_new():
+        found = THING.read(path)
+        assert same(found, thing(1.0)) or same(found, thing(2.0))
 
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "replace", replace)
-            with pytest.raises(Killed):
-                THING.write(path, thing(2.0 + survive))
-        assert same(THING.read(path), thing(1.0))
-        assert not list(tmp_path.glob("*.tmp"))
+    states = survives_kills(
+        lambda: THING.write(path, thing(2.0)), tmp_path / "folder", tmp_path / "store", finished=old_or_new
+    )
+    moments = " ".join(state.moment for state in states)
+    assert f"in the middle of writing {name}" in moments
+    assert f"after os.replace {name}" in moments
 
 
-def test_an_interruption_before_the_old_tensors_go_leaves_the_new_one(tmp_path, monkeypatch):
+def test_one_that_another_process_replaces_while_it_is_read_is_read_again(tmp_path, monkeypatch):
     path = THING.write(tmp_path / "thing.json", thing(1.0))
+    original = Format._load_envelope
 
-    def unlink(*args, **kwargs):
-        raise Killed
+    def replaced(self, path):
+        found = original(self, path)
+        monkeypatch.undo()
+        THING.write(path, thing(2.0))
+        return found
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", unlink)
-        with pytest.raises(Killed):
-            THING.write(path, thing(2.0))
+    monkeypatch.setattr(Format, "_load_envelope", replaced)
     assert same(THING.read(path), thing(2.0))
+
+
+def test_many_writers_of_one_place_leave_a_whole_artifact(tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda value: THING.write(tmp_path / "thing.json", thing(value)), [1.0, 2.0, 3.0, 4.0] * 4))
+    assert any(same(THING.read(tmp_path / "thing.json"), thing(value)) for value in (1.0, 2.0, 3.0, 4.0))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_what_cannot_be_written_is_said_and_the_old_one_stays(path, tmp_path, monkeypatch):
@@ -271,7 +273,7 @@ def test_what_cannot_be_written_is_said_and_the_old_one_stays(path, tmp_path, mo
         with pytest.raises(ArtifactError, match="cannot be written: No space left on device"):
             THING.write(path, thing(2.0))
     assert same(THING.read(path), thing(1.0))
-    assert not list(path.parent.glob("*.tmp"))
+    assert not any(is_scratch(each) for each in path.parent.iterdir())
     (tmp_path / "file").write_text("")
     (tmp_path / f"folder2/{path.name}").mkdir(parents=True)
     for place in (tmp_path / "file" / path.name, tmp_path / "folder2" / path.name):

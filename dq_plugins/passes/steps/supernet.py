@@ -16,8 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -36,6 +34,7 @@ from dq_plugins.quantized.network import SuperNetwork
 from dq_plugins.quantized.reconstruction_units import Unit, find_units
 from dq_plugins.quantized.rounding_methods import MethodName, rounding_method
 from dq_plugins.quantized.width import Width
+from dq_plugins.scratch import Scratch
 
 Widths = dict[str, Width]
 Draw = Callable[[torch.Generator], Widths]
@@ -87,8 +86,8 @@ def calibrate(
     draws = _draws(candidates, options)
     calls = calibration.spread(options.calls)
     rounds = [(unit, stream) for unit in units for stream in range(len(draws))]
-    with TemporaryDirectory(prefix="dq-supernet-") as folder:
-        recorder = BlockRecorder(units, calls, Path(folder))
+    with Scratch("supernet") as folder:
+        recorder = BlockRecorder(units, calls, folder)
         for done, (unit, stream) in enumerate(rounds):
             yield Progress(done, len(rounds), unit.module)
             draw, network = draws[stream], SuperNetwork(denoiser, candidates, calibration.timestep_argument)
