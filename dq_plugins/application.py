@@ -45,8 +45,17 @@ def apply(
     require_full_precision(denoiser)
     denoiser = unwrap(denoiser)
     plan = plan if isinstance(plan, QuantPlan) else QuantPlan.load(plan)
-    executor = adapter(backend)
-    if not hasattr(executor, "apply"):
+    return executor(backend).apply(denoiser if inplace else copy.deepcopy(denoiser), plan.validate(), **options)
+
+
+def executor(backend: str) -> Any:
+    """The registered adapter ``backend``, if it executes plans.
+
+    Raises:
+        RegistryError: unknown backend, one that does not execute plans, or its packages are missing.
+    """
+    found = adapter(backend)
+    if not hasattr(found, "apply"):
         able = [name for name in registry.names("adapter") if hasattr(registry.get("adapter", name), "apply")]
         raise RegistryError(f"adapter {backend!r} does not execute plans; these do: {', '.join(able)}")
-    return executor.apply(denoiser if inplace else copy.deepcopy(denoiser), plan.validate(), **options)
+    return found

@@ -11,14 +11,36 @@ import os
 import sys
 import textwrap
 from collections.abc import Sequence
+from typing import NoReturn
 
 from dq_plugins import __version__
 from dq_plugins.errors import DQError, close_matches
 
 COMMANDS = (
-    "demo", "list", "check", "inspect", "record", "plan", "apply", "quantize", "evaluate", "report", "diff",
+    "demo", "list", "recipes", "check", "inspect", "record", "plan", "apply", "quantize", "evaluate", "report", "diff",
+    "completion",
 )  # fmt: skip
 EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Keeps examples as they are written, and tells every default but those that say nothing."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or isinstance(action.default, bool | list):
+            return action.help
+        return super()._get_help_string(action)
+
+
+class UsageError(DQError):
+    """A command line that cannot be run; the message names the command."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a wrong argument with the one sentence about it, not with all that could be given."""
+
+    def error(self, message: str) -> NoReturn:  # noqa: D102  argparse calls it
+        raise UsageError(f"{self.prog}: {message}\n`{self.prog} --help` tells what it takes.")
 
 
 def build_parser(only: str | None = None) -> argparse.ArgumentParser:
@@ -27,7 +49,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     Args:
         only: build the arguments of this sub-command only, so that starting one command imports one module.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="dq-plugins",
         description="Quantization passes for diffusion models. Each command's --help has an example.",
     )
@@ -43,7 +65,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
             help=module.HELP,
             description=module.HELP,
             epilog="example:\n" + textwrap.indent(textwrap.dedent(module.EXAMPLE).strip(), "  "),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
         )
         module.add_arguments(sub)
         sub.set_defaults(run=module.run, parser=sub)
@@ -51,7 +73,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse arguments; those that are wrong end the process with the usage of the very sub-command."""
+    """Parse arguments; those that are wrong raise `UsageError`, with a message of the very sub-command."""
     known = [argument for argument in argv[:1] if argument in COMMANDS]
     parser = build_parser(*known)
     if argv and not known and not argv[0].startswith("-"):
@@ -71,7 +93,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 1 when a check found something, 2 on an error, 130 when interrupted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = parse(argv)
+    try:
+        args = parse(argv)
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return EXIT_ERROR
     try:
         status = int(args.run(args) or 0)
         sys.stdout.flush()

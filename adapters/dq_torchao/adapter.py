@@ -233,7 +233,7 @@ def install(
 
 
 class TorchAOAdapter:
-    """Backend ``torchao`` of `dq_plugins.apply`."""
+    """Backend ``torchao``: int8 products, eager and compiled; packed weights of 1 to 8 bits."""
 
     name = "torchao"
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 
+from dq_plugins.commands.arguments import MODEL_HELP, folder, model, registered
+
 HELP = "Apply a plan to a model and show how each layer executes: integer, simulated or full precision, and why."
 EXAMPLE = "dq-plugins apply examples/denoisers/digits plan/ --backend torchao"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="folder of a diffusers pipeline")
-    parser.add_argument("plan", help="folder of a plan")
-    parser.add_argument("--backend", default="torchao", help="adapter that executes the plan")
+    parser.add_argument("model", type=model, help=MODEL_HELP)
+    parser.add_argument("plan", type=folder, help="folder of a plan")
+    parser.add_argument(
+        "--backend", type=registered("adapter"), default="torchao", help="adapter that executes the plan"
+    )
     parser.add_argument("--json", action="store_true", help="print {layer: execution}")
 
 

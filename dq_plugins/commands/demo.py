@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dq_plugins.bundled_denoisers import NAMES
+from dq_plugins.commands.arguments import positive, registered
+
 HELP = "Quantize a bundled denoiser to W8A8 through torchao and write a report with pictures, errors, size and speed."
 EXAMPLE = "dq-plugins demo --out demo-report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="demo-report", help="folder for the report, the plan and the recorded calls")
-    parser.add_argument("--model", default="emoji", choices=("emoji", "digits"), help="bundled denoiser")
-    parser.add_argument("--recipe", default="default", help="registered recipe")
-    parser.add_argument("--weight-bits", type=int, default=8, help="width of weights")
-    parser.add_argument("--act-bits", type=int, default=8, help="width of activations")
-    parser.add_argument("--groups", type=int, default=8, help="timestep groups")
+    parser.add_argument("--model", default="emoji", choices=NAMES, help="bundled denoiser")
+    parser.add_argument("--recipe", type=registered("recipe"), default="default", help="registered recipe")
+    parser.add_argument("--weight-bits", type=positive, default=8, help="width of weights")
+    parser.add_argument("--act-bits", type=positive, default=8, help="width of activations")
+    parser.add_argument("--groups", type=positive, default=8, help="timestep groups")
     parser.add_argument("--no-compile", action="store_true", help="skip the compiled denoisers: most of the time")
     parser.add_argument("--seed", type=int, default=0, help="seed of the calibration images")
 

@@ -6,13 +6,15 @@ import argparse
 import json
 from dataclasses import asdict
 
+from dq_plugins.commands.arguments import folder
+
 HELP = "Compare two plans, decision by decision. Exit status 0 when equal, 1 when they differ."
 EXAMPLE = "dq-plugins diff plan-a/ plan-b/"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("left", help="folder of a plan")
-    parser.add_argument("right", help="folder of another plan")
+    parser.add_argument("left", type=folder, help="folder of a plan")
+    parser.add_argument("right", type=folder, help="folder of another plan")
     parser.add_argument("--json", action="store_true", help="print a JSON list of {where, left, right}")
 
 

@@ -7,6 +7,9 @@ import json
 from math import prod
 from typing import Any
 
+from dq_plugins.bundled_denoisers import folder_or_bundled
+from dq_plugins.commands.arguments import positive
+
 HELP = "Print the partition of a denoiser (what depends on timestep, conditions, sample) from its config alone."
 EXAMPLE = """
 dq-plugins inspect ./stable-diffusion-v1-5
@@ -24,13 +27,19 @@ _MEANING = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a diffusers config.json, a model's folder, or a saved pipeline's folder")
+    parser.add_argument(
+        "model",
+        type=folder_or_bundled,
+        help="a diffusers config.json, a model's folder, a pipeline's, or a bundled denoiser",
+    )
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     parser.add_argument("--layers", action="store_true", help="also list every layer")
     parser.add_argument("--timestep", metavar="NAME", help="the argument that carries the timestep, if not found")
     parser.add_argument("--sample", metavar="NAME", help="the argument that carries the noisy sample, if not found")
-    parser.add_argument("--batch", type=int, default=1, help="batch that MACs are counted for (default: 1)")
-    parser.add_argument("--size", type=int, help="height and width of the latent sample (default: the config's, or 64)")
+    parser.add_argument("--batch", type=positive, default=1, help="batch that MACs are counted for")
+    parser.add_argument(
+        "--size", type=positive, help="height and width of the latent sample (default: the config's, or 64)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

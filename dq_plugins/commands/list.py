@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from dq_plugins.errors import RegistryError
 from dq_plugins.registry import KINDS, Plugin
 from dq_plugins.report import Table
 
-HELP = "List the plugins: whose they are, where they are written, and whether they can be used."
+HELP = "List the plugins: what each does, whose it is, and, with --json, where it is written."
 EXAMPLE = """\
 dq-plugins list
 dq-plugins list --kind observer --load all
@@ -27,8 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--load",
         choices=("none", "third-party", "all"),
         default="third-party",
-        help="whose code to import, to see whether it is broken (default: third-party); "
-        "what is not imported is listed as 'not loaded'",
+        help="whose code to import, to see whether it is broken",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list of records")
 
@@ -60,19 +60,23 @@ def record(plugin: Plugin) -> dict[str, str | int | None]:
     """A plugin as JSON data."""
     state, reason = registry.status(plugin)
     facts = {name: getattr(plugin, name) for name in ("kind", "name", "distribution", "version", "target")}
-    return {**facts, **plugin.location._asdict(), "state": state, "reason": reason}
+    return {**facts, **plugin.location._asdict(), "summary": plugin.summary, "state": state, "reason": reason}
 
 
 def table(plugins: Sequence[Plugin]) -> str:
-    """The list as text: a line per plugin, and below it why it cannot be used."""
-    states = [registry.status(plugin) for plugin in plugins]
-    rows = [
-        [plugin.kind, plugin.name, state, f"{plugin.distribution or '(this process)'} {plugin.version or ''}",
-         str(plugin.location)]
-        for plugin, (state, _) in zip(plugins, states, strict=True)
-    ]  # fmt: skip
-    head, _, *lines = str(Table(["kind", "name", "state", "distribution", "written in"], rows)).splitlines()
-    for number, (state, reason) in enumerate(states):
+    """The list as text: a line per plugin with what it does; below it why it cannot be used, where that is so."""
+    foreign = any(not plugin.built_in for plugin in plugins)
+    width = max(shutil.get_terminal_size((120, 24)).columns, 80)
+    rows = [[p.kind, p.name, *([_origin(p)] if foreign else []), p.summary] for p in plugins]
+    heading = ["kind", "name", *(["from"] if foreign else []), "what it does"]
+    lines = str(Table(heading, rows)).splitlines()
+    head, _, *lines = (line if len(line) <= width else f"{line[: width - 3].rpartition(' ')[0]} ..." for line in lines)
+    for number, plugin in enumerate(plugins):
+        state, reason = registry.status(plugin)
         if reason:
             lines[number] += f"\n    {state}: {reason}"
     return "\n".join([head, *lines])
+
+
+def _origin(plugin: Plugin) -> str:
+    return "" if plugin.built_in else f"{plugin.distribution or '(this process)'} {plugin.version or ''}".rstrip()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from dq_plugins.commands.arguments import MODEL_HELP, folder, model, positive, registered
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,11 +25,15 @@ dq-plugins plan examples/denoisers/digits calib/ --recipe default --weight-bits 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of every command that runs a recipe."""
-    parser.add_argument("--recipe", default="default", help="registered recipe (see dq-plugins list)")
-    parser.add_argument("--weight-bits", type=int, default=8, help="target width of weights")
-    parser.add_argument("--act-bits", type=int, default=8, help="target width of activations; 32 leaves them alone")
     parser.add_argument(
-        "--edge-bits", type=int, help="least width of the first and last layers (default: the recipe's)"
+        "--recipe", type=registered("recipe"), default="default", help="registered recipe (see dq-plugins recipes)"
+    )
+    parser.add_argument("--weight-bits", type=positive, default=8, help="target width of weights")
+    parser.add_argument(
+        "--act-bits", type=positive, default=8, help="target width of activations; 32 leaves them alone"
+    )
+    parser.add_argument(
+        "--edge-bits", type=positive, help="least width of the first and last layers (default: the recipe's)"
     )
     for name, what in (("weights", "weights"), ("acts", "activations")):
         parser.add_argument(
@@ -43,10 +51,11 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="folder of a diffusers pipeline")
-    parser.add_argument("calibration", help="folder written by dq-plugins record")
+    parser.add_argument("model", type=model, help=MODEL_HELP)
+    parser.add_argument("calibration", type=folder, help="folder written by dq-plugins record")
     parser.add_argument("--out", required=True, help="folder for the plan; the same command resumes there")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
+    parser.add_argument("--json", action="store_true", help="print a JSON summary of the plan")
     add_recipe_arguments(parser)
 
 
@@ -57,12 +66,36 @@ def run(args: argparse.Namespace) -> int:
     from dq_plugins.libraries import load_denoiser
     from dq_plugins.report.plan_page import width_table
 
+    check_recipe(args)
     with exclusive(args.out):
         _, denoiser = load_denoiser(args.model)
         plan = run_recipe(args, denoiser, CalibrationSet.open(args.calibration), Path(args.out))
-    print(width_table(plan))
-    print(f"\nplan {plan.hash[:12]} written to {args.out}")
+    if args.json:
+        print(json.dumps(summary(plan, args.out), indent=1))
+    else:
+        print(f"{width_table(plan)}\n\nplan {plan.hash[:12]} written to {args.out}")
     return 0
+
+
+def summary(plan: QuantPlan, folder: str | Path) -> dict[str, object]:
+    """What a plan decided and where it lies, as JSON data."""
+    return {
+        "folder": str(folder),
+        "hash": plan.hash,
+        "model": plan.model,
+        "recipe": plan.recipe,
+        "groups": {name: len(groups) for name, groups in plan.groups.items()},
+        "widths": dict(Counter(layer.width for layer in plan.layers.values())),
+    }
+
+
+def check_recipe(args: argparse.Namespace) -> None:
+    """Refuse what `make_plan` would refuse of recipe, options and widths, before anything is recorded or loaded."""
+    from dq_plugins.plan import Targets
+    from dq_plugins.recipe.runner import passes_of
+
+    passes_of(args.recipe, parse_options(args.option))
+    Targets(args.weight_bits, None if args.act_bits >= 32 else args.act_bits, args.edge_bits or 8)
 
 
 def run_recipe(args: argparse.Namespace, denoiser: nn.Module, calibration: CalibrationSet, out: Path) -> QuantPlan:
@@ -104,8 +137,6 @@ def parse_options(texts: list[str]) -> dict[str, dict[str, object]]:
     Raises:
         RecipeError: a text has another form.
     """
-    import json
-
     from dq_plugins.errors import RecipeError
 
     options: dict[str, dict[str, object]] = {}

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dq_plugins.commands.arguments import MODEL_HELP, model, positive
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -21,9 +23,9 @@ dq-plugins record ./my-dit --out calib/ --classes 0 1 2 3
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of every command that records."""
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps (default: 20)")
-    parser.add_argument("--images", type=int, default=8, help="images to sample (default: 8)")
-    parser.add_argument("--batch", type=int, default=8, help="images sampled at once (default: 8)")
+    parser.add_argument("--steps", type=positive, default=20, help="denoising steps")
+    parser.add_argument("--images", type=positive, default=8, help="images to sample")
+    parser.add_argument("--batch", type=positive, default=8, help="images sampled at once")
     parser.add_argument(
         "--prompts",
         nargs="+",
@@ -41,13 +43,13 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         help="another argument of the pipeline's call, for example strength=0.6 or image=start.png; repeatable",
     )
     parser.add_argument("--component", metavar="NAME", help="the denoiser, where the pipeline has several")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first image (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image")
     parser.add_argument("--timestep", metavar="NAME", help="the argument that carries the timestep, if not found")
     parser.add_argument("--overwrite", action="store_true", help="start over where a calibration set lies already")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="folder of a saved diffusers pipeline")
+    parser.add_argument("model", type=model, help=MODEL_HELP)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the calibration set")
     add_sampling_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON summary")

@@ -53,7 +53,7 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
 
 @metric(higher_is_better=False)
 def frechet(reference: Tensor, output: Tensor) -> float:
-    """`frechet_distance` of samples as they come.
+    """Frechet distance between two sets of samples as they come, without a network.
 
     Args:
         reference: ``[N, ...]``, flattened to ``[N, D]``.

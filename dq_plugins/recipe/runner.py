@@ -91,6 +91,15 @@ def _run_pass(instance: Pass, plan: QuantPlan, context: PassContext, progress: b
             bar.update(step.done - bar.n)
 
 
+def passes_of(recipe: str | Recipe, options: Mapping[str, Mapping[str, Any]]) -> tuple[Recipe, list[Pass]]:
+    """A recipe with options overridden, and its passes ready to run; the errors are those of `make_plan`."""
+    recipe = recipe if isinstance(recipe, Recipe) else registry.get("recipe", recipe)
+    recipe = recipe.with_options(options)
+    classes = {name: registry.get("pass", name) for name in recipe.passes()}
+    recipe.check_order(classes)
+    return recipe, [classes[step.name](**step.options) for step in recipe.steps]
+
+
 def make_plan(
     denoiser: nn.Module,
     calibration: CalibrationSet | SampledStatistics | str | Path,
@@ -138,11 +147,7 @@ def make_plan(
     denoiser = unwrap(denoiser)
     if isinstance(calibration, str | Path):
         calibration = CalibrationSet.open(calibration)
-    recipe = recipe if isinstance(recipe, Recipe) else registry.get("recipe", recipe)
-    recipe = recipe.with_options(options or {})
-    classes = {name: registry.get("pass", name) for name in recipe.passes()}
-    recipe.check_order(classes)
-    passes = [classes[step.name](**step.options) for step in recipe.steps]
+    recipe, passes = passes_of(recipe, options or {})
     model_hash = weights_hash(denoiser)
     calibration.check_model(model_hash)
     given = {"edge_bits": edge_bits, "symmetric_weights": symmetric_weights, "symmetric_acts": symmetric_acts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import re
@@ -95,6 +96,11 @@ class Plugin:
         """File and line of the definition, found without importing anything."""
         return locate(self.target)
 
+    @property
+    def summary(self) -> str:
+        """One line of what it does, as its definition says, found without importing anything; empty if it is silent."""
+        return summary_at(self.location, self.target.partition(":")[2])
+
     def load(self) -> Any:
         """The object; imported at the first use, and tried again after a failure.
 
@@ -134,6 +140,25 @@ def locate(target: str) -> Location:
     text = file.read_text("utf-8", errors="replace")
     lines = [number for number, line in enumerate(text.splitlines(), 1) if binds.match(line)]
     return Location(str(file), lines[-1] if lines else None)  # the last one to bind the name counts
+
+
+def summary_at(location: Location, attribute: str) -> str:
+    """First line of the docstring of a class or function; of an object, the second text it is made from.
+
+    A recipe is such an object: ``Recipe("fast", "what it does", ...)``.
+    """
+    try:
+        tree = ast.parse(Path(location.file or "").read_text("utf-8"))
+    except (OSError, ValueError, SyntaxError, RecursionError):  # a third party's file may hold anything
+        return ""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.name == attribute:
+            return (ast.get_docstring(node) or "").partition("\n")[0].rstrip(".")
+        if isinstance(node, ast.Assign) and any(getattr(each, "id", "") == attribute for each in node.targets):
+            given = node.value.args if isinstance(node.value, ast.Call) else []
+            texts = [each.value for each in given if isinstance(each, ast.Constant) and isinstance(each.value, str)]
+            return texts[1] if len(texts) > 1 else ""
+    return ""
 
 
 def _files(top: str, *rest: str) -> Iterator[Path]:

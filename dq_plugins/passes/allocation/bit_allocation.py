@@ -47,7 +47,7 @@ PAPER_CONTENT = ("attn2", "ff")
 
 
 class BitAllocation(Pass):
-    """Choose widths, and put the quantizers of those widths into the plan."""
+    """Choose every layer's width within a budget, by integer programming."""
 
     name = SECTION
     requires = ("sensitivity",)

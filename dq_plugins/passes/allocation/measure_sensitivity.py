@@ -35,7 +35,7 @@ from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
 
 
 class Sensitivity(Pass):
-    """Measure, and write the table to ``plan.sensitivity``."""
+    """Measure what each layer does to the output at each width."""
 
     name = "sensitivity"
     requires = ("weight-ranges",)

@@ -35,7 +35,7 @@ def binary_weight(weight: Tensor) -> WeightQuant:
 
 
 class Binarize(Pass):
-    """Write every layer's weight quantizer, and where two bases help training."""
+    """One bit a weight, and where a second basis helps training."""
 
     name = "binarize"
     after = ("bit-allocation", "timestep-reduction")

@@ -22,7 +22,7 @@ from dq_plugins.timesteps import TimestepGroups
 
 
 class BiasCorrecting(Pass):
-    """Write ``layer.bias_correction`` for every layer that multiplies and is quantized."""
+    """Take the mean error off every layer's output, by timestep group and channel."""
 
     name = "bias-correction"
     requires = ("weight-ranges",)

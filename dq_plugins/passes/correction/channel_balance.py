@@ -31,7 +31,7 @@ from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 
 class ChannelBalance(Pass):
-    """Write ``layer.balance`` where it lowers the error of the layer's output."""
+    """Move the spread of input channels into the weights, exact in full precision, where it lowers the error."""
 
     name = "channel-balance"
     after = ("calibration-timesteps",)

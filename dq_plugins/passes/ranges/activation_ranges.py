@@ -30,7 +30,7 @@ NO_WEIGHT = Reason("its weight has no quantizer")
 
 
 class ActivationRanges(Pass):
-    """Write every layer's activation quantizer."""
+    """Give every layer's input its range: one, one for each timestep group, or one for each token."""
 
     name = "activation-ranges"
     after = ("calibration-timesteps", "timestep-groups")

@@ -21,7 +21,7 @@ from dq_plugins.timesteps import TimestepGroups
 
 
 class AttentionRanges(Pass):
-    """Write ``plan.attention``: every attention's quantizers, or why it stays in floating point."""
+    """Put the two products of attention in integers: ranges of queries, keys and values."""
 
     name = "attention-ranges"
     after = ("activation-ranges", "calibration-timesteps", "timestep-groups")

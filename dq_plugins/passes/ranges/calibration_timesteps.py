@@ -21,7 +21,7 @@ from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 
 class CalibrationTimesteps(Pass):
-    """Choose what later passes calibrate on."""
+    """Choose the timesteps and calls that later passes calibrate on."""
 
     name = "calibration-timesteps"
 

@@ -45,7 +45,7 @@ class GroupCurve:
 
 
 class TimestepGrouping(Pass):
-    """Write the timestep groups ``default``, or one set of groups for each layer under the layer's name."""
+    """Choose which timesteps share their ranges: for all layers together, or for each layer."""
 
     name = "timestep-groups"
     after = ("calibration-timesteps",)

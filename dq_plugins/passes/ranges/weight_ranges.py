@@ -17,7 +17,7 @@ from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 
 class WeightRanges(Pass):
-    """Give every layer a weight quantizer with nearest rounding."""
+    """Give every layer's weight its scale, with nearest rounding."""
 
     name = "weight-ranges"
 

@@ -40,7 +40,7 @@ BLOCK: Format[LearnedUnit] = Format("reconstructed-block", 1, LearnedUnit, what=
 
 
 class BlockReconstruction(Pass):
-    """Learned rounding of everything but the temporal block."""
+    """Learn the rounding of weights, block by block, against recorded outputs."""
 
     name = "block-reconstruction"
     requires = ("weight-ranges",)

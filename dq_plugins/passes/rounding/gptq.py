@@ -33,7 +33,7 @@ SWEEP: Format[dict[str, WeightQuant]] = Format(
 
 
 class GPTQ(Pass):
-    """Compensating rounding of linear layers and convolutions."""
+    """Round weights one after the other, each making up for the errors of those before it."""
 
     name = "gptq"
     requires = ("weight-ranges",)

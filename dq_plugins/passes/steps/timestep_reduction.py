@@ -90,7 +90,7 @@ class ReductionFindings:
 
 
 class TimestepReduction(Pass):
-    """Choose the timesteps of sampling, and the widths with them."""
+    """Choose fewer timesteps of sampling, and the widths with them."""
 
     name = "timestep-reduction"
     after = ("timestep-groups", "activation-ranges", "bos-tokens", "sensitivity")

@@ -47,7 +47,7 @@ def exact_ranges(block: TemporalBlock, points: FiniteSet, weights: dict[str, Ten
 
 
 class FiniteSetRanges(Pass):
-    """Per-timestep activation ranges of the temporal block."""
+    """One exact range for every timestep in the temporal block."""
 
     name = "finite-set-ranges"
     requires = ("weight-ranges",)

@@ -42,7 +42,7 @@ PRESETS: dict[str, RoundingMethod] = {
 
 
 class TemporalReconstruction(Pass):
-    """Learned rounding of the temporal block."""
+    """Learn the rounding of the temporal block from the timesteps alone."""
 
     name = "temporal-reconstruction"
     requires = ("weight-ranges",)

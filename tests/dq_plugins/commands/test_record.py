@@ -37,7 +37,7 @@ def test_records_a_saved_pipeline(pipeline, tmp_path, capsys):
 
 def test_errors_are_one_line_and_status_2(pipeline, tmp_path, capsys):
     assert main(["record", str(tmp_path / "nowhere"), "--out", str(tmp_path / "calib")]) == 2
-    assert "no pipeline" in capsys.readouterr().err
+    assert "there is no folder" in capsys.readouterr().err
 
 
 def test_what_cannot_be_resumed_can_be_overwritten(pipeline, tmp_path, capsys):

@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from dq_plugins.registry.plugin import Location, locate
+from dq_plugins.registry.plugin import Location, locate, summary_at
 
 SOURCE = """\
 from math import tau as turn
@@ -74,3 +74,20 @@ def test_loaded_module_is_found_by_its_file_as_a_script_is(package, monkeypatch)
 )
 def test_location_reads_as_file_and_line(location, text):
     assert str(location) == text
+
+
+@pytest.mark.parametrize(
+    ("source", "summary"),
+    [
+        ('class it:\n    """Does this.\n\n    And more."""', "Does this"),
+        ('def it():\n    """Does that."""', "Does that"),
+        ("def it(): ...", ""),
+        ('it = Recipe("it", "for " "this", ())', "for this"),
+        ("from elsewhere import it", ""),
+        ("it = ", ""),
+    ],
+)
+def test_summary_is_read_from_the_definition(tmp_path, source, summary):
+    file = tmp_path / "module.py"
+    file.write_text(source)
+    assert summary_at(Location(str(file), 1), "it") == summary
