@@ -11,6 +11,8 @@ Shapes: ``scale`` and ``zero_point`` broadcast against ``x``. ``scale`` is float
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,18 @@ def integer_range(bits: int, *, narrow: bool = False) -> tuple[int, int]:
         raise DQError(f"a quantizer has {MIN_BITS} to {MAX_BITS} bits, got bits={bits!r}")
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     return (low + 1 if narrow and bits > 1 else low), high
+
+
+def code_ranges(widths: Sequence[int | None]) -> tuple[Tensor, Tensor, Tensor]:
+    """Smallest and largest code at each width, int32, and where there is none, bool; ``[G]`` each.
+
+    Args:
+        widths: bits of a code; None: the value stays as it is. Its codes are those of the widest of the others.
+    """
+    widest = max(width for width in widths if width is not None)
+    low, high = zip(*(integer_range(widest if width is None else width) for width in widths), strict=True)
+    ends = (torch.tensor(end, dtype=torch.int32) for end in (low, high))
+    return (*ends, torch.tensor([width is None for width in widths]))
 
 
 def affine_parameters(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
@@ -84,9 +98,9 @@ def token_parameters(x: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, 
     return affine_parameters(x.amin(-1, keepdim=True), x.amax(-1, keepdim=True), bits, symmetric=symmetric)
 
 
-def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, q_min: int, q_max: int) -> Tensor:
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, q_min: int | Tensor, q_max: int | Tensor) -> Tensor:
     """Integer codes of ``x``, still in a floating dtype (the caller picks the storage dtype)."""
-    return torch.clamp(torch.round(x * (1.0 / scale)) + zero_point, q_min, q_max)
+    return torch.clamp(torch.round(x * (1.0 / scale)) + zero_point, q_min, q_max)  # type: ignore[arg-type]
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | int) -> Tensor:
@@ -94,6 +108,8 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | int) -> Tensor
     return (codes - zero_point) * scale
 
 
-def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, q_min: int, q_max: int) -> Tensor:
+def fake_quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor | int, q_min: int | Tensor, q_max: int | Tensor
+) -> Tensor:
     """Quantize and dequantize: the simulated quantizer. Computed in float32, returned in ``x.dtype``."""
     return dequantize(quantize(x.float(), scale, zero_point, q_min, q_max), scale, zero_point).to(x.dtype)

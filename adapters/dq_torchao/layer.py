@@ -8,7 +8,8 @@ One formula holds for every kernel, with ``q`` the activation codes and ``w`` th
 depend on the input, so it is computed once. The correction of the group is added to the bias, not to the output. Where
 channels of the input are divided by a balance, the codes are those of ``x`` times ``1 / (s[g] balance)``: one
 multiplication of the input, as without it. Rows of the input that have parameters of their own (samples of several
-timesteps, tokens with dynamic ranges) are multiplied as bare codes, and rescaled afterwards.
+timesteps, tokens with dynamic ranges) are multiplied as bare codes, and rescaled afterwards. A timestep group may have a narrower code, which the same kernel
+multiplies, or none: its inputs stay in floating point and meet the dequantized weight.
 
 Shapes: ``O`` outputs, ``K`` products per output, ``C`` input channels, ``G`` groups, ``N`` batch.
 """
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from dq_plugins.affine import per_row, token_parameters
+from dq_plugins.affine import code_ranges, per_row, token_parameters
 from dq_plugins.errors import DQError, TimestepError
 from dq_plugins.plan import ActivationQuant, BiasCorrection, DynamicActivationQuant, InputQuant, LayerPlan
 from dq_plugins.quantized.output_correction import rows_for_output
@@ -67,7 +68,8 @@ class IntegerLayer(PackedWeight):
     Attributes:
         act_scale: float32 ``[G]``; None with dynamic ranges.
         act_zero_point: int32 ``[G]``, signed; None likewise.
-        act_bits: width of the activation codes.
+        act_bits: width of the activation codes; the largest, where groups differ.
+        group_bits: width in each group where they differ, None among them for floating point.
         dynamic: the dynamic ranges; None where they come from the table.
         group_name: name of the timestep groups that index the table.
         bias_correction: float32 ``[G, O]``; None without one, and where it has one row, which is part of the bias.
@@ -83,8 +85,12 @@ class IntegerLayer(PackedWeight):
 
     act_scale: Tensor | None
     act_zero_point: Tensor | None
+    act_low: Tensor | None
+    act_high: Tensor | None
+    act_floating: Tensor | None
     bias: Tensor | None
     act_bits: int
+    group_bits: tuple[int | None, ...] | None
     dynamic: DynamicActivationQuant | None
     group_name: str
     bias_correction: Tensor | None
@@ -118,11 +124,16 @@ class IntegerLayer(PackedWeight):
         self.group_name = "" if table is None else table.groups
         self._hold("act_scale", table and table.scale)
         self._hold("act_zero_point", table and table.zero_point)
+        self.group_bits = table and table.group_bits
+        ranges = (None, None, None) if self.group_bits is None else code_ranges(self.group_bits)
+        for name, each in zip(("act_low", "act_high", "act_floating"), ranges, strict=True):
+            self._hold(name, each, persistent=False)  # the plan says it
         self._hold("bias_correction", correction and correction.values)
         self.correction_groups = (correction and correction.groups) or self.group_name
 
-    def _hold(self, name: str, table: Tensor | None) -> None:
-        self.register_buffer(name, None if table is None else table.to(self.weight_packed.device, copy=True))
+    def _hold(self, name: str, table: Tensor | None, *, persistent: bool = True) -> None:
+        held = None if table is None else table.to(self.weight_packed.device, copy=True)
+        self.register_buffer(name, held, persistent=persistent)
 
     @property
     def stored_weight(self) -> StoredWeight:
@@ -181,16 +192,53 @@ class IntegerLayer(PackedWeight):
             assert self.dynamic is not None
             return self._dynamic(x, self.dynamic, row)
         index = self._index(self.group_name, self.act_scale)
+        if self.group_bits is None or None not in self.group_bits:
+            return self._by_groups(x, index, row)
+        return self._partly_floating(x, index, row)
+
+    def _by_groups(self, x: Tensor, index: Tensor, row: Tensor | None) -> Tensor:
+        """Every sample by the range of its timestep group."""
+        assert self.act_scale is not None
+        assert self.act_zero_point is not None
         if index.numel() > 1 or (row is not None and row.numel() > 1):
             scale, zero_point = (select_for_input(t, index, x) for t in (self.act_scale, self.act_zero_point))
             stored = zero_point + code_offset(x.device)
             codes = activation_codes(self.padded(x, wholly=True), self._factor(scale), stored, self.act_bits)
+            codes = self._narrowed(codes, index, x)
             return self._by_rows(codes, scale, zero_point, row).to(x.dtype)
         # [1] tensors all the way: this runs at every layer of every step, and each small operation costs microseconds.
         scale = self.act_scale.index_select(0, index)
         zero_point = self.act_zero_point.index_select(0, index) + code_offset(x.device)
-        codes = activation_codes(self.padded(x), self._factor(scale), zero_point, self.act_bits)
+        codes = self._narrowed(
+            activation_codes(self.padded(x), self._factor(scale), zero_point, self.act_bits), index, x
+        )
         return self.multiply(codes, scale, zero_point, self._bias(row), kernel_dtype(x)).to(x.dtype)
+
+    def _narrowed(self, codes: Tensor, index: Tensor, x: Tensor) -> Tensor:
+        """Codes of the widest group, cut to those that the group of each sample has."""
+        if self.act_low is None or self.act_high is None:
+            return codes
+        ends = (select_for_input(end, index, x) + code_offset(x.device) for end in (self.act_low, self.act_high))
+        low, high = (end.to(codes.dtype) for end in ends)
+        return torch.minimum(torch.maximum(codes, low), high)
+
+    def _partly_floating(self, x: Tensor, index: Tensor, row: Tensor | None) -> Tensor:
+        """Samples of some groups in floating point. Eager code looks which; a graph computes both and chooses."""
+        assert self.act_floating is not None
+        floating = select_for_input(self.act_floating, index, x)
+        if floating.numel() > 1 or torch.compiler.is_compiling():
+            return torch.where(floating, self._floating(x, row), self._by_groups(x, index, row))
+        return self._floating(x, row) if bool(floating) else self._by_groups(x, index, row)
+
+    def _floating(self, x: Tensor, row: Tensor | None) -> Tensor:
+        """The product of the input as it is with the dequantized weight."""
+        y = self._kind.module.forward(self, x)
+        if row is None or self.bias_correction is None:
+            return y
+        if row.numel() > 1:
+            return (y + rows_for_output(self._kind, self.bias_correction, row, y)).to(x.dtype)
+        correction = self.bias_correction.index_select(0, row).reshape(-1)
+        return (y + self._kind.per_output(correction)).to(x.dtype)
 
     def _index(self, groups: str, table: Tensor) -> Tensor:
         """Rows of ``table`` that the call selects; a single one, whatever the timesteps, where it has no more."""
@@ -253,7 +301,7 @@ class IntegerLayer(PackedWeight):
     def extra_repr(self) -> str:
         """Shape, widths and groups."""
         shape = "x".join(str(n) for n in self.weight_shape)
-        width = f"W{self.weight_bits}A{self.act_bits}"
+        width = f"W{self.weight_bits}A{self.group_bits or self.act_bits}"
         beside = [name for name in ("inverse_balance", "bias_correction") if getattr(self, name) is not None]
         table = self.act_scale
         ranges = "dynamic" if table is None else f"groups={self.group_name!r} ({len(table)})"

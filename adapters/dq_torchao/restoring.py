@@ -127,12 +127,13 @@ def _simulate_instead(layer: IntegerLayer, reason: str) -> None:
     """The same values in floating point, in place: the checkpoint comes from a machine that has the kernel."""
     activation = layer.dynamic
     if layer.act_scale is not None and layer.act_zero_point is not None:
-        activation = ActivationQuant(layer.act_bits, layer.group_name, layer.act_scale, layer.act_zero_point)
+        parts = (layer.act_scale, layer.act_zero_point, layer.group_bits)
+        activation = ActivationQuant(layer.act_bits, layer.group_name, *parts)
     kind = next(plain for plain, integer in INTEGER_LAYERS.items() if integer is type(layer))
     balance = None if layer.inverse_balance is None else layer.inverse_balance.reciprocal().flatten()
     table = layer.bias_correction
     correction = None if table is None else BiasCorrection(table, layer.correction_groups)
-    del layer.act_scale, layer.act_zero_point, layer.bias_correction
+    del layer.act_scale, layer.act_zero_point, layer.act_low, layer.act_high, layer.act_floating, layer.bias_correction
     former, layer.__class__ = type(layer), PACKED_LAYERS[kind]  # type: ignore[assignment]
     exchange(layer, former)
     plan = LayerPlan("", activation=activation, balance=balance, bias_correction=correction)

@@ -42,6 +42,8 @@ class AttentionPlan:
             raise PlanError(
                 f"the operands of an attention are quantized together; it has no {' and no '.join(missing)}"
             )
+        if any(quant.group_bits is not None for quant in self.quantizers.values()):
+            raise PlanError("the operands of an attention have one width in all timestep groups")
         if missing and self.unquantized_reason is None:
             raise PlanError("an attention is in full precision and the plan does not say why")
 

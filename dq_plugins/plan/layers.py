@@ -111,10 +111,12 @@ class ActivationQuant:
     """Quantizer of a layer's input: one (scale, zero point) per timestep group, per tensor.
 
     Attributes:
-        bits: width of the code.
+        bits: width of the code; the largest, where groups differ.
         groups: name of the timestep groups in the plan that index the table.
         scale: float32 ``[G]``.
         zero_point: int32 ``[G]``; all zero when symmetric.
+        group_bits: width of the code in each group, ``[G]``, where groups differ; None among them: the input stays in
+            floating point there. A narrower group uses fewer of the codes of the same kernel.
     """
 
     __pydantic_config__ = STRICT
@@ -124,10 +126,13 @@ class ActivationQuant:
     groups: str
     scale: StoredTensor
     zero_point: StoredTensor
+    group_bits: tuple[Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)] | None, ...] | None = None
 
     def __post_init__(self) -> None:
         integer_range(self.bits)
         _finite_positive(self.scale, "activation scale")
+        if self.group_bits is not None:
+            self._check_widths(self.group_bits)
         if self.zero_point.shape != self.scale.shape:
             raise PlanError(
                 f"activation zero point has shape {tuple(self.zero_point.shape)}, scale {tuple(self.scale.shape)}"
@@ -138,9 +143,30 @@ class ActivationQuant:
         """Whether every zero point is 0."""
         return not bool(self.zero_point.any())
 
+    def _check_widths(self, widths: tuple[int | None, ...]) -> None:
+        found = [width for width in widths if width is not None]
+        if len(widths) != len(self.scale) or not found or max(found) != self.bits:
+            raise PlanError(
+                f"group_bits are one width for each of {len(self.scale)} timestep groups, the largest of them bits="
+                f"{self.bits}; got {widths}"
+            )
+
+    @property
+    def widths(self) -> tuple[int | None, ...]:
+        """Width of the code in each group, ``[G]``; None: floating point."""
+        return (self.bits,) * len(self.scale) if self.group_bits is None else self.group_bits
+
+    @property
+    def narrowest(self) -> int:
+        """The least width of any group."""
+        return min(width for width in self.widths if width is not None)
+
     def fake_quantize(self, x: Tensor, group: int) -> Tensor:
         """Simulated quantization of ``x`` with the parameters of one group."""
-        q_min, q_max = integer_range(self.bits)
+        width = self.widths[group]
+        if width is None:
+            return x
+        q_min, q_max = integer_range(width)
         return fake_quantize(x, self.scale[group].to(x.device), self.zero_point[group].to(x.device), q_min, q_max)
 
 
@@ -259,7 +285,8 @@ class LayerPlan:
     def features(self) -> tuple[str, ...]:
         """What of this entry an adapter has to implement beyond the quantizers, by field."""
         found = [f.name for f in fields(self) if f.metadata == FEATURE and getattr(self, f.name) is not None]
-        return (*found, *(["dynamic_ranges"] if self.dynamic else []))
+        widths = isinstance(self.activation, ActivationQuant) and self.activation.group_bits is not None
+        return (*found, *(["dynamic_ranges"] if self.dynamic else []), *(["group_widths"] if widths else []))
 
     @property
     def dynamic(self) -> bool:
@@ -278,9 +305,11 @@ class LayerPlan:
 
     @property
     def width(self) -> str:
-        """Short name such as ``W8A8``, ``W8A8 dynamic``, ``W4A16`` or ``full precision``."""
+        """Short name such as ``W8A8``, ``W8A8 dynamic``, ``W4A4/8/32`` (by group) or ``full precision``."""
         if not self.quantized:
             return "full precision"
         weight = self.weight.bits if self.weight else 32
-        activation = self.activation.bits if self.activation else 32
+        activation: object = self.activation.bits if self.activation else 32
+        if isinstance(self.activation, ActivationQuant):
+            activation = "/".join(map(str, sorted({width or 32 for width in self.activation.widths})))
         return f"W{weight}A{activation}{' dynamic' if self.dynamic else ''}"

@@ -108,7 +108,8 @@ class Candidates:
         if isinstance(quant, DynamicActivationQuant):
             return quantize_tokens(x, quant, balance)
         index = fewest_entries(self.groups[quant.groups].index(timestep.reshape(-1)))
-        return quantize_input(x, quant.scale, quant.zero_point, index, bits, for_input(layer, balance))
+        widths = quant.group_bits or bits
+        return quantize_input(x, quant.scale, quant.zero_point, index, widths, for_input(layer, balance))
 
     def subset(self, entries: list[Entry]) -> Candidates:
         """Only the candidates of some entries."""

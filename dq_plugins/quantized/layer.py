@@ -9,12 +9,13 @@ Shapes: ``G`` timestep groups, ``B`` samples of a call, ``N`` rows of a layer's 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dq_plugins.affine import fake_quantize, integer_range, token_parameters
+from dq_plugins.affine import code_ranges, fake_quantize, integer_range, token_parameters
 from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, LayerPlan
@@ -26,7 +27,12 @@ from dq_plugins.timesteps import TimestepContext, select_for_input
 
 
 def quantize_input(
-    x: Tensor, scale: Tensor, zero_point: Tensor, index: Tensor, bits: int, balance: Tensor | None = None
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    index: Tensor,
+    bits: int | Sequence[int | None],
+    balance: Tensor | None = None,
 ) -> Tensor:
     """Simulated quantization of a layer's input by timestep group; gradients pass straight through.
 
@@ -38,14 +44,18 @@ def quantize_input(
         scale: ``[G]``; may require gradients, and so may the zero point.
         zero_point: ``[G]``, whole numbers.
         index: group of the call, of every sample or of every token: see `dq_plugins.timesteps.select_for_input`.
-        bits: width of the code.
+        bits: width of the code, or the widths of all groups, ``[G]``; None: floating point.
         balance: what the channels of ``x`` are divided by, as it broadcasts against ``x``.
     """
     s, z = (select_for_input(table.to(x.device), index.to(x.device), x) for table in (scale, zero_point))
     if balance is not None:
         s = s * balance.to(x.device)
     differentiable = torch.is_grad_enabled() and any(each.requires_grad for each in (x, s, z))
-    return (FakeQuantize.apply if differentiable else fake_quantize)(x, s, z, *integer_range(bits))
+    quantize = FakeQuantize.apply if differentiable else fake_quantize
+    if isinstance(bits, int):
+        return quantize(x, s, z, *integer_range(bits))
+    low, high, floating = (select_for_input(t.to(x.device), index.to(x.device), x) for t in code_ranges(bits))
+    return torch.where(floating, x, quantize(x, s, z, low, high))
 
 
 def quantize_tokens(x: Tensor, quant: DynamicActivationQuant, balance: Tensor | None = None) -> Tensor:
@@ -116,17 +126,18 @@ class ActivationQuantizer(ExactState):
         super().__init__()
         self.register_buffer("balance", None if balance is None else balance.to(device, copy=True))
         self.groups, self.bits, self.context = quant.groups, quant.bits, context
+        self.group_bits = quant.group_bits
         self.register_buffer("scale", quant.scale.to(device, copy=True))
         self.register_buffer("zero_point", quant.zero_point.to(device, copy=True))
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize ``x``."""
         index = self.context.index(self.groups)
-        return quantize_input(x, self.scale, self.zero_point, index, self.bits, self.balance)
+        return quantize_input(x, self.scale, self.zero_point, index, self.group_bits or self.bits, self.balance)
 
     def extra_repr(self) -> str:
         """Width and groups."""
-        return f"bits={self.bits}, groups={self.groups!r} ({self.scale.numel()}), simulated"
+        return f"bits={self.group_bits or self.bits}, groups={self.groups!r} ({self.scale.numel()}), simulated"
 
 
 InputQuantizer = ActivationQuantizer | TokenQuantizer

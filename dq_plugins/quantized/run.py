@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from dq_plugins.errors import PlanError
-from dq_plugins.plan import QuantPlan
+from dq_plugins.plan import ActivationQuant, QuantPlan
 from dq_plugins.quantized.attention import install_attention
 from dq_plugins.quantized.exact_tokens import install_tokens
 from dq_plugins.quantized.layer import LayerState, QuantizedLayer, planned_state
@@ -159,4 +159,5 @@ def sees_quantized_inputs(plan: QuantPlan, chosen: bool | None = None) -> bool:
     """
     if chosen is not None:
         return chosen
-    return any(layer.activation is not None and layer.activation.bits < 8 for layer in plan.layers.values())
+    found = (layer.activation for layer in plan.layers.values() if layer.activation is not None)
+    return any((a.narrowest if isinstance(a, ActivationQuant) else a.bits) < 8 for a in found)

@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from dq_plugins.affine import integer_range
+from dq_plugins.affine import code_ranges
 from dq_plugins.plan import ActivationQuant, WeightQuant
 from dq_plugins.quantized.straight_through import round_ste
 
@@ -105,7 +105,8 @@ class InputRange(Smooth):
     def __init__(self, quant: ActivationQuant, device: torch.device, rate: float = 1.0) -> None:
         super().__init__((2, len(quant.scale)), device, rate * of_steps(quant.bits))
         self.scale, self.zero_point = quant.scale.to(device), quant.zero_point.to(device).float()
-        self.symmetric, self.code = quant.symmetric, integer_range(quant.bits)
+        self.symmetric = quant.symmetric
+        self.code = [end.to(device).float() for end in code_ranges(quant.widths)[:2]]  # [G] each
 
     def soft(self) -> Tensor:
         """Scale and zero point."""

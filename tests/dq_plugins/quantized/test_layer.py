@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from dq_plugins.errors import PlanError
+from dq_plugins.affine import fake_quantize
+from dq_plugins.errors import DQError, PlanError
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, LayerPlan, WeightQuant
 from dq_plugins.quantized.layer import (
     ActivationQuantizer,
@@ -145,3 +146,44 @@ def test_dynamic_ranges_pass_gradients_and_need_no_timestep():
     assert torch.equal(x.grad, torch.ones_like(x))
     assert "symmetric" not in repr(module.input_quantizer)
     assert not module.input_quantizer.state_dict()
+
+
+def widths_by_group() -> ActivationQuant:
+    scale, zero_point = torch.tensor([0.1, 0.4, 0.02]), torch.tensor([0, 1, 3], dtype=torch.int32)
+    return ActivationQuant(8, "three", scale, zero_point, (4, None, 8))
+
+
+def test_each_timestep_group_has_its_own_width_and_one_may_have_none():
+    quant, where = widths_by_group(), TimestepContext({"three": TimestepGroups((300.0, 700.0))})
+    quantizer = ActivationQuantizer(quant, where, CPU)
+    expected = [fake_quantize(X, quant.scale[0], quant.zero_point[0], -8, 7), X]
+    expected.append(fake_quantize(X, quant.scale[2], quant.zero_point[2], -128, 127))
+    for t, value in zip((100, 500, 900), expected, strict=True):
+        with where.select(t):
+            assert torch.equal(quantizer(X), value)
+    with where.select(torch.tensor([900.0, 500.0, 100.0, 100.0])):
+        rows = [expected[g][i] for i, g in enumerate((2, 1, 0, 0))]
+        assert torch.equal(quantizer(X), torch.stack(rows))
+    assert all(torch.equal(quant.fake_quantize(X, g), each) for g, each in enumerate(expected))
+
+
+def test_gradients_of_a_group_are_those_of_its_width_and_pass_where_it_has_none():
+    where = TimestepContext({"three": TimestepGroups((300.0, 700.0))})
+    quantizer = ActivationQuantizer(widths_by_group(), where, CPU)
+    for t, passes in ((100, lambda x: (x * 10 >= -8) & (x * 10 <= 7)), (500, torch.ones_like)):
+        x = X.clone().requires_grad_()
+        with where.select(t):
+            quantizer(x).sum().backward()
+        assert torch.equal(x.grad.bool(), passes(X).bool())
+
+
+@pytest.mark.parametrize("widths", [(4, 8), (None, None, None), (4, 4, 4), (4, 17, 8)])
+def test_widths_that_are_not_those_of_the_groups_are_refused(widths):
+    quant = widths_by_group()
+    with pytest.raises(DQError, match="bits"):
+        replace(quant, group_bits=widths)
+
+
+def test_a_layer_says_its_widths_and_adapters_must_know_them():
+    entry = LayerPlan("linear", weight=plan(layer()).weight, activation=widths_by_group(), unquantized_reason=None)
+    assert (entry.width, entry.features) == ("W4A4/8/32", ("group_widths",))
