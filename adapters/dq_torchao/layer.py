@@ -8,8 +8,9 @@ One formula holds for every kernel, with ``q`` the activation codes and ``w`` th
 depend on the input, so it is computed once. The correction of the group is added to the bias, not to the output. Where
 channels of the input are divided by a balance, the codes are those of ``x`` times ``1 / (s[g] balance)``: one
 multiplication of the input, as without it. Rows of the input that have parameters of their own (samples of several
-timesteps, tokens with dynamic ranges) are multiplied as bare codes, and rescaled afterwards. A timestep group may have a narrower code, which the same kernel
-multiplies, or none: its inputs stay in floating point and meet the dequantized weight.
+timesteps, tokens with dynamic ranges) are multiplied as bare codes, and rescaled afterwards. A timestep
+group may have a narrower code, which the same kernel multiplies, or none: its inputs stay in floating point and meet
+the dequantized weight.
 
 Shapes: ``O`` outputs, ``K`` products per output, ``C`` input channels, ``G`` groups, ``N`` batch.
 """
