@@ -4,9 +4,9 @@
     subject to  sum_i cost_c[i, o_i] <= limit_c        for every budget c
 
 ``r`` adds up in power over choice sets, the amplitudes ``c`` add up as they are (`dq_plugins.sensitivity.drift`). The
-objective is convex, so every tangent of the square, ``2 s_0 s - s_0^2 <= s^2``, is a bound from below: CP-SAT solves the
-linear program over the tangents so far, the answer's own tangent joins them, and when the value of an answer meets the
-bound it is the optimum (outer approximation: Kelley 1960; Duran and Grossmann 1986).
+objective is convex, so every tangent of the square, ``2 s_0 s - s_0^2 <= s^2``, is a bound from below. CP-SAT solves
+the linear program over the tangents so far, the answer's own tangent joins them, and when the value of an answer meets
+the bound it is the optimum (outer approximation: Kelley 1960; Duran and Grossmann 1986).
 
 Beam search keeps, after each choice set, the partial choices that no other beats in cost and in error, thinned to a
 width; it is what AdaTSQ (arXiv 2602.09883) searches widths over layers and timesteps with.
@@ -124,7 +124,7 @@ def beam_search(program: DriftingProgram, width: int = 64) -> Choice | None:
 
 
 def _front(cost: Floats, error: Floats, width: int) -> np.ndarray:
-    """Places of those that no other beats in cost and error; evenly spread ones, where there are more than ``width``."""
+    """Places of those that no other beats in cost and error; evenly spread, at most ``width``."""
     order = np.lexsort((error, cost))
     before = np.concatenate([[np.inf], np.minimum.accumulate(error[order])[:-1]])
     front = order[error[order] < before]
@@ -196,7 +196,7 @@ def solve_drifting(program: DriftingProgram, *, seconds: float = 20.0, beam: int
     Returns:
         The solution; ``optimal`` where the bound is met within a relative `CLOSE`. It has no prices.
     """
-    began, linear = time.perf_counter(), program.linear
+    began = time.perf_counter()
     known = [each for each in (greedy_drifting(program), beam_search(program, beam)) if each is not None]
     best = min(known, key=program.value, default=None)
     tangents, bound, infeasible, left = _Tangents(program), 0.0, False, seconds
