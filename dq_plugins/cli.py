@@ -18,7 +18,7 @@ from dq_plugins.errors import DQError, close_matches
 
 COMMANDS = (
     "demo", "list", "recipes", "check", "inspect", "record", "plan", "apply", "quantize", "evaluate", "report", "diff",
-    "completion",
+    "sign", "completion",
 )  # fmt: skip
 EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 

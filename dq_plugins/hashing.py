@@ -24,13 +24,14 @@ def hash_json(data: Any) -> str:
         data: what ``json.dumps`` takes; tuples count as lists.
 
     Raises:
-        DQError: the data has a part that JSON cannot hold (NaN and infinity among them).
+        DQError: the data has a part that JSON cannot hold (NaN and infinity among them), or is nested too deeply.
     """
     try:
         text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DQError(f"only finite JSON data can be hashed: {error}") from error
-    return hashlib.sha256(text.encode()).hexdigest()
+    # a surrogate alone is no character, and a JSON string may hold one
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def raw_bytes(tensor: Tensor) -> bytes | memoryview:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,12 @@ import torch
 from torch import nn
 
 from dq_diffusers.host import diffusers_attribute
+from dq_plugins.artifact.files import check_length
+from dq_plugins.artifact.strict_json import parse_json
 from dq_plugins.errors import DQError
+
+MOST_MB = 16
+"""The most that a config of diffusers may take."""
 
 DENOISER_FOLDERS = ("transformer", "unet", "prior", "decoder")
 """Sub-folders of a pipeline that hold a denoiser, in the order they are looked for."""
@@ -30,7 +34,7 @@ def build_from_config(path: str | Path) -> nn.Module:
         DQError: there is no config, it names no diffusers model, or the model rejects it.
     """
     file = find_config(Path(path))
-    config = _read(file)
+    config = read_config(file)
     cls = _model_class(config.get("_class_name"), file)
     try:
         with torch.device("meta"):
@@ -65,15 +69,19 @@ def find_config(path: Path) -> Path:
     )
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_config(file: Path) -> dict[str, Any]:
+    """A JSON file that diffusers wrote: ``config.json`` or ``model_index.json``.
+
+    Raises:
+        DQError: it cannot be read, is too large, or is no JSON object.
+    """
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        check_length(file.stat().st_size, file, MOST_MB)
+        config = parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise DQError(
-            f"{file} cannot be read as JSON: {error}. Expected is the config.json of a diffusers model."
-        ) from error
+        raise DQError(f"{file} cannot be read as JSON: {error}. Expected is what diffusers writes.") from error
     if not isinstance(config, dict):
-        raise DQError(f"{file} holds a {type(config).__name__}, not the object that a diffusers config.json is.")
+        raise DQError(f"{file} holds a {type(config).__name__}, not the object that diffusers writes.")
     return config
 
 

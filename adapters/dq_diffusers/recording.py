@@ -41,10 +41,11 @@ def load_pipeline(path: str | Path) -> Any:
         DQError: there is no pipeline.
     """
     from dq_diffusers import pipelines
+    from dq_diffusers.building import read_config
 
     index = Path(path) / "model_index.json"
     if index.is_file():
-        name = json.loads(index.read_text())["_class_name"]
+        name = str(read_config(index).get("_class_name"))
         own = (pipelines.PixelTextToImagePipeline, pipelines.PixelClassConditionalPipeline)
         return {each.__name__: each for each in own}.get(name, pipelines.DiffusionPipeline).from_pretrained(path)
     if Path(path).exists() or not _HUB_NAME.fullmatch(str(path)):

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torchao.core.config import config_to_dict
 
+from dq_plugins.artifact.files import check_place
 from dq_plugins.atomic import replacing
 from dq_plugins.errors import CheckpointError, DQError, PlanError, TimestepError
 from dq_plugins.quantized.attention import QuantizedAttention
@@ -76,6 +77,9 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
     """
     folder = Path(folder)
     device = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+    if (folder / FILE_NAME).exists():  # `CheckpointFiles` says what is missing
+        with _damage_named():
+            check_place(folder / FILE_NAME)
     files = CheckpointFiles([folder / FILE_NAME])
     raw = files.record.config
     if raw is None:
@@ -105,13 +109,14 @@ def rebuild(model: nn.Module, config: CheckpointConfig) -> nn.Module:
         CheckpointError: the config names layers that the denoiser does not have.
         PlanError: it needs what this release does not implement.
     """
-    plan = config.skeleton()
+    plan = config.skeleton(model)
     modules = dict(model.named_modules())
     if unknown := [name for name in (*plan.layers, *plan.attention) if name not in modules]:
         raise CheckpointError(
             f"the checkpoint is of a quantized {plan.model} with a layer {unknown[0]!r} ({len(unknown)} such), which "
             f"this {type(model).__name__} does not have. Build the denoiser that was saved."
         )
+    plan.check_shapes(model)
     for name, layer in plan.layers.items():
         if layer.quantized:
             _to_meta(modules[name])
@@ -148,6 +153,10 @@ def _damage_named() -> Iterator[None]:
         yield
     except TimestepError as error:
         raise CheckpointError(f"the timestep groups of the checkpoint are damaged: {error}") from error
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, DQError):
+            raise
+        raise CheckpointError(f"the checkpoint is damaged: {error}") from error
 
 
 def _to_meta(layer: nn.Module) -> None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from math import prod
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 
+from dq_plugins.artifact.codec import decode
 from dq_plugins.errors import PlanError
 from dq_plugins.libraries import library_adapter
 from dq_plugins.plan import PLAN, QuantPlan
@@ -21,6 +24,20 @@ from dq_torchao.report import Execution, execution_report
 from dq_torchao.versions import Versioned
 
 ATTRIBUTE = "dq_checkpoint"
+SLACK = 1 << 24
+"""Values that a plan may have whatever the size of its denoiser: tables of a small one are larger than it."""
+
+
+def _check_claim(claim: list[Any]) -> list[Any]:
+    if not (len(claim) == 2 and isinstance(claim[0], str) and isinstance(claim[1], list)):
+        raise ValueError("a tensor is described by its dtype and its shape")
+    if not all(type(extent) is int and extent >= 0 for extent in claim[1]):
+        raise ValueError(f"a shape has whole numbers from 0, got {claim[1][:4]}")
+    return claim
+
+
+TensorClaim = Annotated[list[Any], AfterValidator(_check_claim)]
+"""``["float32", [8]]``; a list, because torchao's configs have no tuples."""
 
 
 @dataclass(repr=False)
@@ -37,8 +54,8 @@ class CheckpointConfig(Versioned, AOBaseConfig):
     """
 
     plan: dict[str, Any]
-    tensors: dict[str, list[Any]]
-    executions: dict[str, dict[str, str]]
+    tensors: dict[str, TensorClaim]
+    executions: dict[str, dict[str, Any]]
     options: dict[str, Any] = field(default_factory=dict)
     version: int = 1
 
@@ -57,12 +74,22 @@ class CheckpointConfig(Versioned, AOBaseConfig):
         layer: Any = model.get_submodule(name)
         self.executions[name] = {**asdict(layer.execution), "form": type(layer).__name__}
 
-    def skeleton(self) -> QuantPlan:
+    def skeleton(self, denoiser: nn.Module) -> QuantPlan:
         """The plan with placeholders for its tensors, which take no memory.
+
+        Args:
+            denoiser: that the plan is for. What the tensors claim to take must be in proportion to its weights, and
+                fit its layers: layers are made from these claims before a value is there.
 
         Raises:
             PlanError: the record is damaged or of a newer format.
         """
+        claimed = sum(prod(shape) for _, shape in self.tensors.values())
+        if claimed > 4 * sum(p.numel() for p in denoiser.parameters()) + SLACK:
+            raise PlanError(
+                f"the quantization config of this checkpoint claims {claimed} values of scales, codes and tables, "
+                f"which no plan for this {type(denoiser).__name__} has: it is damaged"
+            )
         try:
             tensors = {name: _placeholder(dtype, shape) for name, (dtype, shape) in self.tensors.items()}
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -79,8 +106,8 @@ class CheckpointConfig(Versioned, AOBaseConfig):
         try:
             fields = dict(self.executions[layer])
             form = fields.pop("form")
-            return Execution(**fields), form  # type: ignore[arg-type]
-        except (KeyError, TypeError, ValueError) as error:
+            return decode(Execution, fields, {}), form
+        except (KeyError, ValueError) as error:
             raise PlanError(
                 f"the quantization config of this checkpoint does not say how layer {layer!r} runs: it is damaged"
             ) from error

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from dataclasses import fields
+from functools import cache
+from typing import Any, TypeVar, get_type_hints
 
 from torchao.core import config as torchao_config
+from typing_extensions import NotRequired, TypedDict
 
+from dq_plugins.artifact.codec import STRICT, decode
 from dq_plugins.errors import DQError
 
 C = TypeVar("C")
@@ -30,6 +34,20 @@ def config_from_json(data: Any, kind: type[C]) -> C:
     if found != kind.__name__:
         raise DQError(f"the quantization config is a {found}, expected was a {kind.__name__}")
     try:
-        return kind(**{**data["_data"], "version": data["_version"]})
-    except (KeyError, TypeError) as error:
+        version, fields = data["_version"], data["_data"]
+        kind.__new__(kind, version=version)  # a newer one may have fields that are not known here
+        return kind(**decode(_fields_of(kind), fields, {}), version=version)
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, DQError):
+            raise
         raise DQError(f"the quantization config is damaged: {type(error).__name__}: {error}") from error
+
+
+@cache
+def _fields_of(kind: type) -> Any:
+    """The fields of a config as a type of dictionary, so that their types are checked before the class sees them."""
+    known = {f.name: NotRequired[hint] for f in fields(kind) if (hint := get_type_hints(kind)[f.name])}
+    known.pop("version")
+    found = TypedDict("Fields", known)  # type: ignore[operator]
+    found.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
+    return found

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from dq_plugins.artifact import STRICT
 from dq_torchao.packed_weight import PackedWeight
 from dq_torchao.wrapped_forward import unreachable
 
@@ -44,6 +45,8 @@ class Execution:
         bytes: what the weight takes, without scales.
         scale_bytes: what scales, zero points, balance and bias correction take, those of the activations included.
     """
+
+    __pydantic_config__ = STRICT
 
     state: State
     width: str

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from dq_plugins.affine import integer_range
 from dq_plugins.errors import CheckpointError
 from dq_plugins.plan import ActivationQuant, BiasCorrection, LayerPlan
+from dq_plugins.plan.validity import code_fault, finite_fault, scale_fault
 from dq_plugins.quantized.layer import ActivationQuantizer, simulate_layer
 from dq_plugins.quantized.output_correction import OutputCorrection
 from dq_plugins.timesteps import TimestepContext
@@ -83,44 +83,31 @@ def check_values(model: nn.Module) -> None:
     for name, layer in list(model.named_modules()):
         simulate_without_kernel(layer)
         if isinstance(layer, PackedWeight):
-            _check_scale(name, "weight_scale", layer.weight_scale)
-            _check_scale(name, "inverse_balance", layer.inverse_balance)
+            _check(name, "weight_scale", _scale_fault(layer.weight_scale))
+            _check(name, "inverse_balance", _scale_fault(layer.inverse_balance))
         if isinstance(layer, OutputCorrection):
-            _check_table(name, "values", layer.values)
+            _check(name, "values", finite_fault(layer.values))
         if isinstance(layer, ActivationQuantizer):
-            _check_scale(name, "scale", layer.scale)
-            _check_scale(name, "balance", layer.balance)
-            _check_zero_point(name, layer.zero_point, layer.bits)
+            _check(name, "scale", _scale_fault(layer.scale))
+            _check(name, "balance", _scale_fault(layer.balance))
+            _check(name, "zero_point", code_fault(layer.zero_point, layer.bits))
         if isinstance(layer, IntegerLayer):
-            _check_scale(name, "act_scale", layer.act_scale)
-            _check_table(name, "bias_correction", layer.bias_correction)
+            _check(name, "act_scale", _scale_fault(layer.act_scale))
+            if layer.bias_correction is not None:
+                _check(name, "bias_correction", finite_fault(layer.bias_correction))
             if layer.act_zero_point is not None:
-                _check_zero_point(name, layer.act_zero_point, layer.act_bits)
+                _check(name, "act_zero_point", code_fault(layer.act_zero_point, layer.act_bits))
             if reason := kernel_for(layer.operator, layer.weight_packed.device).unsupported_reason:
                 _simulate_instead(layer, reason)
 
 
-def _check_scale(layer: str, part: str, scale: Tensor | None) -> None:
-    _check_table(layer, part, scale, positive=True)
+def _check(layer: str, part: str, fault: str) -> None:
+    if fault:
+        raise CheckpointError(f"layer {layer!r}: {part} {fault}: the checkpoint is damaged")
 
 
-def _check_table(layer: str, part: str, table: Tensor | None, *, positive: bool = False) -> None:
-    if table is None:
-        return
-    if table.dtype != torch.float32 or not bool(torch.isfinite(table).all()) or (positive and bool((table <= 0).any())):
-        raise CheckpointError(
-            f"layer {layer!r}: {part} must be float32, {'positive and ' * positive}finite, and the checkpoint holds "
-            f"{table.dtype} from {table.min():g} to {table.max():g}: it is damaged"
-        )
-
-
-def _check_zero_point(layer: str, zero_point: Tensor, bits: int) -> None:
-    low, high = integer_range(bits)
-    if bool(((zero_point < low) | (zero_point > high)).any()):
-        raise CheckpointError(
-            f"layer {layer!r}: activation zero points of {bits} bits lie in [{low}, {high}], and the checkpoint holds "
-            f"{int(zero_point.min())} to {int(zero_point.max())}: it is damaged"
-        )
+def _scale_fault(scale: Tensor | None) -> str:
+    return "" if scale is None else scale_fault(scale, tuple(scale.shape))  # shapes are those of the skeleton
 
 
 def _simulate_instead(layer: IntegerLayer, reason: str) -> None:

@@ -18,6 +18,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, PlainValidator, TypeAdapter, ValidationError, ValidationInfo, WithJsonSchema
 from torch import Tensor
 
+from dq_plugins.errors import DQError
+
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 """``__pydantic_config__`` of every dataclass that goes to disk."""
 
@@ -91,6 +93,9 @@ def decode(schema: Any, raw: Any, tensors: Mapping[str, Tensor]) -> Any:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the top level"
         raise ValueError(f"at {place}: {first['msg'].removeprefix('Value error, ')}") from error
+    except (DQError, RuntimeError, LookupError, ArithmeticError) as error:
+        # what a `__post_init__` computes with a tensor of a dtype or shape that has no such operation
+        raise ValueError(f"a part of it cannot be right: {error}") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"it has a part that JSON cannot hold: {error}") from error
 

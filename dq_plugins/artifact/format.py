@@ -14,8 +14,10 @@ is read can run code, and what is read is bounded.
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -53,6 +55,7 @@ class Format(Generic[T]):
         what: what a value is, for messages: "a plan".
         remedy: what to do about a damaged one: "Make the plan again."
         record_mb: the most that a record may take; a plan of 1000 layers takes one.
+        accept: the command that accepts what a person has changed in the record, see `sign`; empty: there is none.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Format(Generic[T]):
     what: str = "an artifact"
     remedy: str = "Delete it, and run again what wrote it."
     record_mb: int = 256
+    accept: str = ""
 
     # In memory
 
@@ -98,8 +102,13 @@ class Format(Generic[T]):
         """
         return self._value(self.envelope(data, where), tensors, where)
 
-    def envelope(self, data: Any, where: str) -> Envelope:
+    def envelope(self, data: Any, where: str, accept: str = "") -> Envelope:
         """What stands around the record, checked; the tensors are not.
+
+        Args:
+            data: the JSON data.
+            where: what it was read from, for messages.
+            accept: what to do where the hash alone is wrong; the remedy by default.
 
         Raises:
             DQError: see `open`.
@@ -113,7 +122,7 @@ class Format(Generic[T]):
                 f"{where} is {self.what} in format {version}; this dq-plugins reads format {self.version}. {way_out}"
             )
         if found.get("hash") != self._hashed({k: v for k, v in found.items() if k != "hash"}):
-            raise self.error(f"{where} was altered or is damaged: its hash differs. {self.remedy}")
+            raise self.error(f"{where} was altered or is damaged: its hash differs. {accept or self.remedy}")
         try:
             return decode(Envelope, found, {})
         except ValueError as error:
@@ -122,7 +131,7 @@ class Format(Generic[T]):
     def _hashed(self, fields: dict[str, Any]) -> str:
         try:
             return hash_json(fields)
-        except (DQError, RecursionError):  # data that did not come through `parse_json`
+        except DQError:  # data that did not come through `parse_json`
             return ""
 
     def _value(self, envelope: Envelope, tensors: Mapping[str, Tensor], where: str) -> T:
@@ -228,11 +237,38 @@ class Format(Generic[T]):
         Raises:
             DQError: something is there, and it is damaged.
         """
-        if not Path(path).exists():
+        if not os.path.lexists(path):
             return None
         envelope, tensors = self._load(Path(path), mapped=mapped)
         fits = envelope.library_version == __version__ and envelope.settings == encode(settings, "", {})
         return self._value(envelope, tensors, str(path)) if fits else None
+
+    def sign(self, path: str | Path) -> T:
+        """Accept a record that a person has changed: check all of it, and write it under its new hash.
+
+        It no longer follows from the settings that it was written for, so these are dropped. Tensors are not for
+        editing by hand: they must be those that belong to the record.
+
+        Args:
+            path: of an artifact whose record is text.
+
+        Returns:
+            The value.
+
+        Raises:
+            DQError: see `read`, for anything but the hash of the record.
+        """
+        path = Path(path)
+        data = self._parsed(self._text(path), str(path))
+        if not isinstance(data, dict):
+            self.envelope(data, str(path))  # which says what it is not
+        fields = {key: value for key, value in data.items() if key not in ("hash", "settings")}
+        if data.get("hash") == self._hashed({key: value for key, value in data.items() if key != "hash"}):
+            return self.read(path)  # nothing was changed
+        envelope = self.envelope({**fields, "hash": self._hashed(fields)}, str(path))
+        value = self._value(envelope, self._tensors_beside(path, envelope, mapped=False), str(path))
+        self.write(path, value)
+        return value
 
     def differing(self, path: str | Path, settings: Mapping[str, Any]) -> list[str]:
         """Names of the settings of the artifact at a path that are others than these.
@@ -246,26 +282,45 @@ class Format(Generic[T]):
         return names + (["dq-plugins"] if envelope.library_version != __version__ else [])
 
     def _load(self, path: Path, *, mapped: bool = False) -> tuple[Envelope, dict[str, Tensor]]:
-        if not path.exists():
-            raise self.error(f"{path} is missing: {self.what} was expected there")
-        try:
-            return self._load_text(path, mapped) if path.suffix == ".json" else self._load_single(path, mapped)
-        except ValueError as error:
-            if isinstance(error, self.error):
-                raise
-            raise self.error(f"{error}. {self.remedy}") from error
+        if path.suffix == ".json":
+            return self._load_text(path, mapped)
+        with self._reading(path):
+            return self._load_single(path, mapped)
 
     def _load_text(self, path: Path, mapped: bool) -> tuple[Envelope, dict[str, Tensor]]:
         while True:
             envelope = self._load_envelope(path)
-            if envelope.tensors_hash is None:
-                return envelope, {}
-            beside = _beside(path, envelope.tensors_hash)
-            if beside.exists() or self._load_envelope(path) == envelope:  # or another process has replaced it just now
-                return envelope, read_tensors(beside, mapped=mapped)[1]
+            digest = envelope.tensors_hash
+            whole = digest is None or _beside(path, digest).exists()
+            if whole or self._load_envelope(path) == envelope:  # or another process has replaced it just now
+                return envelope, self._tensors_beside(path, envelope, mapped)
 
     def _load_envelope(self, path: Path) -> Envelope:
-        return self.envelope(self._parsed(read_bounded(path, self.record_mb), str(path)), str(path))
+        remedy = f"If you changed it on purpose, accept the change with `{self.accept} {path}`; if not, "
+        accept = remedy + self.remedy[0].lower() + self.remedy[1:] if self.accept else ""
+        return self.envelope(self._parsed(self._text(path), str(path)), str(path), accept)
+
+    def _text(self, path: Path) -> bytes:
+        with self._reading(path):
+            return read_bounded(path, self.record_mb)
+
+    def _tensors_beside(self, path: Path, envelope: Envelope, mapped: bool) -> dict[str, Tensor]:
+        if envelope.tensors_hash is None:
+            return {}
+        with self._reading(path):
+            return read_tensors(_beside(path, envelope.tensors_hash), mapped=mapped)[1]
+
+    @contextmanager
+    def _reading(self, path: Path) -> Iterator[None]:
+        """Give what goes wrong the class and the words of this format."""
+        try:
+            if not os.path.lexists(path):
+                raise self.error(f"{path} is missing: {self.what} was expected there")
+            yield
+        except (OSError, ValueError) as error:
+            if isinstance(error, self.error):
+                raise
+            raise self.error(f"{error}. {self.remedy}") from error
 
     def _load_single(self, path: Path, mapped: bool) -> tuple[Envelope, dict[str, Tensor]]:
         metadata, tensors = read_tensors(path, mapped=mapped)

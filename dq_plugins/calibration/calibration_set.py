@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from dq_plugins.calibration.call import Call, timestep_tensor
+from dq_plugins.calibration.call import Call, timestep_tensor, timestep_values
 from dq_plugins.calibration.call_records import decode, tensor_keys
 from dq_plugins.calibration.schema import Manifest
-from dq_plugins.calibration.storage import ShardReader, check_shards, read_manifest
+from dq_plugins.calibration.storage import WAY_OUT, ShardReader, check_shards, read_manifest
 from dq_plugins.errors import CalibrationError
 from dq_plugins.hashing import hash_json
 from dq_plugins.timesteps import Schedule
@@ -193,6 +193,11 @@ class CalibrationSet:
         output = self._reader.get(next(tensor_keys(record.output)))
         argument = self.timestep_argument
         call = Call(index, timestep_tensor(kwargs.get(argument), argument), kwargs, output)
+        if timestep_values(call.timestep) != record.timesteps:
+            raise CalibrationError(
+                f"{self.folder}: call {index} was made at timestep {timestep_values(call.timestep)[:4]}, and the "
+                f"manifest says {record.timesteps[:4]}. {WAY_OUT}"
+            )
         if timestep is None or len(record.timesteps) == 1:
             return call
         rows = torch.tensor([row for row, t in enumerate(record.timesteps) if t == timestep])

@@ -9,7 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -77,15 +79,40 @@ def _check_finite(name: str, tensor: Tensor) -> None:
         )
 
 
+def check_description(node: Any) -> Any:
+    """The description itself, if `encode` may have made it; a validator of records that are read.
+
+    Raises:
+        ValueError: it has another form.
+    """
+    if isinstance(node, list):
+        for item in node:
+            check_description(item)
+    elif isinstance(node, dict):
+        _check_described(node)
+    return node
+
+
+def _check_described(node: dict[str, Any]) -> None:
+    kinds = {("tensor",): str, ("tuple",): list, ("dict",): dict, ("class", "dict"): dict}
+    kind = kinds.get(tuple(sorted(node)))
+    content = next((node[key] for key in ("tensor", "tuple", "dict") if key in node), None)
+    if kind is None or not isinstance(content, kind) or not isinstance(node.get("class", ""), str):
+        raise ValueError(f"a value is described by 'tensor', 'tuple' or 'dict', got the keys {sorted(node)[:4]}")
+    if not isinstance(content, str):
+        for item in content.values() if isinstance(content, dict) else content:
+            check_description(item)
+
+
 def decode(node: Any, fetch: Callable[[str], Tensor]) -> Any:
     """The value that `encode` described.
 
     Args:
-        node: the description.
+        node: the description, as `check_description` wants it.
         fetch: gives the tensor of a content hash.
 
     Raises:
-        CalibrationError: the output class is not loaded in this process.
+        CalibrationError: the output class is not loaded in this process, or does not have these fields.
     """
     if isinstance(node, list):
         return [decode(item, fetch) for item in node]
@@ -96,15 +123,35 @@ def decode(node: Any, fetch: Callable[[str], Tensor]) -> Any:
     if "tuple" in node:
         return tuple(decode(item, fetch) for item in node["tuple"])
     fields = {key: decode(item, fetch) for key, item in node["dict"].items()}
-    return _output_class(node["class"])(**fields) if "class" in node else fields
+    return _output(node["class"], fields) if "class" in node else fields
+
+
+def _output(name: str, fields: dict[str, Any]) -> Any:
+    """A dataclass from its fields.
+
+    A manifest must never be able to run code: the class is looked up among modules that are loaded, without asking a
+    module for what it would import then, and nothing of the class runs but what `dataclass` itself wrote. The classes
+    of diffusers and transformers are dictionaries, which fill themselves in a ``__post_init__`` of their library.
+    """
+    found = _output_class(name)
+    own = "__post_init__" if hasattr(found, "__post_init__") else ""
+    own = own or ("" if found.__dataclass_params__.init else "__init__")  # type: ignore[attr-defined]
+    if own and not issubclass(found, OrderedDict):
+        raise CalibrationError(
+            f"a recorded value has the class {name!r}, which has a {own} of its own: it is not run. Record the "
+            "denoiser with return_dict=False."
+        )
+    try:
+        return found(**fields)
+    except (TypeError, ValueError) as error:
+        raise CalibrationError(f"a recorded value does not fit its class {name!r}: {error}") from error
 
 
 def _output_class(name: str) -> type:
-    # Looked up among loaded modules only: a manifest must never be able to import code.
     module, _, path = name.partition(":")
     found: Any = sys.modules.get(module)
     for part in path.split("."):
-        found = getattr(found, part, None)
+        found = vars(found).get(part) if isinstance(found, ModuleType | type) else None
     if isinstance(found, type) and dataclasses.is_dataclass(found):
         return found
     raise CalibrationError(

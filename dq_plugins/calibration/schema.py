@@ -6,7 +6,16 @@ named by the hash of their content, so a tensor that repeats (text embeddings, t
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, model_validator
+from typing_extensions import Self
+
+from dq_plugins.artifact.envelope import Digest
+from dq_plugins.calibration.call_records import check_description, tensor_keys
+
+Description = Annotated[JsonValue, AfterValidator(check_description)]
+"""A value of a call, as `call_records` describes it."""
 
 
 class Record(BaseModel):
@@ -18,9 +27,9 @@ class Record(BaseModel):
 class CallRecord(Record):
     """One denoiser call: its timestep (one value, or one per sample), and what `call_records` says of its values."""
 
-    timesteps: list[float] = Field(min_length=1)
-    inputs: dict[str, JsonValue]
-    output: JsonValue
+    timesteps: list[FiniteFloat] = Field(min_length=1)
+    inputs: dict[str, Description]
+    output: Description
 
 
 class ShardRecord(Record):
@@ -28,7 +37,7 @@ class ShardRecord(Record):
 
     file: str = Field(pattern=r"^shard-\d{5}-[0-9a-f]{12}\.safetensors$")
     size: int = Field(ge=0)
-    sha256: str
+    sha256: Digest
     tensors: list[str]
 
 
@@ -43,3 +52,15 @@ class Manifest(Record):
     shards: list[ShardRecord]
     calls: list[CallRecord]
     sampler: dict[str, JsonValue] | None = None
+
+    @model_validator(mode="after")
+    def _every_tensor_has_a_shard(self) -> Self:
+        held = {key for shard in self.shards for key in shard.tensors}
+        for index, call in enumerate(self.calls):
+            output = list(tensor_keys(call.output))
+            if not output:
+                raise ValueError(f"the output of call {index} has no tensor")
+            for key in (*output, *(key for node in call.inputs.values() for key in tensor_keys(node))):
+                if key not in held:
+                    raise ValueError(f"call {index} has a tensor {key[:12]!r}, which is in no shard")
+        return self

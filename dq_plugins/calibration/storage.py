@@ -113,7 +113,7 @@ class ShardReader:
                 self._open[name] = read_tensors(self.folder / name, mapped=True)[1]
             # Cloned into aligned memory: on the mapped file's alignment some CPU kernels round differently.
             return self._open[name][key].clone()
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, OSError) as error:
             raise CalibrationError(f"tensor {key[:12]} cannot be read: {error}. {WAY_OUT}") from error
 
     def __getstate__(self) -> dict[str, Any]:

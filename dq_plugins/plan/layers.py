@@ -28,16 +28,15 @@ from dq_plugins.artifact import STRICT, StoredTensor
 from dq_plugins.errors import PlanError
 from dq_plugins.plan.brief import brief
 from dq_plugins.plan.dynamic_ranges import DynamicActivationQuant
+from dq_plugins.plan.validity import code_fault, finite_fault, scale_fault, zero_point_fault
 
 FEATURE = {"feature": True}
 """Metadata of a field that changes what is computed: an adapter that does not implement it must refuse the plan."""
 
 
-def _finite_positive(scale: Tensor, what: str) -> None:
-    if scale.dim() != 1 or scale.numel() == 0:
-        raise PlanError(f"{what} must have one dimension and an entry, got shape {tuple(scale.shape)}")
-    if not bool((torch.isfinite(scale) & (scale > 0)).all()):
-        raise PlanError(f"{what} must be finite and positive, found {scale.min():g} .. {scale.max():g}")
+def _require(fault: str, what: str) -> None:
+    if fault:
+        raise PlanError(f"{what} {fault}")
 
 
 @dataclass
@@ -63,8 +62,8 @@ class WeightQuant:
     scheme: Literal["affine", "binary"] = "affine"
 
     def __post_init__(self) -> None:
-        q_min, q_max = integer_range(self.bits)
-        _finite_positive(self.scale, "weight scale")
+        integer_range(self.bits)
+        _require(scale_fault(self.scale), "weight scale")
         if self.scheme not in ("affine", "binary"):
             raise PlanError(f"a weight's scheme is 'affine' or 'binary', got {self.scheme!r}")
         if self.scheme == "binary" and (self.bits != 1 or self.zero_point is not None or self.codes is not None):
@@ -72,12 +71,10 @@ class WeightQuant:
                 "a binary weight has one bit, no zero point and no learned codes (they are the signs of the weight); "
                 f"got bits={self.bits}"
             )
-        if self.zero_point is not None and self.zero_point.shape != self.scale.shape:
-            raise PlanError(
-                f"weight zero point has shape {tuple(self.zero_point.shape)}, scale {tuple(self.scale.shape)}"
-            )
-        if self.codes is not None and (int(self.codes.min()) < q_min or int(self.codes.max()) > q_max):
-            raise PlanError(f"weight codes must lie in [{q_min}, {q_max}] at {self.bits} bits")
+        if self.zero_point is not None:
+            _require(zero_point_fault(self.zero_point, self.scale, self.bits), "weight zero point")
+        if self.codes is not None:
+            _require(code_fault(self.codes, self.bits), "weight codes")
 
     @property
     def symmetric(self) -> bool:
@@ -130,13 +127,10 @@ class ActivationQuant:
 
     def __post_init__(self) -> None:
         integer_range(self.bits)
-        _finite_positive(self.scale, "activation scale")
+        _require(scale_fault(self.scale), "activation scale")
+        _require(zero_point_fault(self.zero_point, self.scale, self.bits), "activation zero point")
         if self.group_bits is not None:
             self._check_widths(self.group_bits)
-        if self.zero_point.shape != self.scale.shape:
-            raise PlanError(
-                f"activation zero point has shape {tuple(self.zero_point.shape)}, scale {tuple(self.scale.shape)}"
-            )
 
     @property
     def symmetric(self) -> bool:
@@ -195,8 +189,7 @@ class BiasCorrection:
                 f"a bias correction is a float32 table [groups, output channels], got {self.values.dtype} of shape "
                 f"{tuple(self.values.shape)}"
             )
-        if not bool(torch.isfinite(self.values).all()):
-            raise PlanError("a bias correction holds NaN or infinity")
+        _require(finite_fault(self.values), "a bias correction")
         if self.groups is None and len(self.values) != 1:
             raise PlanError(f"a bias correction of {len(self.values)} rows has to name the timestep groups they are of")
 
@@ -273,9 +266,7 @@ class LayerPlan:
                 "sums over positions that would have scales of their own. Use ranges by timestep group for it."
             )
         if self.balance is not None:
-            _finite_positive(self.balance, "balance")
-            if self.balance.dtype != torch.float32:
-                raise PlanError(f"balance is float32, got {self.balance.dtype}")
+            _require(scale_fault(self.balance), "balance")
         if self.bias_correction is not None and self.weight is not None:
             outputs, scales = self.bias_correction.values.shape[1], len(self.weight.scale)
             if scales not in (1, outputs):

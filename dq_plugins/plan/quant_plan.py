@@ -27,6 +27,7 @@ from dq_plugins.plan.decisions import (
     TabulatedBlock,
     Targets,
 )
+from dq_plugins.plan.fitting import misfit, rows_misfit
 from dq_plugins.plan.layers import FEATURE, ActivationQuant, LayerPlan
 from dq_plugins.plan.section import Section
 from dq_plugins.timesteps import Schedule, TimestepGroups
@@ -185,12 +186,23 @@ class QuantPlan:
                 f"the plan names layer {unknown[0]!r} ({len(unknown)} such), which this {type(denoiser).__name__} "
                 f"does not have: it was made for another model ({self.model})"
             )
+        self.check_shapes(denoiser)
         found = weights_hash(denoiser)
         if found != self.model_hash:
             raise PlanError(
                 f"the plan was made for other weights of {self.model}: it holds hash {self.model_hash[:12]}, this "
                 f"{type(denoiser).__name__} has {found[:12]}. Make a plan for these weights, or load the original ones."
             )
+
+    def check_shapes(self, denoiser: nn.Module) -> None:
+        """Raise `PlanError` unless what is stored for the channels of a layer fits that layer."""
+        modules = dict(denoiser.named_modules())
+        for name, layer in self.layers.items():
+            if fault := misfit(layer, modules[name]):
+                raise PlanError(f"layer {name!r} {fault}: the plan is damaged, or of another {self.model}")
+        for name, rows in self.outlier_rows.items():
+            if fault := rows_misfit(rows, modules[name]):
+                raise PlanError(f"layer {name!r} {fault}: the plan is damaged, or of another {self.model}")
 
     @property
     def features(self) -> dict[str, tuple[str, ...]]:
@@ -300,6 +312,12 @@ def _others(plan: QuantPlan) -> Iterable[str]:
 
 PLAN_NAME = "plan.json"
 PLAN: Format[QuantPlan] = Format(
-    "plan", 4, Annotated[QuantPlan, AfterValidator(QuantPlan.validate)], PlanError, "a plan", "Make the plan again."
+    "plan",
+    4,
+    Annotated[QuantPlan, AfterValidator(QuantPlan.validate)],
+    PlanError,
+    "a plan",
+    "Make the plan again.",
+    accept="dq-plugins sign",
 )
 """Plans in memory and on disk, for those who carry them in files of their own."""

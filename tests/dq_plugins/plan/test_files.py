@@ -8,9 +8,12 @@ from artifacts import edit_file, edit_record
 from plans import example_plan
 from torch import nn
 
+from dq_plugins.cli import main
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
+from dq_plugins.layer_kinds import kind_name
 from dq_plugins.plan import PLAN, ActivationQuant, BiasCorrection, LayerPlan, QuantPlan, Reason, WeightQuant
+from dq_plugins.plan.fitting import misfit
 from dq_plugins.timesteps import TimestepGroups
 
 
@@ -125,6 +128,76 @@ def test_refuses_other_weights_and_other_layers() -> None:
         plan.check_model(net)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p: p.layers["a"].weight.__setattr__("scale", torch.ones(2)), "2 weight scales.*1 or 3"),
+        (lambda p: p.layers["a"].weight.__setattr__("codes", torch.zeros(5, 3, dtype=torch.int8)), "codes of shape"),
+        (lambda p: p.layers["a"].__setattr__("balance", torch.ones(4)), "balance of 4 channels, and 5"),
+        (
+            lambda p: p.layers["a"].__setattr__("bias_correction", BiasCorrection(torch.zeros(1, 2))),
+            "of 2 channels",
+        ),
+        (lambda p: p.layers["a"].__setattr__("kind", "conv2d"), "planned as a conv2d layer, and is a linear"),
+        (lambda p: p.outlier_rows["a"].__setattr__("inputs", torch.zeros(1, 4)), "rows of 4 inputs"),
+    ],
+)
+def test_decisions_that_do_not_fit_the_layer_are_refused(change, message) -> None:
+    net = nn.ModuleDict({"a": nn.Linear(5, 3), "b": nn.Conv2d(1, 1, 1)})
+    plan = example_plan()
+    plan.model_hash = weights_hash(net)
+    change(plan)
+    with pytest.raises(PlanError, match=message):
+        plan.check_model(net)
+
+
+def test_the_balance_of_a_grouped_convolution_has_its_input_channels() -> None:
+    for net, channels, scales in (
+        (nn.Conv2d(6, 4, 1, groups=2), 6, 4),
+        (nn.ConvTranspose2d(6, 4, 1, groups=2), 6, 1),
+        (nn.Conv1d(6, 4, 3), 6, 4),
+    ):
+        correction = BiasCorrection(torch.zeros(1, 4))
+        weight = WeightQuant(8, torch.ones(scales))
+        plan = LayerPlan(kind_name(net), weight=weight, balance=torch.ones(channels), bias_correction=correction)
+        assert misfit(plan, net) == ""
+
+
+def test_a_change_by_hand_is_refused_with_the_command_that_accepts_it(tmp_path: Path, capsys) -> None:
+    path = example_plan().save(tmp_path, {"seed": 1}) / "plan.json"
+    path.write_text(path.read_text().replace('"text": "it is tiny"', '"text": "I say so"'))
+    with pytest.raises(PlanError, match=f"altered.*on purpose.*`dq-plugins sign {path}`"):
+        QuantPlan.load(tmp_path)
+    assert main(["sign", str(tmp_path)]) == 0
+    assert "is signed" in capsys.readouterr().out
+    plan = QuantPlan.load(tmp_path)
+    assert plan.layers["b"].why == "I say so"
+    assert PLAN.find(path, {"seed": 1}) is None  # it does not follow from these settings any more
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_signing_checks_everything_else(tmp_path: Path, capsys) -> None:
+    path = example_plan().save(tmp_path, {"seed": 1}) / "plan.json"
+    whole = path.read_bytes()
+    assert main(["sign", str(path)]) == 0
+    assert path.read_bytes() == whole
+    for old, new, message in (
+        ('"bits": 4', '"bits": 99', "layers.a.weight.bits"),
+        ('"format": "plan"', '"format": "plane"', "not a plan"),
+        ('"tensors_hash": "', '"tensors_hash": "../', "tensors_hash"),
+        ('"learned_layers": [', '"learned_layers": ["nowhere", ', "nowhere"),
+        ("{", "[{", "cannot be read as JSON"),
+    ):
+        path.write_text(whole.decode().replace(old, new, 1))
+        assert main(["sign", str(path)]) == 2, old
+        assert message in capsys.readouterr().err
+    path.write_text("[]")
+    assert main(["sign", str(path)]) == 2
+    path.write_bytes(whole)
+    tensors(tmp_path).unlink()
+    assert main(["sign", str(path)]) == 2 or QuantPlan.load(tmp_path)
+
+
 def test_contradictions_are_found() -> None:
     plan = example_plan()
     plan.layers["a"].activation.groups = "none such"
@@ -222,6 +295,15 @@ def test_the_format_has_a_schema() -> None:
         lambda: WeightQuant(4, torch.tensor([float("nan")])),
         lambda: WeightQuant(4, torch.ones(2), zero_point=torch.zeros(3, dtype=torch.int32)),
         lambda: WeightQuant(4, torch.ones(1), codes=torch.tensor([9], dtype=torch.int8)),
+        lambda: WeightQuant(4, torch.ones(1), codes=torch.tensor([1.5])),
+        lambda: WeightQuant(4, torch.tensor([1e-44])),
+        lambda: WeightQuant(4, torch.tensor([float("inf")])),
+        lambda: WeightQuant(4, torch.ones(1, dtype=torch.float64)),
+        lambda: WeightQuant(4, torch.ones(1, dtype=torch.float8_e4m3fn)),
+        lambda: WeightQuant(4, torch.ones(1), zero_point=torch.tensor([8], dtype=torch.int32)),
+        lambda: WeightQuant(4, torch.ones(1), zero_point=torch.tensor([1], dtype=torch.int64)),
+        lambda: ActivationQuant(8, "g", torch.ones(1), torch.tensor([0.5])),
+        lambda: ActivationQuant(8, "g", torch.ones(1), torch.tensor([2**31 - 1], dtype=torch.int32)),
         lambda: ActivationQuant(8, "g", torch.ones(2), torch.zeros(1, dtype=torch.int32)),
         lambda: ActivationQuant(8, "g", torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int32)),
         lambda: BiasCorrection(torch.zeros(2, 3)),
