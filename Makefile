@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 TORCH  := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench fuzz clean
 
 demo: $(STAMP)
 	$(BIN)/dq-plugins demo --out demo-report
@@ -20,6 +20,10 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
+
+# changed files of every kind are read: half an hour; FUZZ="--engine atheris" lets coverage steer (pip install atheris)
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz $(FUZZ)
 
 # torch first and pinned: every other package then accepts the build that is already there
 $(STAMP): pyproject.toml constraints.txt

@@ -7,13 +7,16 @@ script that made it or by `BrevitasAdapter` from the plan.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from dq_brevitas import host  # noqa: F401  isort: skip
 from brevitas.graph.calibrate import load_quant_model_mode
-from torch import nn
+from torch import Tensor, nn
 
 from dq_brevitas.corrected import timestep_parts
 from dq_brevitas.dynamic import dynamic_inputs
@@ -103,8 +106,12 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
     _check_widths(record, model)
     if record.timestep_argument is not None:
         attach_context(model, context, record.timestep_argument)
-    with load_quant_model_mode(model):
-        found = model.load_state_dict(record.state, strict=False)
+    _check_finite(record.state, folder)
+    try:
+        with load_quant_model_mode(model):
+            found = model.load_state_dict(record.state, strict=False)
+    except RuntimeError as error:
+        raise DQError(f"{folder} does not fit this model: {error}. Load the model it was saved from again.") from error
     missing = [k for k in found.missing_keys if not k.endswith(".weight_orig")]
     if missing or found.unexpected_keys:
         raise DQError(
@@ -112,6 +119,12 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
             "Quantize the model as it was quantized before saving."
         )
     return model
+
+
+def _check_finite(state: Mapping[str, Tensor], folder: str | Path) -> None:
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
+            raise DQError(f"{folder}: {name} holds NaN or infinity. The file is damaged; save the model again.")
 
 
 def _state(model: nn.Module) -> dict[str, Any]:

@@ -46,8 +46,8 @@ def config_from_json(data: Any, kind: type[C]) -> C:
 @cache
 def _fields_of(kind: type) -> Any:
     """The fields of a config as a type of dictionary, so that their types are checked before the class sees them."""
-    known = {f.name: NotRequired[hint] for f in fields(kind) if (hint := get_type_hints(kind)[f.name])}
-    known.pop("version")
+    hints = get_type_hints(kind, include_extras=True)
+    known = {f.name: NotRequired[hints[f.name]] for f in fields(kind) if f.name != "version"}
     found = TypedDict("Fields", known)  # type: ignore[operator]
     found.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
     return found

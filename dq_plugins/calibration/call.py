@@ -117,7 +117,7 @@ def timestep_tensor(value: Any, argument: str) -> Tensor:
             f"the denoiser was called with {argument}={found}; a timestep is a number, or a tensor of shape [], [1] "
             "or [batch]"
         )
-    if not bool(torch.isfinite(value).all()):
+    if not bool(torch.isfinite(value.double()).all()):  # not every dtype can say what is finite
         raise TimestepError(f"the denoiser was called with a timestep that is not finite: {argument}={value.tolist()}")
     return value.detach()
 

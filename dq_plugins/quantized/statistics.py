@@ -29,7 +29,7 @@ from dq_plugins.hashing import hash_json, hash_tensors
 from dq_plugins.observers.candidate_ranges import candidate_ranges
 from dq_plugins.observers.distribution import BINS
 from dq_plugins.observers.error import ErrorTable, range_errors
-from dq_plugins.observers.histogram import Histogram
+from dq_plugins.observers.histogram import INDEX_BITS, MIN_EXPONENT, Histogram
 from dq_plugins.observers.observer import Observer
 from dq_plugins.observers.streaming import Balance, located, stream_inputs
 from dq_plugins.scratch import Scratch
@@ -61,6 +61,14 @@ class LayerRecord:
     first: int
     counts: StoredTensor
     sums: StoredTensor
+
+    def __post_init__(self) -> None:
+        fits = self.counts.dim() == 1 and self.counts.shape == self.sums.shape and self.count >= 1
+        if not fits or (self.counts.dtype, self.sums.dtype) != (torch.int64, torch.float64):
+            raise ValueError("a histogram has a count (int64) and a sum (float64) for each of its bins")
+        lattice = MIN_EXPONENT <= self.exponent <= 128 and abs(self.first) <= 2 << INDEX_BITS
+        if not lattice or int(self.counts.min()) < 0 or not bool(torch.isfinite(self.sums).all()):
+            raise ValueError("a histogram has counts from 0 and finite sums, in bins that float32 can number")
 
 
 TIMESTEP: Format[dict[str, LayerRecord]] = Format(

@@ -43,7 +43,7 @@ def layer_plan(
     layer: nn.Module, *, act_bits: int = 8, weight_bits: int = 8, symmetric: bool = False, groups: int = 3
 ) -> LayerPlan:
     """A plan of one layer whose activation range differs much from group to group."""
-    weight_scale = layer.weight.detach().flatten(1).abs().amax(1) / max(integer_range(weight_bits)[1], 1)
+    weight_scale = layer.weight.detach().float().flatten(1).abs().amax(1) / max(integer_range(weight_bits)[1], 1)
     low, high = torch.linspace(-1.0, -4.0, groups), torch.linspace(2.0, 9.0, groups)
     scale, zero_point = affine_parameters(low, high, act_bits, symmetric=symmetric)
     kind = type(layer).__name__.lower()

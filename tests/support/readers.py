@@ -1,0 +1,165 @@
+"""Everything that is read from disk: a whole file of each kind, and what reads it and uses what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import dq_brevitas.files
+import dq_torchao
+import torch
+from dq_diffusers.building import build_from_config
+from dq_torchao.config_data import config_from_json
+from dq_torchao.plan_config import PlanConfig
+from mutations import HUGE, Recording, SealedCheckpoint, SealedFile, change_bytes, change_record
+from plans import example_plan
+from torchao.core.config import config_to_dict
+
+import dq_plugins as dq
+from dq_plugins.passes.binarization.checkpoint import CHECKPOINT, TrainingState
+from dq_plugins.passes.ranges.search.learn import STATE as GROUP_SEARCH
+from dq_plugins.passes.ranges.search.learn import GroupSearchState
+from dq_plugins.passes.rounding.block_reconstruction import BLOCK
+from dq_plugins.passes.rounding.gptq import SWEEP
+from dq_plugins.passes.steps.evolution import STATE as EVOLUTION
+from dq_plugins.passes.steps.evolution import SearchState
+from dq_plugins.plan import PLAN, WeightQuant
+from dq_plugins.quantized.learned_values import LearnedUnit
+from dq_plugins.quantized.statistics import TIMESTEP, InputStatistics
+from dq_plugins.sensitivity.measure import MEASURED
+from dq_plugins.testing.denoiser import TinyDenoiser, example_inputs, sample
+
+
+@dataclass
+class Reader:
+    """One kind of file.
+
+    Attributes:
+        change: puts a changed file in the place of the whole one.
+        read: reads it, and uses what it says.
+    """
+
+    change: Callable[[Random], object]
+    read: Callable[[], object]
+
+
+def readers(folder: Path) -> dict[str, Reader]:
+    """Every kind, with whole files of it in a folder of their own."""
+    model = TinyDenoiser()
+    calibration = dq.record(model, sample, out=folder / "calibration", progress=False)
+    plan = dq.make_plan(model, calibration, "fast", progress=False, workdir=folder / "work")
+    found = {
+        "recording": _reader(Recording(folder / "calibration/manifest.json"), lambda: _replay(folder / "calibration")),
+        "plan": _reader(SealedFile(plan.save(folder / "plan") / "plan.json"), lambda: _apply(folder / "plan")),
+        "plan with everything": _reader(
+            SealedFile(example_plan().save(folder / "full") / "plan.json"),
+            lambda: repr(dq.QuantPlan.load(folder / "full")),
+        ),
+        "torchao": _torchao(plan, folder / "torchao"),
+        "brevitas": _brevitas(plan, folder / "brevitas"),
+        "config of diffusers": _config(folder / "diffusers"),
+        "plan in a config": _embedded(plan, folder / "embedded"),
+    }
+    return found | _states(folder)
+
+
+def _reader(file: SealedFile, read: Callable[[], object]) -> Reader:
+    return Reader(file.change, read)
+
+
+def _replay(folder: Path) -> None:
+    opened = dq.CalibrationSet.open(folder)
+    for call in opened.calls():
+        call.rows(torch.tensor([0]), 2)
+    opened.example_inputs()
+
+
+def _run(model: torch.nn.Module) -> None:
+    with torch.no_grad():
+        model(**example_inputs())
+
+
+def _apply(folder: Path) -> None:
+    plan = dq.QuantPlan.load(folder)
+    repr(plan)
+    _run(dq.apply(TinyDenoiser(), plan, "simulate", inplace=True))
+
+
+def _torchao(plan: dq.QuantPlan, folder: Path) -> Reader:
+    dq_torchao.save(dq.apply(TinyDenoiser(), plan, "torchao"), folder)
+    file = SealedCheckpoint(folder / "model.safetensors")
+    return _reader(file, lambda: _run(dq_torchao.load(TinyDenoiser(), folder)))
+
+
+def _brevitas(plan: dq.QuantPlan, folder: Path) -> Reader:
+    dq_brevitas.files.save(dq.apply(TinyDenoiser(), plan, "brevitas"), folder)
+    target = dq.apply(TinyDenoiser(), plan, "brevitas")
+    return _reader(SealedFile(folder / "model.safetensors"), lambda: _run(dq_brevitas.files.load(target, folder)))
+
+
+def _config(folder: Path) -> Reader:
+    folder.mkdir()
+    file = folder / "config.json"
+    whole = {
+        "_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 3, "out_channels": 3, "layers_per_block": 1,
+        "block_out_channels": [32, 32], "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2,
+    }  # fmt: skip
+
+    def change(rng: Random) -> None:
+        if rng.randrange(2):
+            file.write_bytes(change_bytes(rng, json.dumps(whole).encode()))
+        else:
+            file.write_text(_small(json.dumps(change_record(rng, deepcopy(whole)))))
+
+    return Reader(change, lambda: build_from_config(folder))
+
+
+def _small(config: str) -> str:
+    """diffusers builds as many blocks and channels as a config says, which is its own affair."""
+    return "{}" if any(str(number) in config for number in HUGE) else config
+
+
+def _embedded(plan: dq.QuantPlan, folder: Path) -> Reader:
+    whole, current = config_to_dict(PlanConfig(plan)), []
+
+    def change(rng: Random) -> None:
+        current[:] = [change_record(rng, json.loads(json.dumps(whole)))]
+
+    return Reader(change, lambda: config_from_json(current[0], PlanConfig).resolve())
+
+
+def _states(folder: Path) -> dict[str, Reader]:
+    """Results and states that passes keep while they run."""
+    tensor = torch.arange(6.0).reshape(2, 3)
+    optimizer = {"0": {"step": torch.tensor(3.0), "exp_avg": tensor}}
+    statistics = InputStatistics()
+    statistics.update(torch.randn(100))
+    values: dict[str, tuple[Any, Any]] = {
+        "statistics": (TIMESTEP, {"up": statistics.record}),
+        "measurement": (MEASURED, {"signal": 3.0, "up@4": 0.5}),
+        "block": (BLOCK, LearnedUnit({"start": 1.0, "kept_start": False}, {"up": {"weight": tensor}})),  # type: ignore[dict-item]
+        "sweep": (SWEEP, {"up": WeightQuant(4, torch.ones(2), codes=torch.zeros(2, 3, dtype=torch.int8))}),
+        "group search": (GROUP_SEARCH, GroupSearchState(3, {"0": tensor}, optimizer)),
+        "evolution": (EVOLUTION, SearchState(1, [], {"a"}, [1.0], [3], 2.0, {"state": 1})),
+        "training": (CHECKPOINT, TrainingState(1, {"w": tensor}, optimizer, {"x": tensor}, {"loss": [1.0]})),
+    }
+    found = {}
+    for name, (format, value) in values.items():
+        path = format.write(folder / name / "state.safetensors", value)
+
+        def read(format: Any = format, path: Path = path) -> None:
+            value = format.read(path)
+            if format is TIMESTEP:
+                for record in value.values():
+                    merged = InputStatistics.of(record)
+                    merged.merge(statistics)
+                    merged.histogram.points()
+
+        found[name] = _reader(SealedFile(path), read)
+    assert PLAN.name == "plan"
+    return found
