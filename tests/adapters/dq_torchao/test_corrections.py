@@ -248,7 +248,7 @@ def test_impossible_values_in_a_checkpoint_are_refused(part, value, tmp_path):
     dq_torchao.apply(model, corrected_plan(model))
     getattr(model.up, part).view(-1)[0] = value
     dq_torchao.save(model, tmp_path)
-    with pytest.raises(CheckpointError, match=f"'up': {part} must be float32, (positive and )?finite"):
+    with pytest.raises(CheckpointError, match=f"'up': {part} must be (positive, )?finite"):
         dq_torchao.load(build(seed=1), tmp_path)
 
 

@@ -47,7 +47,7 @@ def test_torchao_can_write_it_to_safetensors():
 
 
 def test_zero_points_beyond_int8_are_refused():
-    zero_point = torch.full((11,), 300, dtype=torch.int32)
+    zero_point = torch.full((11,), -128, dtype=torch.int32)
     layer = packed(nn.Linear(37, 11), WeightQuant(8, torch.full((11,), 0.1), zero_point))
     with pytest.raises(DQError, match="beyond 127"):
         intx_tensor(layer)

@@ -35,7 +35,7 @@ ASYMMETRIC = [(bits, "affine", True) for bits in (8, 7, 4, 3, 2, 1)]
 def weight_quant(layer: nn.Module, bits: int, scheme: str = "affine", asymmetric: bool = False) -> WeightQuant:
     rows = layer.weight.detach().flatten(1)
     scale = rows.abs().mean(1) if scheme == "binary" else rows.abs().amax(1) / 2 ** max(bits - 1, 0)
-    zero_point = torch.arange(len(scale), dtype=torch.int32) % 2 if asymmetric else None
+    zero_point = -(torch.arange(len(scale), dtype=torch.int32) % 2) if asymmetric else None
     return WeightQuant(bits, scale, zero_point, scheme=scheme)
 
 
