@@ -198,7 +198,7 @@ def layer_map(plan: QuantPlan, context: TimestepContext | None = None) -> dict[t
 
     Example:
         >>> model = layerwise_quantize(model, compute_layer_map=layer_map(plan))  # doctest: +SKIP
-        >>> attach_timesteps(model, plan.groups, argument=plan.timestep_argument)  # doctest: +SKIP
+        >>> attach_timesteps(model, plan.groups, timestep=plan.timestep_argument)  # doctest: +SKIP
     """
     plan.validate()
     # Brevitas evaluates literal lambdas of (module, name) only, not functions or partial objects.

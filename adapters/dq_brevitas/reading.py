@@ -38,7 +38,7 @@ def plan_from_model(
     *,
     base: QuantPlan | None = None,
     original: nn.Module | None = None,
-    argument: str | None = None,
+    timestep: str | None = None,
 ) -> QuantPlan:
     """The plan that a Brevitas model carries out.
 
@@ -49,7 +49,7 @@ def plan_from_model(
         schedule: timesteps of the sampling the plan is for.
         base: the plan the model came from; what is not about quantizers of layers is kept from it.
         original: the denoiser the model was made from; needed where a temporal table has replaced layers.
-        argument: name of the timestep argument, for a model without a timestep context.
+        timestep: name of the timestep argument, for a model without a timestep context.
 
     Returns:
         The plan, for the weights of ``float_model(model)``.
@@ -64,9 +64,9 @@ def plan_from_model(
         isinstance(a := layer.activation, ActivationQuant) and a.groups == ALL_TIMESTEPS for layer in layers.values()
     ):
         groups[ALL_TIMESTEPS] = TimestepGroups()
-    argument = argument or argument_of(model) or (base.timestep_argument if base else None)
+    argument = timestep or argument_of(model) or (base.timestep_argument if base else None)
     if argument is None:
-        raise PlanError("the model has no timestep context; name its timestep argument with argument='...'")
+        raise PlanError("the model has no timestep context; name its timestep argument with timestep='...'")
     name, model_hash = type(model).__name__, weights_hash(float_model(model, original))
     plan = QuantPlan(name, model_hash, argument, schedule)
     if base is not None:

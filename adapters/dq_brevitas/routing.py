@@ -32,7 +32,7 @@ def attach_timesteps(
     groups: int | TimestepGroups | Mapping[str, TimestepGroups],
     *,
     schedule: Schedule | None = None,
-    argument: str | None = None,
+    timestep: str | None = None,
     out_of_range: OutOfRange = "error",
 ) -> nn.Module:
     """Give every timestep quantizer of ``model`` its groups, and route the model by its timestep argument.
@@ -45,7 +45,7 @@ def attach_timesteps(
         groups: the groups: a number (evenly spaced over 0..1000), `TimestepGroups`, or several sets by name.
         schedule: the sampling schedule; adds the set ``"schedule"`` with one group per timestep, which the finite-set
             quantizers use.
-        argument: name of the forward argument that carries the timestep; found where it is usual.
+        timestep: name of the forward argument that carries the timestep; found where it is usual.
         out_of_range: what to do with timesteps outside the calibrated range, ``"error"`` or ``"nearest"``.
 
     Returns:
@@ -66,7 +66,7 @@ def attach_timesteps(
             "dq_brevitas.quantizers, or turn its own into such with dq_brevitas.convert_to_timestep."
         )
     context = TimestepContext(named, out_of_range)
-    argument = find_timestep_argument(model, argument)
+    argument = find_timestep_argument(model, timestep)
     for proxy in proxies.values():
         proxy.bind(context)
     attach_context(model, context, argument)

@@ -1,8 +1,14 @@
 """dq-plugins for torchao: timestep-grouped int8 layers behind ``quantize_`` and behind a plan."""
 
+import logging
+
 from dq_plugins.errors import CheckpointError, require
+from dq_plugins.quiet import loggers_at
 
 require("torchao", "torchao", "use dq_torchao")
+# its import reports GPU kernels that fail to load on other machines, and a deprecated registration of its own
+with loggers_at(logging.ERROR, ("torchao", "torch.utils._pytree")):
+    import torchao as torchao
 
 from dq_torchao import config_data as config_data  # noqa: E402
 from dq_torchao.adapter import TorchAOAdapter, apply  # noqa: E402

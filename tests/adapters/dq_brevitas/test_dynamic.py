@@ -158,7 +158,7 @@ def test_what_was_trained_is_read_back_and_lowers_to_torchao(symmetric, calls):
 
 def test_a_plan_without_any_group_of_its_own_is_read_back():
     model = nn.Sequential(qnn.QuantLinear(8, 8, bias=True, input_quant=Int8DynamicAsymmetricActPerTokenFloat))
-    read = plan_from_model(model, handmade_plan(TinyDenoiser()).schedule, argument="timestep")
+    read = plan_from_model(model, handmade_plan(TinyDenoiser()).schedule, timestep="timestep")
     assert read.layers["0"].activation == DynamicActivationQuant(8, symmetric=False)
     assert not read.groups
 

@@ -49,7 +49,7 @@ def plan():
 @pytest.fixture
 def model(plan):
     quantized = layerwise_quantize(TinyDenoiser(), compute_layer_map=layer_map(plan))
-    return attach_timesteps(quantized, plan.groups, argument=plan.timestep_argument)
+    return attach_timesteps(quantized, plan.groups, timestep=plan.timestep_argument)
 
 
 def test_equals_the_simulated_plan_bit_for_bit_at_every_timestep(plan, model, calls):

@@ -81,7 +81,7 @@ def test_what_was_trained_lowers_to_integer_execution(calls):
 
 def test_stock_quantizers_are_one_group_for_all_timesteps(quantize, calibrate, calls):
     model = calibrate(quantize(stock.ShiftedUint8ActPerTensorFloat))
-    plan = plan_from_model(model, SCHEDULE, argument="timestep")
+    plan = plan_from_model(model, SCHEDULE, timestep="timestep")
     assert {len(groups) for groups in plan.groups.values()} == {1}
     simulated = dq.apply(float_model(model), plan, backend="simulate")
     assert decibels(model(**calls[0]), simulated(**calls[0])) > 60
@@ -89,13 +89,13 @@ def test_stock_quantizers_are_one_group_for_all_timesteps(quantize, calibrate, c
 
 def test_binary_weights_are_read_as_binary(quantize, calibrate):
     model = quantize(None, stock.SignedBinaryWeightPerTensorConst, weight_scaling_init=0.1)
-    weight = plan_from_model(model, SCHEDULE, argument="timestep").layers["up"].weight
+    weight = plan_from_model(model, SCHEDULE, timestep="timestep").layers["up"].weight
     assert (weight.bits, weight.scheme) == (1, "binary")
     assert torch.equal(weight.fake_quantize(model.up.weight), model.up.quant_weight().value)
 
 
 def test_layers_without_quantizers_say_why(quantize):
-    plan = plan_from_model(quantize(None), SCHEDULE, argument="timestep")
+    plan = plan_from_model(quantize(None), SCHEDULE, timestep="timestep")
     assert {layer.why for layer in plan.layers.values()} == {"not quantized in the Brevitas model"}
 
 
@@ -113,14 +113,14 @@ def test_what_the_base_plan_tabulates_is_kept(calls):
 def test_what_a_plan_cannot_say_is_refused_by_name(quantize, calibrate):
     def reading(model, match):
         with pytest.raises(PlanError, match=match):
-            plan_from_model(model, SCHEDULE, argument="timestep")
+            plan_from_model(model, SCHEDULE, timestep="timestep")
 
     reading(quantize(stock.Int8ActPerTensorFloat), r"'time_in'.*never calibrated")
     reading(attach_timesteps(quantize(quantizers.Int8ActPerTimestepFloat), 4), r"'time_in'.*never calibrated")
     reading(calibrate(quantize(stock.Int8ActPerTensorFloat, bias_quant=Int32Bias)), "bias_quant")
     reading(calibrate(quantize(stock.Int8ActPerTensorFloat, output_quant=stock.Int8ActPerTensorFloat)), "output_quant")
     reading(calibrate(quantize(stock.Int8ActPerTensorFloat, input_narrow_range=True)), "narrow")
-    with pytest.raises(PlanError, match="argument="):
+    with pytest.raises(PlanError, match="timestep="):
         plan_from_model(quantize(None), SCHEDULE)
 
 
@@ -133,4 +133,4 @@ def test_grouped_weights_are_refused():
             self.up = qnn.QuantLinear(32, 32, bias=False, weight_quant=MXInt8Weight)
 
     with pytest.raises(PlanError, match="'up'"):
-        plan_from_model(Model(), SCHEDULE, argument="timestep")
+        plan_from_model(Model(), SCHEDULE, timestep="timestep")
