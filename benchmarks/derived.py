@@ -162,10 +162,25 @@ def peers(data: Mapping[str, Any]) -> Derived:
     return {"table": data["table"]}
 
 
+def by_images(data: Mapping[str, Any]) -> Derived:
+    """Median and worst PSNR of all seeds' images, mean error power, and the median over seeds of each one's."""
+    found: Derived = {}
+    for label, runs in by_label(data).items():
+        powers = [statistics.fmean(10 ** (-value / 10) for value in run["psnr"]) for run in runs]
+        every = [value for run in runs for value in run["psnr"]]
+        found[label] = {
+            "median": statistics.median(every),
+            "worst": min(every),
+            "power": statistics.fmean(powers),
+            "median of seeds": statistics.median(powers),
+        }
+    return found
+
+
 DERIVATIONS: dict[str, Callable[[Mapping[str, Any]], Derived]] = {
     each.__name__: each
     for each in (ablation, dynamic, tfmq, adp, mixdq_plans, solvers, tmpq, temporal_table, size, binarydm, peers)
-}
+} | dict.fromkeys(("group_widths", "group_steps", "sampler_correction", "caching"), by_images)
 
 
 def derive(name: str, data: Any) -> Any:

@@ -140,7 +140,7 @@ def measured_image(setting: Setting, method: str, table: SensitivityTable) -> Se
     candidates, denoiser = setting.candidates[method], setting.case.denoiser
     runs = trajectories_of(setting.calibration, setting.context.partition.sample_argument)
     image = finish(measure(DriftProbes(denoiser, candidates, runs, IMAGE_PROBES)))
-    estimate = image_error(image, candidates)
+    estimate = image_error(image, candidates.entries())
     alone = estimate.alone()
     few = candidates.subset(sorted(alone, key=alone.__getitem__, reverse=True)[:CHECKED_IMAGES])
     true = finish(measure(ExactContent(denoiser, few, runs, "mse")))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from dq_plugins.hashing import hash_json, hash_tensors
-from dq_plugins.plan import DynamicActivationQuant, InputQuant, WeightQuant
+from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, WeightQuant
 from dq_plugins.plan.decisions import Operand
 from dq_plugins.quantized.balance import fake_weight, for_input
 from dq_plugins.quantized.layer import quantize_input, quantize_tokens
@@ -30,6 +30,22 @@ class Entry(NamedTuple):
     def __str__(self) -> str:
         """``layer.weight@4``, the key of the entry in a store."""
         return f"{self.layer}.{self.operand}@{self.bits}"
+
+
+class GroupEntry(NamedTuple):
+    """An input of one layer at one width in one timestep group."""
+
+    layer: str
+    operand: Operand
+    bits: int
+    group: int
+
+    def __str__(self) -> str:
+        """``layer.activation@4 in group 2``."""
+        return f"{self.layer}.{self.operand}@{self.bits} in group {self.group}"
+
+
+AnyEntry = Entry | GroupEntry
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +74,13 @@ class Candidates:
             for operand, table in (("weight", self.weights), ("activation", self.activations))
             for bits in sorted(table.get(layer, {}))
         ]
+
+    def in_group(self, entry: Entry, timestep: float) -> AnyEntry:
+        """The entry for the group of a timestep alone; one whose ranges have no groups, as it is."""
+        quant = self.activations[entry.layer][entry.bits] if entry.operand == "activation" else None
+        if not isinstance(quant, ActivationQuant):
+            return entry
+        return GroupEntry(*entry, self.groups[quant.groups].of(timestep))
 
     @cached_property
     def layers(self) -> tuple[str, ...]:

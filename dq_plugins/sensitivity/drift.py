@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import DQError
-from dq_plugins.quantized.candidates import Candidates, Entry
+from dq_plugins.quantized.candidates import AnyEntry, Candidates
 from dq_plugins.sensitivity.jacobian import signs
 from dq_plugins.sensitivity.measure import FORWARD, Sums
 from dq_plugins.sensitivity.probes import carried_back, cost_of, generator
@@ -49,10 +49,10 @@ class ImageError:
         drift: amplitudes that add up, by entry.
     """
 
-    random: Mapping[Entry, float]
-    drift: Mapping[Entry, Drift]
+    random: Mapping[AnyEntry, float]
+    drift: Mapping[AnyEntry, Drift]
 
-    def of(self, entries: Iterable[Entry]) -> float:
+    def of(self, entries: Iterable[AnyEntry]) -> float:
         """Predicted mean square error of the final image with these entries quantized together.
 
         Raises:
@@ -64,11 +64,11 @@ class ImageError:
             raise DQError(f"what {missing[0]} does to the final image was not measured")
         return sum(self.random[e] for e in chosen) + _power(self._sum(chosen))
 
-    def alone(self) -> dict[Entry, float]:
+    def alone(self) -> dict[AnyEntry, float]:
         """Error of every entry with nothing else quantized."""
         return self.beside(())
 
-    def beside(self, entries: Iterable[Entry]) -> dict[Entry, float]:
+    def beside(self, entries: Iterable[AnyEntry]) -> dict[AnyEntry, float]:
         """What every entry would add to the error if the other layers were as ``entries`` say.
 
         The error of a plan is not linear in its entries, because drifts add up; near a plan it is to first order. An
@@ -84,13 +84,13 @@ class ImageError:
             found[entry] = random + _power(own) + 2 * sum(c * o for c, o in zip(own, others, strict=True))
         return found
 
-    def scaled(self, factors: Mapping[Entry, float]) -> ImageError:
+    def scaled(self, factors: Mapping[AnyEntry, float]) -> ImageError:
         """The same with the error of every entry multiplied."""
         random = {e: r * factors[e] for e, r in self.random.items()}
         drift = {e: tuple(c * math.sqrt(factors[e]) for c in drift) for e, drift in self.drift.items()}
         return ImageError(random, drift)
 
-    def _sum(self, entries: Iterable[Entry]) -> list[float]:
+    def _sum(self, entries: Iterable[AnyEntry]) -> list[float]:
         return [math.fsum(amplitudes) for amplitudes in zip(*(self.drift[e] for e in entries), strict=True)]
 
 
@@ -108,6 +108,7 @@ class DriftProbes:
         trajectories: recorded sampling runs.
         probes: random probes of the image, ``P``; the directions of drift are probes beside them.
         seed: of the probes.
+        by_group: inputs in each timestep group by themselves, see `carried_back`.
     """
 
     denoiser: nn.Module
@@ -115,6 +116,7 @@ class DriftProbes:
     trajectories: Sequence[Trajectory]
     probes: int = 8
     seed: int = 0
+    by_group: bool = False
 
     def units(self) -> list[str]:
         """One unit of work for each sampling run."""
@@ -129,7 +131,7 @@ class DriftProbes:
         probes = torch.cat([fixed, without(fixed, random)])
         images, values = len(final), final[0].numel()
         sums: Sums = {"signal": float(images), "calls": run.steps * (cost_of(self.candidates, len(probes)) - FORWARD)}
-        for entry, moved in carried_back(self.denoiser, self.candidates, run, probes).items():
+        for entry, moved in self._moved(run, probes).items():
             amplitudes, beside = moved.split([len(fixed), self.probes])
             sums[f"{entry}#power"] = float(beside.square().sum()) / self.probes / values
             # a single value of all images together is their sum: as if each had its mean
@@ -138,6 +140,17 @@ class DriftProbes:
                 sums[f"{entry}#drift{place}"] = float(each.sum())
                 sums[f"{entry}#square{place}"] = float(each.square().sum())
         return sums
+
+    def entries(self) -> list[AnyEntry]:
+        """What is measured, in order."""
+        entries = self.candidates.entries()
+        if not self.by_group:
+            return list(entries)
+        visited = sorted(self.trajectories[0].calibration.schedule.timesteps)
+        return list(dict.fromkeys(self.candidates.in_group(e, t) for e in entries for t in visited))
+
+    def _moved(self, run: Trajectory, probes: Tensor) -> dict[AnyEntry, Tensor]:
+        return carried_back(self.denoiser, self.candidates, run, probes, by_group=self.by_group)
 
 
 def directions(final: Tensor) -> Tensor:
@@ -159,16 +172,16 @@ def without(fixed: Tensor, probes: Tensor) -> Tensor:
     return (v - torch.einsum("fpb,fbd->pbd", along, u)).reshape(probes.shape)
 
 
-def image_error(results: Mapping[str, Sums], candidates: Candidates) -> ImageError:
-    """What `DriftProbes` measured, over all units."""
+def image_error(results: Mapping[str, Sums], entries: Sequence[AnyEntry]) -> ImageError:
+    """What `DriftProbes` measured of its entries, over all units."""
     images = sum(sums["signal"] for sums in results.values())
-    count = sum(key.startswith(f"{candidates.entries()[0]}#drift") for key in next(iter(results.values())))
+    count = sum(key.startswith(f"{entries[0]}#drift") for key in next(iter(results.values())))
 
     def mean(key: str) -> float:
         return math.fsum(sums[key] for sums in results.values()) / images
 
     random, drift = {}, {}
-    for entry in candidates.entries():
+    for entry in entries:
         found = [(mean(f"{entry}#drift{i}"), mean(f"{entry}#square{i}")) for i in range(count)]
         drift[entry] = tuple(_without_chance(amplitude, square, images) for amplitude, square in found)
         inside = sum(square for _, square in found) - _power(drift[entry])

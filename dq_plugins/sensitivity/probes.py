@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.errors import DQError
-from dq_plugins.quantized.candidates import Candidates, Entry
+from dq_plugins.quantized.candidates import AnyEntry, Candidates
 from dq_plugins.sensitivity.jacobian import JacobianProbe, per_sample, signs
 from dq_plugins.sensitivity.measure import BACKWARD, FORWARD, Sums
 from dq_plugins.sensitivity.similarity import SsimForm
@@ -106,7 +106,9 @@ class ContentProbes:
         return sums
 
 
-def carried_back(denoiser: nn.Module, candidates: Candidates, run: Trajectory, probes: Tensor) -> dict[Entry, Tensor]:
+def carried_back(
+    denoiser: nn.Module, candidates: Candidates, run: Trajectory, probes: Tensor, *, by_group: bool = False
+) -> dict[AnyEntry, Tensor]:
     """What each entry moves ``probe . final sample`` by, when it is quantized during the whole run; to first order.
 
     A probe is carried back through the sampler, whose steps are read off the recording, and through the denoiser. At
@@ -117,11 +119,12 @@ def carried_back(denoiser: nn.Module, candidates: Candidates, run: Trajectory, p
         candidates: the quantizers.
         run: a recorded sampling run.
         probes: ``[P, B, ...]``, of the final sample's shape each.
+        by_group: inputs quantized in one timestep group alone, each by itself: entries are `GroupEntry` then.
 
     Returns:
         By entry, float64 ``[P, B]``; ``[P, 1]`` where what images have of it cannot be told apart.
     """
-    total: dict[Entry, Tensor] = {}
+    total: dict[AnyEntry, Tensor] = {}
     jacobian = JacobianProbe(denoiser, candidates)
     for step in reversed(range(run.steps)):
         call = run.call(step)
@@ -130,7 +133,9 @@ def carried_back(denoiser: nn.Module, candidates: Candidates, run: Trajectory, p
             output = jacobian.run({**call.kwargs, run.argument: sample})
             onto_output, onto_sample = zip(*(run.split(step, probe, output.detach()) for probe in probes), strict=True)
             found, gradients = jacobian.backward(output, torch.stack(onto_output), call.timestep, sample)
-        for entry, moved in found.items():
+        timestep = float(call.timestep.flatten()[0])
+        for each, moved in found.items():
+            entry = candidates.in_group(each, timestep) if by_group else each
             known, moved = total.get(entry), run.per_image(per_sample(moved, len(output)))
             if known is not None and known.shape != moved.shape:
                 known, moved = (each.sum(1, keepdim=True) for each in (known, moved))

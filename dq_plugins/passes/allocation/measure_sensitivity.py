@@ -138,7 +138,7 @@ class Sensitivity(Pass):
         o = self.options
         probes = DriftProbes(context.denoiser, candidates, runs, o.image_probes, context.stream("image"))
         results = yield from self._measure(probes, context, context.calibration, candidates, "image, linearised")
-        image, exact = image_error(results, candidates), {}
+        image, exact = image_error(results, candidates.entries()), {}
         count = len(candidates.entries()) if o.method == "exact" else o.check_entries
         if count:
             alone = image.alone()

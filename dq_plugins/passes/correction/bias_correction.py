@@ -29,6 +29,7 @@ class BiasCorrecting(Pass):
     after = (
         "activation-ranges",
         "attention-ranges",
+        "group-widths",
         "block-reconstruction",
         "finite-set-ranges",
         "gptq",

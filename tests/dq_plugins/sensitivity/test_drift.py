@@ -66,7 +66,7 @@ def planted(tmp_path: Path):
 
 
 def measured(denoiser, candidates, runs, probes: int = 32) -> ImageError:
-    return image_error(finish(measure(DriftProbes(denoiser, candidates, runs, probes))), candidates)
+    return image_error(finish(measure(DriftProbes(denoiser, candidates, runs, probes))), candidates.entries())
 
 
 def test_an_offset_outweighs_stronger_noise_over_the_steps(planted):
