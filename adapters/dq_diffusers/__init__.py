@@ -18,6 +18,7 @@ register()
 
 _HOME = {
     "DQConfig": "config",
+    "correct_sampler": "correcting",
     "PixelClassConditionalPipeline": "pipelines",
     "PixelTextToImagePipeline": "pipelines",
     "install_schedule": "schedules",

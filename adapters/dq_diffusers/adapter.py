@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +54,9 @@ class DiffusersAdapter:
         from dq_diffusers.stepping import DiffusersStepper  # imports every scheduler
 
         return DiffusersStepper(description["scheduler"], description.get("guidance"))
+
+    def step_responses(self, description: dict[str, Any], timesteps: Sequence[float]) -> list[tuple[float, float]]:
+        """What a step makes of its output, and the noise that it adds; see `dq_diffusers.correcting`."""
+        from dq_diffusers.correcting import step_responses
+
+        return step_responses(description["scheduler"], timesteps)

@@ -6,6 +6,7 @@ features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -243,6 +244,50 @@ class MeasuredSensitivity:
     calls: float = 0.0
     naive_calls: float = 0.0
     image: MeasuredImageError | None = None
+
+
+@dataclass(frozen=True)
+class SamplerCorrection:
+    """What the sampler does about the errors of the quantized denoiser, step by step; no weight is touched.
+
+    At timestep t the (guided) output of the quantized denoiser is ``(1 + k) y`` and a rest that does not go with ``y``,
+    the full-precision one. The sampler divides by ``1 + k``; one that adds noise adds less, for the rest is noise too.
+
+    Attributes:
+        sampler: class name of the sampler that it was fitted for.
+        timesteps: that sampling visits, in order.
+        gain: ``k``, by timestep.
+        noise: standard deviation to leave out of what the sampler adds, in units of the sample, by timestep.
+    """
+
+    __pydantic_config__ = STRICT
+
+    sampler: str
+    timesteps: tuple[float, ...]
+    gain: tuple[float, ...]
+    noise: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.timesteps) == len(self.gain) == len(self.noise) or not self.timesteps:
+            raise PlanError("a sampler correction has a gain and a noise for every timestep, and at least one")
+        if len(set(self.timesteps)) < len(self.timesteps):
+            raise PlanError("a sampler correction is looked up by timestep, so no timestep comes twice")
+        if not all(math.isfinite(k) and abs(k) < 1 for k in self.gain) or not all(n >= 0 for n in self.noise):
+            raise PlanError(f"gains lie between -1 and 1 and noise is not negative; got {self.gain}, {self.noise}")
+
+    def at(self, timestep: float) -> tuple[float, float]:
+        """Gain and noise of a timestep.
+
+        Raises:
+            PlanError: it was not fitted.
+        """
+        if timestep not in self.timesteps:
+            raise PlanError(
+                f"the sampler correction was fitted at {len(self.timesteps)} timesteps from {self.timesteps[0]:g} to "
+                f"{self.timesteps[-1]:g}, and {timestep:g} is none of them: sample with as many steps as were recorded"
+            )
+        place = self.timesteps.index(timestep)
+        return self.gain[place], self.noise[place]
 
 
 @dataclass(frozen=True)

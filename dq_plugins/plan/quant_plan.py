@@ -24,6 +24,7 @@ from dq_plugins.plan.decisions import (
     MeasuredSensitivity,
     OutlierRows,
     RangeMethods,
+    SamplerCorrection,
     TabulatedBlock,
     Targets,
 )
@@ -65,6 +66,7 @@ class QuantPlan:
         temporal_table: what the temporal block gives at every timestep, to be looked up.
         outlier_rows: exact output rows for outlier tokens, by layer.
         binary_training: how binary weights train.
+        sampler_correction: what the sampler does about the denoiser's errors; the denoiser does not know of it.
         sections: what passes added beyond that, by pass name.
         passes: the passes that wrote the plan, in order.
         recipe: name of the recipe.
@@ -97,6 +99,7 @@ class QuantPlan:
     temporal_table: TabulatedBlock | None = field(default=None, metadata=FEATURE)
     outlier_rows: dict[str, OutlierRows] = field(default_factory=dict, metadata=FEATURE)
     binary_training: BinaryTraining | None = None
+    sampler_correction: SamplerCorrection | None = None
     attention: dict[str, AttentionPlan] = field(default_factory=dict)
     tracer: str = ""
 
@@ -304,6 +307,8 @@ def _others(plan: QuantPlan) -> Iterable[str]:
         found["outlier_rows"] = f"{len(plan.outlier_rows)} layers"
     if plan.sensitivity is not None:
         found["sensitivity"] = f"{len(plan.sensitivity.noise)} layers"
+    if plan.sampler_correction is not None:
+        found["sampler_correction"] = f"{len(plan.sampler_correction.timesteps)} steps"
     if found:
         yield f"also:     {', '.join(f'{what} ({how})' for what, how in found.items())}"
     if plan.sections:

@@ -12,6 +12,9 @@ SHORT = {
     "timestep-groups": {"rounds": 2},
     "temporal-reconstruction": {"iterations": 20},
     "block-reconstruction": {"iterations": 5, "calls": 5},
+    "group-widths": {"seconds": 0.2, "probes": 2, "runs": 1},
+    "step-exceptions": {"most": 1, "runs": 1},
+    "sampler-correction": {"optional": True},
     "sensitivity": {"draws": 8, "check_entries": 2, "calls_per_timestep": 1},
     "timestep-reduction": {"generations": 2, "population": 6, "mutants": 3, "crossovers": 1, "seconds": 0.2},
 }

@@ -20,7 +20,11 @@ def case(tmp_path_factory):
 
 
 def make(case, **options) -> dq.QuantPlan:
-    steps = (*RANGES, Step("group-widths", {"seconds": 0.3, "probes": 2, "runs": 1, **options}), Step("bias-correction"))
+    steps = (
+        *RANGES,
+        Step("group-widths", {"seconds": 0.3, "probes": 2, "runs": 1, **options}),
+        Step("bias-correction"),
+    )
     return dq.make_plan(*case, Recipe("r", "", steps), weight_bits=8, act_bits=6, progress=False)
 
 
