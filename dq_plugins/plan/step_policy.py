@@ -191,6 +191,8 @@ def _table(quant: ActivationQuant, rows: Tensor, kept: Iterable[int] = ()) -> Ac
     if all(width == quant.bits for width in widths):
         return replace(quant, scale=scale, zero_point=zero_point, group_bits=None)
     bits = max((width for width in widths if width is not None), default=quant.bits)
+    # unused there, and it may be none of the codes that are left
+    zero_point = zero_point.masked_fill(torch.tensor([width is None for width in widths]), 0)
     return ActivationQuant(bits, quant.groups, scale, zero_point, tuple(widths))
 
 

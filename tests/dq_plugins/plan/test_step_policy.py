@@ -95,6 +95,18 @@ def test_a_plan_follows_a_policy_and_says_which(ends, tmp_path):
         assert torch.equal(other(x, torch.tensor(t)), expected(x, torch.tensor(t)))
 
 
+def test_the_widest_groups_may_be_the_exceptions():
+    plan = planned(build())
+    for layer in plan.layers.values():
+        if layer.activation is not None:
+            layer.activation = replace(
+                layer.activation, group_bits=(4, 4, 8), zero_point=torch.tensor([1, 2, 100]).int()
+            )
+    followed = with_policy(plan, StepPolicy(3, 0))
+    assert {p.activation.bits for p in followed.layers.values() if p.activation} == {4}
+    assert followed.layers["up"].activation.zero_point.tolist()[:2] == [1, 2]
+
+
 def test_all_steps_in_floating_point_cannot_be_told_in_a_table():
     with pytest.raises(PlanError, match="group_bits"):
         with_policy(planned(build()), StepPolicy(4, 3))
