@@ -30,6 +30,8 @@ COMMANDS = {
     "drift-digits": ["benchmarks.drift", "--model", "digits"],
     "drift-emoji": ["benchmarks.drift", "--model", "emoji"],
     "drift-terrain": ["benchmarks.drift", "--model", "terrain", "--steps", "4", "--images", "4"],
+    "transforms-digits-w4a4": ["benchmarks.transforms"],
+    "transforms-digits-w4a8": ["benchmarks.transforms", "--act-bits", "8"],
     "exempt-layers": ["benchmarks.exempt_layers"],
     "brevitas-qat": ["benchmarks.brevitas_qat"],
     "peers": ["benchmarks.peers"],

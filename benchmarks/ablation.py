@@ -15,6 +15,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,6 +58,11 @@ def steps_of(variant: str) -> tuple[Step, ...]:
     return VARIANTS[variant] if variant in VARIANTS else dq.get("recipe", variant).steps
 
 
+def targets_of(variant: str) -> dict[str, Any]:
+    """What a registered recipe aims at beside the widths."""
+    return {} if variant in VARIANTS else dict(dq.get("recipe", variant).targets)
+
+
 def recording(case: Case, seed: int) -> float:
     """CPU seconds of recording what every plan is made from, anew."""
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +75,7 @@ def measure(case: Case, variant: str, seed: int, reference: np.ndarray, bits: di
     """PSNR of every image, drift of the channels' means, and seconds of planning; some images are written to a file."""
     case.calibration(seed)  # recorded before the clock starts
     start = time.process_time()
-    plan = case.plan(steps_of(variant), seed, **bits)
+    plan = case.plan(steps_of(variant), seed, **bits, **targets_of(variant))
     seconds = time.process_time() - start
     images = case.images(dq.apply(case.denoiser, plan, backend="simulate"), len(reference))
     file.parent.mkdir(parents=True, exist_ok=True)

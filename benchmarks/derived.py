@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 Derived = dict[str, Any]
 SEEDED = re.compile(r"(?P<label>.+), (?P<seed>\d+)")
 
@@ -40,6 +42,32 @@ def ablation(data: Mapping[str, Any]) -> Derived:
         if recording:
             found[label]["over_recording"] = found[label]["cpu_seconds"] / statistics.fmean(recording)
     return found
+
+
+def transforms(data: Mapping[str, Any]) -> Derived:
+    """PSNR of every combination, and what an ingredient multiplies the error power of an image by, with an interval.
+
+    The unit is an image: its ratio is the geometric mean over seeds and over the combinations of the other ingredients.
+    The interval is that of 2000 bootstrap means over images.
+    """
+    labels = by_label(data)
+    seeds = min(len(runs) for runs in labels.values())  # of all combinations, should the run have been cut
+    psnr = {label: np.array([run["psnr"] for run in runs[:seeds]]) for label, runs in labels.items()}  # [seeds, images]
+    parts = {frozenset(label.split(" + ")) - {"none"}: values for label, values in psnr.items()}
+    combinations = {label: {"median": float(np.median(v)), "worst": float(v.min())} for label, v in psnr.items()}
+    effects = {}
+    for name in sorted(frozenset().union(*parts)):
+        others = [each for each in parts if name not in each and each | {name} in parts]
+        conditions = {"": others}
+        for other in sorted(frozenset().union(*others)):
+            conditions[f" without {other}"] = [each for each in others if other not in each]
+            conditions[f" with {other}"] = [each for each in others if other in each]
+        for condition, chosen in conditions.items():
+            ratio = np.mean([parts[each] - parts[each | {name}] for each in chosen], (0, 1)) / 10  # log10, [images]
+            drawn = np.random.default_rng(0).integers(0, len(ratio), (2000, len(ratio)))
+            bounds = np.quantile(ratio[drawn].mean(1), (0.025, 0.975))
+            effects[name + condition] = [float(10**value) for value in (ratio.mean(), *bounds)]
+    return {"combinations": combinations, "effects": effects}
 
 
 def dynamic(data: Mapping[str, Any]) -> Derived:
@@ -179,7 +207,20 @@ def by_images(data: Mapping[str, Any]) -> Derived:
 
 DERIVATIONS: dict[str, Callable[[Mapping[str, Any]], Derived]] = {
     each.__name__: each
-    for each in (ablation, dynamic, tfmq, adp, mixdq_plans, solvers, tmpq, temporal_table, size, binarydm, peers)
+    for each in (
+        ablation,
+        dynamic,
+        tfmq,
+        adp,
+        mixdq_plans,
+        solvers,
+        tmpq,
+        temporal_table,
+        size,
+        binarydm,
+        peers,
+        transforms,
+    )
 } | dict.fromkeys(("group_widths", "group_steps", "sampler_correction", "caching"), by_images)
 
 

@@ -24,7 +24,13 @@ SMALLEST_SCALE = 1e-35
 
 
 def per_row(parameters: Tensor, rows: Tensor) -> Tensor:
-    """``[O]`` (or ``[1]``) as a view that broadcasts against ``rows`` ``[O, ...]``, on its device."""
+    """``[O]`` (or ``[1]``) as a view that broadcasts against ``rows`` ``[O, ...]``, on its device.
+
+    ``[O, P]`` stands for P groups of consecutive entries of dimension 1, and is repeated for each of them.
+    """
+    if parameters.dim() == 2:
+        spread = parameters.repeat_interleave(rows.shape[1] // parameters.shape[1], 1)  # [O, C]
+        return spread.reshape(*spread.shape, *[1] * (rows.dim() - 2)).to(rows.device)
     return parameters.reshape(-1, *[1] * (rows.dim() - 1)).to(rows.device)
 
 

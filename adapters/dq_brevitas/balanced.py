@@ -50,7 +50,7 @@ class BalancedActIntQuant(ReciprocalIntQuant):
 class BalancedWeightIntQuant(BalancedActIntQuant):
     """Quantizes the weight times its balance, and divides by it again.
 
-    ``balance`` broadcasts against the weight, see `dq_plugins.quantized.balance.per_input`.
+    ``balance`` broadcasts against the weight, see `dq_plugins.quantized.layer_transform.per_input`.
     """
 
     def factors(self, like: Tensor) -> Tensor:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from dq_brevitas.proxy import beside_weight
 from dq_plugins.errors import DQError
-from dq_plugins.layer_kinds import kind_of
+from dq_plugins.layer_kinds import LAYER_KINDS, kind_of
 from dq_plugins.plan import DynamicActivationQuant
 from dq_plugins.quantized.layer import TokenQuantizer
+from dq_plugins.quantized.layer_transform import LayerTransform
 
 
 class TokenQuant(nn.Module):
@@ -34,7 +35,9 @@ class TokenQuant(nn.Module):
 
     def __init__(self, bit_width: int, symmetric: bool = True, balance: Tensor | None = None) -> None:
         super().__init__()
-        self.tokens = TokenQuantizer(DynamicActivationQuant(bit_width, symmetric), torch.device("cpu"), balance)
+        transform = None if balance is None else LayerTransform(balance)
+        quant, kind = DynamicActivationQuant(bit_width, symmetric), LAYER_KINDS["linear"]
+        self.tokens = TokenQuantizer(quant, torch.device("cpu"), transform, kind)
         self.tokens.register_load_state_dict_pre_hook(host.keep_what_is_missing)
         self.bit_width_impl = BitWidthConst(bit_width)
         self.observer_only = False  # Brevitas sets it while it calibrates

@@ -37,7 +37,7 @@ from dq_plugins.affine import integer_range
 from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, LayerPlan, QuantPlan, WeightQuant
-from dq_plugins.quantized.balance import fake_weight, per_input
+from dq_plugins.quantized.layer_transform import fake_weight, per_input, transform_of
 from dq_plugins.timesteps import TimestepContext
 
 
@@ -224,7 +224,7 @@ def _weight_for(plan: QuantPlan, layer: nn.Module, name: str) -> type[ExtendedIn
                 f"{tuple(layer.weight.shape)}"
             )
         with torch.no_grad():
-            fake = fake_weight(layer, quant, planned.balance)
+            fake = fake_weight(layer, quant, transform_of(planned))
             layer.weight = nn.Parameter(fake, layer.weight.requires_grad)
     return weight_quantizer(quant, layer, name, planned.balance)
 

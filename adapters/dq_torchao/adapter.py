@@ -28,7 +28,9 @@ from dq_torchao.report import Execution, Timing
 from dq_torchao.timestep_state import install_timestep_state
 from dq_torchao.tuning import tune
 
-IMPLEMENTED = frozenset({"balance", "bias_correction", "dynamic_ranges", "group_widths"})
+IMPLEMENTED = frozenset(
+    {"balance", "bias_correction", "dynamic_ranges", "group_scale", "group_widths", "low_rank", "rotation"}
+)
 """What layers of this adapter can do of `QuantPlan.features`."""
 
 Prefer = Literal["smallest", "fastest"]

@@ -61,3 +61,9 @@ class IntegerConv2d(IntegerLayer, nn.Conv2d):
         weight = (self.stored_weight, self.weight_scale, bias)
         window = (self.stride, padding, self.dilation, self.groups)
         return int8_conv2d(codes, scale, zero_point, *weight, *window, dtype)
+
+    def multiply_floats(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        """See `IntegerLayer.multiply_floats`."""
+        window = down.reshape(len(down), *self.weight_shape[1:])
+        inner = F.conv2d(self.padded(x), window, None, self.stride, self._kernel_padding, self.dilation)
+        return F.conv2d(inner, up[:, :, None, None])

@@ -7,9 +7,9 @@ computes the same values; it takes a byte a value whatever the width, which is w
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torchao.quantization import IntxUnpackedToInt8Tensor
 
-from dq_plugins.affine import per_row
 from dq_plugins.errors import DQError
 from dq_torchao.packed_weight import PackedWeight
 
@@ -21,7 +21,8 @@ def intx_tensor(layer: PackedWeight) -> IntxUnpackedToInt8Tensor:
         layer: any layer with a packed weight.
 
     Returns:
-        A tensor of the weight's shape and dtype, with one block of quantization parameters for each output.
+        A tensor of the weight's shape and dtype, with one block of quantization parameters for each output, or for each
+        group of its inputs.
 
     Raises:
         DQError: a zero point does not fit int8, which is what the class holds, or the input channels are balanced.
@@ -31,19 +32,43 @@ def intx_tensor(layer: PackedWeight) -> IntxUnpackedToInt8Tensor:
             f"the input channels of this {type(layer).__name__} are balanced, and torchao's tensor has no factor for "
             "each of them; leave the pass 'channel-balance' out of the recipe"
         )
+    if layer.input_rotation is not None:
+        raise DQError(
+            f"the input channels of this {type(layer).__name__} are rotated, and torchao's tensor has no place for it; "
+            "leave the pass 'rotation' out of the recipe"
+        )
+    if layer.low_rank is not None:
+        raise DQError(
+            f"this {type(layer).__name__} has a low-rank branch, and torchao's tensor has no place for it; leave the "
+            "pass 'low-rank' out of the recipe"
+        )
     codes = layer.weight_codes
     zero_point = layer.weight_zero_point
     if zero_point is None:
         zero_point = torch.zeros_like(layer.weight_scale, dtype=torch.int32)
     if bool((zero_point.abs() > 127).any()):
         raise DQError(f"torchao holds zero points in int8, and this {type(layer).__name__} has one beyond 127")
+    scale, groups = layer.weight_scale, layer.weight_group_scale
+    if groups is not None:
+        scale = scale[:, None] * groups
+    block = (
+        layer.weight_shape[1:]
+        if groups is None
+        else (layer.weight_shape[1] // groups.shape[1], *layer.weight_shape[2:])
+    )
     bits = 2 if layer.weight_signs else layer.weight_bits  # -1 and +1 are codes of two bits
     return IntxUnpackedToInt8Tensor(
         codes,
-        per_row(layer.weight_scale, codes),
-        per_row(zero_point.to(torch.int8), codes),
+        _blocks(scale, codes),
+        _blocks(zero_point.to(torch.int8).reshape(len(zero_point), -1).expand_as(scale.reshape(len(scale), -1)), codes),
         getattr(torch, f"int{bits}"),
-        (1, *layer.weight_shape[1:]),
+        (1, *block),
         layer.weight_dtype,
         None,
     )
+
+
+def _blocks(parameters: Tensor, codes: Tensor) -> Tensor:
+    """``[O]`` or ``[O, P]`` with as many dimensions as the codes."""
+    blocks = parameters.reshape(len(parameters), -1)
+    return blocks.reshape(*blocks.shape, *[1] * (codes.dim() - 2))

@@ -9,7 +9,7 @@ many steps there are, not how few bits they have.
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import nn
 from dq_plugins.graph import partition
 from dq_plugins.layer_kinds import kind_name
 from dq_plugins.metrics.latency import compare_latency
-from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, LayerPlan, WeightQuant
+from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, LayerPlan, QuantPlan, WeightQuant
 from dq_plugins.quantized.weight_scale import weight_parameters, weight_rows
 from dq_plugins.quantized.width import Width
 from dq_plugins.timesteps import TimestepContext, TimestepGroups
@@ -55,6 +55,7 @@ def latency_table(
     act_choices: Iterable[int] = (8,),
     *,
     dynamic: Collection[str] = (),
+    plan: QuantPlan | None = None,
     rounds: int = 15,
 ) -> LatencyTable:
     """Measure every layer of a denoiser in full precision and at every pair of widths.
@@ -68,6 +69,7 @@ def latency_table(
         weight_choices: widths of weights.
         act_choices: widths of inputs; none: weights alone are quantized.
         dynamic: linear layers whose ranges are dynamic, such as those of a plan for which ``layer.dynamic``.
+        plan: whose balances, rotations and low-rank branches layers have at every width; none by default.
         rounds: timed calls of each form; the median counts.
 
     Raises:
@@ -81,10 +83,11 @@ def latency_table(
     known: dict[Hashable, dict[Width, float]] = {}
     table, floating = {}, 0.0
     for name, calls in layouts.items():
-        layer, key = layers[name], (layer_key(layers[name]), tuple(calls), name in dynamic)
+        layer, like = layers[name], _like(plan, name, name in dynamic)
+        key = (layer_key(layer), tuple(calls), like.features, like.low_rank and like.low_rank.rank)
         if key not in known:
             own = acts if calls[0].dtype.is_floating_point else (None,)
-            known[key] = _times(layer, calls, [Width(w, a) for w in weights for a in own], rounds, name in dynamic)
+            known[key] = _times(layer, calls, [Width(w, a) for w in weights for a in own], rounds, like)
         table[name] = {str(width): ms for width, ms in known[key].items()}
         floating += known[key][Width()]
     whole = compare_latency({"call": lambda: denoiser(**inputs)}, rounds=rounds)["call"].median
@@ -92,27 +95,34 @@ def latency_table(
 
 
 def _times(
-    layer: nn.Module, layouts: Sequence[InputLayout], widths: Iterable[Width], rounds: int, dynamic: bool
+    layer: nn.Module, layouts: Sequence[InputLayout], widths: Iterable[Width], rounds: int, like: LayerPlan
 ) -> dict[Width, float]:
     """Time of all calls of one layer by width; `Width()` is full precision."""
     context = TimestepContext({GROUPS: TimestepGroups()}, "nearest")
     forms = {Width(): unwrapped_copy(layer)}
     for width in widths:
         forms[width] = unwrapped_copy(layer)
-        lower_layer(forms[width], _plan(layer, width, dynamic), context)
+        lower_layer(forms[width], _plan(layer, width, like), context)
     device = next(layer.parameters()).device
     with context.select(0.0):
         calls = time_forms({str(width): form for width, form in forms.items()}, layouts, device, rounds=rounds)
     return {width: sum(latency.median for latency in calls[str(width)]) for width in forms}
 
 
-def _plan(layer: nn.Module, width: Width, dynamic: bool) -> LayerPlan:
+def _like(plan: QuantPlan | None, name: str, dynamic: bool) -> LayerPlan:
+    """What a layer has at every width."""
+    own = LayerPlan("") if plan is None or name not in plan.layers else plan.layers[name]
+    activation = DynamicActivationQuant(8) if dynamic else None
+    return LayerPlan("", activation=activation, balance=own.balance, rotation=own.rotation, low_rank=own.low_rank)
+
+
+def _plan(layer: nn.Module, width: Width, like: LayerPlan) -> LayerPlan:
     """A plan of one layer at a width; its values do not matter for its speed."""
     assert width.weight is not None
     scale, _ = weight_parameters(weight_rows(layer), width.weight, method="minmax")
     weight, activation = WeightQuant(width.weight, scale.cpu()), None
-    if width.activation is not None and dynamic:
+    if width.activation is not None and like.dynamic:
         activation = DynamicActivationQuant(width.activation)
     elif width.activation is not None:
         activation = ActivationQuant(width.activation, GROUPS, torch.ones(1), torch.zeros(1, dtype=torch.int32))
-    return LayerPlan(kind_name(layer), weight=weight, activation=activation)
+    return replace(like, kind=kind_name(layer), weight=weight, activation=activation)

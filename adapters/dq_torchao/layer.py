@@ -1,16 +1,18 @@
 """What integer Linear and Conv2d layers share: packed weight codes, the table of activation parameters, the routing.
 
-One formula holds for every kernel, with ``q`` the activation codes and ``w`` the weight codes (less their zero point):
+One formula holds for every kernel, with ``q`` the activation codes and ``w`` the weight codes, less their zero point
+and times the scale of their group of inputs:
 
     y[o] = s[g] * s_w[o] * (sum_k q[k] w[o, k]  -  z[g] * sum_k w[o, k])  +  b[o] + correction[g, o]
 
 ``g`` is the timestep group that the context selects by the value of t. The sum over the weight codes does not
 depend on the input, so it is computed once. The correction of the group is added to the bias, not to the output. Where
 channels of the input are divided by a balance, the codes are those of ``x`` times ``1 / (s[g] balance)``: one
-multiplication of the input, as without it. Rows of the input that have parameters of their own (samples of several
-timesteps, tokens with dynamic ranges) are multiplied as bare codes, and rescaled afterwards. A timestep
-group may have a narrower code, which the same kernel multiplies, or none: its inputs stay in floating point and meet
-the dequantized weight.
+multiplication of the input, as without it. A rotation of the input is a small product in float32 before it.
+
+Rows of the input that have parameters of their own (samples of several timesteps, tokens with dynamic ranges) are
+multiplied as bare codes, and rescaled afterwards. A timestep group may have a narrower code, which the same kernel
+multiplies, or none: its inputs stay in floating point and meet the dequantized weight.
 
 Shapes: ``O`` outputs, ``K`` products per output, ``C`` input channels, ``G`` groups, ``N`` batch.
 """
@@ -28,6 +30,7 @@ from typing_extensions import Self
 from dq_plugins.affine import code_ranges, per_row, token_parameters
 from dq_plugins.errors import DQError, TimestepError
 from dq_plugins.plan import ActivationQuant, BiasCorrection, DynamicActivationQuant, InputQuant, LayerPlan
+from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.output_correction import rows_for_output
 from dq_plugins.timesteps import TimestepContext, select_for_input
 from dq_torchao.kernels import (
@@ -113,7 +116,7 @@ class IntegerLayer(PackedWeight):
         """
         assert plan.weight is not None
         assert plan.activation is not None
-        integer = cls.in_place_of(layer, plan.weight, plan.balance)
+        integer = cls.in_place_of(layer, plan.weight, transform_of(plan))
         integer.store_tables(plan.activation, plan.bias_correction)
         integer.context = context
         return integer
@@ -139,7 +142,8 @@ class IntegerLayer(PackedWeight):
     @property
     def stored_weight(self) -> StoredWeight:
         """The weight as the operators take it."""
-        return self.weight_packed, self.weight_shape, self.weight_bits, self.weight_signs, self.weight_zero_point
+        form = (self.weight_shape, self.weight_bits, self.weight_signs)
+        return (self.weight_packed, *form, self.weight_zero_point, self.weight_group_scale)
 
     @property
     def released(self) -> bool:
@@ -163,6 +167,8 @@ class IntegerLayer(PackedWeight):
         if not self.released:
             return self.weight_packed
         codes = plain_codes(*self.stored_weight)
+        if self.weight_group_scale is not None:
+            codes = codes // per_row(self.weight_group_scale.to(torch.int8), codes)
         if self.weight_zero_point is not None:
             codes = codes + per_row(self.weight_zero_point, codes)
         return self._pack(codes)
@@ -185,17 +191,27 @@ class IntegerLayer(PackedWeight):
 
     def forward(self, input: Tensor) -> Tensor:
         """Quantize ``input`` with the parameters of its timestep, multiply in integers, rescale."""
-        x = input
-        if x.requires_grad and torch.is_grad_enabled():
+        if input.requires_grad and torch.is_grad_enabled():
             raise DQError(NO_GRADIENT)
+        x = input
         row = None if self.bias_correction is None else self._index(self.correction_groups, self.bias_correction)
         if self.act_scale is None or self.act_zero_point is None:
             assert self.dynamic is not None
-            return self._dynamic(x, self.dynamic, row)
+            return self._with_branch(self._dynamic(x, self.dynamic, row), x)
         index = self._index(self.group_name, self.act_scale)
         if self.group_bits is None or None not in self.group_bits:
-            return self._by_groups(x, index, row)
+            return self._with_branch(self._by_groups(x, index, row), x)
         return self._partly_floating(x, index, row)
+
+    def _with_branch(self, y: Tensor, x: Tensor) -> Tensor:
+        """``y`` and the low-rank branch: two thin products of the input as it comes, in its dtype."""
+        if self.low_rank_down is None or self.low_rank_up is None:
+            return y
+        return y + self.multiply_floats(x, self.low_rank_down.to(x.dtype), self.low_rank_up.to(x.dtype))
+
+    def multiply_floats(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        """What this layer makes of ``x`` with the weight ``up @ down``, without a bias."""
+        raise NotImplementedError
 
     def _by_groups(self, x: Tensor, index: Tensor, row: Tensor | None) -> Tensor:
         """Every sample by the range of its timestep group."""
@@ -204,15 +220,12 @@ class IntegerLayer(PackedWeight):
         if index.numel() > 1 or (row is not None and row.numel() > 1):
             scale, zero_point = (select_for_input(t, index, x) for t in (self.act_scale, self.act_zero_point))
             stored = zero_point + code_offset(x.device)
-            codes = activation_codes(self.padded(x, wholly=True), self._factor(scale), stored, self.act_bits)
-            codes = self._narrowed(codes, index, x)
+            codes = self._narrowed(self._codes(self.padded(x, wholly=True), scale, stored), index, x)
             return self._by_rows(codes, scale, zero_point, row).to(x.dtype)
         # [1] tensors all the way: this runs at every layer of every step, and each small operation costs microseconds.
         scale = self.act_scale.index_select(0, index)
         zero_point = self.act_zero_point.index_select(0, index) + code_offset(x.device)
-        codes = self._narrowed(
-            activation_codes(self.padded(x), self._factor(scale), zero_point, self.act_bits), index, x
-        )
+        codes = self._narrowed(self._codes(self.padded(x), scale, zero_point), index, x)
         return self.multiply(codes, scale, zero_point, self._bias(row), kernel_dtype(x)).to(x.dtype)
 
     def _narrowed(self, codes: Tensor, index: Tensor, x: Tensor) -> Tensor:
@@ -228,8 +241,9 @@ class IntegerLayer(PackedWeight):
         assert self.act_floating is not None
         floating = select_for_input(self.act_floating, index, x)
         if floating.numel() > 1 or torch.compiler.is_compiling():
-            return torch.where(floating, self._floating(x, row), self._by_groups(x, index, row))
-        return self._floating(x, row) if bool(floating) else self._by_groups(x, index, row)
+            integers = self._with_branch(self._by_groups(x, index, row), x)
+            return torch.where(floating, self._floating(x, row), integers)
+        return self._floating(x, row) if bool(floating) else self._with_branch(self._by_groups(x, index, row), x)
 
     def _floating(self, x: Tensor, row: Tensor | None) -> Tensor:
         """The product of the input as it is with the dequantized weight."""
@@ -247,10 +261,19 @@ class IntegerLayer(PackedWeight):
         index = self.context.index(groups).to(table.device)
         return index if len(table) > 1 or index.numel() == 1 else index.reshape(-1)[:1]
 
-    def _factor(self, scale: Tensor) -> Tensor:
-        """What the input is multiplied by to get its codes."""
+    def _codes(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """Codes of the transformed input; without a rotation, the balance is part of the factor."""
         factor = scale.reciprocal()
-        return factor if self.inverse_balance is None else factor * self.inverse_balance
+        if self.input_rotation is not None:
+            x = self._transformed(x)
+        elif self.inverse_balance is not None:
+            factor = factor * self.inverse_balance
+        return activation_codes(x, factor, zero_point, self.act_bits)
+
+    def _transformed(self, x: Tensor) -> Tensor:
+        """The input divided by the balance, and rotated: float32."""
+        x = x.float() if self.inverse_balance is None else x.float() * self.inverse_balance
+        return x if self.input_rotation is None else self.input_rotation(x, self._kind.channel_axis)
 
     def _bias(self, row: Tensor | None) -> Tensor | None:
         """``[O]``: the layer's own and the correction in one row."""
@@ -262,7 +285,7 @@ class IntegerLayer(PackedWeight):
 
     def _dynamic(self, x: Tensor, quant: DynamicActivationQuant, row: Tensor | None) -> Tensor:
         """Every token by its own range, as `dq_plugins.quantized.layer.quantize_tokens`."""
-        values = x.float() if self.inverse_balance is None else x.float() * self.inverse_balance
+        values = self._transformed(x)
         scale, zero_point = token_parameters(values, quant.bits, symmetric=quant.symmetric)  # [..., 1]
         codes = activation_codes(values, scale.reciprocal(), zero_point + code_offset(x.device), quant.bits)
         return self._by_rows(codes, scale, None if quant.symmetric else zero_point, row).to(x.dtype)
@@ -303,7 +326,8 @@ class IntegerLayer(PackedWeight):
         """Shape, widths and groups."""
         shape = "x".join(str(n) for n in self.weight_shape)
         width = f"W{self.weight_bits}A{self.group_bits or self.act_bits}"
-        beside = [name for name in ("inverse_balance", "bias_correction") if getattr(self, name) is not None]
+        parts = ("inverse_balance", "input_rotation", "low_rank_down", "bias_correction")
+        beside = [name for name in parts if getattr(self, name) is not None]
         table = self.act_scale
         ranges = "dynamic" if table is None else f"groups={self.group_name!r} ({len(table)})"
         return ", ".join([shape, width, ranges, *beside, self.execution.state])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dq_torchao.kernels import int8_linear
 from dq_torchao.layer import IntegerLayer
@@ -31,3 +32,7 @@ class IntegerLinear(IntegerLayer, nn.Linear):
     ) -> Tensor:
         """See `IntegerLayer.multiply`."""
         return int8_linear(codes, scale, zero_point, self.stored_weight, self.weight_scale, bias, dtype)
+
+    def multiply_floats(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        """See `IntegerLayer.multiply_floats`."""
+        return F.linear(F.linear(x, down), up)

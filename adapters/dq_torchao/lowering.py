@@ -15,6 +15,7 @@ from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import LAYER_KINDS, exact_kind
 from dq_plugins.plan import LayerPlan, WeightQuant
 from dq_plugins.quantized.layer import simulate_layer
+from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.conv import IntegerConv2d
 from dq_torchao.kernels import kernel_for
@@ -37,7 +38,7 @@ def unsupported_reason(layer: nn.Module, plan: LayerPlan) -> str:
     if plan.weight.bits > 8 or plan.activation.bits > 8:
         return f"{plan.width} does not fit int8"
     if not _fits_int8(plan.weight):
-        return f"{plan.weight.bits}-bit weight codes less the zero points of the plan do not fit int8"
+        return f"{plan.weight.bits}-bit weight codes less zero points and times group scales do not fit int8"
     if type(layer) not in INTEGER_LAYERS:
         return f"there is no integer kernel for {type(layer).__name__}"
     if (products := _weight(layer)[0].numel()) > (most := most_products(plan.weight)):
@@ -51,16 +52,22 @@ def most_products(quant: WeightQuant) -> int:
 
     Kernels add up codes of activations from 0 to 255 before they take the zero point off; int32 overflows silently.
     """
-    largest = 128 if quant.zero_point is not None else -integer_range(quant.bits)[0]
+    plain = quant.zero_point is None and quant.group_scale is None
+    largest = -integer_range(quant.bits)[0] if plain else 128
     return (2**31 - 1) // (255 * largest)
 
 
 def _fits_int8(quant: WeightQuant) -> bool:
-    """Whether the kernels, which take no zero point of weights, can multiply codes from which it is subtracted."""
-    if quant.zero_point is None:
+    """Whether codes less their zero points, and times their group scales, which kernels do not know, fit int8."""
+    if quant.zero_point is None and quant.group_scale is None:
         return True
     low, high = integer_range(quant.bits)
-    return low - int(quant.zero_point.max()) >= -128 and high - int(quant.zero_point.min()) <= 127
+    zero_point = torch.zeros((1, 1), dtype=torch.int32) if quant.zero_point is None else quant.zero_point
+    least, most = low - zero_point, high - zero_point
+    if quant.group_scale is not None:
+        u = quant.group_scale.int()
+        least, most = (bound.reshape(len(bound), -1) * u for bound in (least, most))
+    return int(least.min()) >= -128 and int(most.max()) <= 127
 
 
 def lower_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, timing: Timing | None = None) -> Execution:
@@ -108,9 +115,9 @@ def mark_full_precision(layer: nn.Module, plan: LayerPlan, reason: str) -> Execu
 def lower_to_float(layer: nn.Module, plan: LayerPlan, context: TimestepContext) -> None:
     """Make ``layer`` compute the quantized values in floating point, in place, its weight packed where it can be."""
     weight = plan.weight if can_pack(layer, plan.weight) else None
-    simulate_layer(layer, plan if weight is None else replace(plan, weight=None), context)
     if weight is not None:
-        pack_layer(layer, weight, plan.balance)
+        pack_layer(layer, weight, transform_of(plan))
+    simulate_layer(layer, plan if weight is None else replace(plan, weight=None), context)
 
 
 @torch.no_grad()

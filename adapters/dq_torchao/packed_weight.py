@@ -3,14 +3,16 @@
 `PackedWeight` is what every quantized layer shares. On its own it makes a layer that computes in floating point: its
 ``weight`` is dequantized at each call and forgotten, so a 4-bit weight costs half a byte a value at all times.
 
-    w^ = s_w (w - z_w) / balance          per entry of dimension 0 and input channel, w the codes
+    w^ = (s_w u (w - z_w)) R^T / balance        per entry of dimension 0 and input channel, w the codes
 
 Shapes: ``O`` entries of dimension 0 of the weight (its outputs; the inputs of a transposed convolution, whose scales
-are all the same), ``C`` input channels, n values, ``B`` = ceil(n bits / 8) bytes.
+are all the same), ``C`` input channels, ``P`` groups of them with scales u of their own, n values, ``B`` =
+ceil(n bits / 8) bytes.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -21,10 +23,11 @@ from typing_extensions import Self
 from dq_plugins.affine import per_row
 from dq_plugins.errors import DQError
 from dq_plugins.layer_kinds import LAYER_KINDS, LayerKind, kind_of, mixed_in
-from dq_plugins.plan import WeightQuant
-from dq_plugins.quantized.balance import balanced_weight
+from dq_plugins.plan import LowRank, WeightQuant
 from dq_plugins.quantized.exact_state import ExactState
+from dq_plugins.quantized.layer_transform import LayerTransform, transformed_weight
 from dq_plugins.quantized.packing import pack_bits
+from dq_plugins.quantized.rotate import Rotate
 from dq_torchao.kernels import unpack_codes
 from dq_torchao.wrapped_forward import exchange
 
@@ -37,25 +40,33 @@ class PackedWeight(ExactState):
     Attributes:
         weight_packed: uint8 ``[B]``, see `dq_plugins.quantized.packing`.
         weight_scale: float32 ``[O]``.
-        weight_zero_point: int32 ``[O]``; None when symmetric.
+        weight_zero_point: int32 ``[O]``, or ``[O, P]`` in groups; None when symmetric.
+        weight_group_scale: uint8 ``[O, P]``; None without groups.
         weight_shape: shape of the weight.
         weight_bits: width of the codes.
         weight_signs: whether the codes are -1 and +1 (one bit).
         weight_dtype: floating-point dtype of the weight; follows casts of the layer.
         inverse_balance: float32, one over the plan's balance, as it broadcasts against the layer's input (``[C]``, or
             ``[C, 1, 1]`` for a 2-d convolution); None without one. The codes are those of the weight times the balance.
+        input_rotation: R, of the divided channels; None without one.
+        low_rank_down: float16 ``[r, K]``, of the low-rank branch beside the quantized weight; None without one.
+        low_rank_up: float16 ``[O, r]``; None likewise.
     """
 
-    exact_state = ("weight_scale", "inverse_balance")
+    exact_state = ("weight_scale", "inverse_balance", "low_rank_down", "low_rank_up")
 
     weight_packed: Tensor
     weight_scale: Tensor
     weight_zero_point: Tensor | None
+    weight_group_scale: Tensor | None
     weight_shape: tuple[int, ...]
     weight_bits: int
     weight_signs: bool
     weight_dtype: torch.dtype
     inverse_balance: Tensor | None
+    input_rotation: Rotate | None
+    low_rank_down: Tensor | None
+    low_rank_up: Tensor | None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Called with arguments, the floating-point layer that it stands for.
@@ -70,13 +81,13 @@ class PackedWeight(ExactState):
 
     @classmethod
     @torch.no_grad()
-    def in_place_of(cls, layer: nn.Module, quant: WeightQuant, balance: Tensor | None = None) -> Self:
+    def in_place_of(cls, layer: nn.Module, quant: WeightQuant, transform: LayerTransform | None = None) -> Self:
         """Turn a floating-point layer into one of this class, its weight packed as ``quant`` says.
 
         Args:
             layer: the layer.
-            quant: quantizer of its weight, times the balance if it has one.
-            balance: what the channels of its input are divided by, ``[C]``.
+            quant: quantizer of its weight, as it is transformed.
+            transform: of its input.
 
         Returns:
             The same object: references to the layer, its position in the denoiser, its hooks and what wraps its forward
@@ -84,14 +95,20 @@ class PackedWeight(ExactState):
         """
         own = layer.weight
         assert isinstance(own, Tensor)
-        weight = balanced_weight(layer, balance).detach()
+        weight = transformed_weight(layer, transform).detach()
         del layer.weight
         former, layer.__class__ = type(layer), cls
         assert isinstance(layer, cls)
         exchange(layer, former)
         layer._store(quant, weight, own.dtype)
+        balance = None if transform is None else transform.balance
         inverse = None if balance is None else layer._kind.per_output(balance.to(weight.device).reciprocal())
         layer.register_buffer("inverse_balance", inverse)
+        branch = None if transform is None else transform.low_rank
+        for part in ("down", "up"):
+            layer.register_buffer(f"low_rank_{part}", branch and getattr(branch, part).to(weight.device, copy=True))
+        rotate = None if transform is None else transform.rotate
+        layer.register_module("input_rotation", None if rotate is None else copy.deepcopy(rotate).to(weight.device))
         return layer
 
     def _store(self, quant: WeightQuant, weight: Tensor, dtype: torch.dtype) -> None:
@@ -101,12 +118,16 @@ class PackedWeight(ExactState):
         self.register_buffer("weight_scale", self._per_output(quant.scale, torch.float32))
         zero_point = None if quant.zero_point is None else self._per_output(quant.zero_point, torch.int32)
         self.register_buffer("weight_zero_point", zero_point)
+        groups = None if quant.group_scale is None else self._per_output(quant.group_scale, torch.uint8)
+        self.register_buffer("weight_group_scale", groups)
 
     def _pack(self, codes: Tensor) -> Tensor:
         return pack_bits(codes, self.weight_bits, signs=self.weight_signs)
 
     def _per_output(self, parameters: Tensor, dtype: torch.dtype) -> Tensor:
-        return parameters.to(self.weight_packed.device, dtype).expand(self.weight_shape[0]).clone()
+        return (
+            parameters.to(self.weight_packed.device, dtype).expand(self.weight_shape[0], *parameters.shape[1:]).clone()
+        )
 
     @property
     def _kind(self) -> LayerKind:
@@ -129,10 +150,24 @@ class PackedWeight(ExactState):
         weight = self.weight_codes.float()
         if self.weight_zero_point is not None:
             weight -= per_row(self.weight_zero_point, weight)
+        if self.weight_group_scale is not None:
+            weight *= per_row(self.weight_group_scale, weight)
         weight *= per_row(self.weight_scale, weight)
+        if self.input_rotation is not None:
+            weight = self.input_rotation(weight, 1, inverse=True)
         if self.inverse_balance is not None:
             weight *= self._kind.per_input(self.inverse_balance.flatten(), weight)
+        if (branch := self.low_rank) is not None:
+            parts = (weight, branch.weight(weight))  # side by side where the layer gets its input twice
+            weight = torch.cat(parts, 1) if self.__dict__.get("input_beside") else sum(parts)
         return derived(weight.to(self.weight_dtype))
+
+    @property
+    def low_rank(self) -> LowRank | None:
+        """The low-rank branch."""
+        if self.low_rank_down is None or self.low_rank_up is None:
+            return None
+        return LowRank(self.low_rank_down, self.low_rank_up)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.weight_dtype = fn(torch.empty(0, dtype=self.weight_dtype, device=self.weight_scale.device)).dtype
@@ -157,18 +192,18 @@ def can_pack(layer: nn.Module, quant: WeightQuant | None) -> bool:
     return quant is not None and quant.bits <= MAX_BITS and type(layer) in PACKED_LAYERS and fixed
 
 
-def pack_layer(layer: nn.Module, quant: WeightQuant, balance: Tensor | None = None) -> PackedWeight:
+def pack_layer(layer: nn.Module, quant: WeightQuant, transform: LayerTransform | None = None) -> PackedWeight:
     """Pack the weight of ``layer``, in place.
 
     Args:
         layer: of a class in `PACKED_LAYERS`.
         quant: its weight quantizer, at most 8 bits.
-        balance: what the channels of its input are divided by where that is quantized, ``[C]``.
+        transform: of its input where that is quantized.
 
     Returns:
         The same object, of the packed class.
     """
-    return PACKED_LAYERS[type(layer)].in_place_of(layer, quant, balance)
+    return PACKED_LAYERS[type(layer)].in_place_of(layer, quant, transform)
 
 
 class DerivedWeight(Tensor):

@@ -43,7 +43,9 @@ class Execution:
         reason: why it does not run in integers, or what decided that it does; may be empty.
         bits: what one value of the weight takes, in memory and in the state dict.
         bytes: what the weight takes, without scales.
-        scale_bytes: what scales, zero points, balance and bias correction take, those of the activations included.
+        scale_bytes: what scales (of groups of inputs too), zero points, balance, rotation, low-rank
+            branch and bias correction take, those of the
+            activations included.
     """
 
     __pydantic_config__ = STRICT
@@ -70,7 +72,16 @@ class Execution:
 
 def _bytes_of_scales(layer: nn.Module) -> int:
     """Bytes of everything in the state dict whose name says so."""
-    suffixes = ("scale", "zero_point", "balance", "bias_correction", "output_correction.values")
+    suffixes = (
+        "low_rank_down",
+        "low_rank_up",
+        "matrix",
+        "scale",
+        "zero_point",
+        "balance",
+        "bias_correction",
+        "output_correction.values",
+    )
     return sum(value.nbytes for name, value in layer.state_dict().items() if name.endswith(suffixes))
 
 

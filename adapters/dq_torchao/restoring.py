@@ -11,6 +11,7 @@ from dq_plugins.errors import CheckpointError
 from dq_plugins.plan import ActivationQuant, BiasCorrection, LayerPlan
 from dq_plugins.plan.validity import code_fault, finite_fault, scale_fault
 from dq_plugins.quantized.layer import ActivationQuantizer, simulate_layer
+from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.output_correction import OutputCorrection
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.attention import simulate_without_kernel
@@ -54,7 +55,7 @@ def restore_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, e
             _require(plan.activation is not None, form, plan)
             chosen.from_float(layer, plan, context)
             return
-        pack_layer(layer, plan.weight, plan.balance)
+        pack_layer(layer, plan.weight, transform_of(plan))
         plan = replace(plan, weight=None)
     simulate_layer(layer, plan, context)
 
@@ -123,7 +124,9 @@ def _simulate_instead(layer: IntegerLayer, reason: str) -> None:
     del layer.act_scale, layer.act_zero_point, layer.act_low, layer.act_high, layer.act_floating, layer.bias_correction
     former, layer.__class__ = type(layer), PACKED_LAYERS[kind]  # type: ignore[assignment]
     exchange(layer, former)
-    plan = LayerPlan("", activation=activation, balance=balance, bias_correction=correction)
+    rotation = None if layer.input_rotation is None else layer.input_rotation.planned
+    low_rank, parts = layer.low_rank, {"balance": balance, "bias_correction": correction, "rotation": rotation}
+    plan = LayerPlan("", activation=activation, low_rank=low_rank, **parts)
     simulate_layer(layer, plan, layer.context)
     dtype = str(layer.weight_dtype).removeprefix("torch.")
     layer.execution = Execution("simulated", layer.execution.width, "", dtype, reason).stored_by(layer)

@@ -42,6 +42,11 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"whether {what} have zero point 0 (default: the recipe's)",
         )
     parser.add_argument(
+        "--weight-group-size",
+        type=int,
+        help="input channels that share a scale of a weight of at most 6 bits (default: the recipe's, mostly all)",
+    )
+    parser.add_argument(
         "--option",
         action="append",
         default=[],
@@ -121,6 +126,7 @@ def run_recipe(args: argparse.Namespace, denoiser: nn.Module, calibration: Calib
         edge_bits=args.edge_bits,
         symmetric_weights=args.symmetric_weights,
         symmetric_acts=args.symmetric_acts,
+        weight_group_size=args.weight_group_size,
         seed=args.seed,
         options=parse_options(args.option),
         workdir=out / "work",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.observers.observer import Observer
-from dq_plugins.observers.streaming import Balance, located, stream_inputs
+from dq_plugins.observers.streaming import Transforms, located, stream_inputs
 from dq_plugins.timesteps import TimestepGroups
 
 
@@ -22,7 +22,7 @@ def observe_groups(
     groups: TimestepGroups | None = None,
     rows: Tensor | None = None,
     *,
-    balance: Balance = MappingProxyType({}),
+    transforms: Transforms = MappingProxyType({}),
     progress: bool = False,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Run the recorded calls once, with one observer for each layer and group.
@@ -34,7 +34,7 @@ def observe_groups(
         make_observer: a fresh observer for a layer, for example ``lambda layer: MinMaxObserver(bits=8)``.
         groups: timestep groups; one for each recorded timestep by default.
         rows: which range each group uses, ``[G]``; groups of one number share theirs. None: each has its own.
-        balance: factors ``[C]`` by which the input channels of some layers are divided first.
+        transforms: of the inputs of some layers.
         progress: show a progress bar.
 
     Returns:
@@ -51,7 +51,7 @@ def observe_groups(
         current = {layer: make_observer(layer) for layer in layers}
         receive = _updater(current)
         for _ in stream_inputs(
-            denoiser, calibration, layers, receive, timesteps=timesteps, balance=balance, progress=progress
+            denoiser, calibration, layers, receive, timesteps=timesteps, transforms=transforms, progress=progress
         ):
             pass
         if timesteps:

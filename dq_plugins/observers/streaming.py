@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -14,10 +15,19 @@ from dq_plugins.calibration import CalibrationSet
 from dq_plugins.compiled import evaluating, unwrap
 from dq_plugins.errors import CalibrationError, close_matches
 from dq_plugins.hooks import hooked
-from dq_plugins.layer_kinds import kind_of
+from dq_plugins.layer_kinds import LayerKind, kind_of
 
 Receive = Callable[[str, Tensor, float], None]
-Balance = Mapping[str, Tensor]
+
+
+class Transform(Protocol):
+    """What happens to a layer's input before it is quantized, see `dq_plugins.quantized.layer_transform`."""
+
+    def of_input(self, kind: LayerKind, x: Tensor) -> Tensor:
+        """The transformed input of a layer of this kind."""
+
+
+Transforms = Mapping[str, Transform]
 
 
 def stream_inputs(
@@ -27,7 +37,7 @@ def stream_inputs(
     receive: Receive,
     *,
     timesteps: Sequence[float] | None = None,
-    balance: Balance = MappingProxyType({}),
+    transforms: Transforms = MappingProxyType({}),
     progress: bool = False,
 ) -> Iterator[float]:
     """Repeat the recorded calls of each timestep, and hand every input of every layer to ``receive``.
@@ -41,7 +51,7 @@ def stream_inputs(
         layers: fully qualified names.
         receive: called with a layer's name, its first tensor argument, and the timestep.
         timesteps: which timesteps, in which order; all, ascending, by default.
-        balance: factors ``[C]`` by which the input channels of some layers are divided first.
+        transforms: of the inputs of some layers; what is handed out is transformed.
         progress: show a progress bar.
 
     Yields:
@@ -52,12 +62,14 @@ def stream_inputs(
     """
     denoiser = unwrap(denoiser)
     modules = _find(denoiser, layers)
-    divisors = {n: kind.per_output(balance[n]) for n, m in modules.items() if n in balance and (kind := kind_of(m))}
+    transforming = {
+        n: partial(transforms[n].of_input, kind) for n, m in modules.items() if n in transforms and (kind := kind_of(m))
+    }
     selected = calibration.timesteps if timesteps is None else timesteps
     for t in tqdm(selected, desc="observing", unit="timestep", disable=not progress, leave=False):
         reached: set[str] = set()
         # before any other hook: one that quantizes the input must not change what is observed
-        with hooked(modules, before=_receiver(receive, reached, t, divisors), first=True), evaluating(denoiser):
+        with hooked(modules, before=_receiver(receive, reached, t, transforming), first=True), evaluating(denoiser):
             for call in calibration.calls(t):
                 call.run(denoiser)
         missing = [name for name in modules if name not in reached]
@@ -78,12 +90,12 @@ def _find(denoiser: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
 
 
 def _receiver(
-    receive: Receive, reached: set[str], timestep: float, divisors: Mapping[str, Tensor]
+    receive: Receive, reached: set[str], timestep: float, transforming: Mapping[str, Callable[[Tensor], Tensor]]
 ) -> Callable[..., None]:
     def before(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         reached.add(name)
         x = first_argument(name, args, kwargs)
-        receive(name, x / divisors[name].to(x.device) if name in divisors else x, timestep)
+        receive(name, transforming[name](x) if name in transforming else x, timestep)
 
     return before
 

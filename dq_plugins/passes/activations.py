@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dq_plugins import registry
-from dq_plugins.hashing import hash_tensors
+from dq_plugins.hashing import hash_json
 from dq_plugins.observers.distribution import DistributionObserver
 from dq_plugins.observers.error import ErrorTable
 from dq_plugins.observers.grouping import best_candidates
@@ -53,13 +53,13 @@ def statistics(context: PassContext, layers: tuple[str, ...]) -> Statistics:
         if set(layers) <= set(found.layers):
             return found
     folder = context.workdir / "statistics" if context.workdir else None
-    known.append(collect(context.denoiser, context.calibration, layers, folder=folder, balance=context.balance))
+    known.append(collect(context.denoiser, context.calibration, layers, folder=folder, transforms=context.transforms))
     return known[-1]
 
 
 def _data(context: PassContext) -> tuple[str, str]:
-    """What statistics are of: the calls and the balance of the inputs."""
-    return context.calibration.hash, hash_tensors(dict(context.balance))
+    """What statistics are of: the calls and the transforms of the inputs."""
+    return context.calibration.hash, hash_json({name: transform.hash for name, transform in context.transforms.items()})
 
 
 def error_tables(
@@ -123,7 +123,7 @@ def input_ranges(
             lambda name: observer(bits=bits[name], symmetric=symmetric),
             groups,
             rows,
-            balance=context.balance,
+            transforms=context.transforms,
         )
     # group of every recorded timestep, int64 [T]
     membership = rows[torch.tensor([groups.of(t) for t in context.calibration.timesteps])]

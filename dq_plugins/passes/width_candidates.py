@@ -18,7 +18,7 @@ from dq_plugins.passes.binarization.binarize import binary_weight
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, QuantPlan, Reason, WeightQuant
 from dq_plugins.plan.layers import NO_RANGES
 from dq_plugins.quantized.candidates import Candidates
-from dq_plugins.quantized.weight_scale import weight_quantizer, weight_rows
+from dq_plugins.quantized.weight_scale import layer_quantizer, weight_rows
 from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import PassContext
 
@@ -53,15 +53,19 @@ def _make(
     )
     used = {q.groups for widths in activations.values() for q in widths.values() if isinstance(q, ActivationQuant)}
     weights = {name: _weights(plan, context, name, weight_choices) for name in order}
-    balance = {name: context.balance[name] for name in order if name in context.balance}
-    return Candidates(weights, activations, {name: plan.groups[name] for name in sorted(used)}, balance)
+    transforms = {name: context.transforms[name] for name in order if name in context.transforms}
+    return Candidates(weights, activations, {name: plan.groups[name] for name in sorted(used)}, transforms)
 
 
 def _weights(plan: QuantPlan, context: PassContext, name: str, choices: Sequence[int]) -> dict[int, WeightQuant]:
-    weight = weight_rows(context.denoiser.get_submodule(name), context.balance.get(name))
-    form = {"symmetric": context.targets.symmetric_weights, "method": plan.range_methods.weights}
-    # codes -1 and 0 of one bit would lose half of a symmetric weight
-    return {bits: binary_weight(weight) if bits == 1 else weight_quantizer(weight, bits, **form) for bits in choices}
+    layer, transform = context.denoiser.get_submodule(name), context.transforms.get(name)
+
+    def quantizer(bits: int) -> WeightQuant:
+        if bits == 1:  # codes -1 and 0 would lose half of a symmetric weight
+            return binary_weight(weight_rows(layer, transform))
+        return layer_quantizer(layer, bits, context.targets, method=plan.range_methods.weights, transform=transform)
+
+    return {bits: quantizer(bits) for bits in choices}
 
 
 def activation_candidates(
@@ -124,7 +128,9 @@ def _other_tokens(
             with located(name, timestep):
                 observers[name, bits].update(rest)
 
-    for _ in stream_inputs(context.denoiser, context.calibration, tuple(layers), receive, balance=context.balance):
+    for _ in stream_inputs(
+        context.denoiser, context.calibration, tuple(layers), receive, transforms=context.transforms
+    ):
         pass
     return observers
 

@@ -16,7 +16,9 @@ from dq_plugins.plan.decisions import (
 )
 from dq_plugins.plan.dynamic_ranges import DynamicActivationQuant
 from dq_plugins.plan.layers import ActivationQuant, BiasCorrection, InputQuant, LayerPlan, Reason, WeightQuant
+from dq_plugins.plan.low_rank import LowRank
 from dq_plugins.plan.quant_plan import PLAN, PassRecord, QuantPlan
+from dq_plugins.plan.rotation import Rotation
 from dq_plugins.plan.section import Section
 
 __all__ = [
@@ -30,6 +32,7 @@ __all__ = [
     "EstimateCheck",
     "InputQuant",
     "LayerPlan",
+    "LowRank",
     "MeasuredImageError",
     "MeasuredSensitivity",
     "OutlierRows",
@@ -37,6 +40,7 @@ __all__ = [
     "QuantPlan",
     "RangeMethods",
     "Reason",
+    "Rotation",
     "SamplerCorrection",
     "Section",
     "TabulatedBlock",

@@ -25,6 +25,9 @@ ByWidth = Mapping[str, Mapping[Operand, Mapping[int, float]]]
 """A number for every layer, operand and width in bits."""
 
 
+LEAST_GROUP_SIZE = 8
+"""Fewest input channels that share a scale of a weight."""
+
 Bits = Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)]
 
 
@@ -38,6 +41,8 @@ class Targets:
         edge_bits: least width of weights and inputs of the first and last layers, which see or make the image itself.
         symmetric_weights: weights have zero point 0, as integer kernels like it.
         symmetric_acts: inputs have zero point 0.
+        weight_group_size: input channels that share a scale of the weight, where its width leaves room
+            (`dq_plugins.quantized.weight_groups`); None: one scale for each output.
     """
 
     __pydantic_config__ = STRICT
@@ -47,6 +52,7 @@ class Targets:
     edge_bits: Bits = 8
     symmetric_weights: bool = True
     symmetric_acts: bool = False
+    weight_group_size: int | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("weight_bits", MIN_BITS), ("act_bits", 2), ("edge_bits", MIN_BITS)):
@@ -55,6 +61,9 @@ class Targets:
                 continue
             if not isinstance(bits, int) or not least <= bits <= MAX_BITS:
                 raise PlanError(f"{name} is a number of bits from {least} to {MAX_BITS}, got {bits!r}")
+        size = self.weight_group_size
+        if size is not None and (not isinstance(size, int) or size < LEAST_GROUP_SIZE):
+            raise PlanError(f"weight_group_size is at least {LEAST_GROUP_SIZE} input channels, got {size!r}")
 
 
 @dataclass(frozen=True)

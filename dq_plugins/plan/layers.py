@@ -2,7 +2,9 @@
 
 A quantized layer ``y = f(x, w) + b`` computes, with whatever of it the plan has,
 
-    y = f(Q_x[g](x / balance), Q_w(w * balance)) + b + bias_correction[g]         g: the timestep group of the call
+    y = f(Q_x[g](x / balance R), Q_w((w - l) * balance R)) + f(x, l) + b + bias_correction[g]
+
+``g`` is the timestep group of the call, ``l`` the low-rank branch.
 
 A linear layer may have dynamic ranges instead of those of groups: each token of its input is quantized by its own.
 
@@ -11,7 +13,8 @@ A new kind of decision about a layer is one more field of `LayerPlan` (or of a q
 the annotation (`dq_plugins.artifact.codec`); adapters refuse plans that have it (`QuantPlan.refuse_unimplemented`)
 until they name it among the features that they implement.
 
-Shapes: ``O`` output channels (dimension 0 of the weight), ``C`` input channels, ``G`` timestep groups.
+Shapes: ``O`` output channels (dimension 0 of the weight), ``C`` input channels (dimension 1 of the weight: those of one
+group of a convolution), ``P`` groups of consecutive input channels, ``G`` timestep groups.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from dq_plugins.artifact import STRICT, StoredTensor
 from dq_plugins.errors import PlanError
 from dq_plugins.plan.brief import brief
 from dq_plugins.plan.dynamic_ranges import DynamicActivationQuant
+from dq_plugins.plan.low_rank import LowRank
+from dq_plugins.plan.rotation import Rotation
 from dq_plugins.plan.validity import code_fault, finite_fault, scale_fault, zero_point_fault
 
 FEATURE = {"feature": True}
@@ -46,7 +51,10 @@ class WeightQuant:
     Attributes:
         bits: width of the code.
         scale: float32 ``[O]`` (per output channel) or ``[1]`` (per tensor).
-        zero_point: int32, same shape; None means symmetric.
+        zero_point: int32, same shape, or ``[O, P]`` beside a group scale; None means symmetric.
+        group_scale: uint8 ``[O, P]``, 1 or more: output o has the scale ``scale[o] * group_scale[o, p]`` for the p-th
+            of P groups of its inputs. The products ``(code - zero point) * group scale`` are integers, so one integer
+            product serves all groups (Lin et al. 2024, QServe). None: one group.
         codes: int8 (int16 above 8 bits) integers of the weight's shape when rounding was learned; None: nearest.
         scheme: ``"affine"``, or ``"binary"``: the codes -1 and +1 of one bit, the signs of the weight (0 counts as +1).
             Affine codes of one bit are -1 and 0.
@@ -60,10 +68,12 @@ class WeightQuant:
     zero_point: StoredTensor | None = None
     codes: StoredTensor | None = None
     scheme: Literal["affine", "binary"] = "affine"
+    group_scale: StoredTensor | None = None
 
     def __post_init__(self) -> None:
         integer_range(self.bits)
         _require(scale_fault(self.scale), "weight scale")
+        self._check_groups()
         if self.scheme not in ("affine", "binary"):
             raise PlanError(f"a weight's scheme is 'affine' or 'binary', got {self.scheme!r}")
         if self.scheme == "binary" and (self.bits != 1 or self.zero_point is not None or self.codes is not None):
@@ -72,14 +82,42 @@ class WeightQuant:
                 f"got bits={self.bits}"
             )
         if self.zero_point is not None:
-            _require(zero_point_fault(self.zero_point, self.scale, self.bits), "weight zero point")
+            by_group = self.group_scale is not None and self.zero_point.dim() == 2
+            scale = self.group_scale if by_group and self.group_scale is not None else self.scale
+            _require(zero_point_fault(self.zero_point, scale, self.bits), "weight zero point")
         if self.codes is not None:
             _require(code_fault(self.codes, self.bits), "weight codes")
+
+    def _check_groups(self) -> None:
+        if self.group_scale is None:
+            return
+        shape = tuple(self.group_scale.shape)
+        if len(shape) != 2 or shape[0] != len(self.scale) or not shape[1] or self.group_scale.dtype != torch.uint8:
+            raise PlanError(
+                f"group scales of a weight are uint8 [outputs, groups]; for {len(self.scale)} outputs got "
+                f"{self.group_scale.dtype} {shape}"
+            )
+        if not int(self.group_scale.min()):
+            raise PlanError("group scales of a weight are at least 1, found 0")
+        if self.scheme == "binary":
+            raise PlanError("a binary weight has one scale for each output, no group scales")
 
     @property
     def symmetric(self) -> bool:
         """Whether the zero point is 0."""
         return self.zero_point is None
+
+    def steps(self, weight: Tensor) -> Tensor:
+        """Scale of every value of ``weight`` (or of codes), as it broadcasts against it."""
+        return self.stretched(per_row(self.scale, weight), weight)
+
+    def stretched(self, values: Tensor, weight: Tensor) -> Tensor:
+        """``values`` times the group scales, if there are any; both as they broadcast against ``weight``."""
+        return values if self.group_scale is None else values * per_row(self.group_scale, weight).to(values.dtype)
+
+    def zeros(self, weight: Tensor) -> Tensor | int:
+        """Zero point of every value of ``weight``, likewise."""
+        return 0 if self.zero_point is None else per_row(self.zero_point, weight)
 
     @property
     def rounds(self) -> bool:
@@ -93,14 +131,12 @@ class WeightQuant:
             return torch.where(weight >= 0, 1, -1).to(storage)
         if self.codes is not None:
             return self.codes.to(device=weight.device, dtype=storage)
-        zero_point = 0 if self.zero_point is None else per_row(self.zero_point, weight)
-        codes = quantize(weight.float(), per_row(self.scale, weight), zero_point, *integer_range(self.bits))
+        codes = quantize(weight.float(), self.steps(weight), self.zeros(weight), *integer_range(self.bits))
         return codes.to(storage)
 
     def fake_quantize(self, weight: Tensor) -> Tensor:
         """The weight the quantized layer computes with, in ``weight.dtype``."""
-        zero_point = 0 if self.zero_point is None else per_row(self.zero_point, weight)
-        return dequantize(self.quantize(weight).float(), per_row(self.scale, weight), zero_point).to(weight.dtype)
+        return dequantize(self.quantize(weight).float(), self.steps(weight), self.zeros(weight)).to(weight.dtype)
 
 
 @dataclass
@@ -245,6 +281,9 @@ class LayerPlan:
             quantized, and its weights for that channel are multiplied by it: exact in full precision. The weight
             quantizer (scale, codes) is that of the multiplied weight, the activation quantizer that of the divided
             input.
+        rotation: R, the same for both: exact in full precision, as balance is, and after it.
+        low_rank: l, a part of the weight that is left out of what is quantized, and multiplies the input as it comes;
+            of linear layers, and of convolutions without groups.
         bias_correction: what is added to its output.
     """
 
@@ -258,6 +297,8 @@ class LayerPlan:
     unquantized_reason: Reason | None = UNDECIDED
     balance: StoredTensor | None = field(default=None, metadata=FEATURE)
     bias_correction: BiasCorrection | None = field(default=None, metadata=FEATURE)
+    rotation: Rotation | None = field(default=None, metadata=FEATURE)
+    low_rank: LowRank | None = field(default=None, metadata=FEATURE)
 
     def __post_init__(self) -> None:
         if self.dynamic and self.kind not in ("linear", ""):
@@ -277,7 +318,9 @@ class LayerPlan:
         """What of this entry an adapter has to implement beyond the quantizers, by field."""
         found = [f.name for f in fields(self) if f.metadata == FEATURE and getattr(self, f.name) is not None]
         widths = isinstance(self.activation, ActivationQuant) and self.activation.group_bits is not None
-        return (*found, *(["dynamic_ranges"] if self.dynamic else []), *(["group_widths"] if widths else []))
+        grouped = self.weight is not None and self.weight.group_scale is not None
+        more = {"dynamic_ranges": self.dynamic, "group_widths": widths, "group_scale": grouped}
+        return (*found, *(name for name, present in more.items() if present))
 
     @property
     def dynamic(self) -> bool:

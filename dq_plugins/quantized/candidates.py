@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from dq_plugins.hashing import hash_json, hash_tensors
+from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, WeightQuant
 from dq_plugins.plan.decisions import Operand
-from dq_plugins.quantized.balance import fake_weight, for_input
 from dq_plugins.quantized.layer import quantize_input, quantize_tokens
+from dq_plugins.quantized.layer_transform import LayerTransform, fake_weight
 from dq_plugins.timesteps import TimestepGroups, fewest_entries
 
 
@@ -56,14 +57,13 @@ class Candidates:
         weights: layer -> bits -> weight quantizer.
         activations: layer -> bits -> quantizer of the layer's input.
         groups: the timestep groups that the activation quantizers name.
-        balance: what the input channels of some layers are divided by, ``[C]`` by layer; their quantizers are those of
-            balanced inputs and weights.
+        transforms: of the inputs of some layers; their quantizers are those of transformed inputs and weights.
     """
 
     weights: Mapping[str, Mapping[int, WeightQuant]]
     activations: Mapping[str, Mapping[int, InputQuant]]
     groups: Mapping[str, TimestepGroups] = field(default_factory=dict)
-    balance: Mapping[str, Tensor] = field(default_factory=dict)
+    transforms: Mapping[str, LayerTransform] = field(default_factory=dict)
 
     def entries(self) -> list[Entry]:
         """All entries: layers in their order, weights before activations, widths ascending."""
@@ -90,11 +90,12 @@ class Candidates:
     @cached_property
     def hash(self) -> str:
         """sha256 over every quantizer."""
-        tensors: dict[str, Tensor] = {f"{layer}.balance": balance for layer, balance in self.balance.items()}
+        tensors: dict[str, Tensor] = {}
+        transforms = {layer: transform.hash for layer, transform in self.transforms.items()}
         for entry in self.entries():
             table: Any = self.weights if entry.operand == "weight" else self.activations
             quant = table[entry.layer][entry.bits]
-            for part in ("scale", "zero_point", "codes"):
+            for part in ("scale", "zero_point", "codes", "group_scale"):
                 if getattr(quant, part, None) is not None:
                     tensors[f"{entry}.{part}"] = getattr(quant, part)
         groups = {name: list(g.edges) for name, g in self.groups.items()}
@@ -104,7 +105,7 @@ class Candidates:
             for bits, quant in widths.items()
             if isinstance(quant, DynamicActivationQuant)
         }
-        return hash_json([hash_tensors(tensors), groups, [str(e) for e in self.entries()], dynamic])
+        return hash_json([hash_tensors(tensors), groups, [str(e) for e in self.entries()], dynamic, transforms])
 
     def fake_weight(self, name: str, bits: int, layer: nn.Module, weight: Tensor | None = None) -> Tensor:
         """The weight that a layer computes with at a width.
@@ -115,7 +116,7 @@ class Candidates:
             layer: the module.
             weight: its full-precision weight, while it computes with another one.
         """
-        return fake_weight(layer, self.weights[name][bits], self.balance.get(name), weight)
+        return fake_weight(layer, self.weights[name][bits], self.transforms.get(name), weight)
 
     def fake_input(self, name: str, bits: int, layer: nn.Module, x: Tensor, timestep: Tensor) -> Tensor:
         """Input of a layer after its quantizer.
@@ -127,12 +128,12 @@ class Candidates:
             x: its input ``[N, ...]``.
             timestep: ``[]``, ``[1]`` or ``[B]``.
         """
-        quant, balance = self.activations[name][bits], self.balance.get(name)
+        quant, transform = self.activations[name][bits], self.transforms.get(name)
         if isinstance(quant, DynamicActivationQuant):
-            return quantize_tokens(x, quant, balance)
+            return quantize_tokens(x, quant, transform, kind_of(layer))
         index = fewest_entries(self.groups[quant.groups].index(timestep.reshape(-1)))
         widths = quant.group_bits or bits
-        return quantize_input(x, quant.scale, quant.zero_point, index, widths, for_input(layer, balance))
+        return quantize_input(x, quant.scale, quant.zero_point, index, widths, transform, kind_of(layer))
 
     def subset(self, entries: list[Entry]) -> Candidates:
         """Only the candidates of some entries."""

@@ -9,6 +9,7 @@ Shapes: ``G`` timestep groups, ``B`` samples of a call, ``N`` rows of a layer's 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 
 from dq_plugins.affine import code_ranges, fake_quantize, integer_range, token_parameters
 from dq_plugins.errors import PlanError
-from dq_plugins.layer_kinds import kind_of
+from dq_plugins.layer_kinds import LayerKind, kind_of
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, LayerPlan
-from dq_plugins.quantized.balance import fake_weight, for_input
 from dq_plugins.quantized.exact_state import ExactState
+from dq_plugins.quantized.layer_transform import LayerTransform, restored_weight, transform_of, transformed_weight
 from dq_plugins.quantized.output_correction import OutputCorrection
+from dq_plugins.quantized.rotate import Rotate
 from dq_plugins.quantized.straight_through import FakeQuantize
 from dq_plugins.timesteps import TimestepContext, select_for_input
 
@@ -32,12 +34,13 @@ def quantize_input(
     zero_point: Tensor,
     index: Tensor,
     bits: int | Sequence[int | None],
-    balance: Tensor | None = None,
+    transform: LayerTransform | None = None,
+    kind: LayerKind | None = None,
 ) -> Tensor:
     """Simulated quantization of a layer's input by timestep group; gradients pass straight through.
 
     Dividing a channel by its balance before the quantizer and multiplying by it afterwards is quantizing it with the
-    scale times the balance.
+    scale times the balance. A rotation is undone after the quantizer.
 
     Args:
         x: ``[N, ...]``.
@@ -45,11 +48,15 @@ def quantize_input(
         zero_point: ``[G]``, whole numbers.
         index: group of the call, of every sample or of every token: see `dq_plugins.timesteps.select_for_input`.
         bits: width of the code, or the widths of all groups, ``[G]``; None: floating point.
-        balance: what the channels of ``x`` are divided by, as it broadcasts against ``x``.
+        transform: of the input; ``kind`` of layer is needed with it.
+        kind: of the layer.
     """
+    if transform is not None and kind is not None and transform.rotate is not None:
+        values = quantize_input(transform.of_input(kind, x), scale, zero_point, index, bits)
+        return transform.input_restored(kind, values).to(x.dtype)
     s, z = (select_for_input(table.to(x.device), index.to(x.device), x) for table in (scale, zero_point))
-    if balance is not None:
-        s = s * balance.to(x.device)
+    if transform is not None and kind is not None and transform.balance is not None:
+        s = s * kind.per_output(transform.balance).to(x.device)
     differentiable = torch.is_grad_enabled() and any(each.requires_grad for each in (x, s, z))
     quantize = FakeQuantize.apply if differentiable else fake_quantize
     if isinstance(bits, int):
@@ -58,50 +65,85 @@ def quantize_input(
     return torch.where(floating, x, quantize(x, s, z, low, high))
 
 
-def quantize_tokens(x: Tensor, quant: DynamicActivationQuant, balance: Tensor | None = None) -> Tensor:
+def quantize_tokens(
+    x: Tensor, quant: DynamicActivationQuant, transform: LayerTransform | None = None, kind: LayerKind | None = None
+) -> Tensor:
     """Simulated quantization of a linear layer's input by token; gradients pass straight through, ranges get none.
 
     Args:
         x: ``[..., C]``.
         quant: width and form.
-        balance: what the channels of ``x`` are divided by before and multiplied by after, ``[C]``.
+        transform: see `quantize_input`.
+        kind: of the layer.
     """
-    factors = None if balance is None else balance.to(x.device)
-    values = x.float() if factors is None else x.float() * factors.reciprocal()
+    values = x.float() if transform is None or kind is None else transform.of_input(kind, x)
     known = values.detach()
     s, z = token_parameters(known, quant.bits, symmetric=quant.symmetric)
     values = fake_quantize(known, s, z, *integer_range(quant.bits)) + (values - known)
-    return (values if factors is None else values * factors).to(x.dtype)
+    return (values if transform is None or kind is None else transform.input_restored(kind, values)).to(x.dtype)
 
 
-class TokenQuantizer(ExactState):
-    """Simulated quantizer of a linear layer's input, each token by its own range.
+class InputQuantizer(ExactState):
+    """What simulated quantizers of a layer's input have in common: the transform of the input before it.
 
     Args:
-        quant: width and form.
-        device: where the balance lives.
-        balance: see `quantize_tokens`.
+        device: where it lives.
+        transform: see `quantize_input`.
+        kind: of the layer.
     """
 
     exact_state = ("balance",)
 
     balance: Tensor | None
+    rotation: Rotate | None
 
-    def __init__(self, quant: DynamicActivationQuant, device: torch.device, balance: Tensor | None = None) -> None:
+    def __init__(
+        self, device: torch.device, transform: LayerTransform | None = None, kind: LayerKind | None = None
+    ) -> None:
         super().__init__()
-        self.quant = quant
+        balance = None if transform is None else transform.balance
         self.register_buffer("balance", None if balance is None else balance.to(device, copy=True))
+        rotation = None if transform is None else transform.rotate
+        self.rotation = None if rotation is None else copy.deepcopy(rotation).to(device)
+        self.kind = kind
+
+    @property
+    def transform(self) -> LayerTransform | None:
+        """The transform with the tensors of this module."""
+        none = self.balance is None and self.rotation is None
+        return None if none else LayerTransform(self.balance, self.rotation)
+
+
+class TokenQuantizer(InputQuantizer):
+    """Simulated quantizer of a linear layer's input, each token by its own range.
+
+    Args:
+        quant: width and form.
+        device: where the transform lives.
+        transform: see `quantize_tokens`.
+        kind: of the layer.
+    """
+
+    def __init__(
+        self,
+        quant: DynamicActivationQuant,
+        device: torch.device,
+        transform: LayerTransform | None = None,
+        kind: LayerKind | None = None,
+    ) -> None:
+        super().__init__(device, transform, kind)
+        self.quant = quant
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize ``x``."""
-        return quantize_tokens(x, self.quant, self.balance)
+        return quantize_tokens(x, self.quant, self.transform, self.kind)
 
     def extra_repr(self) -> str:
         """Width and form."""
         return f"{self.quant}, simulated"
 
 
-class ActivationQuantizer(ExactState):
+class ActivationQuantizer(InputQuantizer):
     """Simulated quantizer of one layer's input, with one (scale, zero point) per timestep group.
 
     The two buffers may be replaced at any time; one that requires gradients gets them.
@@ -110,21 +152,24 @@ class ActivationQuantizer(ExactState):
         quant: width, groups, and the parameters to start from.
         context: of the denoiser: it knows the group of the running call.
         device: where the parameters live.
-        balance: what the channels of the input are divided by before and multiplied by after, as it broadcasts
-            against the input.
+        transform: see `quantize_input`.
+        kind: of the layer.
     """
 
     exact_state = ("scale", "balance")
 
     scale: Tensor
     zero_point: Tensor
-    balance: Tensor | None
 
     def __init__(
-        self, quant: ActivationQuant, context: TimestepContext, device: torch.device, balance: Tensor | None = None
+        self,
+        quant: ActivationQuant,
+        context: TimestepContext,
+        device: torch.device,
+        transform: LayerTransform | None = None,
+        kind: LayerKind | None = None,
     ) -> None:
-        super().__init__()
-        self.register_buffer("balance", None if balance is None else balance.to(device, copy=True))
+        super().__init__(device, transform, kind)
         self.groups, self.bits, self.context = quant.groups, quant.bits, context
         self.group_bits = quant.group_bits
         self.register_buffer("scale", quant.scale.to(device, copy=True))
@@ -133,26 +178,26 @@ class ActivationQuantizer(ExactState):
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize ``x``."""
         index = self.context.index(self.groups)
-        return quantize_input(x, self.scale, self.zero_point, index, self.group_bits or self.bits, self.balance)
+        bits = self.group_bits or self.bits
+        return quantize_input(x, self.scale, self.zero_point, index, bits, self.transform, self.kind)
 
     def extra_repr(self) -> str:
         """Width and groups."""
         return f"bits={self.group_bits or self.bits}, groups={self.groups!r} ({self.scale.numel()}), simulated"
 
 
-InputQuantizer = ActivationQuantizer | TokenQuantizer
-
-
 def input_quantizer(
     quant: InputQuant,
     context: TimestepContext,
+    layer: nn.Module,
     device: torch.device,
-    balance: Tensor | None = None,
+    transform: LayerTransform | None = None,
 ) -> InputQuantizer:
-    """The simulated quantizer that a plan asks for; see the two classes."""
+    """The simulated quantizer of a layer's input that a plan asks for; see the two classes."""
+    kind = kind_of(layer)
     if isinstance(quant, DynamicActivationQuant):
-        return TokenQuantizer(quant, device, balance)
-    return ActivationQuantizer(quant, context, device, balance)
+        return TokenQuantizer(quant, device, transform, kind)
+    return ActivationQuantizer(quant, context, device, transform, kind)
 
 
 class LayerState(NamedTuple):
@@ -163,15 +208,20 @@ class LayerState(NamedTuple):
             require gradients. None: its own.
         quantizer: what its input passes through: see `input_quantizer`, or any module from tensor to tensor.
         correction: what its output passes through: an `OutputCorrection`, or any module from tensor to tensor.
+        branch: a part of its full-precision weight, of the weight's shape, that meets the input as it comes; ``weight``
+            is the rest.
     """
 
     weight: Tensor | None = None
     quantizer: nn.Module | None = None
     correction: nn.Module | None = None
+    branch: Tensor | None = None
 
 
 class QuantizedLayer:
     """Puts a module into one state after another.
+
+    A branch beside a quantized input is more input channels: the module multiplies ``[Q(x), x]`` by ``[w, branch]``.
 
     Args:
         module: any module with a ``weight``.
@@ -187,6 +237,7 @@ class QuantizedLayer:
         self.full = module._parameters.get("weight")
         module.register_module("input_quantizer", None)
         module.register_module("output_correction", None)
+        module.input_beside = False  # type: ignore[assignment]
         self._hooks = (
             module.register_forward_pre_hook(_quantize_input, with_kwargs=True),
             module.register_forward_hook(_correct_output),
@@ -195,9 +246,18 @@ class QuantizedLayer:
     def use(self, state: LayerState) -> None:
         """Compute with ``state`` from now on."""
         if self.full is not None:
-            self.module._parameters["weight"] = self.full if state.weight is None else state.weight  # type: ignore[assignment]
+            self.module._parameters["weight"] = self._weight(self.full, state)
+        self.module.input_beside = state.branch is not None and state.quantizer is not None  # type: ignore[assignment]
         self.module._modules["input_quantizer"] = state.quantizer
         self.module._modules["output_correction"] = state.correction
+
+    def _weight(self, full: nn.Parameter, state: LayerState) -> nn.Parameter:
+        weight: Any = state.weight
+        if state.branch is None:
+            return full if weight is None else weight
+        weight = full - state.branch if weight is None else weight
+        whole = weight + state.branch if state.quantizer is None else torch.cat([weight, state.branch], 1)
+        return whole if whole.requires_grad else nn.Parameter(whole, requires_grad=False)
 
     def remove(self) -> None:
         """Leave the module exactly as it was found."""
@@ -206,6 +266,7 @@ class QuantizedLayer:
             hook.remove()
         for name in ("input_quantizer", "output_correction"):
             del self.module._modules[name]
+        del self.module.input_beside
 
 
 def _quantize_input(
@@ -215,9 +276,16 @@ def _quantize_input(
     quantizer: Any = module.input_quantizer
     if quantizer is None:
         return None
+
+    def quantized(x: Tensor) -> Tensor:
+        kind = kind_of(module)
+        if not module.input_beside or kind is None:
+            return quantizer(x)
+        return torch.cat([quantizer(x), x], kind.channel_axis)
+
     if args:
-        return (quantizer(args[0]), *args[1:]), kwargs
-    return args, {name: quantizer(x) if place == 0 else x for place, (name, x) in enumerate(kwargs.items())}
+        return (quantized(args[0]), *args[1:]), kwargs
+    return args, {name: quantized(x) if place == 0 else x for place, (name, x) in enumerate(kwargs.items())}
 
 
 def _correct_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -239,15 +307,16 @@ def planned_state(
     """
     weight: Any = module.weight
     values = quantizer = correction = None
+    transform = transform_of(plan)
     if plan.weight is not None:
-        values = nn.Parameter(fake_weight(module, plan.weight, plan.balance), requires_grad=False)
+        fake = plan.weight.fake_quantize(transformed_weight(module, transform))
+        values = nn.Parameter(restored_weight(module, fake, transform), requires_grad=False)
     kind = kind_of(module)
     if plan.activation is not None and quantize_inputs:
-        balance = for_input(module, plan.balance)
-        quantizer = input_quantizer(plan.activation, context, weight.device, balance)
+        quantizer = input_quantizer(plan.activation, context, module, weight.device, transform)
     if plan.bias_correction is not None and kind is not None:
         correction = OutputCorrection(plan.bias_correction, context, kind, weight.device)
-    return LayerState(values, quantizer, correction)
+    return LayerState(values, quantizer, correction, transform and transform.branch(weight))
 
 
 def simulate_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext) -> nn.Module:

@@ -2,7 +2,7 @@
 
 A key is the name of a layer and what of it is learned:
 
-    "rounding"      codes of its weight; the value is the weight, balanced
+    "rounding"      codes of its weight; the value is the weight, transformed
     "scales"        scales of its weight, the codes stay as they are, ``[O]``
     "ranges"        scale and zero point of its input, ``[2, G]``
     "corrections"   what is added to its output, ``[G, O]``
@@ -28,8 +28,8 @@ from dq_plugins.plan import (
     QuantPlan,
     WeightQuant,
 )
-from dq_plugins.quantized.balance import balanced_weight, unbalanced
 from dq_plugins.quantized.layer import ActivationQuantizer, LayerState
+from dq_plugins.quantized.layer_transform import restored_weight, transform_of, transformed_weight
 from dq_plugins.quantized.learner import Learned
 from dq_plugins.quantized.output_correction import OutputCorrection
 from dq_plugins.quantized.rounding_variables import RoundingMethod
@@ -80,9 +80,9 @@ class PlannedVariables:
         found, quant, kind = self.variables, layer.weight, kind_of(module)
         if quant is not None and quant.rounds and kind is not None and not kind.lookup:
             if "rounding" in learn and name not in self.plan.learned_layers:
-                found[name, "rounding"] = method.variables(balanced_weight(module, layer.balance), quant)
+                found[name, "rounding"] = method.variables(transformed_weight(module, transform_of(layer)), quant)
             elif "scales" in learn:
-                self._codes[name] = quant.quantize(balanced_weight(module, layer.balance))
+                self._codes[name] = quant.quantize(transformed_weight(module, transform_of(layer)))
                 found[name, "scales"] = WeightScale(quant, device, self.rate)
         table = layer.activation if isinstance(layer.activation, ActivationQuant) else None
         if "ranges" in learn and table is not None and table.bits <= self.most_bits:
@@ -96,7 +96,7 @@ class PlannedVariables:
         """About what rounding the input moves an output by, ``[G, O]`` (or ``[1, O]``)."""
         module, kind = self.run.modules[name], kind_of(self.run.modules[name])
         assert kind is not None
-        weight = balanced_weight(module, layer.balance).detach().movedim(kind.output_axis, 0)
+        weight = transformed_weight(module, transform_of(layer)).detach().movedim(kind.output_axis, 0)
         norm = weight.flatten(1).norm(dim=1)
         norm = norm.repeat(_outputs(module) // len(norm))[None]  # [1, O]
         if layer.activation is None:
@@ -116,10 +116,10 @@ class PlannedVariables:
     def _with(self, name: str, what: What, value: Tensor, state: LayerState) -> LayerState:
         module, layer = self.run.modules[name], self.plan.layers[name]
         if what == "rounding":
-            return state._replace(weight=unbalanced(module, value, layer.balance))
+            return state._replace(weight=restored_weight(module, value, transform_of(layer)))
         if what == "scales":
             weight = scaled(self._codes[name], value, layer.weight)
-            return state._replace(weight=unbalanced(module, weight, layer.balance))
+            return state._replace(weight=restored_weight(module, weight, transform_of(layer)))
         if what == "ranges":
             assert isinstance(state.quantizer, ActivationQuantizer)
             state.quantizer.scale, state.quantizer.zero_point = value.unbind()
@@ -168,8 +168,9 @@ class LearnedUnit:
 def _write(layer: LayerPlan, module: nn.Module, what: What, value: Tensor) -> None:
     if what in ("rounding", "scales"):
         assert layer.weight is not None
-        codes = value if what == "rounding" else layer.weight.quantize(balanced_weight(module, layer.balance)).cpu()
-        layer.weight = replace(layer.weight, codes=codes, scale=layer.weight.scale if what == "rounding" else value)
+        rounding = what == "rounding"
+        codes = value if rounding else layer.weight.quantize(transformed_weight(module, transform_of(layer))).cpu()
+        layer.weight = replace(layer.weight, codes=codes, scale=layer.weight.scale if rounding else value)
     elif what == "ranges":
         assert isinstance(layer.activation, ActivationQuant)
         layer.activation = replace(layer.activation, scale=value[0].clone(), zero_point=value[1].int())
@@ -185,9 +186,9 @@ def _no_correction(module: nn.Module, layer: LayerPlan) -> BiasCorrection:
 
 def scaled(codes: Tensor, scale: Tensor, quant: WeightQuant | None) -> Tensor:
     """The weight that codes stand for at another scale ``[O]`` (or ``[1]``); differentiable in it."""
-    zero_point = None if quant is None else quant.zero_point
-    codes = codes.float() if zero_point is None else codes.float() - per_row(zero_point, codes)
-    return codes * per_row(scale, codes)
+    if quant is None:
+        return codes.float() * per_row(scale, codes)
+    return quant.stretched(codes.float() - quant.zeros(codes), codes) * per_row(scale, codes)
 
 
 def _outputs(module: nn.Module) -> int:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import PlanError
-from dq_plugins.quantized.balance import for_input
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.layer import InputQuantizer, LayerState, input_quantizer
+from dq_plugins.quantized.layer_transform import restored_weight, transformed_weight
 from dq_plugins.quantized.run import QuantizedRun
 from dq_plugins.quantized.width import Width
 
@@ -43,6 +43,7 @@ class SuperNetwork(QuantizedRun):
         self.candidates = candidates
         self._weights: dict[tuple[str, int], Tensor] = {}
         self._inputs: dict[tuple[str, int], InputQuantizer] = {}
+        self._branches: dict[str, Tensor | None] = {}
 
     def switch(self, widths: Mapping[str, Width]) -> None:
         """Compute with an assignment from now on; layers that it does not name are in full precision.
@@ -65,15 +66,25 @@ class SuperNetwork(QuantizedRun):
             name: LayerState(
                 None if width.weight is None else self._weight(name, width.weight),
                 None if width.activation is None else self.input(name, width.activation),
+                branch=self.branch(name),
             )
             for name, width in widths.items()
         }
+
+    def branch(self, name: str) -> Tensor | None:
+        """The low-rank branch of a layer as a weight; None without one."""
+        transform = self.candidates.transforms.get(name)
+        if name not in self._branches:
+            self._branches[name] = transform and transform.branch(self.full_weight(name))
+        return self._branches[name]
 
     def _weight(self, name: str, bits: int) -> Tensor:
         if (name, bits) not in self._weights:
             self._candidate("weight", name, bits)
             with torch.no_grad():
-                fake = self.candidates.fake_weight(name, bits, self.modules[name], self.full_weight(name))
+                module, transform = self.modules[name], self.candidates.transforms.get(name)
+                weight = transformed_weight(module, transform, self.full_weight(name))
+                fake = restored_weight(module, self.candidates.weights[name][bits].fake_quantize(weight), transform)
             self._weights[name, bits] = nn.Parameter(fake, requires_grad=False)
         return self._weights[name, bits]
 
@@ -81,9 +92,8 @@ class SuperNetwork(QuantizedRun):
         """The quantizer of a layer's input at a width."""
         if (name, bits) not in self._inputs:
             quant = self._candidate("activation", name, bits)
-            balance = for_input(self.modules[name], self.candidates.balance.get(name))
-            device = self.full_weight(name).device
-            self._inputs[name, bits] = input_quantizer(quant, self.context, device, balance)
+            device, transform = self.full_weight(name).device, self.candidates.transforms.get(name)
+            self._inputs[name, bits] = input_quantizer(quant, self.context, self.modules[name], device, transform)
         return self._inputs[name, bits]
 
     def _candidate(self, operand: str, name: str, bits: int) -> Any:

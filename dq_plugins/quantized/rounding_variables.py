@@ -29,7 +29,7 @@ class RoundingVariables(Variables):
     def __init__(self, weight: Tensor, quant: WeightQuant) -> None:
         self.quant = quant
         self.q_min, self.q_max = integer_range(quant.bits)
-        self.scale = per_row(quant.scale, weight)
+        self.scale = quant.steps(weight)
         zero_point = torch.zeros_like(quant.scale) if quant.zero_point is None else quant.zero_point.float()
         self.zero_point = per_row(zero_point, weight)
         self.ratio = weight.detach().float() * (1.0 / self.scale)

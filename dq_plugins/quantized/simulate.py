@@ -15,7 +15,9 @@ from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.quantized.table_lookup import Outside
 from dq_plugins.timesteps import OutOfRange, TimestepContext
 
-IMPLEMENTED = frozenset({"balance", "bias_correction", "dynamic_ranges", "group_widths"})
+IMPLEMENTED = frozenset(
+    {"balance", "bias_correction", "dynamic_ranges", "group_scale", "group_widths", "low_rank", "rotation"}
+)
 
 
 class SimulateAdapter:

@@ -25,13 +25,14 @@ from torch import Tensor, nn
 from dq_plugins.artifact import STRICT, Format, StoredTensor, UnitResults
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.errors import CalibrationError
-from dq_plugins.hashing import hash_json, hash_tensors
+from dq_plugins.hashing import hash_json
 from dq_plugins.observers.candidate_ranges import candidate_ranges
 from dq_plugins.observers.distribution import BINS
 from dq_plugins.observers.error import ErrorTable, range_errors
 from dq_plugins.observers.histogram import INDEX_BITS, MIN_EXPONENT, Histogram
 from dq_plugins.observers.observer import Observer
-from dq_plugins.observers.streaming import Balance, located, stream_inputs
+from dq_plugins.observers.streaming import located, stream_inputs
+from dq_plugins.quantized.layer_transform import LayerTransform
 from dq_plugins.scratch import Scratch
 from dq_plugins.timesteps import fit_to_input
 
@@ -316,7 +317,7 @@ def collect(
     *,
     folder: str | Path | None = None,
     bins: int = BINS,
-    balance: Balance = MappingProxyType({}),
+    transforms: Mapping[str, LayerTransform] = MappingProxyType({}),
     progress: bool = False,
 ) -> Statistics:
     """Run the recorded calls once and collect the statistics of the inputs of layers.
@@ -328,18 +329,18 @@ def collect(
         folder: where to keep the histograms. The same call with the same folder goes on where it was interrupted.
             A temporary folder, deleted with the result, by default.
         bins: resolution of the histograms, see `Histogram`.
-        balance: factors ``[C]`` by which the input channels of some layers are divided first.
+        transforms: of the inputs of some layers.
         progress: show a progress bar.
 
     Raises:
         CalibrationError: a layer does not exist, did not run at some timestep, or its input is not finite.
     """
-    divided = hash_tensors({layer: balance[layer] for layer in layers if layer in balance})
-    source = {"calibration": calibration.hash, "layers": list(layers), "balance": divided}
+    hashes = {layer: transforms[layer].hash for layer in layers if layer in transforms}
+    source = {"calibration": calibration.hash, "layers": list(layers), "transforms": hashes}
     collector = Collector(folder, source=source, bins=bins)
     todo = [t for t in calibration.timesteps if not collector.holds(t)]
     for _ in stream_inputs(
-        denoiser, calibration, layers, collector.see, timesteps=todo, balance=balance, progress=progress
+        denoiser, calibration, layers, collector.see, timesteps=todo, transforms=transforms, progress=progress
     ):
         collector.visit(())  # finished: to disk
     return collector.statistics(layers, calibration.timesteps)

@@ -17,18 +17,20 @@ from torch import Tensor, nn
 from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
 from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import kind_of
-from dq_plugins.plan import WeightQuant
-from dq_plugins.quantized.balance import balanced_weight
+from dq_plugins.plan import Targets, WeightQuant
+from dq_plugins.quantized.input_rows import has_rows
+from dq_plugins.quantized.layer_transform import LayerTransform, transformed_weight
+from dq_plugins.quantized.weight_groups import group_count, grouped_quantizer
 
 SHRINK_STEPS, SHRINK, ERROR_POWER = 80, 0.01, 2.4
 
 
-def weight_rows(layer: nn.Module, balance: Tensor | None = None) -> Tensor:
+def weight_rows(layer: nn.Module, transform: LayerTransform | None = None) -> Tensor:
     """The weight of a layer as rows that get one scale each; what `weight_parameters` takes.
 
     Args:
         layer: any layer with a weight.
-        balance: ``[C]``, by which the layer's input is divided; the rows are those of the weight times it.
+        transform: of the layer's input; the rows are those of the weight that meets it.
 
     Returns:
         The weight itself, ``[O, ...]``; as a single row, ``[1, in, out/groups, ...]``, where its kind is not
@@ -41,7 +43,7 @@ def weight_rows(layer: nn.Module, balance: Tensor | None = None) -> Tensor:
     if not isinstance(weight, Tensor):
         raise PlanError(f"a {type(layer).__name__} has no weight tensor, so it cannot be quantized")
     kind = kind_of(layer)
-    weight = balanced_weight(layer, balance)
+    weight = transformed_weight(layer, transform)
     return weight if kind is None or kind.scale_per_row else weight[None]
 
 
@@ -80,7 +82,12 @@ def weight_parameters(
 
 
 def weight_quantizer(
-    weight: Tensor, bits: int, *, symmetric: bool = True, method: Literal["minmax", "shrink"] = "shrink"
+    weight: Tensor,
+    bits: int,
+    *,
+    symmetric: bool = True,
+    method: Literal["minmax", "shrink"] = "shrink",
+    groups: int = 1,
 ) -> WeightQuant:
     """Quantizer of a weight, with nearest rounding.
 
@@ -89,11 +96,40 @@ def weight_quantizer(
         bits: width.
         symmetric: zero point 0.
         method: see `weight_parameters`.
+        groups: of input channels with scales of their own, see `dq_plugins.quantized.weight_groups`.
 
     Raises:
         PlanError: the weight is not finite.
     """
     if not bool(torch.isfinite(weight).all()):
         raise PlanError("a weight holds NaN or infinity: it cannot be quantized")
+    if groups > 1:
+        return grouped_quantizer(weight, groups, bits, symmetric=symmetric, method=method, power=ERROR_POWER)
     scale, zero_point = weight_parameters(weight, bits, symmetric=symmetric, method=method)
     return WeightQuant(bits, scale.cpu(), None if symmetric else zero_point.cpu())
+
+
+def layer_quantizer(
+    layer: nn.Module,
+    bits: int,
+    targets: Targets,
+    *,
+    method: Literal["minmax", "shrink"] = "shrink",
+    transform: LayerTransform | None = None,
+) -> WeightQuant:
+    """Quantizer of a layer's weight as a run wants it, with nearest rounding.
+
+    Args:
+        layer: any layer with a weight.
+        bits: width.
+        targets: whether it is symmetric, and how many input channels share a scale.
+        method: see `weight_parameters`.
+        transform: see `weight_rows`.
+
+    Raises:
+        PlanError: the weight is not finite, or there is none.
+    """
+    rows, symmetric = weight_rows(layer, transform), targets.symmetric_weights
+    size = targets.weight_group_size if has_rows(layer) else None
+    groups = group_count(rows.shape[1], size, bits, symmetric=symmetric) if rows.dim() > 1 else 1
+    return weight_quantizer(rows, bits, symmetric=symmetric, method=method, groups=groups)

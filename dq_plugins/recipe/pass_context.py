@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from pydantic import BaseModel
-from torch import Tensor, nn
+from torch import nn
 
 from dq_plugins.artifact import Format, UnitResults
 from dq_plugins.calibration import CalibrationSet
@@ -20,6 +20,7 @@ from dq_plugins.graph.partition import untraced
 from dq_plugins.graph.unsupported_layers import find_unsupported_layers
 from dq_plugins.hashing import hash_json
 from dq_plugins.plan import QuantPlan, Reason, Targets
+from dq_plugins.quantized.layer_transform import LayerTransform
 from dq_plugins.quantized.sampled import SampledStatistics
 
 T = TypeVar("T")
@@ -35,8 +36,8 @@ class PassContext:
         targets: widths and the form of quantizers.
         seed: seed of every random choice.
         running: name of the running pass, which every random stream belongs to.
-        balance: factors by which the plan divides the input channels of layers, ``[C]`` by layer; passes that look at
-            inputs or weights look at balanced ones.
+        transforms: of the inputs of planned layers, by layer; passes that look at inputs or weights look at transformed
+            ones.
         workdir: folder of the running pass for intermediate results, so that it can resume; None: no resume.
         measurements: seconds, memory and the like by pass name. They differ from run to run, so they stay out of the
             plan.
@@ -47,7 +48,7 @@ class PassContext:
     targets: Targets = field(default_factory=Targets)
     seed: int = 0
     running: str = ""
-    balance: Mapping[str, Tensor] = field(default_factory=dict)
+    transforms: Mapping[str, LayerTransform] = field(default_factory=dict)
     workdir: Path | None = None
     measurements: dict[str, dict[str, float]] = field(default_factory=dict)
     _shared: dict[Any, Any] = field(default_factory=dict, repr=False)

@@ -19,6 +19,7 @@ from dq_plugins.full_precision import require_full_precision
 from dq_plugins.hashing import weights_hash
 from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan, Reason, Targets
+from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.sampled import SampledStatistics
 from dq_plugins.recipe.definition import Recipe
 from dq_plugins.recipe.pass_context import PassContext
@@ -110,6 +111,7 @@ def make_plan(
     edge_bits: int | None = None,
     symmetric_weights: bool | None = None,
     symmetric_acts: bool | None = None,
+    weight_group_size: int | None = None,
     seed: int = 0,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     workdir: str | Path | None = None,
@@ -129,6 +131,7 @@ def make_plan(
         edge_bits: least width of weights and inputs of the first and last layers; None: the recipe's, mostly 8.
         symmetric_weights: whether weights have zero point 0; None: the recipe's, mostly yes.
         symmetric_acts: whether inputs have zero point 0; None: the recipe's, mostly no.
+        weight_group_size: input channels that share a scale of a weight of few bits; None: the recipe's, mostly all.
         seed: seed of every random choice.
         options: overrides by pass name, for example ``{"timestep-groups": {"groups": 4}}``.
         workdir: folder for intermediate results. The same call with the same folder resumes after an interruption.
@@ -150,7 +153,12 @@ def make_plan(
     recipe, passes = passes_of(recipe, options or {})
     model_hash = weights_hash(denoiser)
     calibration.check_model(model_hash)
-    given = {"edge_bits": edge_bits, "symmetric_weights": symmetric_weights, "symmetric_acts": symmetric_acts}
+    given = {
+        "edge_bits": edge_bits,
+        "symmetric_weights": symmetric_weights,
+        "symmetric_acts": symmetric_acts,
+        "weight_group_size": weight_group_size,
+    }
     chosen = {**recipe.targets, **{name: value for name, value in given.items() if value is not None}}
     context = PassContext(denoiser, calibration, Targets(weight_bits, act_bits, **chosen), seed)
     results = StepResults(workdir, recipe.steps, context, model_hash)
@@ -159,7 +167,7 @@ def make_plan(
         plan = plan or empty_plan(context, recipe.name)
         for step, each in enumerate(passes[done:], done):
             context.running, context.workdir = recipe.steps[step].name, results.folder(step)
-            context.balance = {n: layer.balance for n, layer in plan.layers.items() if layer.balance is not None}
+            context.transforms = {n: t for n, layer in plan.layers.items() if (t := transform_of(layer)) is not None}
             context.calibration = _chosen_calls(calibration, plan)
             _run_pass(each, plan, context, progress)
             plan.passes.append(PassRecord(recipe.steps[step].name, each.options.model_dump(mode="json")))

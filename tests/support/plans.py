@@ -25,7 +25,7 @@ from dq_plugins.plan import (
     TabulatedOutput,
     WeightQuant,
 )
-from dq_plugins.quantized.balance import balanced_weight
+from dq_plugins.quantized.layer_transform import LayerTransform, transformed_weight
 from dq_plugins.timesteps import Schedule, TimestepGroups
 
 
@@ -82,7 +82,7 @@ def corrected(plan: LayerPlan, layer: nn.Module, *, groups: str | None = "all", 
     g = torch.Generator().manual_seed(seed)
     inputs, outputs = layer.weight.shape[1] * getattr(layer, "groups", 1), layer.weight.shape[0]
     balance = torch.exp(torch.randn(inputs, generator=g))
-    largest = balanced_weight(layer, balance).detach().flatten(1).abs().amax(1).float()
+    largest = transformed_weight(layer, LayerTransform(balance)).detach().flatten(1).abs().amax(1).float()
     weight = replace(plan.weight, scale=largest / max(integer_range(plan.weight.bits)[1], 1))
     by_group = groups is not None and plan.activation is not None
     values = torch.randn(len(plan.activation.scale) if by_group else 1, outputs, generator=g)

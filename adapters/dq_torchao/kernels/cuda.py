@@ -33,12 +33,17 @@ def kernel(operator: str) -> Kernel:
 
 
 def _packed(
-    weight: Tensor, shape: list[int], bits: int, signs: bool, zero_point: Tensor | None
+    weight: Tensor,
+    shape: list[int],
+    bits: int,
+    signs: bool,
+    zero_point: Tensor | None,
+    group_scale: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Weight codes ``[O, h w C]`` with the channel fastest, and their int32 sum ``[O]``."""
 
     def pack() -> tuple[Tensor, Tensor]:
-        plain = unpack_codes(weight, shape, bits, signs, zero_point)
+        plain = unpack_codes(weight, shape, bits, signs, zero_point, group_scale)
         channel_last = plain.permute(0, 2, 3, 1) if plain.dim() == 4 else plain
         matrix = channel_last.reshape(shape[0], -1).contiguous()
         return matrix, matrix.sum(1, dtype=torch.int32)
@@ -56,6 +61,7 @@ def _linear(
     weight_bits: int,
     weight_signs: bool,
     weight_zero_point: Tensor | None,
+    weight_group_scale: Tensor | None,
     weight_scale: Tensor,
     bias: Tensor | None,
     dtype: torch.dtype,
@@ -65,7 +71,7 @@ def _linear(
     image = codes.reshape(-1, 1, 1, codes.shape[-1]).contiguous()
     y = codes.new_empty((*codes.shape[:-1], weight_shape[0]), dtype=dtype)
     view = y.view(-1, 1, 1, weight_shape[0])
-    matrix = _packed(weight, weight_shape, weight_bits, weight_signs, weight_zero_point)
+    matrix = _packed(weight, weight_shape, weight_bits, weight_signs, weight_zero_point, weight_group_scale)
     implicit_gemm(image, view, scale, zero_point, *matrix, weight_scale, bias, (1, 1), *_NO_WINDOW)
     return y
 
@@ -80,6 +86,7 @@ def _conv2d(
     weight_bits: int,
     weight_signs: bool,
     weight_zero_point: Tensor | None,
+    weight_group_scale: Tensor | None,
     weight_scale: Tensor,
     bias: Tensor | None,
     stride: list[int],
@@ -92,7 +99,7 @@ def _conv2d(
 
     y = empty_conv2d_output(codes, weight_shape, stride, padding, dilation, dtype)
     image, output = codes.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)  # channels last in memory: plain NHWC views
-    matrix, code_sum = _packed(weight, weight_shape, weight_bits, weight_signs, weight_zero_point)
+    matrix, code_sum = _packed(weight, weight_shape, weight_bits, weight_signs, weight_zero_point, weight_group_scale)
     inputs, outputs = codes.shape[1] // groups, weight_shape[0] // groups
     for group in range(groups):
         rows = slice(group * outputs, (group + 1) * outputs)

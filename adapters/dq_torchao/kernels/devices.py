@@ -35,11 +35,17 @@ def prepacked_bytes(weight: Tensor) -> int:
     return (onednn if weight.device.type == "cpu" else cuda).prepacked_bytes(weight)
 
 
-def plain_codes(weight: Tensor, shape: Sequence[int], bits: int, signs: bool, zero_point: Tensor | None) -> Tensor:
-    """Plain int8 codes of a weight, less its zero points; also of one that was released."""
-    if weight.device.type != "cpu":
-        return unpack_codes(weight, shape, bits, signs, zero_point)
-    return onednn.plain_codes(weight, shape, bits, signs, zero_point)
+def plain_codes(
+    weight: Tensor,
+    shape: Sequence[int],
+    bits: int,
+    signs: bool,
+    zero_point: Tensor | None,
+    group_scale: Tensor | None,
+) -> Tensor:
+    """Codes of `unpack_codes`; also of a weight that was released."""
+    make = onednn.plain_codes if weight.device.type == "cpu" else unpack_codes
+    return make(weight, shape, bits, signs, zero_point, group_scale)
 
 
 def release(weight: Tensor) -> Tensor | None:
@@ -51,9 +57,14 @@ def release(weight: Tensor) -> Tensor | None:
 
 @torch.library.impl("dq_torchao::weight_code_sum", ("CPU", "CUDA"))
 def _weight_code_sum(
-    weight: Tensor, shape: list[int], bits: int, signs: bool, weight_zero_point: Tensor | None
+    weight: Tensor,
+    shape: list[int],
+    bits: int,
+    signs: bool,
+    weight_zero_point: Tensor | None,
+    weight_group_scale: Tensor | None,
 ) -> Tensor:
-    """``sum_k w[o, k]``, less the zero points: int32 ``[O]``."""
-    stored = (weight, shape, bits, signs, weight_zero_point)
+    """``sum_k w[o, k]`` of the codes that kernels multiply: int32 ``[O]``."""
+    stored = (weight, shape, bits, signs, weight_zero_point, weight_group_scale)
     # cloned: an operator may not hand out one tensor twice
     return _SUMS.get(weight, "sum", lambda: plain_codes(*stored).flatten(1).sum(1, dtype=torch.int32)).clone()

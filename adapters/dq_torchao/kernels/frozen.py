@@ -18,7 +18,7 @@ from torch._inductor import config as inductor_config
 from dq_torchao.kernels import onednn, operators
 from dq_torchao.kernels.packing import StoredWeight
 
-_WEIGHT = "Tensor weight, int[] shape, int bits, bool signs, Tensor? zero_point"
+_WEIGHT = "Tensor weight, int[] shape, int bits, bool signs, Tensor? zero_point, Tensor? group_scale"
 _WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, int[] input_shape"
 _FLOATING_RESULT = (1.0, 0)  # its scale and zero point
 _NO_POST_OP = ("none", [], "")
@@ -39,12 +39,15 @@ torch.library.impl("dq_torchao::conv2d_layout", "CPU")(onednn.conv2d_layout)
 
 
 @torch.library.register_fake("dq_torchao::linear_layout")
-def _(weight: Tensor, shape, bits, signs, zero_point) -> Tensor:
+def _(weight: Tensor, shape, bits, signs, zero_point, group_scale) -> Tensor:
     return weight.new_empty((shape[1], shape[0]), dtype=torch.int8)
 
 
 @torch.library.register_fake("dq_torchao::conv2d_layout")
-def _(weight: Tensor, shape, bits, signs, zero_point, weight_scale, stride, padding, dilation, groups, input_shape):
+def _(
+    weight: Tensor, shape, bits, signs, zero_point, group_scale, weight_scale, stride, padding, dilation, groups,
+    input_shape,
+) -> Tensor:  # fmt: skip
     return weight.new_empty(shape, dtype=torch.int8)
 
 

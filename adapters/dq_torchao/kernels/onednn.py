@@ -30,14 +30,21 @@ def kernel(operator: str) -> Kernel:
     return Kernel(name, "uint8 x int8 -> int32")
 
 
-def plain_codes(weight: Tensor, shape: Sequence[int], bits: int, signs: bool, zero_point: Tensor | None) -> Tensor:
-    """Plain int8 codes of a weight, less its zero points: from its packed form, or of a released one from a layout.
+def plain_codes(
+    weight: Tensor,
+    shape: Sequence[int],
+    bits: int,
+    signs: bool,
+    zero_point: Tensor | None,
+    group_scale: Tensor | None,
+) -> Tensor:
+    """Codes of `unpack_codes`: from the packed form of a weight, or of a released one from a layout.
 
     Raises:
         DQError: the weight was released, and this is not the tensor that stands for it.
     """
     if weight.numel() or not prod(shape):
-        return unpack_codes(weight, shape, bits, signs, zero_point)
+        return unpack_codes(weight, shape, bits, signs, zero_point, group_scale)
     layout = next(_PACKED.layouts(weight), None)
     if layout is None:
         raise DQError(
@@ -62,9 +69,16 @@ def no_zero_points(outputs: int) -> Tensor:
     return torch.zeros(outputs, dtype=torch.int64)
 
 
-def linear_layout(weight: Tensor, shape: list[int], bits: int, signs: bool, zero_point: Tensor | None) -> Tensor:
+def linear_layout(
+    weight: Tensor,
+    shape: list[int],
+    bits: int,
+    signs: bool,
+    zero_point: Tensor | None,
+    group_scale: Tensor | None,
+) -> Tensor:
     """A packed weight in the layout of the linear kernel."""
-    return torch.ops.onednn.qlinear_prepack(plain_codes(weight, shape, bits, signs, zero_point), None)
+    return torch.ops.onednn.qlinear_prepack(plain_codes(weight, shape, bits, signs, zero_point, group_scale), None)
 
 
 def conv2d_layout(
@@ -73,6 +87,7 @@ def conv2d_layout(
     bits: int,
     signs: bool,
     zero_point: Tensor | None,
+    group_scale: Tensor | None,
     weight_scale: Tensor,
     stride: list[int],
     padding: list[int],
@@ -81,7 +96,7 @@ def conv2d_layout(
     input_shape: list[int],
 ) -> Tensor:
     """A packed weight in the layout of the convolution kernel for inputs of one shape."""
-    codes = plain_codes(weight, shape, bits, signs, zero_point)
+    codes = plain_codes(weight, shape, bits, signs, zero_point, group_scale)
     # 128: any zero point but 0, which tells oneDNN to keep the sums it needs to subtract one.
     window = (stride, padding, dilation, groups)
     return torch.ops.onednn.qconv_prepack(codes, weight_scale, 1.0, 128, *window, input_shape)
@@ -97,12 +112,14 @@ def _linear(
     weight_bits: int,
     weight_signs: bool,
     weight_zero_point: Tensor | None,
+    weight_group_scale: Tensor | None,
     weight_scale: Tensor,
     bias: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
     def pack() -> tuple[Tensor, Tensor]:
-        layout = linear_layout(weight, weight_shape, weight_bits, weight_signs, weight_zero_point)
+        stored = (weight, weight_shape, weight_bits, weight_signs, weight_zero_point, weight_group_scale)
+        layout = linear_layout(*stored)
         return layout, no_zero_points(weight_shape[0])
 
     layout, zeros = _PACKED.get(weight, "linear", pack)
@@ -121,6 +138,7 @@ def _conv2d(
     weight_bits: int,
     weight_signs: bool,
     weight_zero_point: Tensor | None,
+    weight_group_scale: Tensor | None,
     weight_scale: Tensor,
     bias: Tensor | None,
     stride: list[int],
@@ -133,7 +151,7 @@ def _conv2d(
     window = (stride, padding, dilation, groups)
 
     def pack() -> tuple[Tensor, Tensor]:
-        stored = (weight, weight_shape, weight_bits, weight_signs, weight_zero_point)
+        stored = (weight, weight_shape, weight_bits, weight_signs, weight_zero_point, weight_group_scale)
         return conv2d_layout(*stored, weight_scale, *window, shape), no_zero_points(weight_shape[0])
 
     layout, zeros = _PACKED.get(weight, tuple(shape), pack)

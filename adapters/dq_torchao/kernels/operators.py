@@ -5,8 +5,8 @@ whatever produced it and calls the operator as it is: with freezing or without, 
 cannot fall back to floating point and it cannot fold a scale that changes with the timestep.
 
 They take the weight as it is stored, packed (`dq_plugins.quantized.packing`), with its shape, its width, whether its
-codes are signs, and its zero points if it has any. A kernel unpacks and rearranges it at the first call, less the zero
-points, and keeps that form only.
+codes are signs, and its zero points and group scales if it has any. A kernel unpacks and rearranges it at the first
+call, less the zero points and times the group scales, and keeps that form only.
 
 Shapes: activation codes ``[N, ..., K]`` or ``[N, C, H, W]``; packed weight uint8 ``[bytes]`` of codes ``[O, K]`` or
 ``[O, C/groups, h, w]``; scale float32 and zero point int32 ``[1]`` (the zero point of the stored codes, offset
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 _WEIGHT = "Tensor weight, int[] weight_shape, int weight_bits, bool weight_signs, Tensor? weight_zero_point"
+_WEIGHT += ", Tensor? weight_group_scale"
 _COMMON = f"Tensor codes, Tensor scale, Tensor zero_point, {_WEIGHT}, Tensor weight_scale, Tensor? bias"
 _WINDOW = "int[] stride, int[] padding, int[] dilation, int groups"
 
@@ -51,21 +52,32 @@ class Kernel(NamedTuple):
 
 @torch.library.register_fake("dq_torchao::int8_linear")
 def _(
-    codes: Tensor, scale, zero_point, weight, shape, bits, signs, weight_zero_point, weight_scale, bias, dtype
+    codes: Tensor,
+    scale,
+    zero_point,
+    weight,
+    shape,
+    bits,
+    signs,
+    weight_zero_point,
+    weight_group_scale,
+    weight_scale,
+    bias,
+    dtype,
 ) -> Tensor:
     return codes.new_empty((*codes.shape[:-1], shape[0]), dtype=dtype)
 
 
 @torch.library.register_fake("dq_torchao::int8_conv2d")
 def _(
-    codes, scale, zero_point, weight, shape, bits, signs, weight_zero_point, weight_scale, bias,
+    codes, scale, zero_point, weight, shape, bits, signs, weight_zero_point, weight_group_scale, weight_scale, bias,
     stride, padding, dilation, groups, dtype,
 ) -> Tensor:  # fmt: skip
     return empty_conv2d_output(codes, shape, stride, padding, dilation, dtype)
 
 
 @torch.library.register_fake("dq_torchao::weight_code_sum")
-def _(weight: Tensor, shape, bits, signs, zero_point) -> Tensor:
+def _(weight: Tensor, shape, bits, signs, zero_point, group_scale) -> Tensor:
     return weight.new_empty(shape[0], dtype=torch.int32)
 
 

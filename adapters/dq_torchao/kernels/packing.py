@@ -17,26 +17,34 @@ from torch import Tensor
 from dq_plugins.affine import per_row
 from dq_plugins.quantized.packing import unpack_bits
 
-StoredWeight = tuple[Tensor, Sequence[int], int, bool, Tensor | None]
+StoredWeight = tuple[Tensor, Sequence[int], int, bool, Tensor | None, Tensor | None]
 """A weight as layers store it and operators take it: packed bytes, shape and width of its codes, whether they are the
-signs -1 and +1, and its zero points if it has any."""
+signs -1 and +1, and its zero points and its group scales if it has any."""
 
 
 def unpack_codes(
-    weight: Tensor, shape: Sequence[int], bits: int, signs: bool, zero_point: Tensor | None = None
+    weight: Tensor,
+    shape: Sequence[int],
+    bits: int,
+    signs: bool,
+    zero_point: Tensor | None = None,
+    group_scale: Tensor | None = None,
 ) -> Tensor:
-    """Plain int8 codes of a packed weight, less its zero points.
+    """Plain int8 codes of a packed weight, less its zero points and times its group scales.
 
     Args:
         weight: packed.
         shape: of the codes, ``[O, ...]``.
         bits: width.
         signs: whether the codes are -1 and +1.
-        zero_point: int32 ``[O]``, or None; the differences must fit int8.
+        zero_point: int32 ``[O]`` or ``[O, P]``, or None; the differences must fit int8.
+        group_scale: uint8 ``[O, P]``, or None; so must the products.
     """
     codes = unpack_bits(weight, bits, shape, signs=signs)
     if zero_point is not None:
         codes -= per_row(zero_point.to(torch.int8), codes)
+    if group_scale is not None:
+        codes *= per_row(group_scale.to(torch.int8), codes)
     return codes
 
 

@@ -133,7 +133,8 @@ class BitAllocation(Pass):
         for name in candidates.layers:
             info = context.partition.layers[name]
             inputs = math.prod(info.input_shape) if name in candidates.activations else 0
-            layers[name] = LayerCost(math.prod(info.weight_shape), inputs, info.macs, info.block)
+            scales = {b: q.group_scale.nbytes for b, q in candidates.weights[name].items() if q.group_scale is not None}
+            layers[name] = LayerCost(math.prod(info.weight_shape), inputs, info.macs, info.block, scales)
         weight: Any = context.denoiser.get_submodule(candidates.layers[0]).weight
         problem = AllocationProblem(
             layers,

@@ -49,12 +49,14 @@ class LayerCost:
         inputs: number of elements of its input, for the batch it was traced with; 0: it has no input to quantize.
         macs: multiply-accumulate operations of one denoiser call.
         block: the block whose cap it counts for.
+        group_scale_bytes: what the scales of groups of inputs take, by width of the weight; none by default.
     """
 
     weights: int
     inputs: int
     macs: int
     block: str = ""
+    group_scale_bytes: Mapping[int, int] = field(default_factory=dict)
 
 
 class Budgets(PassOptions):
@@ -63,7 +65,7 @@ class Budgets(PassOptions):
     Attributes:
         weight_bits: mean bits of a weight over all layers of the problem.
         act_bits: mean bits of an input element over all layers of the problem.
-        bytes: packed weights of all layers, without scales.
+        bytes: packed weights of all layers, and the scales of groups of inputs; without those of outputs.
         bitops: bit operations of one denoiser call, for the batch it was traced with.
         latency: total of the latency table, in its unit.
         block_bits: cap on the mean weight bits of single blocks.
@@ -163,7 +165,7 @@ class AllocationProblem:
         limits: list[tuple[str, float | None, str, Callable[[Column], float]]] = [
             ("weight bits", given.weight_bits and total_bits(given.weight_bits, weights), "bits", self._weight_bits),
             ("activation bits", given.act_bits and total_bits(given.act_bits, inputs), "bits", self._input_bits),
-            ("bytes", given.bytes, "bytes", lambda column: -(-self._weight_bits(column) // 8)),
+            ("bytes", given.bytes, "bytes", self._weight_bytes),
             ("BitOps", given.bitops, "BitOps", self._bitops),
             ("latency", given.latency, "ms", lambda column: time_of(self.latency, column.layer, column.width)),
         ]
@@ -185,6 +187,10 @@ class AllocationProblem:
     def _weight_bits(self, column: Column) -> float:
         decided = column.operand != "activation"
         return float(self.layers[column.layer].weights * self.bits(column.width.weight)) if decided else 0.0
+
+    def _weight_bytes(self, column: Column) -> float:
+        scales = self.layers[column.layer].group_scale_bytes.get(column.width.weight or 0, 0)
+        return -(-self._weight_bits(column) // 8) + (scales if column.operand != "activation" else 0)
 
     def _input_bits(self, column: Column) -> float:
         decided = column.operand != "weight"

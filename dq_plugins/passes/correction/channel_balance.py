@@ -25,8 +25,9 @@ from dq_plugins.layer_kinds import kind_of
 from dq_plugins.observers.grouping import uniform_groups
 from dq_plugins.observers.streaming import first_argument
 from dq_plugins.passes.correction.strength import InputSample, balance_factors, remaining_error
+from dq_plugins.passes.shared_inputs import layers_by_input
 from dq_plugins.plan import QuantPlan
-from dq_plugins.quantized.input_rows import has_rows, input_rows, weight_matrix
+from dq_plugins.quantized.input_rows import input_rows, weight_matrix
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 
@@ -63,7 +64,7 @@ class ChannelBalance(Pass):
         """Sample the inputs in one sweep, then try the strengths layer by layer."""
         if context.targets.act_bits is None:
             return  # weights alone have a scale for each output; nothing is shared by channels
-        sharing = self._sharing(context)
+        sharing = layers_by_input(context)
         calls = context.calibration.spread(self.options.calls)
         gathering = _Gathering(context.denoiser, {names[0] for names in sharing}, self.options.rows)
         for done, call in enumerate(calls.calls()):
@@ -74,15 +75,6 @@ class ChannelBalance(Pass):
             balance = self._best(gathering.sample(names[0]), names, context)
             for name in names:
                 plan.layers[name].balance = balance
-
-    def _sharing(self, context: PassContext) -> list[list[str]]:
-        """Layers to balance, those of one input together."""
-        found: dict[str, list[str]] = {}
-        for name, info in context.partition.layers.items():
-            if info.signature == "sample" and has_rows(context.denoiser.get_submodule(name)):
-                alike = f"{info.source} {info.kind}" if info.source and info.kind == "linear" else name
-                found.setdefault(alike, []).append(name)
-        return list(found.values())
 
     def _best(self, sample: InputSample, names: Sequence[str], context: PassContext) -> Tensor | None:
         layers: list[Any] = [context.denoiser.get_submodule(name) for name in names]

@@ -18,9 +18,9 @@ from torch import Tensor
 from dq_plugins.observers.streaming import stream_inputs
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant
 from dq_plugins.progress import Progress
-from dq_plugins.quantized.balance import balanced_weight
 from dq_plugins.quantized.input_rows import input_rows
 from dq_plugins.quantized.layer import quantize_tokens
+from dq_plugins.quantized.layer_transform import transformed_weight
 from dq_plugins.recipe import PassContext
 from dq_plugins.timesteps import TimestepGroups
 
@@ -49,7 +49,8 @@ def dynamic_gains(
     forms = (True,) if context.targets.symmetric_acts else (True, False)
     dynamic = {n: [DynamicActivationQuant(quant.bits, symmetric) for symmetric in forms] for n, quant in static.items()}
     layers: dict[str, Any] = {name: context.denoiser.get_submodule(name) for name in static}
-    weights = {n: balanced_weight(m, context.balance.get(n)).detach().float() for n, m in layers.items()}  # [O, C]
+    transforms = context.transforms
+    weights = {n: transformed_weight(m, transforms.get(n)).detach().float() for n, m in layers.items()}  # [O, C]
     errors = {name: [0.0] * (1 + len(forms)) for name in static}
 
     def compare(name: str, x: Tensor, timestep: float) -> None:
@@ -60,7 +61,7 @@ def dynamic_gains(
             errors[name][form] += float(((each - rows) @ weights[name].T).double().square().sum())
 
     timesteps = context.calibration.timesteps
-    for t in stream_inputs(context.denoiser, context.calibration, tuple(static), compare, balance=context.balance):
+    for t in stream_inputs(context.denoiser, context.calibration, tuple(static), compare, transforms=transforms):
         yield Progress(timesteps.index(t) + 1, len(timesteps), f"ranges per token, t = {t:g}")
     return {name: _better(dynamic[name], errors[name]) for name in static}
 

@@ -1,4 +1,4 @@
-"""Pass ``weight-ranges``: a weight quantizer with nearest rounding for every layer."""
+"""Pass ``weight-ranges``: a weight quantizer with nearest rounding for every layer, in groups of inputs if asked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.plan import QuantPlan, Reason
 from dq_plugins.plan.layers import EDGE_ROLES, NO_RANGES
-from dq_plugins.quantized.weight_scale import weight_quantizer, weight_rows
+from dq_plugins.quantized.layer_transform import transform_of
+from dq_plugins.quantized.weight_scale import layer_quantizer
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 
@@ -57,10 +58,10 @@ class WeightRanges(Pass):
                 bits = max(bits, targets.edge_bits)
             if LAYER_KINDS[layer.kind].lookup:
                 bits = max(bits, self.options.embedding_bits)
-            weight = weight_rows(context.denoiser.get_submodule(name), layer.balance)
+            module = context.denoiser.get_submodule(name)
             try:
-                layer.weight = weight_quantizer(
-                    weight, bits, symmetric=targets.symmetric_weights, method=self.options.method
+                layer.weight = layer_quantizer(
+                    module, bits, targets, method=self.options.method, transform=transform_of(layer)
                 )
             except PlanError as error:
                 raise PlanError(f"layer {name!r}: {error}") from error

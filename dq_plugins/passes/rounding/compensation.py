@@ -22,6 +22,7 @@ from torch import Tensor
 from dq_plugins.affine import affine_parameters, fake_quantize, integer_range, quantize
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import WeightQuant
+from dq_plugins.quantized.weight_groups import grouped_quantizer
 
 BLOCK = 128
 SHRINKS = tuple(1 - 0.02 * step for step in range(31))  # of the min-max range, down to 0.4
@@ -41,18 +42,21 @@ class GPTQOptions:
     act_order: bool = True
 
 
-def weighted_scale(weight: Tensor, importance: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """Scale and zero point per output that minimise ``sum_k h_k (w_k - w^_k)^2`` of nearest rounding.
+def weighted_quantizer(weight: Tensor, importance: Tensor, quant: WeightQuant) -> WeightQuant:
+    """Scales and zero points that minimise ``sum_k h_k (w_k - w^_k)^2`` of nearest rounding.
 
     Args:
         weight: ``[O, K]``.
         importance: diagonal of H, ``[K]``.
-        bits: width of the code.
-        symmetric: zero point 0.
+        quant: width, form and number of groups.
 
     Returns:
-        float32 and int32, ``[O]``.
+        Another of this form, with nearest rounding.
     """
+    bits, symmetric = quant.bits, quant.symmetric
+    if quant.group_scale is not None:
+        groups = quant.group_scale.shape[1]
+        return grouped_quantizer(weight, groups, bits, symmetric=symmetric, power=2.0, importance=importance)
     low, high = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)  # [O]
     best = torch.full_like(low, torch.inf)
     ratio = torch.ones_like(low)
@@ -62,7 +66,8 @@ def weighted_scale(weight: Tensor, importance: Tensor, bits: int, *, symmetric: 
         error = ((weight - fake).square() * importance).sum(1)
         better = error < best
         best, ratio = torch.where(better, error, best), torch.where(better, shrink, ratio)
-    return affine_parameters(low * ratio, high * ratio, bits, symmetric=symmetric)
+    scale, zero_point = affine_parameters(low * ratio, high * ratio, bits, symmetric=symmetric)
+    return WeightQuant(bits, scale, None if symmetric else zero_point)
 
 
 def compensated_codes(
@@ -73,7 +78,7 @@ def compensated_codes(
     Args:
         weight: ``[O, K]``.
         hessian: ``X^T X`` or a multiple of it, ``[K, K]``.
-        quant: width, scale and zero point ``[O]`` (or ``[1]``); they stay as they are.
+        quant: width, scales and zero points; they stay as they are.
         options: settings.
 
     Returns:
@@ -89,8 +94,8 @@ def compensated_codes(
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     upper = _inverse_factor(hessian[order][:, order], options.damping)  # [K, K]
     work = weight.float()[:, order].clone()  # [O, K]
-    scale = quant.scale.float()[:, None]  # [O, 1]
-    zero = 0 if quant.zero_point is None else quant.zero_point[:, None]
+    scale = quant.steps(weight).float().expand_as(work)[:, order]  # [O, K]
+    zeros = torch.as_tensor(quant.zeros(weight)).expand_as(work)[:, order]
     low, high = integer_range(quant.bits)
     codes = torch.empty_like(work)
     for start in range(0, work.shape[1], BLOCK):
@@ -98,9 +103,10 @@ def compensated_codes(
         block, inner = work[:, start:stop], upper[start:stop, start:stop]  # [O, B], [B, B]
         errors = torch.empty_like(block)
         for k in range(stop - start):
-            column = block[:, k : k + 1]  # [O, 1]
-            codes[:, start + k : start + k + 1] = code = quantize(column, scale, zero, low, high)
-            errors[:, k : k + 1] = error = (column - (code - zero) * scale) / inner[k, k]
+            column, place = block[:, k : k + 1], slice(start + k, start + k + 1)  # [O, 1]
+            step, zero = scale[:, place], zeros[:, place]
+            codes[:, place] = code = quantize(column, step, zero, low, high)
+            errors[:, k : k + 1] = error = (column - (code - zero) * step) / inner[k, k]
             block[:, k + 1 :] -= error * inner[k, k + 1 :]
         work[:, stop:] -= errors @ upper[start:stop, stop:]
     restored = torch.empty_like(codes)

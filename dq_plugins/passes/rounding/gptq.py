@@ -2,7 +2,7 @@
 
 One sweep over some recorded calls gathers ``H = X^T X`` of as many layers as fit into the memory allowed, then their
 weights are rounded (`dq_plugins.passes.rounding.compensation`), then the next sweep. The inputs are those of full
-precision, balanced where the plan balances them.
+precision, transformed where the plan transforms them.
 
 Source: Frantar et al. 2022 (GPTQ).
 """
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from dq_plugins.artifact import Format
 from dq_plugins.hooks import hooked
 from dq_plugins.observers.streaming import first_argument
-from dq_plugins.passes.rounding.compensation import GPTQOptions, compensated_codes, weighted_scale
+from dq_plugins.passes.rounding.compensation import GPTQOptions, compensated_codes, weighted_quantizer
 from dq_plugins.plan import LayerPlan, QuantPlan, WeightQuant
-from dq_plugins.quantized.balance import balanced_weight, per_input
 from dq_plugins.quantized.input_rows import has_rows, input_rows, weight_matrix
+from dq_plugins.quantized.layer_transform import transform_of, transformed_input, transformed_weight
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 MEBIBYTE = 1 << 20
@@ -120,7 +120,7 @@ class GPTQ(Pass):
         generator = context.generator(*names)
 
         def observe(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = first_argument(name, args, kwargs)
+            x = transformed_input(modules[name], context.transforms.get(name), first_argument(name, args, kwargs))
             rows = input_rows(modules[name], x, self.options.rows, generator)  # [P, R, K]
             found = rows.transpose(1, 2) @ rows
             moments[name] = moments[name].add_(found) if name in moments else found
@@ -132,18 +132,14 @@ class GPTQ(Pass):
 
     def _rounded(self, layer: nn.Module, plan: LayerPlan, moments: Tensor) -> WeightQuant:
         quant: Any = plan.weight
-        matrix = weight_matrix(layer, balanced_weight(layer, plan.balance).float())  # [P, O/P, K]
-        if plan.balance is not None:  # the inputs were recorded as they came
-            factors = weight_matrix(layer, per_input(layer, plan.balance).expand_as(layer.weight))[:, 0]  # [P, K]
-            moments = moments / (factors[:, :, None] * factors[:, None])
+        matrix = weight_matrix(layer, transformed_weight(layer, transform_of(plan)).float())  # [P, O/P, K]
         if self.options.scales:
             importance = moments.diagonal(dim1=1, dim2=2)  # [P, K]
-            found = [
-                weighted_scale(w, h, quant.bits, symmetric=quant.symmetric)
-                for w, h in zip(matrix, importance, strict=True)
-            ]
-            scale, zero_point = (torch.cat(parts) for parts in zip(*found, strict=True))
-            quant = WeightQuant(quant.bits, scale, None if quant.symmetric else zero_point)
+            found = [weighted_quantizer(w, h, quant) for w, h in zip(matrix, importance, strict=True)]
+            parts = ("scale", "zero_point", "group_scale")
+            quant = WeightQuant(
+                quant.bits, **{part: _joined([getattr(each, part) for each in found]) for part in parts}
+            )
         options = GPTQOptions(self.options.damping, self.options.act_order)
         per_group = len(matrix[0])
         codes = [
@@ -153,8 +149,12 @@ class GPTQ(Pass):
         return replace(quant, codes=torch.cat(codes).reshape(layer.weight.shape))
 
 
+def _joined(tables: list[Tensor | None]) -> Tensor | None:
+    return torch.cat([table for table in tables if table is not None]) if tables[0] is not None else None
+
+
 def _outputs(quant: WeightQuant, part: slice) -> WeightQuant:
     if len(quant.scale) == 1:
         return quant
-    zero_point = None if quant.zero_point is None else quant.zero_point[part]
-    return replace(quant, scale=quant.scale[part], zero_point=zero_point)
+    zero_point, group_scale = (None if t is None else t[part] for t in (quant.zero_point, quant.group_scale))
+    return replace(quant, scale=quant.scale[part], zero_point=zero_point, group_scale=group_scale)

@@ -25,10 +25,10 @@ from dq_plugins.calibration import CalibrationSet
 from dq_plugins.graph import Partition
 from dq_plugins.plan import ActivationQuant
 from dq_plugins.progress import Progress, finish
-from dq_plugins.quantized.balance import balanced_weight, unbalanced
 from dq_plugins.quantized.block_cache import BlockCache, BlockRecorder, block_loss
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.layer import LayerState
+from dq_plugins.quantized.layer_transform import restored_weight, transformed_weight
 from dq_plugins.quantized.learner import Learned, Learner
 from dq_plugins.quantized.network import SuperNetwork
 from dq_plugins.quantized.reconstruction_units import Unit, find_units
@@ -140,7 +140,7 @@ class _BlockLearner:
         self.options, self.candidates = options, network.candidates
         self.method = rounding_method(options.method, options.iterations, options.learning_rate, options.weight)
         self.rounding = {
-            (name, bits): self.method.variables(self._balanced(name), quant)
+            (name, bits): self.method.variables(self._transformed(name), quant)
             for name in unit.layers
             for bits, quant in self.candidates.weights.get(name, {}).items()
             if quant.rounds
@@ -181,20 +181,23 @@ class _BlockLearner:
             if self.widths[name].activation == bits:
                 scale = self.candidates.activations[name][bits].scale
                 self.network.input(name, bits).scale = scale.to(step.device) * step.exp()
-        learning = {name: states[name]._replace(weight=self._unbalanced(name, w)) for (name, _), w in weights.items()}
+        learning = {name: states[name]._replace(weight=self._restored(name, w)) for (name, _), w in weights.items()}
         return block_loss(self.network, self.cache, index, {**states, **learning})
 
     def _judge(self, weights: Mapping[Key, Tensor], probe: int) -> Tensor:
         """Error of the block with weights of one width, and everything else in full precision."""
-        states = {name: LayerState(self._unbalanced(name, weight)) for (name, _), weight in weights.items()}
+        states = {
+            name: LayerState(self._restored(name, weight), branch=self.network.branch(name))
+            for (name, _), weight in weights.items()
+        }
         return block_loss(self.network, self.cache, probe, states)
 
-    def _balanced(self, name: str) -> Tensor:
-        balance = self.candidates.balance.get(name)
-        return balanced_weight(self.network.modules[name], balance, self.network.full_weight(name))
+    def _transformed(self, name: str) -> Tensor:
+        transform = self.candidates.transforms.get(name)
+        return transformed_weight(self.network.modules[name], transform, self.network.full_weight(name))
 
-    def _unbalanced(self, name: str, weight: Tensor) -> Tensor:
-        return unbalanced(self.network.modules[name], weight, self.candidates.balance.get(name))
+    def _restored(self, name: str, weight: Tensor) -> Tensor:
+        return restored_weight(self.network.modules[name], weight, self.candidates.transforms.get(name))
 
     @torch.no_grad()
     def _learned(self, found: Learned[Key]) -> Candidates:

@@ -30,6 +30,7 @@ from dq_plugins.passes.width_candidates import candidates_of, write_widths
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.quantized.candidates import Candidates, Entry
 from dq_plugins.quantized.exact_tokens import install_tokens
+from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity.sensitivity_table import SensitivityTable
@@ -262,8 +263,8 @@ def kept_widths(plan: QuantPlan) -> Candidates:
     """The quantizers that a plan has, as choices of one: for a search that leaves widths alone."""
     weights = {n: {p.weight.bits: p.weight} for n, p in plan.layers.items() if p.weight is not None}
     inputs = {n: {p.activation.bits: p.activation} for n, p in plan.layers.items() if p.activation is not None}
-    balance = {n: p.balance for n, p in plan.layers.items() if p.balance is not None and p.quantized}
-    return Candidates(weights, inputs, dict(plan.groups), balance)
+    transforms = {n: t for n, p in plan.layers.items() if p.quantized and (t := transform_of(p)) is not None}
+    return Candidates(weights, inputs, dict(plan.groups), transforms)
 
 
 def layer_choices(candidates: Candidates, context: PassContext, latency: LatencyTable) -> tuple[LayerChoices, ...]:

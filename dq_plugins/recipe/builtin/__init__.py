@@ -53,6 +53,18 @@ BEST = Recipe(
     ),
 )
 
+LOW_BIT = Recipe(
+    "low-bit",
+    "best for 4 bits and below: rotated inputs, a low-rank branch, weight scales in groups of 32 inputs; torchao alone",
+    (
+        Step("channel-balance"),
+        Step("rotation"),
+        Step("low-rank"),
+        *BEST.steps[1:],
+    ),
+    {"weight_group_size": 32},
+)
+
 TFMQ = Recipe(
     "tfmq",
     "TFMQ-DM: temporal block reconstructed from t alone, one range per timestep for it; blocks reconstructed after it",

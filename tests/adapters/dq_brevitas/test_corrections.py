@@ -30,7 +30,7 @@ from torchao_models import corrected_plan
 
 from dq_plugins.errors import DQError, PlanError, TimestepError
 from dq_plugins.plan import BiasCorrection, LayerPlan, QuantPlan, Reason, WeightQuant
-from dq_plugins.quantized.balance import balanced_weight
+from dq_plugins.quantized.layer_transform import transform_of, transformed_weight
 from dq_plugins.quantized.simulate import SimulateAdapter
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
 from dq_plugins.testing.plans import handmade_plan
@@ -116,7 +116,7 @@ def test_metadata_of_a_weight_says_its_integers(model, plan):
         if layer.weight is not None:
             quantized = model.get_submodule(name).quant_weight()
             before = TinyDenoiser().get_submodule(name)
-            codes = layer.weight.quantize(balanced_weight(before, layer.balance))
+            codes = layer.weight.quantize(transformed_weight(before, transform_of(layer)))
             assert torch.equal(quantized.int().long(), codes.long()), name
 
 

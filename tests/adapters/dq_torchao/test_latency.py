@@ -5,10 +5,11 @@ import pytest
 import torch
 from dq_torchao import latency, tuning
 from torch import nn
-from torchao_models import Denoiser
+from torchao_models import Denoiser, denoiser_plan
 
 from dq_plugins.errors import TraceError
 from dq_plugins.metrics.latency import Latency
+from dq_plugins.plan import LowRank, Rotation
 from dq_plugins.quantized.width import Width
 
 
@@ -96,3 +97,16 @@ def test_options_are_those_of_the_search():
 def test_inputs_that_do_not_fit_are_refused():
     with pytest.raises(TraceError, match="missing 1 required positional argument: .timestep."):
         dq_torchao.latency_table(Denoiser(), {"sample": torch.zeros(1, 4, 8, 8)})
+
+
+def test_rotations_and_branches_of_a_plan_are_timed_with_the_layers(monkeypatch):
+    lowered, lower = [], latency.lower_layer
+    monkeypatch.setattr(latency, "lower_layer", lambda layer, plan, *a: (lowered.append(plan), lower(layer, plan, *a)))
+    model = Denoiser()
+    plan = denoiser_plan(model)
+    plan.layers["up"].rotation = Rotation("hadamard", 4)
+    plan.layers["down"].low_rank = LowRank(torch.zeros(2, 32).half(), torch.zeros(8, 2).half())
+    table = dq_torchao.latency_table(model, inputs(), (4, 8), (8,), plan=plan, rounds=2)
+    assert table.layers["up"].keys() == {"full precision", "W4A8", "W8A8"}
+    found = [(plan.width, plan.features) for plan in lowered if plan.features]
+    assert found == [(width, (what,)) for what in ("rotation", "low_rank") for width in ("W4A8", "W8A8")]

@@ -10,6 +10,7 @@ from torch import nn
 
 from dq_plugins.affine import fake_quantize
 from dq_plugins.errors import DQError, PlanError
+from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, LayerPlan, WeightQuant
 from dq_plugins.quantized.layer import (
     ActivationQuantizer,
@@ -19,6 +20,7 @@ from dq_plugins.quantized.layer import (
     quantize_tokens,
     simulate_layer,
 )
+from dq_plugins.quantized.layer_transform import LayerTransform
 from dq_plugins.quantized.soft_rounding import SoftRounding
 from dq_plugins.quantized.weight_scale import weight_parameters
 from dq_plugins.timesteps import TimestepContext, TimestepGroups
@@ -134,8 +136,9 @@ def test_dynamic_ranges_use_the_extremes_of_each_token(bits, symmetric):
 
 def test_dynamic_ranges_are_those_of_the_balanced_input():
     balance, quant = torch.linspace(0.2, 5, 8), DynamicActivationQuant(4)
-    torch.testing.assert_close(quantize_tokens(X, quant, balance), quantize_tokens(X / balance, quant) * balance)
-    assert not torch.allclose(quantize_tokens(X, quant, balance), quantize_tokens(X, quant))
+    balanced = quantize_tokens(X, quant, LayerTransform(balance), LAYER_KINDS["linear"])
+    torch.testing.assert_close(balanced, quantize_tokens(X / balance, quant) * balance)
+    assert not torch.allclose(balanced, quantize_tokens(X, quant))
 
 
 def test_dynamic_ranges_pass_gradients_and_need_no_timestep():

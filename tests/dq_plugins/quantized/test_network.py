@@ -8,6 +8,7 @@ import torch
 import dq_plugins as dq
 from dq_plugins.errors import PlanError
 from dq_plugins.passes.width_candidates import candidates_of, write_widths
+from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.network import SuperNetwork
 from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import PassContext, Recipe, Step
@@ -31,9 +32,9 @@ def balanced():
     with calibrated() as (denoiser, calibration):
         steps = (Step("channel-balance", {"least_gain": 0.0}), *RANGES.steps)
         plan = dq.make_plan(denoiser, calibration, Recipe("balanced", "", steps), progress=False)
-        balance = {n: layer.balance for n, layer in plan.layers.items() if layer.balance is not None}
-        assert balance
-        context = PassContext(denoiser, calibration, balance=balance)
+        transforms = {n: t for n, layer in plan.layers.items() if (t := transform_of(layer)) is not None}
+        assert transforms
+        context = PassContext(denoiser, calibration, transforms=transforms)
         yield denoiser, plan, candidates_of(plan, context, (3, 4, 8), (4, 8))
 
 

@@ -24,3 +24,9 @@ def test_best_keeps_nothing_that_is_worse_on_what_it_held_out(case, bits) -> Non
     model = dq.apply(copy.deepcopy(denoiser), plan, backend="simulate")
     with torch.no_grad():
         assert all(bool(torch.isfinite(call.run(model)).all()) for call in calibration.calls())
+
+
+def test_low_bit_is_best_with_rotations_branches_and_groups() -> None:
+    best, low_bit = (dq.get("recipe", name) for name in ("best", "low-bit"))
+    assert low_bit.passes() == ["channel-balance", "rotation", "low-rank", *best.passes()[1:]]
+    assert low_bit.targets == {"weight_group_size": 32}

@@ -19,28 +19,37 @@ from torch import Tensor, nn
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.calibration.call import Call, first_tensor
 from dq_plugins.hooks import hooked
-from dq_plugins.layer_kinds import kind_of
+from dq_plugins.layer_kinds import LayerKind, kind_of
 from dq_plugins.passes.ranges.search.mixture import mixture
 from dq_plugins.passes.ranges.search.relaxation import Relaxation
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.denoiser_loss import Part, divided
+from dq_plugins.quantized.layer_transform import LayerTransform, transform_of
 from dq_plugins.quantized.run import States, planned_run, planned_states
 
 
 class _MixedInputs(nn.Module):
-    """The mixture of one layer's input: weights and clip bounds ``[G]``, of the input as it is balanced."""
+    """The mixture of one layer's input: weights and clip bounds ``[G]``, of the input as it is transformed."""
 
     def __init__(
-        self, weights: Tensor, low: Tensor, high: Tensor, bits: int, symmetric: bool, balance: Tensor | None
+        self,
+        weights: Tensor,
+        low: Tensor,
+        high: Tensor,
+        bits: int,
+        symmetric: bool,
+        transform: LayerTransform | None,
+        kind: LayerKind | None,
     ) -> None:
         super().__init__()
         self.weights, self.low, self.high, self.bits, self.symmetric = weights, low, high, bits, symmetric
-        self.balance = balance
+        self.transform, self.kind = transform, kind
 
     def forward(self, x: Tensor) -> Tensor:
-        balanced = x if self.balance is None else x / self.balance
-        mixed = mixture(balanced, self.weights, self.low, self.high, self.bits, symmetric=self.symmetric)
-        return mixed if self.balance is None else mixed * self.balance
+        transform, kind = self.transform, self.kind
+        values = x if transform is None or kind is None else transform.of_input(kind, x)
+        mixed = mixture(values, self.weights, self.low, self.high, self.bits, symmetric=self.symmetric)
+        return mixed if transform is None or kind is None else transform.input_restored(kind, mixed)
 
 
 class OutputLoss:
@@ -73,7 +82,7 @@ class OutputLoss:
         self.bits, self.units, self.symmetric = dict(bits), tuple(units), symmetric
         self.run = planned_run(denoiser, plan, bits)
         self.states = planned_states(self.run, plan, quantize_inputs=False)
-        self.balance = {name: _factors(self.run.modules[name], plan.layers[name].balance) for name in bits}
+        self.transforms = {name: transform_of(plan.layers[name]) for name in bits}
         self.order, self.images = tuple(order), images
         self.parts = [divided(calibration, t) for t in calibration.timesteps]
         self.power = self._power()
@@ -108,7 +117,8 @@ class OutputLoss:
         states = dict(self.states)
         for place, (name, bits) in enumerate(self.bits.items()):
             own = weights[place if len(weights) > 1 else 0, 0]  # [G]
-            mixed = _MixedInputs(own, low[place], high[place], bits, self.symmetric, self.balance[name])
+            form = (bits, self.symmetric, self.transforms[name], kind_of(self.run.modules[name]))
+            mixed = _MixedInputs(own, low[place], high[place], *form)
             states[name] = self.states[name]._replace(quantizer=mixed)
         return states
 
@@ -150,12 +160,6 @@ class OutputLoss:
             for unit, (_, _, target) in seen.items():
                 total[unit] += float(target.square().mean())
         return {unit: max(value / len(self.calibration.timesteps), 1e-30) for unit, value in total.items()}
-
-
-def _factors(module: nn.Module, balance: Tensor | None) -> Tensor | None:
-    """A balance as it broadcasts against the layer's input."""
-    kind = kind_of(module)
-    return None if balance is None or kind is None else kind.per_output(balance)
 
 
 @contextmanager

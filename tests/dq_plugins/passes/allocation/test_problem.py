@@ -162,3 +162,11 @@ def test_widths_print_and_parse(width: Width):
 def test_what_is_no_width_is_refused(text: str):
     with pytest.raises(BudgetError, match="is not a pair of widths"):
         Width.parse(text)
+
+
+def test_scales_of_groups_count_as_bytes() -> None:
+    layers = {"a": LayerCost(64, 0, 100, group_scale_bytes={4: 9})}
+    given = problem(WidthChoices((4, 8), (8,)), layers=layers, errors=errors({"a": 1.0}), budgets=Budgets(bytes=1000))
+    program, columns = given.program()
+    (budget,) = program.budgets
+    assert {c.width.weight: cost for c, cost in zip(columns, budget.cost, strict=True)} == {4: 32 + 9, 8: 64}

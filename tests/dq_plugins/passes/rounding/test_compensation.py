@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dq_plugins.errors import PlanError
-from dq_plugins.passes.rounding.compensation import GPTQOptions, compensated_codes, weighted_scale
+from dq_plugins.passes.rounding.compensation import GPTQOptions, compensated_codes, weighted_quantizer
 from dq_plugins.plan import WeightQuant
 
 
@@ -20,9 +20,8 @@ def correlated(rows: int, columns: int, seed: int) -> torch.Tensor:
 
 def problem(seed: int, outputs: int = 6, columns: int = 24, bits: int = 3):
     weight = torch.randn(outputs, columns, generator=torch.Generator().manual_seed(100 + seed))
-    scale, _ = weighted_scale(weight, torch.ones(columns), bits, symmetric=True)
     x = correlated(400, columns, seed)
-    return weight, x, WeightQuant(bits, scale)
+    return weight, x, weighted_quantizer(weight, torch.ones(columns), WeightQuant(bits, torch.ones(1)))
 
 
 def output_error(weight, codes, quant, x) -> float:
@@ -83,8 +82,9 @@ def test_blocks_of_columns_change_nothing(monkeypatch):
 
 def test_asymmetric_codes_stay_in_their_range():
     weight, x, _ = problem(0)
-    scale, zero_point = weighted_scale(weight + 1, torch.ones(weight.shape[1]), 3, symmetric=False)
-    codes = compensated_codes(weight + 1, x.T @ x, WeightQuant(3, scale, zero_point))
+    form = WeightQuant(3, torch.ones(1), torch.zeros(1, dtype=torch.int32))
+    quant = weighted_quantizer(weight + 1, torch.ones(weight.shape[1]), form)
+    codes = compensated_codes(weight + 1, x.T @ x, quant)
     assert int(codes.min()) >= -4
     assert int(codes.max()) <= 3
 
@@ -104,6 +104,7 @@ def test_moments_that_are_not_finite_are_an_error():
 
 def test_scales_weigh_columns_by_their_inputs():
     weight = torch.tensor([[1.0, 0.6, 0.6, 0.6]])
-    loud, _ = weighted_scale(weight, torch.tensor([1.0, 1e-6, 1e-6, 1e-6]), 2, symmetric=True)
-    quiet, _ = weighted_scale(weight, torch.tensor([1e-6, 1.0, 1.0, 1.0]), 2, symmetric=True)
-    assert float(quiet) < float(loud)
+    form = WeightQuant(2, torch.ones(1))
+    loud = weighted_quantizer(weight, torch.tensor([1.0, 1e-6, 1e-6, 1e-6]), form)
+    quiet = weighted_quantizer(weight, torch.tensor([1e-6, 1.0, 1.0, 1.0]), form)
+    assert float(quiet.scale) < float(loud.scale)

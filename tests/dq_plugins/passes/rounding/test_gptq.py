@@ -119,3 +119,25 @@ def test_resumes_sweep_by_sweep_to_the_same_plan(case, tmp_path, monkeypatch) ->
     monkeypatch.setattr(gptq.GPTQ, "_moments", interrupted_after(99))
     assert make(case, Step("gptq"), workdir=tmp_path) == whole
     assert len(swept) == len({tuple(names) for names in swept}) > 2
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_groups_of_inputs_keep_scales_of_their_own_and_lower_the_error(case, symmetric) -> None:
+    form = {"symmetric_weights": symmetric}
+    plan = make(case, Step("gptq"), weight_group_size=8, **form)
+    plain = make(case, Step("gptq"), **form)
+    grouped = {name for name, layer in plan.layers.items() if layer.weight.group_scale is not None}
+    assert grouped == {n for n in plan.layers if case[0].get_submodule(n).weight.shape[1] % 8 == 0}
+    assert gain(case, plan, plain) < 0.95
+    assert gain(case, plan, make(case, weight_group_size=8, **form)) < 0.8
+
+
+def test_learned_rounding_and_learned_scales_keep_the_groups(case) -> None:
+    steps = Step("weight-ranges"), Step("timestep-groups", {"groups": 1}), Step("activation-ranges")
+    learn = Step("block-reconstruction", {"iterations": 4}), Step("learned-ranges", {"passes": 0.2})
+    recipe = Recipe("r", "", (*steps, *learn))
+    plan = dq.make_plan(*case, recipe, weight_bits=3, act_bits=8, weight_group_size=8, progress=False)
+    assert any(
+        layer.weight.group_scale is not None and layer.weight.codes is not None for layer in plan.layers.values()
+    )
+    assert dq.apply(copy.deepcopy(case[0]), plan, backend="torchao")

@@ -10,6 +10,7 @@ from dq_plugins.hashing import weights_hash
 from dq_plugins.passes.steps.supernet import CalibrationOptions, calibrate
 from dq_plugins.passes.width_candidates import candidates_of
 from dq_plugins.progress import finish
+from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.network import SuperNetwork
 from dq_plugins.quantized.soft_rounding import SoftRounding
 from dq_plugins.quantized.width import Width
@@ -146,11 +147,11 @@ def test_balanced_layers_learn_as_plain_ones_do(setting):
     denoiser, calibration, *_ = setting
     steps = (Step("channel-balance", {"least_gain": 0.0}), *RANGES.steps)
     plan = dq.make_plan(denoiser, calibration, Recipe("balanced", "", steps), progress=False)
-    balance = {n: layer.balance for n, layer in plan.layers.items() if layer.balance is not None}
-    context = PassContext(denoiser, calibration, balance=balance)
+    transforms = {n: t for n, layer in plan.layers.items() if (t := transform_of(layer)) is not None}
+    context = PassContext(denoiser, calibration, transforms=transforms)
     candidates = candidates_of(plan, context, (3, 4, 6), (4, 8))
     case = denoiser, calibration, context.partition, candidates
     learned = learn(case)
-    assert learned.balance.keys() == balance.keys() != set()
+    assert learned.transforms.keys() == transforms.keys() != set()
     widths = dict.fromkeys(candidates.layers, Width(3, 8))
     assert error(case, learned, widths) < error(case, candidates, widths)

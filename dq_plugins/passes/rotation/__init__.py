@@ -1,0 +1,1 @@
+"""Rotations of the inputs of layers, which weights absorb."""

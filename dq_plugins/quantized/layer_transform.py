@@ -1,0 +1,133 @@
+"""What happens to the input channels of a layer before they are quantized, and the inverse to the weights they meet.
+
+    x' = (x / balance) R          w' = ((w - l) balance) R          f(x', w') + f(x, l) = f(x, w) in full precision
+
+``l`` is the low-rank branch, which is neither quantized nor sees a quantized input.
+
+Everything that looks at inputs or weights of planned layers looks at x' and w': ranges, rounding, sensitivity.
+
+Shapes: ``C`` input channels; a balance is float32 ``[C]``; ``R`` rotates blocks of channels, see
+`dq_plugins.quantized.rotate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dq_plugins.hashing import hash_json, hash_tensors
+from dq_plugins.layer_kinds import LayerKind, kind_of
+from dq_plugins.plan import LayerPlan, LowRank, WeightQuant
+from dq_plugins.quantized.rotate import Rotate
+
+
+@dataclass(frozen=True, eq=False)
+class LayerTransform:
+    """Balance, rotation and low-rank branch of one layer; without any, `transform_of` gives None instead.
+
+    Attributes:
+        balance: positive float32 ``[C]``.
+        rotate: of the divided channels.
+        low_rank: l.
+    """
+
+    balance: Tensor | None = None
+    rotate: Rotate | None = None
+    low_rank: LowRank | None = None
+
+    @property
+    def hash(self) -> str:
+        """sha256 over it."""
+        parts = {"balance": self.balance, "matrix": None if self.rotate is None else self.rotate.matrix}
+        if self.low_rank is not None:
+            parts |= {"down": self.low_rank.down, "up": self.low_rank.up}
+        kind = None if self.rotate is None else self.rotate.kind
+        return hash_json([kind, hash_tensors({name: part for name, part in parts.items() if part is not None})])
+
+    def of_input(self, kind: LayerKind, x: Tensor) -> Tensor:
+        """x' of a layer of this kind, at least float32."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.balance is not None:
+            x = x * kind.per_output(self.balance.to(x).reciprocal())
+        return x if self.rotate is None else self.rotate(x, kind.channel_axis)
+
+    def input_restored(self, kind: LayerKind, x: Tensor) -> Tensor:
+        """x of x'."""
+        if self.rotate is not None:
+            x = self.rotate(x, kind.channel_axis, inverse=True)
+        return x if self.balance is None else x * kind.per_output(self.balance.to(x.device))
+
+    def branch(self, weight: Tensor) -> Tensor | None:
+        """l of a layer with this full-precision weight, in its shape and dtype."""
+        return None if self.low_rank is None else self.low_rank.weight(weight).to(weight.dtype)
+
+    def of_weight(self, layer: nn.Module, weight: Tensor) -> Tensor:
+        """w', at least float32."""
+        if self.low_rank is not None:
+            weight = weight - self.low_rank.weight(weight)
+        if self.balance is not None:
+            weight = weight * per_input(layer, self.balance, weight)
+        return weight if self.rotate is None else self.rotate(weight, 1)
+
+    def weight_restored(self, layer: nn.Module, weight: Tensor) -> Tensor:
+        """w - l of w', in the dtype of the layer's own weight."""
+        if self.rotate is not None:
+            weight = self.rotate(weight, 1, inverse=True)
+        if self.balance is not None:
+            weight = weight / per_input(layer, self.balance, weight)
+        return weight.to(_weight(layer).dtype)
+
+
+def transform_of(plan: LayerPlan) -> LayerTransform | None:
+    """The transform of a planned layer's input; None where it comes as it is."""
+    if plan.balance is None and plan.rotation is None and plan.low_rank is None:
+        return None
+    return LayerTransform(plan.balance, None if plan.rotation is None else Rotate(plan.rotation), plan.low_rank)
+
+
+def per_input(layer: nn.Module, balance: Tensor, weight: Tensor | None = None) -> Tensor:
+    """A balance as it broadcasts against a weight of the layer, by default its own."""
+    kind, weight = kind_of(layer), _weight(layer) if weight is None else weight
+    assert kind is not None
+    return kind.per_input(balance.to(weight.device), weight)
+
+
+def transformed_input(layer: nn.Module, transform: LayerTransform | None, x: Tensor) -> Tensor:
+    """What the quantizer of a layer's input sees; the input itself without a transform."""
+    kind = kind_of(layer)
+    return x if transform is None or kind is None else transform.of_input(kind, x)
+
+
+def transformed_weight(layer: nn.Module, transform: LayerTransform | None, weight: Tensor | None = None) -> Tensor:
+    """The weight that multiplies the transformed input, at least float32; the same weight without a transform.
+
+    Args:
+        layer: the layer.
+        transform: of its input.
+        weight: its full-precision weight, while it computes with another one; by default the one that it has.
+    """
+    weight = _weight(layer) if weight is None else weight
+    return weight if transform is None else transform.of_weight(layer, weight)
+
+
+def fake_weight(
+    layer: nn.Module, quant: WeightQuant, transform: LayerTransform | None, weight: Tensor | None = None
+) -> Tensor:
+    """What a quantized weight comes to for the input as it comes: transform undone, low-rank branch included."""
+    quantized = quant.fake_quantize(transformed_weight(layer, transform, weight))
+    full = _weight(layer) if weight is None else weight
+    restored, branch = restored_weight(layer, quantized, transform), transform and transform.branch(full)
+    return restored if branch is None else restored + branch
+
+
+def restored_weight(layer: nn.Module, weight: Tensor, transform: LayerTransform | None) -> Tensor:
+    """A weight for transformed inputs as one for the input as it comes, beside the low-rank branch."""
+    return weight if transform is None else transform.weight_restored(layer, weight)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight: Any = layer.weight
+    return weight

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import copy
+import itertools
+
+import pytest
+import torch
+from denoisers import TinyDenoiser, recorded
+from torch import nn
+
+import dq_plugins as dq
+from dq_plugins.metrics.output_error import output_sqnr
+from dq_plugins.passes.rotation.low_rank_branch import LowRankBranch, Offer, low_rank_of
+from dq_plugins.plan import LowRank, Targets
+from dq_plugins.quantized.layer_transform import LayerTransform
+from dq_plugins.quantized.weight_scale import layer_quantizer
+from dq_plugins.recipe import Recipe, Step
+
+AFTER = (Step("weight-ranges"), Step("timestep-groups", {"groups": 3}), Step("activation-ranges"))
+WEIGHT = Targets(3, None)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    torch.manual_seed(0)
+    denoiser = TinyDenoiser(width=16).eval().requires_grad_(False)
+    return denoiser, recorded(denoiser, tmp_path_factory.mktemp("calib"), batch=16)
+
+
+def make(case, *steps: Step, act_bits: int | None = 4, **options) -> dq.QuantPlan:
+    recipe = Recipe("r", "", steps)
+    return dq.make_plan(*case, recipe, weight_bits=3, act_bits=act_bits, edge_bits=3, progress=False, **options)
+
+
+def sqnr(case, plan: dq.QuantPlan) -> float:
+    values = output_sqnr(dq.apply(copy.deepcopy(case[0]), plan, backend="simulate"), case[1]).values()
+    return sum(values) / len(values)
+
+
+def branched(plan: dq.QuantPlan) -> set[str]:
+    return {name for name, layer in plan.layers.items() if layer.low_rank is not None}
+
+
+def planted(rank: int) -> tuple[nn.Linear, torch.Tensor]:
+    """A layer whose weight is small and even but for a large part of a few dimensions."""
+    g = torch.Generator().manual_seed(0)
+    layer = nn.Linear(64, 48, bias=False)
+    large = torch.randn(48, rank, generator=g) @ torch.randn(rank, 64, generator=g)
+    layer.weight = nn.Parameter(20 * large + torch.randn(48, 64, generator=g), requires_grad=False)
+    return layer, torch.randn(500, 64, generator=g)
+
+
+def left(layer: nn.Module, method: str, x: torch.Tensor, rank: int) -> float:
+    """Error of the output with the weight alone quantized."""
+    transform = LayerTransform(low_rank=low_rank_of(method, layer, x, rank, WEIGHT))
+    rest = transform.of_weight(layer, layer.weight)
+    fake = layer_quantizer(layer, 3, WEIGHT, transform=transform).fake_quantize(rest)
+    return float((x @ (fake - rest).T).square().mean())
+
+
+@pytest.mark.parametrize("method", ["weight", "error", "weighted-error"])
+def test_a_planted_part_is_taken(method):
+    layer, x = planted(3)
+    plain = layer_quantizer(layer, 3, WEIGHT).fake_quantize(layer.weight)
+    without = float((x @ (plain - layer.weight).T).square().mean())
+    assert left(layer, method, x, 3) < (0.02 if method == "weight" else 0.9) * without
+
+
+def test_whitening_serves_the_inputs_that_there_are():
+    layer, x = planted(0)
+    x = x * torch.logspace(-1, 1, 64)
+    assert left(layer, "weighted-error", x, 8) < 0.7 * left(layer, "error", x, 8)
+
+
+def test_the_balance_counts_and_is_undone():
+    layer, x = planted(3)
+    balance = torch.logspace(-1, 1, 64)
+    branch = low_rank_of("weight", layer, x, 64 - 16, WEIGHT, balance)
+    values = torch.linalg.svd((layer.weight * balance).double()).S
+    rest = LayerTransform(balance, None, branch).of_weight(layer, layer.weight)
+    assert float(rest.norm()) < 0.01 * float(values.square().sum().sqrt())  # its rank is that of the weight
+
+
+def test_fewer_bits_lose_less(case) -> None:
+    plan = make(case, Step("low-rank", {"ranks": (4,), "most": 0.6}), *AFTER)
+    assert branched(plan)
+    assert {plan.layers[name].low_rank.rank for name in branched(plan)} == {4}
+    assert sqnr(case, plan) > sqnr(case, make(case, *AFTER)) + 0.5
+
+
+def test_layers_too_small_have_none(case) -> None:
+    assert not branched(make(case, Step("low-rank", {"ranks": (16,)}), *AFTER))
+
+
+@pytest.mark.parametrize("act_bits", [4, None])
+def test_stacked_saved_resumed_and_in_integers(case, act_bits, tmp_path) -> None:
+    steps = (
+        Step("channel-balance", {"least_gain": 0.0}),
+        Step("rotation", {"least_gain": 0.0}),
+        Step("low-rank", {"ranks": (2,), "least_gain": 0.0}),
+        Step("weight-ranges"),
+        Step("gptq"),
+        *(AFTER[1:] if act_bits else ()),
+        *((Step("bias-correction"), Step("learned-ranges", {"passes": 0.2})) if act_bits else ()),
+    )
+    form = {"act_bits": act_bits, "weight_group_size": 8}
+    plan = make(case, *steps, workdir=tmp_path / "work", **form)
+    assert branched(plan)
+    assert make(case, *steps, workdir=tmp_path / "work", **form).hash == plan.hash
+    plan.save(tmp_path / "plan")
+    plan = dq.QuantPlan.load(tmp_path / "plan")
+    integer = dq.apply(copy.deepcopy(case[0]), plan, backend="torchao")
+    call = next(iter(case[1].calls()))
+    with torch.no_grad():
+        found, expected = (call.run(m) for m in (integer, dq.apply(copy.deepcopy(case[0]), plan, backend="simulate")))
+    assert float((found - expected).norm() / expected.norm()) < 0.05  # a tie in rounding may fall either way
+
+
+def test_searches_for_widths_know_the_branch(case) -> None:
+    steps = (
+        Step("low-rank", {"ranks": (2,)}),
+        *AFTER,
+        Step("sensitivity", {"weight_choices": (3, 8), "act_choices": (4, 8)}),
+    )
+    plan = make(case, *steps, Step("bit-allocation", {"budgets": {"weight_bits": 5}}))
+    assert branched(plan)
+    assert sqnr(case, plan) > sqnr(case, make(case, Step("low-rank", {"ranks": (2,)}), *AFTER))
+
+
+def test_others_refuse_by_name(case) -> None:
+    plan = make(case, Step("low-rank", {"ranks": (2,)}), *AFTER)
+    with pytest.raises(dq.DQError, match=r"'brevitas' does not implement low_rank \(layer "):
+        dq.apply(copy.deepcopy(case[0]), plan, backend="brevitas")
+    with pytest.raises(dq.DQError, match=r"'PT2E' does not implement low_rank \(layer "):
+        plan.refuse_unimplemented((), "PT2E")
+
+
+def test_wide_first_and_last_layers_have_none(case) -> None:
+    recipe = Recipe("r", "", (Step("low-rank", {"ranks": (4,), "most": 0.6}), *AFTER))
+    plan = dq.make_plan(*case, recipe, weight_bits=3, act_bits=4, edge_bits=16, progress=False)
+    assert branched(plan) == {"body.0.alpha", "body.1.alpha", "body.0.gamma", "body.1.gamma"}
+
+
+def test_bytes_are_shared_out_exactly(case) -> None:
+    options = {"ranks": (1, 2, 4), "most": 0.6, "least_gain": 0.0}
+
+    def bytes_of(plan: dq.QuantPlan) -> int:
+        return sum(plan.layers[name].low_rank.nbytes for name in branched(plan))
+
+    unlimited = bytes_of(make(case, Step("low-rank", options | {"bytes": 10**9})))
+    for share in (0.0, 0.3, 0.7):
+        plan = make(case, Step("low-rank", options | {"bytes": int(share * unlimited)}))
+        assert bytes_of(plan) <= share * unlimited
+        assert bool(branched(plan)) == (share > 0)
+    assert len({plan.layers[name].low_rank.rank for name in branched(plan)}) > 1
+
+
+def test_the_shares_are_those_of_brute_force() -> None:
+    g = torch.Generator().manual_seed(0)
+
+    def branch(rank: int, size: int) -> LowRank:
+        return LowRank(torch.zeros(rank, size).half(), torch.zeros(size, rank).half())
+
+    offers = {}
+    for name, size in {"a": 10, "b": 40, "c": 25}.items():
+        error = float(torch.rand(1, generator=g))
+        offers[name] = [Offer(error, None), *(Offer(error / (1 + r), branch(r, size)) for r in (1, 2, 4))]
+    running = LowRankBranch(ranks=(1, 2, 4), bytes=500)
+    found = running._shared_out(offers)
+    chosen = sum(next(o.error for o in offers[n] if o.branch is b) for n, b in found.items())
+    best = min(
+        sum(offer.error for offer in each)
+        for each in itertools.product(*offers.values())
+        if sum(offer.bytes for offer in each) <= 500
+    )
+    assert sum(b.nbytes for b in found.values() if b is not None) <= 500
+    assert chosen == pytest.approx(best, rel=1e-6)
+
+
+def test_several_ranks_need_a_budget(case) -> None:
+    with pytest.raises(dq.DQError, match="'bytes'"):
+        make(case, Step("low-rank", {"ranks": (2, 4)}))
