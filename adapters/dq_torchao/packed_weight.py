@@ -24,6 +24,7 @@ from dq_plugins.affine import per_row
 from dq_plugins.errors import DQError
 from dq_plugins.layer_kinds import LAYER_KINDS, LayerKind, kind_of, mixed_in
 from dq_plugins.plan import LowRank, WeightQuant
+from dq_plugins.plan.low_rank import thin_product
 from dq_plugins.quantized.exact_state import ExactState
 from dq_plugins.quantized.layer_transform import LayerTransform, transformed_weight
 from dq_plugins.quantized.packing import pack_bits
@@ -157,8 +158,9 @@ class PackedWeight(ExactState):
             weight = self.input_rotation(weight, 1, inverse=True)
         if self.inverse_balance is not None:
             weight *= self._kind.per_input(self.inverse_balance.flatten(), weight)
-        if (branch := self.low_rank) is not None:
-            parts = (weight, branch.weight(weight))  # side by side where the layer gets its input twice
+        if self.low_rank_down is not None and self.low_rank_up is not None:
+            branch = thin_product(self.low_rank_down, self.low_rank_up, weight)
+            parts = (weight, branch)  # side by side where the layer gets its input twice
             weight = torch.cat(parts, 1) if self.__dict__.get("input_beside") else sum(parts)
         return derived(weight.to(self.weight_dtype))
 

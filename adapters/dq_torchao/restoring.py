@@ -13,6 +13,7 @@ from dq_plugins.plan.validity import code_fault, finite_fault, scale_fault
 from dq_plugins.quantized.layer import ActivationQuantizer, simulate_layer
 from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.output_correction import OutputCorrection
+from dq_plugins.quantized.rotate import Rotate
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.attention import simulate_without_kernel
 from dq_torchao.kernels import kernel_for
@@ -86,6 +87,13 @@ def check_values(model: nn.Module) -> None:
         if isinstance(layer, PackedWeight):
             _check(name, "weight_scale", _scale_fault(layer.weight_scale))
             _check(name, "inverse_balance", _scale_fault(layer.inverse_balance))
+            for part in ("low_rank_down", "low_rank_up"):
+                values: Tensor | None = getattr(layer, part)
+                _check(name, part, "" if values is None else finite_fault(values.float()))
+            if layer.weight_group_scale is not None and not int(layer.weight_group_scale.min()):
+                _check(name, "weight_group_scale", "must be at least 1, found 0")
+        if isinstance(layer, Rotate):
+            _check(name, "matrix", finite_fault(layer.matrix.float()))
         if isinstance(layer, OutputCorrection):
             _check(name, "values", finite_fault(layer.values))
         if isinstance(layer, ActivationQuantizer):

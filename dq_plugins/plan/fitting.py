@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dq_plugins.layer_kinds import LAYER_KINDS, LayerKind, kind_of
 from dq_plugins.plan.decisions import OutlierRows
-from dq_plugins.plan.layers import LayerPlan
+from dq_plugins.plan.layers import LayerPlan, WeightQuant
 
 
 def misfit(plan: LayerPlan, layer: nn.Module) -> str:
@@ -22,7 +22,8 @@ def misfit(plan: LayerPlan, layer: nn.Module) -> str:
     if plan.quantized and plan.kind in LAYER_KINDS and plan.kind != kind.name:
         return f"is planned as a {plan.kind} layer, and is a {kind.name} layer"
     groups = int(getattr(layer, "groups", 1))
-    return _weight_misfit(plan, kind, weight) or _channel_misfit(plan, kind, weight, groups)
+    channels = _channel_misfit(plan, kind, weight, groups) or _transform_misfit(plan, kind, weight, groups)
+    return _weight_misfit(plan, kind, weight) or channels
 
 
 def rows_misfit(rows: OutlierRows, layer: nn.Module) -> str:
@@ -43,6 +44,35 @@ def _weight_misfit(plan: LayerPlan, kind: LayerKind, weight: Tensor) -> str:
         return f"has {len(quant.scale)} weight scales, and its weight {tuple(weight.shape)} takes {_or(allowed)}"
     if quant.codes is not None and quant.codes.shape != weight.shape:
         return f"has weight codes of shape {tuple(quant.codes.shape)}, and its weight has {tuple(weight.shape)}"
+    return _group_misfit(quant, kind, weight)
+
+
+def _group_misfit(quant: WeightQuant, kind: LayerKind, weight: Tensor) -> str:
+    if quant.group_scale is None:
+        return ""
+    if not kind.scale_per_row or weight.dim() < 2:
+        return f"has weight scales in groups of inputs, which a {kind.name} layer does not take"
+    outputs, groups = quant.group_scale.shape
+    if outputs == weight.shape[0] and weight.shape[1] % groups == 0:
+        return ""
+    return f"has weight scales of {outputs} outputs in {groups} groups of inputs, and a weight {tuple(weight.shape)}"
+
+
+def _transform_misfit(plan: LayerPlan, kind: LayerKind, weight: Tensor, groups: int) -> str:
+    if plan.rotation is None and plan.low_rank is None:
+        return ""
+    if kind.lookup or kind.output_axis != 0:
+        return f"has a rotation or a low-rank branch, which a {kind.name} layer does not take"
+    channels, rotation, low_rank = weight.shape[1], plan.rotation, plan.low_rank
+    if rotation is not None and channels % rotation.block:
+        return f"has a rotation of blocks of {rotation.block}, and {channels} input channels"
+    if rotation is not None and rotation.matrix is not None and len(rotation.matrix) * rotation.block != channels:
+        return f"has a rotation of {len(rotation.matrix) * rotation.block} channels, and {channels} input channels"
+    if low_rank is not None and groups > 1:
+        return f"has a low-rank branch, and is a convolution with {groups} groups"
+    if low_rank is not None and (len(low_rank.up), low_rank.down.shape[1]) != weight.flatten(1).shape:
+        found = (len(low_rank.up), low_rank.down.shape[1])
+        return f"has a low-rank branch for a weight {found}, and its own is {tuple(weight.shape)}"
     return ""
 
 

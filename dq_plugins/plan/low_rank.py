@@ -62,6 +62,10 @@ class LowRank:
         shape = (len(self.up), self.down.shape[1])
         if like.flatten(1).shape != shape:
             raise PlanError(f"a low-rank branch is for a weight {shape}, and the layer's is {tuple(like.shape)}")
-        dtype = torch.promote_types(like.dtype, torch.float32)
-        down, up = (matrix.to(like.device, dtype) for matrix in (self.down, self.up))
-        return (up @ down).reshape(like.shape)
+        return thin_product(self.down, self.up, like)
+
+
+def thin_product(down: Tensor, up: Tensor, like: Tensor) -> Tensor:
+    """``[r, K]`` and ``[O, r]`` as a weight in the shape ``[O, ...]`` of ``like``, at least float32."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return (up.to(like.device, dtype) @ down.to(like.device, dtype)).reshape(like.shape)

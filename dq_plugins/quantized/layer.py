@@ -21,7 +21,13 @@ from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import LayerKind, kind_of
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, LayerPlan
 from dq_plugins.quantized.exact_state import ExactState
-from dq_plugins.quantized.layer_transform import LayerTransform, restored_weight, transform_of, transformed_weight
+from dq_plugins.quantized.layer_transform import (
+    InputTransform,
+    LayerTransform,
+    restored_weight,
+    transform_of,
+    transformed_weight,
+)
 from dq_plugins.quantized.output_correction import OutputCorrection
 from dq_plugins.quantized.rotate import Rotate
 from dq_plugins.quantized.straight_through import FakeQuantize
@@ -34,7 +40,7 @@ def quantize_input(
     zero_point: Tensor,
     index: Tensor,
     bits: int | Sequence[int | None],
-    transform: LayerTransform | None = None,
+    transform: InputTransform | None = None,
     kind: LayerKind | None = None,
 ) -> Tensor:
     """Simulated quantization of a layer's input by timestep group; gradients pass straight through.
@@ -66,7 +72,7 @@ def quantize_input(
 
 
 def quantize_tokens(
-    x: Tensor, quant: DynamicActivationQuant, transform: LayerTransform | None = None, kind: LayerKind | None = None
+    x: Tensor, quant: DynamicActivationQuant, transform: InputTransform | None = None, kind: LayerKind | None = None
 ) -> Tensor:
     """Simulated quantization of a linear layer's input by token; gradients pass straight through, ranges get none.
 
@@ -83,7 +89,7 @@ def quantize_tokens(
     return (values if transform is None or kind is None else transform.input_restored(kind, values)).to(x.dtype)
 
 
-class InputQuantizer(ExactState):
+class InputQuantizer(InputTransform, ExactState):
     """What simulated quantizers of a layer's input have in common: the transform of the input before it.
 
     Args:
@@ -95,7 +101,7 @@ class InputQuantizer(ExactState):
     exact_state = ("balance",)
 
     balance: Tensor | None
-    rotation: Rotate | None
+    rotate: Rotate | None
 
     def __init__(
         self, device: torch.device, transform: LayerTransform | None = None, kind: LayerKind | None = None
@@ -104,14 +110,8 @@ class InputQuantizer(ExactState):
         balance = None if transform is None else transform.balance
         self.register_buffer("balance", None if balance is None else balance.to(device, copy=True))
         rotation = None if transform is None else transform.rotate
-        self.rotation = None if rotation is None else copy.deepcopy(rotation).to(device)
+        self.rotate = None if rotation is None else copy.deepcopy(rotation).to(device)
         self.kind = kind
-
-    @property
-    def transform(self) -> LayerTransform | None:
-        """The transform with the tensors of this module."""
-        none = self.balance is None and self.rotation is None
-        return None if none else LayerTransform(self.balance, self.rotation)
 
 
 class TokenQuantizer(InputQuantizer):
@@ -136,7 +136,7 @@ class TokenQuantizer(InputQuantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize ``x``."""
-        return quantize_tokens(x, self.quant, self.transform, self.kind)
+        return quantize_tokens(x, self.quant, self, self.kind)
 
     def extra_repr(self) -> str:
         """Width and form."""
@@ -179,7 +179,7 @@ class ActivationQuantizer(InputQuantizer):
         """Quantize and dequantize ``x``."""
         index = self.context.index(self.groups)
         bits = self.group_bits or self.bits
-        return quantize_input(x, self.scale, self.zero_point, index, bits, self.transform, self.kind)
+        return quantize_input(x, self.scale, self.zero_point, index, bits, self, self.kind)
 
     def extra_repr(self) -> str:
         """Width and groups."""

@@ -24,8 +24,28 @@ from dq_plugins.plan import LayerPlan, LowRank, WeightQuant
 from dq_plugins.quantized.rotate import Rotate
 
 
+class InputTransform:
+    """What happens to a layer's input; for classes that have a balance ``[C]`` and a rotation, or None."""
+
+    balance: Tensor | None
+    rotate: Rotate | None
+
+    def of_input(self, kind: LayerKind, x: Tensor) -> Tensor:
+        """x' of a layer of this kind, at least float32."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.balance is not None:
+            x = x * kind.per_output(self.balance.to(x).reciprocal())
+        return x if self.rotate is None else self.rotate(x, kind.channel_axis)
+
+    def input_restored(self, kind: LayerKind, x: Tensor) -> Tensor:
+        """x of x'."""
+        if self.rotate is not None:
+            x = self.rotate(x, kind.channel_axis, inverse=True)
+        return x if self.balance is None else x * kind.per_output(self.balance.to(x.device))
+
+
 @dataclass(frozen=True, eq=False)
-class LayerTransform:
+class LayerTransform(InputTransform):
     """Balance, rotation and low-rank branch of one layer; without any, `transform_of` gives None instead.
 
     Attributes:
@@ -46,19 +66,6 @@ class LayerTransform:
             parts |= {"down": self.low_rank.down, "up": self.low_rank.up}
         kind = None if self.rotate is None else self.rotate.kind
         return hash_json([kind, hash_tensors({name: part for name, part in parts.items() if part is not None})])
-
-    def of_input(self, kind: LayerKind, x: Tensor) -> Tensor:
-        """x' of a layer of this kind, at least float32."""
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        if self.balance is not None:
-            x = x * kind.per_output(self.balance.to(x).reciprocal())
-        return x if self.rotate is None else self.rotate(x, kind.channel_axis)
-
-    def input_restored(self, kind: LayerKind, x: Tensor) -> Tensor:
-        """x of x'."""
-        if self.rotate is not None:
-            x = self.rotate(x, kind.channel_axis, inverse=True)
-        return x if self.balance is None else x * kind.per_output(self.balance.to(x.device))
 
     def branch(self, weight: Tensor) -> Tensor | None:
         """l of a layer with this full-precision weight, in its shape and dtype."""

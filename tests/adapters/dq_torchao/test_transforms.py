@@ -18,7 +18,7 @@ from torch._inductor import config as inductor_config
 from torchao_models import GROUPS, TIMESTEPS, build, denoiser_plan, layer_plan, sqnr
 
 from dq_plugins.affine import integer_range
-from dq_plugins.errors import DQError
+from dq_plugins.errors import CheckpointError, DQError
 from dq_plugins.plan import DynamicActivationQuant, LayerPlan, LowRank, QuantPlan, Reason, Rotation
 from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.quantized.layer_transform import transform_of, transformed_weight
@@ -116,7 +116,12 @@ def test_a_denoiser_agrees_with_simulation_and_comes_back_from_disk(kind, tmp_pa
 @pytest.mark.parametrize("freezing", [False, True])
 def test_compiled(freezing):
     model = build()
-    dq_torchao.apply(model, transformed_plan(model))
+    plan = transformed_plan(model)
+    plan.layers["up"] = replace(plan.layers["up"], activation=None, unquantized_reason=Reason("weights alone"))
+    plan.layers["up"].bias_correction = None
+    plan.layers["down"].activation.bits = 16
+    dq_torchao.apply(model, plan)
+    assert {e.state for e in dq_torchao.execution_report(model).values()} >= {"integer", "weight-only", "simulated"}
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     torch.compiler.reset()
     with torch.no_grad(), inductor_config.patch(freezing=freezing):
@@ -158,3 +163,27 @@ def test_torchaos_tensor_has_no_place_for_them(field, message):
     lower_layer(layer, replace(plan, **{other: None}), TimestepContext({"all": GROUPS}))
     with pytest.raises(DQError, match=message):
         intx_tensor(layer)
+
+
+def test_groups_in_floating_point_have_the_branch_once():
+    layer = nn.Linear(32, 10)
+    plan = transformed(layer_plan(layer), layer)
+    plan.activation = replace(plan.activation, group_bits=(8, None, 4))
+    x, context = torch.randn(3, 5, 32), TimestepContext({"all": GROUPS})
+    simulated = simulate_layer(copy.deepcopy(layer), plan, context)
+    lower_layer(layer, plan, context)
+    for t in ([100.0], [500.0], [100.0, 500.0, 900.0]):
+        with torch.no_grad(), context.select(torch.tensor(t)):
+            assert sqnr(simulated(x), layer(x)) > 45
+
+
+@pytest.mark.parametrize(("part", "value"), [("low_rank_up", torch.nan), ("weight_group_scale", 0)])
+def test_impossible_values_in_a_checkpoint_are_refused(part, value, tmp_path):
+    model = build()
+    plan = transformed_plan(model)
+    plan.layers["up"].weight.group_scale = torch.ones(32, 2, dtype=torch.uint8)
+    dq_torchao.apply(model, plan)
+    getattr(model.up, part).view(-1)[0] = value
+    dq_torchao.save(model, tmp_path)
+    with pytest.raises(CheckpointError, match=f"'up': {part} must be"):
+        dq_torchao.load(build(seed=1), tmp_path)

@@ -12,7 +12,17 @@ from dq_plugins.cli import main
 from dq_plugins.errors import PlanError
 from dq_plugins.hashing import weights_hash
 from dq_plugins.layer_kinds import kind_name
-from dq_plugins.plan import PLAN, ActivationQuant, BiasCorrection, LayerPlan, QuantPlan, Reason, WeightQuant
+from dq_plugins.plan import (
+    PLAN,
+    ActivationQuant,
+    BiasCorrection,
+    LayerPlan,
+    LowRank,
+    QuantPlan,
+    Reason,
+    Rotation,
+    WeightQuant,
+)
 from dq_plugins.plan.fitting import misfit
 from dq_plugins.timesteps import TimestepGroups
 
@@ -140,6 +150,17 @@ def test_refuses_other_weights_and_other_layers() -> None:
         ),
         (lambda p: p.layers["a"].__setattr__("kind", "conv2d"), "planned as a conv2d layer, and is a linear"),
         (lambda p: p.outlier_rows["a"].__setattr__("inputs", torch.zeros(1, 4)), "rows of 4 inputs"),
+        (
+            lambda p: p.layers["a"].weight.__setattr__("group_scale", torch.ones(3, 2, dtype=torch.uint8)),
+            "3 outputs in 2 groups of inputs",
+        ),
+        (lambda p: p.layers["a"].__setattr__("rotation", Rotation("hadamard", 4)), "blocks of 4, and 5 input channels"),
+        (
+            lambda p: p.layers["a"].__setattr__(
+                "low_rank", LowRank(torch.zeros(1, 4).half(), torch.zeros(3, 1).half())
+            ),
+            r"branch for a weight \(3, 4\)",
+        ),
     ],
 )
 def test_decisions_that_do_not_fit_the_layer_are_refused(change, message) -> None:
