@@ -122,7 +122,7 @@ def test_searches_for_widths_know_the_branch(case) -> None:
         *AFTER,
         Step("sensitivity", {"weight_choices": (3, 8), "act_choices": (4, 8)}),
     )
-    plan = make(case, *steps, Step("bit-allocation", {"budgets": {"weight_bits": 5}}))
+    plan = make(case, *steps, Step("bit-allocation", {"weight_bits": 5}))
     assert branched(plan)
     assert sqnr(case, plan) > sqnr(case, make(case, Step("low-rank", {"ranks": (2,)}), *AFTER))
 
