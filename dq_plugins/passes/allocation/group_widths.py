@@ -122,8 +122,8 @@ class GroupWidths(Pass):
             raise RecipeError("pass 'group-widths': no layer has input ranges by timestep group")
         found = activation_candidates(plan, context, layers, self.options.choices)
         used = {quant.groups for widths in found.values() for quant in widths.values()}  # type: ignore[union-attr]
-        balance = {name: context.balance[name] for name in layers if name in context.balance}
-        candidates = Candidates({}, found, {name: plan.groups[name] for name in sorted(used)}, balance)
+        transforms = {name: context.transforms[name] for name in layers if name in context.transforms}
+        candidates = Candidates({}, found, {name: plan.groups[name] for name in sorted(used)}, transforms)
         image = yield from self._measured(plan, context, candidates)
         problem = GroupProblem(plan, context, candidates, image, self.options)
         yield Progress(0, 1, "solving")
