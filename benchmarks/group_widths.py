@@ -14,6 +14,7 @@ quantization (backend ``simulate``): this measures error, not speed.
 from __future__ import annotations
 
 import argparse
+import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ import dq_plugins as dq
 from benchmarks.derived import derive
 from benchmarks.records import RESULTS, Records
 from benchmarks.tfmq import MODELS, Case, image_psnr, usual_steps
-from dq_plugins.passes.allocation.group_widths import GroupWidthFindings
+from dq_plugins.passes.allocation.group_widths import GroupWidthFindings, GroupWidths
 from dq_plugins.plan.step_policy import StepPolicy, with_policy
-from dq_plugins.recipe import Step
+from dq_plugins.recipe import PassContext, Step
 from dq_plugins.report import Table
 
 POLICIES = ((0, 0), (1, 1), (2, 2), (3, 3), (6, 0), (0, 6))
@@ -40,15 +41,8 @@ def ranges(groups: int) -> tuple[Step, ...]:
     return Step("weight-ranges", {"embedding_bits": 8}), grouping, Step("activation-ranges", observer)
 
 
-def width_variants(act_bits: float) -> dict[str, tuple[Step, ...]]:
-    """What is compared at equal mean bits."""
-    choices = (3, 4, 5, 6, 8)
-    shared = {"act_bits": act_bits, "choices": choices, "seconds": 10.0}
-    found = {"one width": (*ranges(8), Step("group-widths", {**shared, "choices": (int(act_bits),)}))}
-    found["exact, one group"] = (*ranges(1), Step("group-widths", shared))
-    for solver in ("greedy", "beam", "exact"):
-        found[f"{solver}, 8 groups"] = (*ranges(8), Step("group-widths", {**shared, "solver": solver}))
-    return found
+SOLVERS = ("greedy", "beam", "exact")
+CHOICES = (3, 4, 5, 6, 8)
 
 
 def judged(case: Case, plan: dq.QuantPlan, reference: np.ndarray) -> dict[str, Any]:
@@ -57,20 +51,52 @@ def judged(case: Case, plan: dq.QuantPlan, reference: np.ndarray) -> dict[str, A
     return {"psnr": image_psnr(images, reference)}
 
 
-def with_widths(case: Case, steps: tuple[Step, ...], seed: int, reference: np.ndarray) -> dict[str, Any]:
-    """A plan, what its program predicts, and its images."""
-    plan = case.plan(steps, seed, weight_bits=8, act_bits=8, edge_bits=2)
-    found = plan.sections["group-widths"].read(GroupWidthFindings, "group-widths")
-    said = {"predicted": found.error, "bound": found.bound, "status": found.status}
-    return {**judged(case, plan, reference), **said}
+class Widths:
+    """Plans of one seed and number of groups, over the same measurements."""
+
+    def __init__(self, case: Case, groups: int, seed: int, act_bits: int) -> None:
+        self.case, self.act_bits = case, act_bits
+        self.base = case.plan(ranges(groups), seed, weight_bits=8, act_bits=8, edge_bits=2)
+        folder = case.folder / f"measured-{groups}-{seed}"
+        self.context = PassContext(case.denoiser, case.calibration(seed), self.base.targets, seed, workdir=folder)
+
+    def run(self, reference: np.ndarray, **options: Any) -> dict[str, Any]:
+        """A plan, what its program predicts, and its images."""
+        plan = copy.deepcopy(self.base)
+        shared = {"act_bits": float(self.act_bits), "choices": CHOICES, "seconds": 5.0, **options}
+        list(GroupWidths(**shared).run(plan, self.context))
+        found = plan.sections["group-widths"].read(GroupWidthFindings, "group-widths")
+        said = {"predicted": found.error, "bound": found.bound, "status": found.status}
+        return {**judged(self.case, plan, reference), **said}
 
 
-def with_steps(
-    case: Case, groups: int, policy: tuple[int, int], seed: int, bits: int, reference: np.ndarray
-) -> dict[str, Any]:
-    """A plan that keeps some steps in floating point, and its images."""
-    plan = case.plan(ranges(groups), seed, weight_bits=8, act_bits=bits)
-    return judged(case, with_policy(plan, StepPolicy(*policy)), reference)
+def widths(case: Case, seed: int, act_bits: int, reference: np.ndarray, records: Records) -> None:
+    """Every way to choose, of one seed."""
+    for groups in (8, 1):
+        made: list[Widths] = []
+
+        def run(made: list[Widths] = made, groups: int = groups, **options: Any) -> dict[str, Any]:
+            made or made.append(Widths(case, groups, seed, act_bits))
+            return made[0].run(reference, **options)
+
+        if groups == 8:
+            records.get(f"one width, 8 groups, {seed}", partial(run, choices=(act_bits,)))
+        for solver in SOLVERS if groups == 8 else ("exact",):
+            label = f"{solver}, {groups} {'groups' if groups > 1 else 'group'}"
+            print(label, records.get(f"{label}, {seed}", partial(run, solver=solver)), flush=True)
+
+
+def exceptions(case: Case, seed: int, act_bits: int, reference: np.ndarray, records: Records) -> None:
+    """Every step policy with one range and with groups, of one seed."""
+    for groups in (1, 8):
+        plan: dq.QuantPlan | None = None
+        for first, last in POLICIES:
+            label = f"{groups} {'groups' if groups > 1 else 'group'}, first {first} and last {last}, {seed}"
+            if label in records.data:
+                continue
+            plan = plan or case.plan(ranges(groups), seed, weight_bits=8, act_bits=act_bits)
+            records.put(label, judged(case, with_policy(plan, StepPolicy(first, last)), reference))
+            print(label, flush=True)
 
 
 def main() -> None:
@@ -78,26 +104,20 @@ def main() -> None:
     parser.add_argument("--model", default="digits", choices=MODELS)
     parser.add_argument("--part", default="widths", choices=("widths", "steps"))
     parser.add_argument("--act-bits", type=int, default=5)
+    parser.add_argument("--steps", type=int, help="of sampling")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--work", type=Path, default=Path("group-widths-work"), help="folder for recordings")
     args = parser.parse_args()
-    steps = usual_steps(args.model)
+    steps = args.steps or usual_steps(args.model)
     settings = {"model": args.model, "images": args.images, "steps": steps, "act_bits": args.act_bits}
     records = Records(f"group_{args.part}-{args.model}-a{args.act_bits}", settings, args.out)
     case = Case(args.model, steps, args.work / f"{args.model}-{steps}")
     reference = case.images(case.denoiser, args.images)
     for seed in range(args.seeds):
-        if args.part == "widths":
-            for label, passes in width_variants(args.act_bits).items():
-                print(records.get(f"{label}, {seed}", partial(with_widths, case, passes, seed, reference)), flush=True)
-            continue
-        for groups in (1, 8):
-            for policy in POLICIES:
-                label = f"{groups} {'group' if groups == 1 else 'groups'}, first {policy[0]} and last {policy[1]}"
-                run = partial(with_steps, case, groups, policy, seed, args.act_bits, reference)
-                print(label, records.get(f"{label}, {seed}", run), flush=True)
+        part = widths if args.part == "widths" else exceptions
+        part(case, seed, args.act_bits, reference, records)
     rows = [[label, *row.values()] for label, row in derive(records.path.stem, records.data).items()]
     print(Table(["", "PSNR, median", "worst", "error power", "median of seeds"], rows))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from dq_plugins.errors import DQError, PlanError
+from dq_plugins.errors import CalibrationError, DQError, PlanError
 from dq_plugins.timesteps import context_of
 
 QUANTIZERS = frozenset({"bitsandbytes", "brevitas", "nncf", "optimum", "sdnq", "torchao"})
@@ -21,6 +21,19 @@ def require_module(denoiser: Any) -> None:
     parts = [n for n, part in found.items() if isinstance(part, nn.Module)] if isinstance(found, dict) else []
     hint = f" Of its modules ({', '.join(parts)}), pass the one that sampling calls once a step." if parts else ""
     raise DQError(f"a denoiser is a torch.nn.Module, and this is a {type(denoiser).__name__}.{hint}")
+
+
+def require_uncached(denoiser: Any) -> None:
+    """Raise `CalibrationError` where a cache of diffusers leaves parts of the denoiser out.
+
+    Passes repeat recorded calls one by one and in any order, and a cache answers from the call before.
+    """
+    if getattr(denoiser, "is_cache_enabled", False):
+        raise CalibrationError(
+            f"a cache is enabled on this {type(denoiser).__name__}, which answers a call from the calls before it, so "
+            "recorded calls cannot be repeated one by one. Call disable_cache() to record and plan, or calibrate by "
+            "sampling under the cache: quantize_(denoiser, TimestepInt8Config(step='prepare')), sample, 'convert'"
+        )
 
 
 def quantized_by(denoiser: nn.Module) -> str:

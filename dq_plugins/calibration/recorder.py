@@ -21,7 +21,7 @@ from dq_plugins.calibration.writer import CalibrationWriter
 from dq_plugins.compiled import evaluating
 from dq_plugins.errors import CalibrationError, NeverCalledError
 from dq_plugins.exclusive import exclusive
-from dq_plugins.full_precision import require_module
+from dq_plugins.full_precision import require_module, require_uncached
 from dq_plugins.graph.arguments import find_timestep_argument, forward_signature, named_leaves
 from dq_plugins.lookalike import Lookalike, change_class, lookalike
 
@@ -64,6 +64,7 @@ def record(
             than the calls on disk, or ``out`` holds something else.
     """
     require_module(denoiser)
+    require_uncached(denoiser)
     argument = find_timestep_argument(denoiser, timestep)
     with exclusive(out, error=CalibrationError):
         _record(denoiser, sample, Path(out), argument, total, overwrite=overwrite, progress=progress)

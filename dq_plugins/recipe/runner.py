@@ -15,7 +15,7 @@ from dq_plugins import registry
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.compiled import uncompiled, unwrap
 from dq_plugins.errors import RecipeError
-from dq_plugins.full_precision import require_full_precision
+from dq_plugins.full_precision import require_full_precision, require_uncached
 from dq_plugins.hashing import weights_hash
 from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan, Reason, Targets
@@ -150,6 +150,8 @@ def make_plan(
     denoiser = unwrap(denoiser)
     if isinstance(calibration, str | Path):
         calibration = CalibrationSet.open(calibration)
+    if isinstance(calibration, CalibrationSet):
+        require_uncached(denoiser)
     recipe, passes = passes_of(recipe, options or {})
     model_hash = weights_hash(denoiser)
     calibration.check_model(model_hash)
