@@ -9,6 +9,9 @@ from dq_plugins.plan.layers import EDGE_ROLES
 from dq_plugins.quantized.input_rows import has_rows
 from dq_plugins.recipe import PassContext
 
+TRANSFORMING = ("channel-balance", "rotation", "low-rank")
+"""Passes that change what weights and inputs are quantized: every range comes after them."""
+
 
 def layers_by_input(context: PassContext) -> list[list[str]]:
     """Layers that multiply a part of the sample's path, those that read the same input together.

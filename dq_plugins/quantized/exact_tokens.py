@@ -32,6 +32,8 @@ WeightOf = Callable[[nn.Module], Tensor]
 def own_weight(layer: nn.Module) -> Tensor:
     """The floating-point weight that a layer computes with, ``[O, D]``."""
     weight: Any = layer.weight
+    if getattr(layer, "input_beside", False):  # a low-rank branch stands beside the weight
+        return sum(weight.chunk(2, 1))  # type: ignore[return-value]
     return weight.dequantize() if hasattr(weight, "tensor_impl") else weight
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dq_plugins.errors import PlanError
 from dq_plugins.passes.binarization.choices import BinaryDMChoices, binarydm_choices
+from dq_plugins.passes.shared_inputs import TRANSFORMING
 from dq_plugins.plan import BinaryTraining, QuantPlan, Reason, WeightQuant
 from dq_plugins.plan.layers import NO_RANGES
 from dq_plugins.quantized.binarizers import mean_magnitude
@@ -38,7 +39,7 @@ class Binarize(Pass):
     """One bit a weight, and where a second basis helps training."""
 
     name = "binarize"
-    after = ("bit-allocation", "timestep-reduction")
+    after = ("bit-allocation", "timestep-reduction", *TRANSFORMING)
 
     class Options(PassOptions):
         """Options of ``binarize``.

@@ -20,6 +20,7 @@ from dq_plugins.passes.activations import (
     statistics,
 )
 from dq_plugins.passes.ranges.dynamic import dynamic_gains, halves
+from dq_plugins.passes.shared_inputs import TRANSFORMING
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, QuantPlan, Reason, Section
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.timesteps import TimestepGroups
@@ -33,7 +34,7 @@ class ActivationRanges(Pass):
     """Give every layer's input its range: one, one for each timestep group, or one for each token."""
 
     name = "activation-ranges"
-    after = ("calibration-timesteps", "timestep-groups")
+    after = ("calibration-timesteps", "timestep-groups", *TRANSFORMING)
 
     class Options(PassOptions):
         """Options of ``activation-ranges``.

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import LAYER_KINDS
+from dq_plugins.passes.shared_inputs import TRANSFORMING
 from dq_plugins.plan import QuantPlan, Reason
 from dq_plugins.plan.layers import EDGE_ROLES, NO_RANGES
 from dq_plugins.quantized.layer_transform import transform_of
@@ -21,6 +22,7 @@ class WeightRanges(Pass):
     """Give every layer's weight its scale, with nearest rounding."""
 
     name = "weight-ranges"
+    after = TRANSFORMING
 
     class Options(PassOptions):
         """Options of ``weight-ranges``.

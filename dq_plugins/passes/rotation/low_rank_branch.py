@@ -58,7 +58,7 @@ class LowRankBranch(Pass):
     """Write ``layer.low_rank`` where it lowers the error of the layer's output."""
 
     name = "low-rank"
-    after = ("calibration-timesteps", "bos-tokens", "channel-balance", "rotation")
+    after = ("calibration-timesteps", "channel-balance", "rotation")
 
     class Options(PassOptions):
         """Options of ``low-rank``.
@@ -116,7 +116,7 @@ class LowRankBranch(Pass):
         layer: Any = context.denoiser.get_submodule(name)
         outputs, products = len(layer.weight), layer.weight[0].numel()
         wide = targets_of(plan.layers[name], context.targets).weight_bits > self.options.most_bits
-        if wide or getattr(layer, "groups", 1) > 1 or name in plan.outlier_rows:
+        if wide or getattr(layer, "groups", 1) > 1:
             return []
         most = self.options.most * outputs * products / (outputs + products)
         return [rank for rank in sorted(set(self.options.ranks)) if rank <= most]

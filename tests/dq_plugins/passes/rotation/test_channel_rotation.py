@@ -122,3 +122,13 @@ def test_others_refuse_by_name(case) -> None:
         dq.apply(copy.deepcopy(case[0]), plan, backend="brevitas")
     with pytest.raises(dq.DQError, match=r"'PT2E' does not implement rotation \(layer "):
         plan.refuse_unimplemented((), "PT2E")
+
+
+@pytest.mark.parametrize("late", ["channel-balance", "rotation", "low-rank"])
+@pytest.mark.parametrize("early", ["weight-ranges", "activation-ranges"])
+def test_what_transforms_inputs_comes_before_their_ranges(case, early, late) -> None:
+    steps = [Step("weight-ranges"), *AFTER[1:]]
+    place = next(i for i, step in enumerate(steps) if step.name == early)
+    steps.insert(place + 1, Step(late))
+    with pytest.raises(dq.DQError, match=f"'(weight-ranges|activation-ranges)' must come after '{late}'"):
+        make(case, *steps)
