@@ -70,33 +70,32 @@ class Widths:
         return {**judged(self.case, plan, reference), **said}
 
 
-def widths(case: Case, seed: int, act_bits: int, reference: np.ndarray, records: Records) -> None:
-    """Every way to choose, of one seed."""
-    for groups in (8, 1):
-        made: list[Widths] = []
+def widths(case: Case, seed: int, groups: int, act_bits: int, reference: np.ndarray, records: Records) -> None:
+    """Every way to choose, of one seed and number of groups."""
+    made: list[Widths] = []
 
-        def run(made: list[Widths] = made, groups: int = groups, **options: Any) -> dict[str, Any]:
-            made or made.append(Widths(case, groups, seed, act_bits))
-            return made[0].run(reference, **options)
+    def run(**options: Any) -> dict[str, Any]:
+        if not made:
+            made.append(Widths(case, groups, seed, act_bits))
+        return made[0].run(reference, **options)
 
-        if groups == 8:
-            records.get(f"one width, 8 groups, {seed}", partial(run, choices=(act_bits,)))
-        for solver in SOLVERS if groups == 8 else ("exact",):
-            label = f"{solver}, {groups} {'groups' if groups > 1 else 'group'}"
-            print(label, records.get(f"{label}, {seed}", partial(run, solver=solver)), flush=True)
+    if groups > 1:
+        records.get(f"one width, {groups} groups, {seed}", partial(run, choices=(act_bits,)))
+    for solver in SOLVERS if groups > 1 else ("exact",):
+        label = f"{solver}, {groups} {'groups' if groups > 1 else 'group'}"
+        print(label, records.get(f"{label}, {seed}", partial(run, solver=solver)), flush=True)
 
 
-def exceptions(case: Case, seed: int, act_bits: int, reference: np.ndarray, records: Records) -> None:
-    """Every step policy with one range and with groups, of one seed."""
-    for groups in (1, 8):
-        plan: dq.QuantPlan | None = None
-        for first, last in POLICIES:
-            label = f"{groups} {'groups' if groups > 1 else 'group'}, first {first} and last {last}, {seed}"
-            if label in records.data:
-                continue
-            plan = plan or case.plan(ranges(groups), seed, weight_bits=8, act_bits=act_bits)
-            records.put(label, judged(case, with_policy(plan, StepPolicy(first, last)), reference))
-            print(label, flush=True)
+def exceptions(case: Case, seed: int, groups: int, act_bits: int, reference: np.ndarray, records: Records) -> None:
+    """Every step policy, of one seed and number of groups."""
+    plan: dq.QuantPlan | None = None
+    for first, last in POLICIES:
+        label = f"{groups} {'groups' if groups > 1 else 'group'}, first {first} and last {last}, {seed}"
+        if label in records.data:
+            continue
+        plan = plan or case.plan(ranges(groups), seed, weight_bits=8, act_bits=act_bits)
+        records.put(label, judged(case, with_policy(plan, StepPolicy(first, last)), reference))
+        print(label, flush=True)
 
 
 def main() -> None:
@@ -115,9 +114,10 @@ def main() -> None:
     records = Records(f"group_{args.part}-{args.model}-a{args.act_bits}", settings, args.out)
     case = Case(args.model, steps, args.work / f"{args.model}-{steps}")
     reference = case.images(case.denoiser, args.images)
-    for seed in range(args.seeds):
-        part = widths if args.part == "widths" else exceptions
-        part(case, seed, args.act_bits, reference, records)
+    part = widths if args.part == "widths" else exceptions
+    for groups in (8, 1):
+        for seed in range(args.seeds):
+            part(case, seed, groups, args.act_bits, reference, records)
     rows = [[label, *row.values()] for label, row in derive(records.path.stem, records.data).items()]
     print(Table(["", "PSNR, median", "worst", "error power", "median of seeds"], rows))
 

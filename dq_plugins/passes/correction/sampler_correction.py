@@ -128,7 +128,7 @@ class SamplerCorrecting(Pass):
                 errors = {s: _replayed(context.denoiser, runs[-1], timesteps, part.gain, s) for s in STRENGTHS}
             whole = fit(context.denoiser, runs, guidance)
         strength = min(errors, key=lambda s: (errors[s], s)) if errors else 1.0
-        gain = tuple(strength * k for k in whole.gain)
+        gain = tuple(strength * k + 0.0 for k in whole.gain)  # no negative zeros
         noise = _noise(whole, gain, responses) if o.noise else (0.0,) * len(gain)
         steps = timesteps[: len(gain)]
         name = str(described["scheduler"]["_class_name"])

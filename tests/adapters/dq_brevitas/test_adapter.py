@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -86,6 +87,14 @@ def test_known_rows_of_outlier_tokens_are_kept_exact(kept, calls):
         x = torch.randn(2, 64, 16)
         x[:, 2] = row
         assert torch.equal(model.up(x)[:, 2], value.expand(2, -1))
+
+
+def test_widths_by_timestep_group_are_refused_by_name():
+    plan = handmade_plan(TinyDenoiser())
+    quant = plan.layers["up"].activation
+    plan.layers["up"].activation = replace(quant, group_bits=(*[4] * (len(quant.scale) - 1), quant.bits))
+    with pytest.raises(PlanError, match=r"group_widths \(layer 'up'\)"):
+        BrevitasAdapter().apply(TinyDenoiser(), plan)
 
 
 def test_training_and_a_copy_leave_the_plan_alone(calls):

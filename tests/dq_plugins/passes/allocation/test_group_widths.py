@@ -19,7 +19,18 @@ def case(tmp_path_factory):
     return denoiser, recorded(denoiser, tmp_path_factory.mktemp("calib"), batch=4)
 
 
+PLANS: dict[str, dq.QuantPlan] = {}
+"""Plans that were made, by what they were asked for: a test that changes one makes it anew."""
+
+
 def make(case, **options) -> dq.QuantPlan:
+    key = f"{len(case[1])} {sorted(options.items())}"
+    if key not in PLANS:
+        PLANS[key] = made(case, **options)
+    return PLANS[key]
+
+
+def made(case, **options) -> dq.QuantPlan:
     steps = (
         *RANGES,
         Step("group-widths", {"seconds": 0.3, "probes": 2, "runs": 1, **options}),
