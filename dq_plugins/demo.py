@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,20 @@ from torch import nn
 from dq_plugins.application import apply
 from dq_plugins.bundled_denoisers import bundled
 from dq_plugins.calibration import CalibrationSet, record
+from dq_plugins.graph import partition
 from dq_plugins.libraries import adapter, load_denoiser
 from dq_plugins.metrics.image import psnr
 from dq_plugins.metrics.latency import Latency, compare_latency
-from dq_plugins.metrics.output_error import output_sqnr
+from dq_plugins.metrics.output_error import output_errors
 from dq_plugins.metrics.size import state_bytes
 from dq_plugins.plan import ActivationQuant, QuantPlan
 from dq_plugins.progress import on_terminal
 from dq_plugins.quantized.statistics import collect
 from dq_plugins.recipe import make_plan
+from dq_plugins.report.block_graph import block_figure
 from dq_plugins.report.demo_page import DemoResult, Ranges
 from dq_plugins.report.execution import executions
+from dq_plugins.report.machine import machine_facts
 
 PROMPTS = {
     "emoji": ("fox face", "panda face", "frog face", "sunflower", "octopus", "parrot", "mushroom", "turtle"),
@@ -65,7 +69,7 @@ def run_demo(
         seed: seed of the calibration images; the compared ones use others.
         compiled: also measure compiled denoisers (most of the demo's time).
         rounds: timed calls of each denoiser.
-        say: told what is being done.
+        say: told what is being done before it starts.
     """
     prompts = PROMPTS.get(model)
 
@@ -100,18 +104,25 @@ def run_demo(
     quantized = apply(denoiser, plan, "torchao", prefer="fastest", example_inputs=calibration.example_inputs())
     drawn = _images(compared(quantized))
     say("measuring the error per timestep")
-    sqnr = output_sqnr(quantized, held_out)
+    errors = output_errors(quantized, held_out)
     say("measuring latency, eager" + (" and compiled" if compiled else ""))
     return DemoResult(
         plan=plan,
         images={"fp32": reference, f"W{weight_bits}A{act_bits}": drawn},
         titles=[prompts[i % len(prompts)] if prompts else str(i % 10) for i in range(images)],
         psnr=[_psnr(a, b) for a, b in zip(reference, drawn, strict=True)],
-        sqnr=sqnr,
+        sqnr={t: error.sqnr for t, error in errors.items()},
         bytes={"fp32": state_bytes(denoiser), "int8": state_bytes(quantized)},
         latency=_latency({"fp32": denoiser, "int8": quantized}, held_out, rounds, compiled),
         executions=executions(quantized, plan),
         ranges=_ranges(denoiser, calibration, plan),
+        drift={t: error.drift_below_signal for t, error in errors.items()},
+        blocks=block_figure(partition(denoiser, calibration.example_inputs())),
+        facts={
+            "model": f"{model}, {sum(p.numel() for p in denoiser.parameters()) / 1e6:.1f} M parameters",
+            "made on": datetime.now().strftime("%Y-%m-%d %H:%M"),
+            **machine_facts(),
+        },
     )
 
 

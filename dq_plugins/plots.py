@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import networkx as nx
     from matplotlib.figure import Figure
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
@@ -87,3 +88,76 @@ def pairs_of_images(rows: Mapping[str, Sequence], titles: Sequence[str]) -> Figu
             if j == 0:
                 axis.set_ylabel(label, fontsize=8)
     return figure
+
+
+def graph_of_blocks(blocks: nx.DiGraph, meanings: Mapping[str, str]) -> Figure:
+    """Blocks from top to bottom as values flow, a colour for each signature.
+
+    Args:
+        blocks: without loops; each node with ``label``, ``signature`` and ``layers``, the number of layers in it.
+        meanings: signature -> what the legend says, the first ones to the left of the main path and the last one on it.
+    """
+    from matplotlib.patches import Patch
+
+    colours = {signature: f"C{i}" for i, signature in enumerate(meanings)}
+    place = _places(blocks, list(meanings))
+    x, y = ({position[i] for position in place.values()} for i in (0, 1))
+    width, height = 1.3 * (max(x) - min(x) + 1), 0.55 * (max(y) - min(y) + 1)
+    figure, (axis,) = _figure(size=(max(6.0, width), height + 0.5))
+    axis.set_axis_off()
+    for a, b in blocks.edges:
+        bend = 0.0 if place[b][1] == place[a][1] - 1 or place[a][0] != place[b][0] else 0.35
+        axis.annotate(
+            "", place[b], place[a],
+            arrowprops={"arrowstyle": "->", "color": colours[blocks.nodes[a]["signature"]], "lw": 0.9, "alpha": 0.7,
+                        "shrinkA": 11, "shrinkB": 13, "connectionstyle": f"arc3,rad={bend}"},
+        )  # fmt: skip
+    for node, data in blocks.nodes(data=True):
+        count = f"\n{data['layers']} layer{'s' * (data['layers'] != 1)}" if data["layers"] else ""
+        axis.text(
+            *place[node], f"{data['label']}{count}", ha="center", va="center", fontsize=6.5, color="white",
+            bbox={"boxstyle": "round,pad=0.35", "fc": colours[data["signature"]], "ec": "none"},
+        )  # fmt: skip
+    found = {data["signature"] for _, data in blocks.nodes(data=True)}
+    handles = [Patch(color=colours[each], label=text) for each, text in meanings.items() if each in found]
+    axis.legend(handles=handles, frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2)
+    axis.set(xlim=(min(x) - 0.6, max(x) + 0.6), ylim=(min(y) - 0.6, max(y) + 0.6))
+    return figure
+
+
+def _places(blocks: nx.DiGraph, order: Sequence[str]) -> dict[tuple, tuple[float, float]]:
+    """Column and row of every node.
+
+    Those of the last signature are the main path, in column 0. What feeds one block stands beside it, what feeds
+    several in the row in which it is computed: the first two signatures to the right, the others to the left.
+    """
+    import networkx as nx
+
+    place: dict[tuple, tuple[float, float]] = {}
+    generations = {node: row for row, nodes in enumerate(nx.topological_generations(blocks)) for node in nodes}
+    signatures = nx.get_node_attributes(blocks, "signature")
+    main = [node for node in generations if signatures[node] == order[-1]]
+    place |= {node: (column, -generations[node]) for column, node in _spread(main, generations)}
+    for node in reversed(list(nx.topological_sort(blocks))):
+        if node in place:
+            continue
+        side = 1 if signatures[node] in order[:2] else -1
+        after = [place[each] for each in blocks.successors(node) if each in place]
+        rows = {y for _, y in after}
+        row = rows.pop() if len(rows) == 1 else -generations[node]
+        column = 1 + max((abs(x) for x, _ in after), default=0)
+        while (side * column, row) in place.values():
+            column += 1
+        place[node] = (side * column, row)
+    return place
+
+
+def _spread(nodes: Sequence[tuple], generations: Mapping[tuple, int]) -> list[tuple[int, tuple]]:
+    """Nodes with a column each, 0 for the first of every row."""
+    used: dict[int, int] = {}
+    found = []
+    for node in nodes:
+        row = generations[node]
+        found.append((used.get(row, 0), node))
+        used[row] = used.get(row, 0) + 1
+    return found

@@ -26,7 +26,9 @@ class Timing(NamedTuple):
         return self.integer < self.floating
 
     def __str__(self) -> str:
-        return f"measured: integer {self.integer:.3f} ms, floating point {self.floating:.3f} ms"
+        faster, slower = sorted((self.integer, self.floating))
+        form = "integers are" if self.integer_pays else "floating point is"
+        return f"{form} faster here: {faster:.3f} ms against {slower:.3f} ms"
 
 
 @dataclass(frozen=True)

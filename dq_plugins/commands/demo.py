@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
+import webbrowser
 from pathlib import Path
 
 from dq_plugins.bundled_denoisers import NAMES
@@ -13,7 +16,11 @@ EXAMPLE = "dq-plugins demo --out demo-report"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", default="demo-report", help="folder for the report, the plan and the recorded calls")
+    parser.add_argument(
+        "--out",
+        default="demo-report",
+        help="folder of demos; each has a folder of its own in it, named by its settings",
+    )
     parser.add_argument("--model", default="emoji", choices=NAMES, help="bundled denoiser")
     parser.add_argument("--recipe", type=registered("recipe"), default="default", help="registered recipe")
     parser.add_argument("--weight-bits", type=positive, default=8, help="width of weights")
@@ -21,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--groups", type=positive, default=8, help="timestep groups")
     parser.add_argument("--no-compile", action="store_true", help="skip the compiled denoisers: most of the time")
     parser.add_argument("--seed", type=int, default=0, help="seed of the calibration images")
+    parser.add_argument("--open", action="store_true", help="show the report in the browser")
+    parser.add_argument("--json", action="store_true", help="print the figures and the file's name as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -31,7 +40,14 @@ def run(args: argparse.Namespace) -> int:
     from dq_plugins.report.demo_page import demo_page, summary_table
     from dq_plugins.report.execution import execution_table
 
-    out, start = Path(args.out), time.perf_counter()
+    name = f"{args.model}-W{args.weight_bits}A{args.act_bits}-{args.recipe}-{args.groups}-groups-seed-{args.seed}"
+    out, start = Path(args.out) / name, time.perf_counter()
+
+    def say(step: str) -> None:
+        print(
+            f"[{time.perf_counter() - start:5.0f} s] {step}", file=sys.stderr if args.json else sys.stdout, flush=True
+        )
+
     result = run_demo(
         out,
         args.model,
@@ -41,10 +57,24 @@ def run(args: argparse.Namespace) -> int:
         groups=args.groups,
         compiled=not args.no_compile,
         seed=args.seed,
-        say=lambda step: print(f"[{time.perf_counter() - start:5.0f} s] {step}", flush=True),
+        say=say,
     )
     page = demo_page(result).save(out / "report.html")
     pairs_of_images(result.images, result.titles).savefig(out / "images.png", dpi=150)
-    print(f"\n{summary_table(result)}\n\n{execution_table(result.executions)}\n")
-    print(f"report: {page}   ({time.perf_counter() - start:.0f} s)")
+    if args.json:
+        print(json.dumps({"report": str(page), **dict(summary_table(result).rows)}, indent=1))
+    else:
+        print(f"\n{summary_table(result)}\n\n{execution_table(result.executions)}\n\n{next_steps(page, out)}")
+    if args.open:
+        webbrowser.open(page.absolute().as_uri())
     return 0
+
+
+def next_steps(page: Path, out: Path) -> str:
+    """Which file to look at, and what to type next."""
+    return f"""Open {page} in a browser: pictures, errors, speed, every layer.
+
+Next:
+  dq-plugins quantize PIPELINE --out quantized/   the same for a diffusers pipeline of yours, saved to be loaded
+  dq-plugins recipes                              what default did, and what else there is
+  dq-plugins diff {out / "plan"} OTHER            this plan beside another"""

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from dq_plugins.plan import QuantPlan
 from dq_plugins.report.table import Table
 
+FLOATING = "full precision"
+
 
 @dataclass(frozen=True)
 class LayerExecution:
@@ -33,6 +35,11 @@ class LayerExecution:
     reason: str
     bits: int = 0
     bytes: int = 0
+
+    @property
+    def used_width(self) -> str:
+        """The width it runs in; empty for a layer that stays in full precision, whatever the plan asks for."""
+        return "" if self.state == FLOATING else self.width
 
 
 def executions(model: nn.Module, plan: QuantPlan) -> dict[str, LayerExecution]:
@@ -59,14 +66,18 @@ def executions(model: nn.Module, plan: QuantPlan) -> dict[str, LayerExecution]:
 def execution_table(executions: Mapping[str, LayerExecution]) -> Table:
     """Layers by how they run and why."""
     # what follows a colon is about one layer: the page lists it, layer by layer
-    counts = Counter((e.state, e.width, e.kernel or e.compute, e.reason.partition(":")[0]) for e in executions.values())
+    counts = Counter(
+        (e.state, e.used_width, e.kernel or e.compute, e.reason.partition(":")[0]) for e in executions.values()
+    )
     rows = [[n, *key] for key, n in counts.most_common()]
     return Table(["layers", "run", "width", "kernel", "why"], rows)
 
 
 def layer_table(executions: Mapping[str, LayerExecution]) -> Table:
-    """Every layer: how it runs, in which dtypes, and what its weight takes without scales."""
-    rows = [[name, e.state, e.width, e.kernel, e.compute, e.bits, e.bytes, e.reason] for name, e in executions.items()]
+    """Every layer: how it runs, in which dtypes, what its weight takes without scales, and why."""
+    rows = [
+        [name, e.state, e.used_width, e.kernel, e.compute, e.bits, e.bytes, e.reason] for name, e in executions.items()
+    ]
     return Table(["layer", "runs", "width", "kernel", "compute", "bits stored", "bytes", "why"], rows)
 
 

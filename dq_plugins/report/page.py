@@ -1,7 +1,11 @@
-"""One self-contained HTML page: text, tables and pictures, no scripts, nothing loaded from elsewhere."""
+"""One self-contained HTML page: text, tables and pictures, nothing loaded from elsewhere.
+
+Its one script sorts folded tables by a clicked heading; everything can be read without it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dq_plugins.atomic import write_atomically
+from dq_plugins.report.pictures import Picture
 from dq_plugins.report.table import Table, cell_text
 
 if TYPE_CHECKING:
@@ -50,6 +55,18 @@ class Page:
     def note(self, text: str) -> None:
         """Add a paragraph in small print: how a figure was measured, what it does not say."""
         self._parts.append(("note", text, ""))
+
+    def warning(self, text: str) -> None:
+        """Add a paragraph that must not be missed: what makes a figure of this page doubtful."""
+        self._parts.append(("warning", text, ""))
+
+    def facts(self, facts: Mapping[str, str]) -> None:
+        """Add short facts, each under its name, side by side where there is room."""
+        self._parts.append(("facts", dict(facts), ""))
+
+    def pictures(self, columns: Mapping[str, Sequence[Picture]], caption: str) -> None:
+        """Add pictures in columns: title -> pictures from top to bottom."""
+        self._parts.append(("pictures", {title: list(pictures) for title, pictures in columns.items()}, caption))
 
     def table(self, table: Table, *, folded: str = "") -> None:
         """Add a table; ``folded`` is the summary line of a table that opens on a click."""

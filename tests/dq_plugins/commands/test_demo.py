@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -5,7 +6,8 @@ import pytest
 
 from dq_plugins import demo
 from dq_plugins.cli import main
-from dq_plugins.report.demo_page import DemoResult, summary_table
+from dq_plugins.metrics.latency import Latency
+from dq_plugins.report.demo_page import DemoResult, doubts, summary_table
 
 small = partial(demo.run_demo, steps=2, calibration_images=2, images=2, rounds=2)
 
@@ -40,8 +42,20 @@ def test_a_second_run_uses_what_is_recorded(out: Path, result: DemoResult) -> No
 def test_command_writes_a_page_and_a_picture(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(demo, "run_demo", small)
     assert main(["demo", "--model", "digits", "--recipe", "fast", "--no-compile", "--out", str(tmp_path)]) == 0
-    assert (tmp_path / "images.png").stat().st_size > 1000
-    page = (tmp_path / "report.html").read_text()
-    for heading in ("Images", "Error per timestep", "How the layers run", "Timestep groups"):
+    (folder,) = tmp_path.iterdir()
+    assert folder.name == "digits-W8A8-fast-8-groups-seed-0"
+    assert (folder / "images.png").stat().st_size > 1000
+    page = (folder / "report.html").read_text()
+    for heading in ("Pictures", "Error of one step", "What depends on what", "How the layers run", "Timestep groups"):
         assert f"<h2>{heading}</h2>" in page
-    assert "layers" in capsys.readouterr().out
+    assert page.count("<img") == 3 * 2
+    told = capsys.readouterr().out
+    assert f"Open {folder / 'report.html'}" in told
+    assert "dq-plugins quantize" in told.partition("Next:")[2]
+
+
+def test_a_compiled_denoiser_that_is_slower_is_a_doubt(result: DemoResult) -> None:
+    slow, fast = Latency(3.0, 3.0, 3.0, 3.0), Latency(1.0, 1.0, 1.0, 1.0)
+    assert doubts(result) == []
+    (said,) = doubts(replace(result, latency={"int8, eager": fast, "int8, compiled": slow}))
+    assert "int8" in said

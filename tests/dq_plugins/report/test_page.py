@@ -1,8 +1,11 @@
 import re
 from pathlib import Path
 
+import numpy as np
+
 from dq_plugins.plots import activation_ranges, lines, pairs_of_images
 from dq_plugins.report import Page, Table
+from dq_plugins.report.pictures import Picture
 
 
 def example() -> Page:
@@ -13,6 +16,9 @@ def example() -> Page:
     page.figure(activation_ranges({"conv": ([1, 2, 3], [-1, -2, -3], [1, 2, 3])}, {"conv": [1.5]}), "ranges")
     page.figure(pairs_of_images({"fp32": [[[0.0, 1.0], [1.0, 0.0]]]}, ["cat"]), "images")
     page.note("<b>small print</b>")
+    page.facts({"recipe": "<fast>"})
+    page.warning("slow & busy")
+    page.pictures({"a <cat>": [Picture(np.eye(2), "fp32")]}, "one picture")
     return page
 
 
@@ -25,7 +31,10 @@ def test_page_is_self_contained_and_escaped(tmp_path: Path) -> None:
     assert "Results &amp; figures" in text
     assert "&lt;b&gt;small print&lt;/b&gt;" in text
     assert text.count("<svg") == 3
-    assert "<script" not in text
+    assert "<dt>recipe</dt><dd>&lt;fast&gt;</dd>" in text
+    assert '<p class="warning">slow &amp; busy</p>' in text
+    assert 'alt="a &lt;cat&gt;: fp32"' in text
+    assert text.count("<script") == 1  # it sorts tables, and loads nothing
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', text)
 
 
