@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -51,6 +52,11 @@ def steps_of(chosen: tuple[bool, ...], rank: int) -> tuple[Step, ...]:
     )
 
 
+def _combinations(ingredients: Collection[str]) -> list[tuple[bool, ...]]:
+    """All combinations of some ingredients."""
+    return list(itertools.product(*((False, True) if name in ingredients else (False,) for name in INGREDIENTS)))
+
+
 def measure(case: Case, steps: tuple[Step, ...], seed: int, reference: np.ndarray, options: dict[str, int]) -> dict:
     """PSNR of every image, and how many layers got what."""
     plan = case.plan(steps, seed, **options)
@@ -72,6 +78,7 @@ def main() -> None:
     parser.add_argument("--act-bits", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=32, help="inputs that share a scale of a weight")
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--ingredients", nargs="+", default=INGREDIENTS, choices=INGREDIENTS, help="only these")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--steps", type=int, help="of sampling")
     parser.add_argument("--seeds", type=int, default=3)
@@ -84,7 +91,7 @@ def main() -> None:
     records = Records(f"transforms-{args.model}-w{args.weight_bits}a{args.act_bits}", settings, args.out)
     case = Case(args.model, args.steps, args.work / f"{args.model}-{args.steps}")
     reference = case.images(case.denoiser, args.images)
-    for seed, chosen in itertools.product(range(args.seeds), itertools.product((False, True), repeat=4)):
+    for seed, chosen in itertools.product(range(args.seeds), _combinations(args.ingredients)):
         run = partial(measure, case, steps_of(chosen, args.rank), seed, reference, options)
         print(
             f"{label_of(chosen)}, {seed}:",
