@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 
-from dq_plugins.errors import DQError
+from dq_plugins.errors import DQError, PlanError
 from dq_plugins.plan import QuantPlan
+from dq_plugins.plan.step_policy import StepPolicy, policy_of
 
 if TYPE_CHECKING:
+    from torch import nn
     from torchao.core.config import AOBaseConfig
 
 ON_DISK = "dq (import dq_diffusers)"
@@ -34,6 +36,9 @@ class DQConfig(QuantizationConfigMixin):
             the denoiser for calibration. It may stand in the place of the plan.
         dtypes: of a denoiser that was saved quantized; see `dq_diffusers.dtypes`. Nobody needs to give them.
         options: with a plan: ``out_of_range``, ``temporal_fallback``, ``uniform_timesteps``; see `dq_torchao.apply`.
+
+    Attributes:
+        step_policy: which steps keep inputs in 16 bits, as engines read it; of a denoiser that was quantized so.
 
     Raises:
         DQError: neither a plan nor a config, both, or a config of another library.
@@ -70,12 +75,24 @@ class DQConfig(QuantizationConfigMixin):
             raise DQError(f"DQConfig: dtypes are names of torch's by name of buffer, got {self.dtypes}")
         self.quant_method = Method.DQ  # type: ignore[assignment]  # diffusers' own methods are an enum that is closed
         self.config = config
+        self.step_policy: StepPolicy | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The config as data; what ``config.json`` holds."""
         from torchao.core.config import config_to_dict
 
-        return {"quant_method": ON_DISK, "config": config_to_dict(self.config), "dtypes": self.dtypes}
+        data = {"quant_method": ON_DISK, "config": config_to_dict(self.config), "dtypes": self.dtypes}
+        return data if self.step_policy is None else self.step_policy.into(data)
+
+    def note_step_policy(self, denoiser: nn.Module) -> None:
+        """Keep the policy that the plan of a quantized denoiser follows; none where no policy says what it does."""
+        from dq_torchao.serializable import CheckpointConfig
+
+        try:
+            found = policy_of(self.config.skeleton(denoiser)) if isinstance(self.config, CheckpointConfig) else None
+        except PlanError:
+            found = None  # some layers at some steps
+        self.step_policy = None if found == StepPolicy() else found
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -94,6 +111,7 @@ class DQConfig(QuantizationConfigMixin):
         if not isinstance(dtypes, dict):
             raise DQError(f"the quantization config is damaged: dtypes is a {type(dtypes).__name__}")
         config = cls(config=config_from_json(data, kinds.get(str(name), CheckpointConfig)), dtypes=dtypes)
+        config.step_policy = StepPolicy.from_config(config_dict)
         return (config, kwargs) if return_unused_kwargs else config
 
     def __repr__(self) -> str:

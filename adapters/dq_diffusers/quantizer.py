@@ -212,6 +212,7 @@ def make_savable(model: Any, config: CheckpointConfig) -> None:
     if not isinstance(model, ModelMixin):
         return
     wrapped = DQConfig(config=config, dtypes=noted_dtypes(model))
+    wrapped.note_step_policy(model)
     model.hf_quantizer = DQQuantizer(wrapped, pre_quantized=True)
     model.hf_quantizer.modules = frozenset(name for name, _ in model.named_modules())
     model.quantization_method = wrapped.quant_method

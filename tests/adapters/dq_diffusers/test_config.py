@@ -4,11 +4,15 @@ import json
 
 import pytest
 from diffusers.quantizers.auto import DiffusersAutoQuantizer
+from diffusers_models import class_pipeline
 from dq_diffusers import DQConfig
+from dq_diffusers.recording import sampler
 from dq_torchao import PlanConfig, TimestepInt8Config
 from torchao.quantization import Int8WeightOnlyConfig
 
+import dq_plugins as dq
 from dq_plugins.errors import DQError
+from dq_plugins.plan.step_policy import StepPolicy, with_policy
 
 
 def through_json(config: DQConfig) -> DQConfig:
@@ -61,3 +65,18 @@ def test_damaged_data_is_refused(saved_unet, damage):
 
 def test_its_name_is_short_enough_to_read(saved_unet):
     assert len(repr(DQConfig(saved_unet.plan))) < 250
+
+
+def test_config_json_of_a_quantized_denoiser_holds_the_step_policy_that_its_plan_follows(tmp_path):
+    pipe = class_pipeline()
+    denoiser = pipe.transformer.requires_grad_(False)
+    calib = dq.record(denoiser, sampler(pipe, images=2, steps=4), tmp_path / "calib", progress=False)
+    plan = dq.make_plan(denoiser, calib, "fast", progress=False)
+    for policy in (StepPolicy(1, 2), StepPolicy()):
+        model, folder = dq.apply(denoiser, with_policy(plan, policy), "torchao"), tmp_path / str(policy.first)
+        model.save_pretrained(folder)
+        saved = json.loads((folder / "config.json").read_text())["quantization_config"]
+        assert StepPolicy.from_config(saved) == (policy if policy.first else None)
+        loaded = type(denoiser).from_pretrained(folder)
+        loaded.save_pretrained(folder / "again")
+        assert json.loads((folder / "again" / "config.json").read_text())["quantization_config"] == saved
