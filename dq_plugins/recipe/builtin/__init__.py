@@ -57,10 +57,9 @@ LOW_BIT = Recipe(
     "low-bit",
     "best for 4 bits and below: rotated inputs, a low-rank branch, weight scales in groups of 32 inputs; torchao alone",
     (
-        Step("channel-balance"),
         Step("rotation"),
         Step("low-rank"),
-        *BEST.steps[1:],
+        *BEST.steps[1:],  # without its balance, which wins nothing behind a rotation: docs/timestep-groups.md
     ),
     {"weight_group_size": 32},
 )
