@@ -23,6 +23,8 @@ from dq_plugins.quantized.table_lookup import Outside
 from dq_plugins.timesteps import OutOfRange, TimestepContext, context_of
 from dq_torchao.attention import lower_attention
 from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of, remember
+from dq_torchao.columns import enlist, enlist_all
+from dq_torchao.kernels.gelu import take_gelu
 from dq_torchao.lowering import lower_layer, mark_full_precision
 from dq_torchao.report import Execution, Timing
 from dq_torchao.timestep_state import install_timestep_state
@@ -177,6 +179,7 @@ def lower_planned(model: nn.Module, name: str, timing: Timing | None = None) -> 
         return
     assert context is not None
     lower_layer(model.get_submodule(name), pending[name], context, timing)
+    enlist(model, name)
     del pending[name]
     config = checkpoint_config_of(model)
     assert config is not None
@@ -232,6 +235,8 @@ def install(
             "full precision", plan.layers[name].width, "temporal table", "", plan.layers[name].why
         )
     install_timestep_state(model, context)
+    enlist_all(model)
+    take_gelu(model)
 
 
 class TorchAOAdapter:

@@ -25,6 +25,7 @@ from dq_plugins.quantized.attention import (
 )
 from dq_plugins.quantized.layer import ActivationQuantizer
 from dq_plugins.timesteps import TimestepContext, fit_to_input
+from dq_torchao.columns import selected_column
 from dq_torchao.kernels.attention import attention_kernel, int8_attention
 from dq_torchao.layer import NO_GRADIENT, refuse_frozen_group
 from dq_torchao.report import Execution, Timing
@@ -65,6 +66,9 @@ class IntegerAttention(QuantizedAttention):
 
 def _selected(quantizer: ActivationQuantizer, x: Tensor) -> list[Tensor]:
     """Scale and zero point of the call, or of every sample of ``x``: ``[1]`` or ``[B]``."""
+    column = selected_column(quantizer, quantizer.context)
+    if column is not None:
+        return list(column[:2])
     index = quantizer.context.index(quantizer.groups).to(quantizer.scale.device)
     if len(quantizer.scale) == 1:
         index = index[:1]

@@ -33,6 +33,7 @@ from dq_plugins.plan import ActivationQuant, BiasCorrection, DynamicActivationQu
 from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.output_correction import rows_for_output
 from dq_plugins.timesteps import TimestepContext, select_for_input
+from dq_torchao.columns import selected_column
 from dq_torchao.kernels import (
     StoredWeight,
     activation_codes,
@@ -223,8 +224,12 @@ class IntegerLayer(PackedWeight):
             codes = self._narrowed(self._codes(self.padded(x, wholly=True), scale, stored), index, x)
             return self._by_rows(codes, scale, zero_point, row).to(x.dtype)
         # [1] tensors all the way: this runs at every layer of every step, and each small operation costs microseconds.
-        scale = self.act_scale.index_select(0, index)
-        zero_point = self.act_zero_point.index_select(0, index) + code_offset(x.device)
+        column = selected_column(self, self.context)
+        if column is not None:
+            scale, _, zero_point = column
+        else:
+            scale = self.act_scale.index_select(0, index)
+            zero_point = self.act_zero_point.index_select(0, index) + code_offset(x.device)
         codes = self._narrowed(self._codes(self.padded(x), scale, zero_point), index, x)
         return self.multiply(codes, scale, zero_point, self._bias(row), kernel_dtype(x)).to(x.dtype)
 

@@ -26,6 +26,9 @@ class TimestepState(ExactState):
 
     Args:
         context: the context of the denoiser; loading a state dict changes its groups.
+
+    Attributes:
+        columns: names of the modules that have parameters of each set of groups; see `dq_torchao.columns`.
     """
 
     dq_quantizer_state = True  # no weights of the denoiser: left out of its hash
@@ -33,6 +36,7 @@ class TimestepState(ExactState):
     def __init__(self, context: TimestepContext) -> None:
         super().__init__()
         self.context = context
+        self.columns: dict[str, list[str]] = {}
         for name, groups in context.groups.items():
             edges, bounds = (torch.tensor(v, dtype=torch.float64) for v in (groups.edges, (groups.low, groups.high)))
             self.register_buffer(f"{_key(name)}_edges", edges)

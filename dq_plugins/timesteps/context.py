@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from dq_plugins.errors import TimestepError
@@ -48,11 +48,12 @@ class TimestepContext:
         self.uniform = uniform
         self.running = Running()
 
-    def select(self, timestep: Tensor | float) -> Selecting:
+    def select(self, timestep: Tensor | float, denoiser: nn.Module | None = None) -> Selecting:
         """Select the groups of a timestep while a ``with`` block is open: for layers called without their denoiser.
 
         Args:
             timestep: number, 0-d, ``[1]``, ``[B]`` or ``[B, T]``.
+            denoiser: whose call it is.
 
         Raises:
             TimestepError: wrong shape, not finite, or outside the calibrated range.
@@ -63,9 +64,9 @@ class TimestepContext:
             ...     context.index("all")
             tensor([1])
         """
-        return Selecting(self.running, self.selection_of(timestep))
+        return Selecting(self.running, self.selection_of(timestep, denoiser))
 
-    def selection_of(self, timestep: Tensor | float) -> Selection:
+    def selection_of(self, timestep: Tensor | float, denoiser: nn.Module | None = None) -> Selection:
         """What a call at ``timestep`` selects; see `select`."""
         t = timestep if isinstance(timestep, Tensor) else torch.tensor([float(timestep)])
         if t.dim() > 2:
@@ -85,7 +86,7 @@ class TimestepContext:
             t = t.reshape(-1)
             torch._assert_async((t == t[0]).all(), DIFFERENT_TIMESTEPS)
             t = t[:1]
-        return Selection(t, {name: groups.index(t) for name, groups in self.groups.items()}, traced, {})
+        return Selection(t, {name: groups.index(t) for name, groups in self.groups.items()}, traced, {}, denoiser)
 
     def _check(self, t: Tensor) -> None:
         if self.out_of_range == "error":

@@ -97,7 +97,7 @@ class Routed(Lookalike):
         route: Route | None = self.__dict__.get(ROUTE)
         if route is None or route.outside is None:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        with route.context.select(route.outside.read(args, kwargs)):
+        with route.context.select(route.outside.read(args, kwargs), self):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
 
@@ -113,7 +113,7 @@ def routed_class(original: type[nn.Module]) -> type[nn.Module]:
         route: Route | None = self.__dict__.get(ROUTE)
         if route is None:
             return original.forward(self, *args, **kwargs)
-        with route.context.select(route.argument.read(args, kwargs)):
+        with route.context.select(route.argument.read(args, kwargs), self):
             return original.forward(self, *args, **kwargs)
 
     # Not functools.wraps: tools that take wrappers off follow __wrapped__, and would take this one off, too.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dq_plugins.errors import TimestepError
 
@@ -22,12 +22,14 @@ class Selection(NamedTuple):
         index: selected group by name of the set of groups, in the shape of ``timestep``.
         traced: whether the selection is part of a graph that is being compiled, with the layers that read it.
         per_call: what layers computed from the timestep for others to use during the same call.
+        denoiser: whose call it is; None for layers called without it.
     """
 
     timestep: Tensor
     index: dict[str, Tensor]
     traced: bool
     per_call: dict[Hashable, Any]
+    denoiser: nn.Module | None = None
 
 
 def fewest_entries(values: Tensor) -> Tensor:

@@ -15,8 +15,6 @@
 //
 // The products are libtorch's own (oneDNN); nothing else of PyTorch is used, no header either.
 
-#include <immintrin.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -24,6 +22,8 @@
 #include <cstdlib>
 #include <memory>
 #include <vector>
+
+#include "avx512.h"
 
 namespace at::native::cpublas {
 void brgemm(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, const bool add_C,
@@ -50,13 +50,11 @@ namespace {
 using at::native::cpublas::brgemm;
 using at::native::cpublas::brgemm_release;
 
-constexpr int64_t LANES = 16;           // float32 of a register
 constexpr int64_t LONGEST = 1 << 16;    // keys whose products with values fit int32: 65536 * 255 * 128 < 2^31
 constexpr int64_t SCRATCH = 512 << 10;  // bytes that scores and codes of a block of queries may take
 constexpr float LOG2_E = 1.44269504088896341f, LOG2_255 = 7.99435343685885793f;
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-__mmask16 first(int64_t n) { return n >= LANES ? 0xFFFF : n <= 0 ? 0 : (1u << n) - 1; }
 
 std::unique_ptr<uint8_t, void (*)(void*)> allocate(int64_t bytes) {
   return {static_cast<uint8_t*>(aligned_alloc(64, round_up(std::max<int64_t>(bytes, 64), 64))), free};
@@ -80,16 +78,6 @@ struct Quantizer {
     return _mm512_maskz_add_epi32(lanes, code, zero);
   }
 };
-
-// 2^t, relative error 2e-7: the Taylor polynomial of 2^r on [-1/2, 1/2], times 2^(t - r)
-inline __m512 exp2(__m512 t) {
-  const __m512 r = _mm512_reduce_ps(t, _MM_FROUND_TO_NEAREST_INT);
-  __m512 y = _mm512_set1_ps(1.5403530393381609e-4f);
-  for (const float c : {1.3333558146428443e-3f, 9.6181291076284772e-3f, 5.5504108664821580e-2f,
-                        2.4022650695910072e-1f, 6.9314718055994531e-1f, 1.0f})
-    y = _mm512_fmadd_ps(y, r, _mm512_set1_ps(c));
-  return _mm512_scalef_ps(y, _mm512_sub_ps(t, r));
-}
 
 // What is kept of one head's keys and values.
 struct Head {

@@ -1,20 +1,18 @@
 // Codes of activations in one pass over memory: clip(round(x * factor) + zero, low, high), as `kernels.codes` states it.
 
-#include <immintrin.h>
-
 #include <algorithm>
-#include <cstdint>
+
+#include "avx512.h"
 
 namespace {
 
-constexpr int64_t LANES = 16;
 constexpr int64_t PART = 1 << 14;  // values that a thread takes at once
 
 void quantize(const float* x, const float* factor, bool one_factor, int64_t n, __m512 low, __m512 high, __m512i zero,
               uint8_t* y) {
   const __m512 shared = _mm512_set1_ps(factor[0]);
   for (int64_t i = 0; i < n; i += LANES) {
-    const __mmask16 lanes = n - i >= LANES ? 0xFFFF : (1u << (n - i)) - 1;
+    const __mmask16 lanes = first(n - i);
     const __m512 f = one_factor ? shared : _mm512_maskz_loadu_ps(lanes, factor + i);
     const __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x + i), f);
     const __m512i code = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(scaled, low), high));

@@ -24,6 +24,7 @@ _FLOATING_RESULT = (1.0, 0)  # its scale and zero point
 _NO_POST_OP = ("none", [], "")
 
 torch.library.define("dq_torchao::linear_layout", f"({_WEIGHT}) -> Tensor")
+torch.library.define("dq_torchao::no_zero_points", "(Tensor weight_scale) -> Tensor")
 torch.library.define("dq_torchao::conv2d_layout", f"({_WEIGHT}, Tensor weight_scale, {_WINDOW}) -> Tensor")
 
 
@@ -36,6 +37,15 @@ def is_frozen(device: torch.device) -> bool:
 
 torch.library.impl("dq_torchao::linear_layout", "CPU")(onednn.linear_layout)
 torch.library.impl("dq_torchao::conv2d_layout", "CPU")(onednn.conv2d_layout)
+
+
+def _no_zero_points(weight_scale: Tensor) -> Tensor:
+    """`onednn.no_zero_points` as something that is frozen: made of a constant, not by a loop of the graph."""
+    return torch.zeros_like(weight_scale, dtype=torch.int64)
+
+
+torch.library.impl("dq_torchao::no_zero_points", "CPU")(_no_zero_points)
+torch.library.register_fake("dq_torchao::no_zero_points")(_no_zero_points)
 
 
 @torch.library.register_fake("dq_torchao::linear_layout")
@@ -63,9 +73,8 @@ def int8_linear(
     """Linear layer on codes; see `dq_torchao.kernels.operators` for shapes."""
     if not is_frozen(codes.device):
         return operators.int8_linear(codes, scale, zero_point, *weight, weight_scale, bias, dtype)
-    _, shape, *_ = weight
     layout = torch.ops.dq_torchao.linear_layout(*weight)
-    weights = (layout, weight_scale, onednn.no_zero_points(shape[0]), bias)
+    weights = (layout, weight_scale, torch.ops.dq_torchao.no_zero_points(weight_scale), bias)
     return torch.ops.onednn.qlinear_pointwise.tensor(
         codes, scale, zero_point, *weights, *_FLOATING_RESULT, dtype, *_NO_POST_OP
     )
@@ -89,9 +98,8 @@ def int8_conv2d(
     if not is_frozen(codes.device):
         codes = codes.contiguous(memory_format=torch.channels_last)
         return operators.int8_conv2d(codes, scale, zero_point, *weight, weight_scale, bias, *window, dtype)
-    _, shape, *_ = weight
     layout = torch.ops.dq_torchao.conv2d_layout(*weight, weight_scale, *window, list(codes.shape))
-    weights = (layout, weight_scale, onednn.no_zero_points(shape[0]), bias)
+    weights = (layout, weight_scale, torch.ops.dq_torchao.no_zero_points(weight_scale), bias)
     return torch.ops.onednn.qconv_pointwise.tensor(
         codes, scale, zero_point, *weights, *window, *_FLOATING_RESULT, dtype, *_NO_POST_OP
     )

@@ -23,7 +23,8 @@ from filelock import FileLock, Timeout
 from dq_plugins.atomic import replacing
 from dq_plugins.errors import DQError
 
-SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in ("attention", "codes"))
+SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in ("attention", "codes", "gelu"))
+HEADERS = (Path(__file__).with_name("avx512.h"),)
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mfma")
 FLAGS += tuple(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni"))
 LIBRARIES = ("-ltorch_cpu", "-lc10")
@@ -44,7 +45,7 @@ def folder() -> Path:
 
 def path() -> Path:
     """The file of this release, this PyTorch and this processor architecture, built or not."""
-    sources = [source.read_text(encoding="utf-8") for source in SOURCES]
+    sources = [source.read_text(encoding="utf-8") for source in (*SOURCES, *HEADERS)]
     parts = (*sources, " ".join(FLAGS), torch.__version__, platform.machine())
     return folder() / f"kernels-{sha256(chr(0).join(parts).encode()).hexdigest()[:16]}.so"
 
@@ -76,6 +77,8 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     pointer, long, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     found.dq_codes.argtypes = [pointer, pointer, long, long, pointer, whole, pointer, whole, whole, whole]
     found.dq_codes.restype = None
+    found.dq_gelu.argtypes = [pointer, pointer, long, whole]
+    found.dq_gelu.restype = None
     found.dq_attention.argtypes = [pointer]
     return found
 
