@@ -46,6 +46,7 @@ from dq_torchao.kernels import (
 )
 from dq_torchao.packed_weight import PackedWeight
 from dq_torchao.report import Execution
+from dq_torchao.shared_codes import ParameterKey, shared_codes
 
 NO_GRADIENT = (
     "an integer layer passes no gradient to its input, so what comes before it would be trained wrongly. Sample under "
@@ -81,6 +82,7 @@ class IntegerLayer(PackedWeight):
         correction_groups: name of the timestep groups that index it, mostly the same.
         context: what selects the group.
         execution: how this layer runs.
+        parameter_key: what tells layers apart that quantize one input differently.
     """
 
     operator: ClassVar[str]
@@ -102,6 +104,7 @@ class IntegerLayer(PackedWeight):
     correction_groups: str
     context: TimestepContext
     execution: Execution
+    parameter_key: ParameterKey
 
     @classmethod
     def from_float(cls, layer: nn.Module, plan: LayerPlan, context: TimestepContext) -> IntegerLayer:
@@ -127,6 +130,7 @@ class IntegerLayer(PackedWeight):
         table, self.act_bits = quant if isinstance(quant, ActivationQuant) else None, quant.bits
         self.dynamic = quant if isinstance(quant, DynamicActivationQuant) else None
         self.group_name = "" if table is None else table.groups
+        self.parameter_key = ParameterKey()
         self._hold("act_scale", table and table.scale)
         self._hold("act_zero_point", table and table.zero_point)
         self.group_bits = table and table.group_bits
@@ -230,7 +234,7 @@ class IntegerLayer(PackedWeight):
         else:
             scale = self.act_scale.index_select(0, index)
             zero_point = self.act_zero_point.index_select(0, index) + code_offset(x.device)
-        codes = self._narrowed(self._codes(self.padded(x), scale, zero_point), index, x)
+        codes = self._narrowed(self._codes_once(x, scale, zero_point), index, x)
         return self.multiply(codes, scale, zero_point, self._bias(row), kernel_dtype(x)).to(x.dtype)
 
     def _narrowed(self, codes: Tensor, index: Tensor, x: Tensor) -> Tensor:
@@ -274,6 +278,16 @@ class IntegerLayer(PackedWeight):
         elif self.inverse_balance is not None:
             factor = factor * self.inverse_balance
         return activation_codes(x, factor, zero_point, self.act_bits)
+
+    def _codes_once(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        """`_codes` of the padded input, or those that the layer before has made of the same."""
+        if torch.compiler.is_compiling():
+            return self._codes(self.padded(x), scale, zero_point)
+        padded, key = self.padded(x), None
+        if padded is x and self.input_rotation is None:
+            values = self.parameter_key.of(self.act_scale, self.act_zero_point, self.inverse_balance)
+            key = values and (self.group_name, self.act_bits, values)
+        return shared_codes(self.context.selection, x, key, lambda: self._codes(padded, scale, zero_point))
 
     def _transformed(self, x: Tensor) -> Tensor:
         """The input divided by the balance, and rotated: float32."""

@@ -1,0 +1,69 @@
+"""Layers that share an input and its parameters (query, key, value) share its codes, in eager mode.
+
+Their weights are not put side by side for one product: three products of ``[512, 384] x [384, 384]`` take as long as
+one of ``[512, 384] x [384, 1152]`` (oneDNN, uint8 x int8: 404 and 393 GF/s), and their results would no longer be
+contiguous. What is saved is quantizing the same tensor three times. A compiler merges these loops by itself.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dq_plugins.timesteps.selection import Selection
+
+LAST = "last codes"
+
+
+class _Codes(NamedTuple):
+    of: weakref.ref[Tensor]
+    version: int
+    key: Hashable
+    codes: Tensor
+
+
+def shared_codes(selection: Selection, x: Tensor, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+    """Codes of ``x``: of the layer before if it had the same input, unchanged since, and the same parameters.
+
+    Args:
+        selection: of the running call.
+        x: the input.
+        key: what the codes depend on beside the input; None: they are not shared.
+        make: makes them.
+    """
+    if key is None or torch.compiler.is_compiling() or x.is_inference():
+        return make()
+    last: _Codes | None = selection.per_call.get(LAST)
+    if last is not None and last.of() is x and last.version == x._version and last.key == key:
+        return last.codes
+    codes = make()
+    selection.per_call[LAST] = _Codes(weakref.ref(x), x._version, key, codes)
+    return codes
+
+
+class ParameterKey:
+    """The values of a layer's parameters as something to compare, read once and again when they have changed."""
+
+    def __init__(self) -> None:
+        self._seen: Any = None
+        self._key: Hashable = None
+
+    def of(self, *parameters: Tensor | None) -> Hashable:
+        """The key; None where the parameters do not say when they change, or lie on an accelerator."""
+        if any(p is not None and (p.is_inference() or p.device.type != "cpu") for p in parameters):
+            return None
+        seen = [(id(p), 0 if p is None else p._version) for p in parameters]
+        if seen != self._seen:
+            self._key = tuple(b"" if p is None else p.detach().contiguous().numpy().tobytes() for p in parameters)
+            self._seen = seen
+        return self._key
+
+    def __deepcopy__(self, memo: object) -> ParameterKey:
+        return ParameterKey()
+
+    def __reduce__(self) -> tuple[type[ParameterKey], tuple[()]]:
+        return ParameterKey, ()
