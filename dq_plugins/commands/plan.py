@@ -67,7 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make and save the plan, and print what it decided."""
     from dq_plugins.calibration import CalibrationSet
-    from dq_plugins.exclusive import exclusive
     from dq_plugins.libraries import load_denoiser
     from dq_plugins.report.plan_page import width_table
 
@@ -110,14 +109,12 @@ def run_recipe(args: argparse.Namespace, denoiser: nn.Module, calibration: Calib
         args: with what `add_recipe_arguments` declares, and ``seed``.
         denoiser: full precision.
         calibration: recorded from it.
-        out: folder for the plan, held by `exclusive`; intermediate results lie in ``out/work`` until it is whole.
+        out: folder for the plan, see `make_plan`.
     """
-    import shutil
-
     from dq_plugins.progress import on_terminal
     from dq_plugins.recipe import make_plan
 
-    plan = make_plan(
+    return make_plan(
         denoiser,
         calibration,
         args.recipe,
@@ -129,12 +126,9 @@ def run_recipe(args: argparse.Namespace, denoiser: nn.Module, calibration: Calib
         weight_group_size=args.weight_group_size,
         seed=args.seed,
         options=parse_options(args.option),
-        workdir=out / "work",
+        out=out,
         progress=on_terminal(),
     )
-    plan.save(out)
-    shutil.rmtree(out / "work")
-    return plan
 
 
 def parse_options(texts: list[str]) -> dict[str, dict[str, object]]:

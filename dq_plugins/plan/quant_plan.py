@@ -36,12 +36,19 @@ from dq_plugins.timesteps import Schedule, TimestepGroups
 
 @dataclass(frozen=True)
 class PassRecord:
-    """A pass that contributed to a plan, with the options it ran with."""
+    """A pass that contributed to a plan.
+
+    Attributes:
+        name: of the pass.
+        options: that it ran with.
+        provider: where the pass comes from, with version and hash; None: it comes with dq-plugins.
+    """
 
     __pydantic_config__ = STRICT
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    provider: str | None = None
 
 
 @dataclass

@@ -3,59 +3,91 @@
 from __future__ import annotations
 
 import logging
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from dq_plugins import registry
-from dq_plugins.errors import PlanError
+from dq_plugins.errors import ArtifactError, PlanError, RecipeError
+from dq_plugins.exclusive import exclusive
 from dq_plugins.plan import PLAN, QuantPlan
 from dq_plugins.plan.quant_plan import PLAN_NAME
-from dq_plugins.recipe.definition import Step
-from dq_plugins.recipe.pass_context import PassContext
+from dq_plugins.recipe.run_settings import RUN, RUN_NAME, RunSettings, per_step
 
 log = logging.getLogger(__name__)
+
+WORK_NAME = "work"
+_STEP = re.compile(r"\d\d-.+")
 
 
 class StepResults:
     """The folders of a recipe's steps, each with the plan as the step left it.
 
     A step counts as finished when its folder holds a plan of its settings: of everything that determined the plan up
-    to and including that step.
+    to and including that step. The folder belongs to one run: `opened` refuses it to a run of other settings.
 
     Args:
         root: folder of the run; None: nothing is kept, and nothing is found.
-        steps: of the recipe, in order.
-        context: of the run.
-        model_hash: of the denoiser's weights.
+        settings: of the run.
+        out: folder for the finished plan; None: it stays with the last step.
     """
 
-    def __init__(self, root: str | Path | None, steps: tuple[Step, ...], context: PassContext, model_hash: str) -> None:
-        given = {
-            "weights": model_hash,
-            "calibration": context.calibration.hash,
-            "targets": context.targets,
-            "seed": context.seed,
-        }
-        described = [
-            {"pass": s.name, "options": dict(s.options), "version": registry.find("pass", s.name).version}
-            for s in steps
-        ]
-        self._settings: list[dict[str, Any]] = [{**given, "steps": described[: i + 1]} for i in range(len(steps))]
-        self._folders = None if root is None else [Path(root) / f"{i:02d}-{s.name}" for i, s in enumerate(steps)]
+    def __init__(self, root: str | Path | None, settings: RunSettings, out: str | Path | None = None) -> None:
+        self.settings, self._per_step = settings, per_step(settings)
+        self._out = None if out is None else Path(out)
+        self._root = self._out / WORK_NAME if self._out is not None and root is None else root and Path(root)
+        names = [f"{i:02d}-{name}" for i, name in enumerate(settings.passes)]
+        self._folders = None if self._root is None else [self._root / name for name in names]
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Keep other processes out, and take the folder for this run.
+
+        Raises:
+            DQError: another process works there, or the folder cannot be made or written to.
+            RecipeError: the folder holds intermediate results of other settings; the message names them.
+        """
+        if self._root is None:
+            yield
+            return
+        with exclusive(self._out or self._root):
+            if self._finished() is None:
+                self._claim(self._root)
+            yield
+
+    def _claim(self, root: Path) -> None:
+        found = _claimed(root)
+        if found is not None and (others := self.settings.differences(found)):
+            raise RecipeError(
+                f"{root} holds the intermediate results of another run: {'; '.join(others)}. Give the settings of "
+                f"there to finish that run, choose another folder, or delete {root} to give it up."
+            )
+        if found is not None and (code := self.settings.other_code(found)):
+            log.warning("%s is of other code (%s): everything runs again", root, "; ".join(code))
+            for left in [each for each in root.iterdir() if each.is_dir() and _STEP.fullmatch(each.name)]:
+                shutil.rmtree(left)
+        if found != self.settings:
+            RUN.write(root / RUN_NAME, self.settings)
+
+    def _finished(self) -> QuantPlan | None:
+        """The plan of these settings, if it is whole already."""
+        if self._out is None:
+            return None
+        try:
+            return PLAN.find(self._out / PLAN_NAME, self._per_step[-1])
+        except PlanError:
+            return None  # damaged: it is made again
 
     def last(self) -> tuple[int, QuantPlan | None]:
         """Number of finished steps, and the plan after the last of them."""
-        if self._folders is None:
-            return 0, None
-        for i in reversed(range(len(self._folders))):
-            path = self._folders[i] / PLAN_NAME
+        if (plan := self._finished()) is not None:
+            return len(self._per_step), plan
+        for i in reversed(range(len(self._folders or ()))):
             try:
-                plan = PLAN.find(path, self._settings[i])
+                plan = PLAN.find(self._folders[i] / PLAN_NAME, self._per_step[i])  # type: ignore[index]
                 if plan is not None:
                     return i + 1, plan
-                if i == 0 and path.exists():
-                    others = ", ".join(PLAN.differing(path, self._settings[i]))
-                    log.warning("%s is of a run with other settings (%s): its steps run again", path.parent, others)
             except PlanError:
                 continue  # damaged: that step runs again
         return 0, None
@@ -71,4 +103,21 @@ class StepResults:
         """Keep the plan of a finished step."""
         folder = self.folder(step)
         if folder is not None:
-            plan.save(folder, self._settings[step])
+            plan.save(folder, self._per_step[step])
+
+    def finish(self, plan: QuantPlan) -> None:
+        """Put the finished plan where it was wanted. Then intermediate results go, unless they are another run's."""
+        if self._out is None or self._root is None:
+            return
+        if self._finished() is None:
+            plan.save(self._out, self._per_step[-1])
+        if self._root.exists() and _claimed(self._root) in (None, self.settings):
+            shutil.rmtree(self._root)
+
+
+def _claimed(root: Path) -> RunSettings | None:
+    """The run that a folder belongs to; None where it does not say, or where that file is damaged or too old."""
+    try:
+        return RUN.read(root / RUN_NAME) if (root / RUN_NAME).exists() else None
+    except ArtifactError:
+        return None  # the steps say for themselves what they are of

@@ -19,12 +19,14 @@ from dq_plugins.full_precision import require_full_precision, require_uncached
 from dq_plugins.hashing import weights_hash
 from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan, Reason, Targets
+from dq_plugins.provenance import library_code, plugin_code
 from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.sampled import SampledStatistics
 from dq_plugins.recipe.definition import Recipe
 from dq_plugins.recipe.pass_context import PassContext
 from dq_plugins.recipe.pass_protocol import Pass
 from dq_plugins.recipe.results import StepResults
+from dq_plugins.recipe.run_settings import RunSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,6 +117,7 @@ def make_plan(
     seed: int = 0,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     workdir: str | Path | None = None,
+    out: str | Path | None = None,
     progress: bool = True,
 ) -> QuantPlan:
     """Run a recipe's passes on a denoiser.
@@ -135,6 +138,8 @@ def make_plan(
         seed: seed of every random choice.
         options: overrides by pass name, for example ``{"timestep-groups": {"groups": 4}}``.
         workdir: folder for intermediate results. The same call with the same folder resumes after an interruption.
+        out: folder for the plan (`QuantPlan.load` reads it); by default it is only returned. Intermediate results lie
+            in ``out/work`` until the plan is whole, unless ``workdir`` is given. The same call resumes there as well.
         progress: show a progress bar.
 
     Returns:
@@ -142,7 +147,8 @@ def make_plan(
 
     Raises:
         RegistryError: unknown recipe or pass.
-        RecipeError: wrong options or order.
+        RecipeError: wrong options or order, or the folder holds intermediate results of other settings.
+        DQError: another process works in that folder.
         CalibrationError: the calibration set is of another model.
         PlanError: the denoiser is quantized already, or there is no such width.
     """
@@ -163,17 +169,34 @@ def make_plan(
     }
     chosen = {**recipe.targets, **{name: value for name, value in given.items() if value is not None}}
     context = PassContext(denoiser, calibration, Targets(weight_bits, act_bits, **chosen), seed)
-    results = StepResults(workdir, recipe.steps, context, model_hash)
-    done, plan = results.last()
-    with _frozen(denoiser), torch.no_grad(), uncompiled(denoiser):
+    results = StepResults(workdir, _run_settings(recipe, passes, context, model_hash), out)
+    with results.opened(), _frozen(denoiser), torch.no_grad(), uncompiled(denoiser):
+        done, plan = results.last()
         plan = plan or empty_plan(context, recipe.name)
         for step, each in enumerate(passes[done:], done):
-            context.running, context.workdir = recipe.steps[step].name, results.folder(step)
+            name = recipe.steps[step].name
+            context.running, context.workdir = name, results.folder(step)
             context.transforms = {n: t for n, layer in plan.layers.items() if (t := transform_of(layer)) is not None}
             context.calibration = _chosen_calls(calibration, plan)
             _run_pass(each, plan, context, progress)
-            plan.passes.append(PassRecord(recipe.steps[step].name, each.options.model_dump(mode="json")))
+            provider = plugin_code(registry.find("pass", name)) or None
+            plan.passes.append(PassRecord(name, each.options.model_dump(mode="json"), provider))
             results.keep(step, plan)
         if weights_hash(denoiser) != model_hash:
             raise RecipeError(f"a pass of recipe {recipe.name!r} changed the denoiser's weights; passes only read them")
-    return plan.validate()
+        results.finish(plan.validate())
+    return plan
+
+
+def _run_settings(recipe: Recipe, passes: list[Pass], context: PassContext, model_hash: str) -> RunSettings:
+    names = recipe.passes()
+    code = {f"pass {name}": plugin_code(registry.find("pass", name)) for name in names}
+    return RunSettings(
+        weights=model_hash,
+        calibration=context.calibration.hash,
+        targets=context.targets,
+        seed=context.seed,
+        passes=names,
+        options=[each.options.model_dump(mode="json") for each in passes],
+        code={**library_code(), **{name: found for name, found in code.items() if found}},
+    )

@@ -8,7 +8,8 @@ from torch import nn
 
 import dq_plugins as dq
 from dq_plugins import registry
-from dq_plugins.errors import CalibrationError, PlanError, RecipeError
+from dq_plugins.errors import CalibrationError, DQError, PlanError, RecipeError
+from dq_plugins.exclusive import exclusive
 from dq_plugins.plan import Targets
 from dq_plugins.recipe import Pass, PassOptions, Progress, Recipe, Step
 
@@ -110,29 +111,77 @@ def test_resumes_after_the_last_finished_pass(case, tmp_path, counting) -> None:
     assert plan == again == dq.make_plan(*case, recipe, progress=False)
 
 
-def test_a_folder_of_other_settings_runs_again_and_says_which_they_are(case, tmp_path, counting, caplog) -> None:
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seed": 1}, "seed is 1 here and 0 there"),
+        ({"weight_bits": 4}, "weight_bits is 4 here and 8 there"),
+        ({"options": {"counting": {"value": 2}}}, "option value of counting is 2 here and 1 there"),
+        ({"recipe": "fast"}, "the list of passes is .* here and counting there"),
+        ({"denoiser": 7}, "the hash of the denoiser's weights is .*; the hash of the calibration set is"),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused_by_name_and_goes_on_with_its_own(
+    case, tmp_path, counting, given, message: str
+) -> None:
     recipe = Recipe("r", "", (Step("counting"),))
-    for seed in (0, 1):
-        dq.make_plan(*case, recipe, workdir=tmp_path, seed=seed, progress=False)
-    assert counting.runs == 2
-    assert "00-counting is of a run with other settings (seed): its steps run again" in caplog.text
+    counting.fail = True
+    with pytest.raises(KeyboardInterrupt):
+        dq.make_plan(*case, recipe, workdir=tmp_path / "work", progress=False)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    other = {"denoiser": case[0], "calibration": case[1], "recipe": recipe} | given
+    if "denoiser" in given:
+        other |= {"denoiser": tiny_denoiser(7), "calibration": recorded(tiny_denoiser(7), tmp_path / "calib")}
+    with pytest.raises(RecipeError, match=f"work holds the intermediate results of another run: {message}"):
+        dq.make_plan(**other, workdir=tmp_path / "work", progress=False)
+    assert {path: path.read_bytes() for path in before} == before
+    counting.fail = False
+    plan = dq.make_plan(*case, recipe, workdir=tmp_path / "work", progress=False)
+    assert plan.sections["counting"].data == {"value": 1}
 
 
-def test_another_release_of_a_plugin_runs_again(case, tmp_path, counting, monkeypatch) -> None:
+def test_other_code_runs_again_and_is_named(case, tmp_path, counting, monkeypatch, caplog) -> None:
     recipe = Recipe("r", "", (Step("counting"),))
-    for version in ("1.0", "1.1", "1.1"):
-        monkeypatch.setattr(registry.find("pass", "counting"), "version", version)
+    for release in ("1.0 (aaaa)", "1.0 (bbbb)", "1.0 (bbbb)"):
+        monkeypatch.setattr("dq_plugins.recipe.runner.library_code", lambda release=release: {"dq-plugins": release})
         dq.make_plan(*case, recipe, workdir=tmp_path, progress=False)
     assert counting.runs == 2
+    assert "of other code (dq-plugins is 1.0 (bbbb) here and 1.0 (aaaa) there)" in caplog.text
 
 
-def test_other_options_do_not_resume(case, tmp_path, counting) -> None:
-    for value in (1, 2, 2):
-        plan = dq.make_plan(
-            *case, Recipe("r", "", (Step("counting", {"value": value}),)), workdir=tmp_path, progress=False
+def test_another_release_or_source_of_a_plugin_runs_again_and_stands_in_the_plan(
+    case, tmp_path, counting, monkeypatch
+) -> None:
+    recipe = Recipe("r", "", (Step("weight-ranges"), Step("counting")))
+    for provider in ("acme 1.0 (aaaa)", "acme 1.0 (bbbb)", "acme 1.0 (bbbb)"):
+        monkeypatch.setattr(
+            "dq_plugins.recipe.runner.plugin_code",
+            lambda plugin, provider=provider: provider if plugin.name == "counting" else "",
         )
+        plan = dq.make_plan(*case, recipe, workdir=tmp_path, progress=False)
+        assert [each.provider for each in plan.passes] == [None, provider]
     assert counting.runs == 2
-    assert plan.sections["counting"].data == {"value": 2}
+
+
+def test_a_folder_in_which_another_process_works_is_refused(case, tmp_path, counting) -> None:
+    with exclusive(tmp_path), pytest.raises(DQError, match="another process is writing to"):
+        dq.make_plan(*case, Recipe("r", "", (Step("counting"),)), workdir=tmp_path, progress=False)
+
+
+def test_a_finished_plan_is_not_made_again_and_another_run_in_its_folder_stays(case, tmp_path, counting) -> None:
+    recipe, out = Recipe("r", "", (Step("counting"),)), tmp_path / "out"
+    plan = dq.make_plan(*case, recipe, out=out, progress=False)
+    assert dq.QuantPlan.load(out) == plan
+    assert [path.name for path in out.iterdir()] == ["plan.json"]
+    counting.fail = True
+    with pytest.raises(KeyboardInterrupt):
+        dq.make_plan(*case, recipe, seed=1, out=out, progress=False)
+    assert dq.make_plan(*case, recipe, out=out, progress=False) == plan
+    assert counting.runs == 2
+    assert (out / "work" / "run.json").exists()
+    counting.fail = False
+    assert dq.make_plan(*case, recipe, seed=1, out=out, progress=False) == dq.QuantPlan.load(out) != plan
+    assert not (out / "work").exists()
 
 
 def test_a_damaged_intermediate_result_runs_again(case, tmp_path, counting) -> None:
