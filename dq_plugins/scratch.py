@@ -17,6 +17,7 @@ from types import TracebackType
 from uuid import uuid4
 
 OWNER = ".owner"
+_LOCK = re.compile(r"\.dq-.+\.lock")
 _OURS = re.compile(r"dq-.*-[0-9a-f]{32}\.tmp")
 
 
@@ -39,7 +40,7 @@ class Scratch:
             self.path = place / f"dq-{what}-{uuid4().hex}.tmp"
             self.path.mkdir(mode=0o700)
             try:
-                lock = _held(self.path)
+                lock = _held(self.path / OWNER)
                 break
             except FileNotFoundError:  # another process took it for one that was left behind, before it was held
                 continue
@@ -75,22 +76,27 @@ def is_scratch(path: Path) -> bool:
 
 
 def remove_abandoned(parent: Path) -> None:
-    """Remove the scratch folders in ``parent`` that no living process holds."""
+    """Remove the scratch folders in ``parent`` that no living process holds, and locks on files there."""
+    for path in parent.glob(".dq-*.lock"):
+        with suppress(OSError):
+            if _LOCK.fullmatch(path.name) and (lock := _held(path)) is not None:
+                path.unlink(missing_ok=True)  # while it is held
+                lock.release()  # type: ignore[attr-defined]
     for path in parent.glob("dq-*.tmp"):
         if not is_scratch(path) or path.is_symlink() or not path.is_dir():
             continue
         with suppress(OSError):  # another user's, or another process is quicker
             if not (path / OWNER).exists():
                 path.rmdir()  # only if it is empty: being made, or almost gone
-            elif (lock := _held(path)) is not None:
+            elif (lock := _held(path / OWNER)) is not None:
                 _remove(path, lock)
 
 
-def _held(folder: Path) -> object | None:
-    """The lock on a folder; None where it is another's."""
+def _held(file: Path) -> object | None:
+    """A lock, taken; None where it is another's."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / OWNER, thread_local=False)
+    lock = FileLock(file, thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:

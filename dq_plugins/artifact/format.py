@@ -333,7 +333,7 @@ class Format(Generic[T]):
 
 def lock_name(name: str) -> str:
     """Name of the lock that is held while the ``.json`` artifact of this name is written."""
-    return f".{name}.lock"
+    return f".dq-{name}.lock"
 
 
 def _beside(path: Path, digest: str) -> Path:

@@ -40,8 +40,14 @@ class UnitResults(Generic[T]):
         if self.folder is not None:
             self.format.write(self.path(unit), result, {**self.settings, "unit": unit})
 
+    def forget(self, unit: str) -> None:
+        """Remove the result of a unit, if there is one."""
+        if self.folder is not None:
+            self.path(unit).unlink(missing_ok=True)
+
     def path(self, unit: str) -> Path:
         """File of a unit."""
         assert self.folder is not None
+        named = f"{self.format.name} {unit}"  # results of several formats may lie side by side
         readable = re.sub(r"[^A-Za-z0-9.-]+", "_", unit)[:64].strip("._")
-        return self.folder / f"{readable}-{sha256(unit.encode()).hexdigest()[:12]}.safetensors"
+        return self.folder / f"{readable}-{sha256(named.encode()).hexdigest()[:12]}.safetensors"

@@ -27,7 +27,9 @@ from dq_plugins.hashing import weights_hash
 from dq_plugins.scratch import is_scratch, remove_abandoned
 
 SHARD_BYTES = 64 * 2**20
-FLUSH_SECONDS = 30.0
+FLUSH_SECONDS = 30.0  # after so long at the latest
+FREE_SECONDS = 0.02  # what writing after every call may take
+FLUSH_SHARE = 0.05  # of the time that it may take where it takes longer
 SHARDS = "shard-*.safetensors"
 
 
@@ -60,7 +62,7 @@ class CalibrationWriter:
         self._shards: list[ShardRecord] = []
         self._pending: dict[str, Tensor] = {}
         self._complete = False
-        self._flushed_at = time.monotonic()
+        self._flushed_at, self._patience = time.monotonic(), 0.0
         self._empty = Manifest(
             complete=False,
             model=type(denoiser).__name__,
@@ -119,11 +121,12 @@ class CalibrationWriter:
         self.calls.append(record)
         self._complete = False
         waiting = sum(t.numel() * t.element_size() for t in self._pending.values())
-        if waiting >= SHARD_BYTES or time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
+        if waiting >= SHARD_BYTES or time.monotonic() - self._flushed_at >= self._patience:
             self.flush()
 
     def flush(self) -> None:
         """Bring every call so far to disk."""
+        started = time.monotonic()
         if self._pending:
             # State changes only after the file is in place: interrupted here, the same flush can run again.
             shard = write_shard(self.folder, len(self._shards), self._pending)
@@ -139,6 +142,8 @@ class CalibrationWriter:
         }
         MANIFEST.write(self.folder / MANIFEST_NAME, self._empty.model_copy(update=update))
         self._flushed_at = time.monotonic()
+        cost = self._flushed_at - started
+        self._patience = 0.0 if cost < FREE_SECONDS else min(cost / FLUSH_SHARE, FLUSH_SECONDS)
 
     def finish(self) -> None:
         """Bring every call to disk and mark the calibration set as complete."""

@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make and save the plan, and print what it decided."""
     from dq_plugins.calibration import CalibrationSet
+    from dq_plugins.exclusive import exclusive
     from dq_plugins.libraries import load_denoiser
     from dq_plugins.report.plan_page import width_table
 

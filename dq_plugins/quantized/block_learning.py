@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dq_plugins.artifact import UnitResults
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.graph import Partition
 from dq_plugins.quantized.block_cache import BlockCache, BlockRecorder, block_loss
 from dq_plugins.quantized.learned_values import Key, PlannedVariables
-from dq_plugins.quantized.learner import Learned, Learner
+from dq_plugins.quantized.learner import Learned, Learner, LearnerState
 from dq_plugins.quantized.reconstruction_units import Unit, find_units
+from dq_plugins.quantized.resuming import NOTHING_KEPT, resumable
 from dq_plugins.quantized.rounding_variables import RoundingMethod
 from dq_plugins.quantized.run import States
 from dq_plugins.scratch import Scratch
@@ -23,7 +25,12 @@ HELD_OUT = 4  # one call in so many is judged on, the others are learned from
 
 
 def learn_block(
-    planned: PlannedVariables, cache: BlockCache, states: States, method: RoundingMethod, generator: torch.Generator
+    planned: PlannedVariables,
+    cache: BlockCache,
+    states: States,
+    method: RoundingMethod,
+    generator: torch.Generator,
+    kept: UnitResults[LearnerState] = NOTHING_KEPT,
 ) -> Generator[int, None, Learned[Key]]:
     """Learn; yields the number of finished iterations.
 
@@ -34,6 +41,7 @@ def learn_block(
         states: what its layers compute with.
         method: how long and how fast.
         generator: of the order of the calls.
+        kept: states of interrupted learning, see `resumable`; by the block's name.
     """
     calls = list(range(len(cache)))
     judged = calls[HELD_OUT - 1 :: HELD_OUT] or calls
@@ -43,13 +51,14 @@ def learn_block(
     def error(values: dict[Key, Tensor], call: int) -> Tensor:
         return block_loss(planned.run, cache, call, planned.states(states, values))
 
-    return Learner(
+    learner = Learner(
         planned.variables,
         lambda values, i: error(values, learned[order[i]]),
         method,
         judge=lambda values, i: error(values, judged[i]),
         probes=len(judged),
-    ).run()
+    )
+    return resumable(learner, kept, cache.unit.module)
 
 
 @contextmanager

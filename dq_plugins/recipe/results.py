@@ -14,6 +14,7 @@ from dq_plugins.exclusive import exclusive
 from dq_plugins.plan import PLAN, QuantPlan
 from dq_plugins.plan.quant_plan import PLAN_NAME
 from dq_plugins.recipe.run_settings import RUN, RUN_NAME, RunSettings, per_step
+from dq_plugins.scratch import is_scratch, remove_abandoned
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +52,12 @@ class StepResults:
         if self._root is None:
             yield
             return
-        with exclusive(self._out or self._root):
+        with exclusive(self._root):
+            remove_abandoned(self._out or self._root)
             if self._finished() is None:
                 self._claim(self._root)
+            for folder in [each for each in self._root.rglob("*") if each.is_dir() and not is_scratch(each)]:
+                remove_abandoned(folder)
             yield
 
     def _claim(self, root: Path) -> None:

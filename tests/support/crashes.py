@@ -51,16 +51,9 @@ class Kills:
 
     def look(self, moment: str, cut: Path | None = None) -> None:
         """Copy the folder, if it differs from every earlier copy; ``cut``: a file of which half is written."""
-        if not self.folder.exists():
+        if not self.folder.exists() or (digest := _digest(self.folder, cut)) in self._known:
             return
-        digest = hashlib.sha256()
-        for path in sorted(self.folder.rglob("*")):
-            content = path.read_bytes() if path.is_file() else b"/"
-            content = content[: len(content) // 2] if path == cut else content
-            digest.update(f"{path.relative_to(self.folder)} {hashlib.sha256(content).hexdigest()}\n".encode())
-        if digest.hexdigest() in self._known:
-            return
-        self._known.add(digest.hexdigest())
+        self._known.add(digest)
         files = self.store / f"{len(self.states):04d}"
         shutil.copytree(self.folder, files)
         if cut is not None:
@@ -69,30 +62,44 @@ class Kills:
         self.states.append(State(moment, files, self.units()))
 
 
+def _digest(folder: Path, cut: Path | None) -> str:
+    """Of everything but the bytes in scratch folders: of those, which files there are, and which one is cut short."""
+    found = [f"cut {cut.name}"] if cut is not None else []
+    for path in sorted(folder.rglob("*")):
+        place = path.relative_to(folder)
+        scratch = next((each for each in (place, *place.parents) if is_scratch(each)), None)
+        if scratch is not None:
+            found.append(f"{scratch.parent} scratch {path.name if place != scratch else ''}")
+        else:
+            content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+            found.append(f"{place} {content}")
+    return "\n".join(found)
+
+
 @contextmanager
-def watched(folder: Path, store: Path, units: Callable[[], int] = int) -> Iterator[Kills]:
+def watched(folder: Path, store: Path, units: Callable[[], int] = int, within: Path | None = None) -> Iterator[Kills]:
     """Find every state of ``folder`` that a kill inside of the block would leave.
 
     Args:
         folder: that the block writes to.
         store: an empty folder for the copies.
         units: how many units of work are finished.
+        within: part of the folder; only changes there count.
     """
     kills, busy = Kills(folder, store, units), [False]
 
     def wrapped(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             writes = not name.endswith("open") or set(str((*args, "r")[1]) + str(kwargs.get("mode", ""))) & set("wax+")
-            if busy[0] or not writes:
+            place = Path(os.readlink(f"/proc/self/fd/{args[0]}") if isinstance(args[0], int) else args[0])
+            if busy[0] or not writes or not (kwargs.get("dir_fd") or place.is_relative_to(within or folder)):
                 return call(*args, **kwargs)
             busy[0] = True
             try:
                 moment = f"{name} {' '.join(Path(str(a)).name for a in args[:2])}"
                 if name == "os.fsync":
-                    file = Path(os.readlink(f"/proc/self/fd/{args[0]}"))
-                    moment = f"{name} {file.name}"
-                    if file.is_relative_to(folder):
-                        kills.look(f"in the middle of writing {file.name}", cut=file)
+                    moment = f"{name} {place.name}"
+                    kills.look(f"in the middle of writing {place.name}", cut=place)
                 kills.look(f"before {moment}")
                 found = call(*args, **kwargs)
                 kills.look(f"after {moment}")
@@ -118,6 +125,8 @@ def survives_kills(
     units: Callable[[], int] = int,
     lost: int = 1,
     finished: Callable[[], object] | None = None,
+    within: Path | None = None,
+    every: int = 1,
 ) -> list[State]:
     """Run a command; kill it at every moment, run it again, and check that nothing else comes of it.
 
@@ -128,16 +137,19 @@ def survives_kills(
         units: counts the units of work that were finished, of all runs.
         lost: how many of them a kill may cost.
         finished: what a reader finds in the folder at any moment, without the command run again; must not raise.
+        within: see `watched`.
+        every: tries one state in so many, where a run takes long; which ones is not a question of what is written.
 
     Returns:
         The states that were tried.
     """
     began = units()
-    with watched(folder, store, units) as kills:
+    with watched(folder, store, units, within) as kills:
         expected = run()
     total = units() - began
     left = _files(folder)
-    for state in kills.states:
+    tried = kills.states[::every]
+    for state in tried:
         shutil.rmtree(folder)
         shutil.copytree(state.files, folder)
         if finished is not None:
@@ -152,8 +164,9 @@ def survives_kills(
         assert state.units - began + again <= total + lost, (
             f"killed {state.moment} with {state.units - began} of {total} units done, the same command does {again}"
         )
-        assert _files(folder) == left, f"killed {state.moment}, the same command leaves other files"
-    return kills.states
+        others = _files(folder) ^ left
+        assert not others, f"killed {state.moment}, the same command leaves other files: {others}"
+    return tried
 
 
 def _files(folder: Path) -> set[str]:

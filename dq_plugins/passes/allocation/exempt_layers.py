@@ -19,6 +19,7 @@ from dq_plugins.plan import LayerPlan, QuantPlan, Reason, Section
 from dq_plugins.quantized.run import planned_run, planned_states
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity.exact_noise import replayed_error
+from dq_plugins.sensitivity.measure import MEASURED
 from dq_plugins.sensitivity.trajectory import trajectories_of
 
 
@@ -94,6 +95,8 @@ class ExemptLayers(Pass):
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
         """Try one layer after the other; each sees the plan that those before it left.
 
+        A layer that was tried is not tried again after an interruption.
+
         Raises:
             CalibrationError: the recording holds no whole sampling run, and the pass is not optional.
         """
@@ -106,18 +109,24 @@ class ExemptLayers(Pass):
                 raise
             plan.sections[self.name] = Section.of(ExemptionFindings(None, ()))
             return
-        running = planned_run(context.denoiser, plan, whole=True)
+        running, kept = planned_run(context.denoiser, plan, whole=True), context.finished(MEASURED, plan, o)
+
+        def error_of(unit: str) -> float:
+            sums = kept.find(unit) or {"error": replayed_error(context.denoiser, runs)}
+            kept.keep(unit, sums)
+            return sums["error"]
+
         tried = []
         with running:
             running.use({})
             states = planned_states(running, plan)
             running.use(states)
-            first = error = replayed_error(context.denoiser, runs)
+            first = error = error_of("the whole plan")
             for done, name in enumerate(asked):
                 yield Progress(done, len(asked), name)
                 without = {n: state for n, state in states.items() if n != name}
                 running.use(without)
-                left = replayed_error(context.denoiser, runs)
+                left = error_of(f"without {name}")
                 found = self._judged(plan, context, name, 1 - left / error if error > 0 else 0.0)
                 tried.append(found)
                 if found.exempt:

@@ -27,17 +27,17 @@ from dq_plugins.progress import Progress, reported
 from dq_plugins.quantized.block_learning import block_recorder, learn_block
 from dq_plugins.quantized.denoiser_loss import DenoiserLoss
 from dq_plugins.quantized.learned_values import LearnedUnit, PlannedVariables, What
-from dq_plugins.quantized.learner import Learner, LearnerState
+from dq_plugins.quantized.learner import Learner
 from dq_plugins.quantized.offset_rounding import SignSteps
 from dq_plugins.quantized.reconstruction_units import find_units
+from dq_plugins.quantized.resuming import STATE, resumable
 from dq_plugins.quantized.run import QuantizedRun, planned_run, planned_states
 from dq_plugins.recipe import Pass, PassContext, PassOptions
 
-SHOWN_EVERY, KEPT_EVERY = 10, 50  # iterations
+SHOWN_EVERY = 10  # iterations
 
 
 UNIT: Format[LearnedUnit] = Format("learned-ranges", 1, LearnedUnit, what="learned ranges")
-STATE: Format[LearnerState] = Format("learner-state", 1, LearnerState, what="the state of a learner")
 
 
 class LearnedRanges(Pass):
@@ -91,11 +91,12 @@ class LearnedRanges(Pass):
         self, plan: QuantPlan, context: PassContext, layers: list[str]
     ) -> Generator[Progress, None, dict[str, Any]]:
         run, o = planned_run(context.denoiser, plan, whole=True), self.options
-        unit = context.finished(UNIT, plan, o).find("denoiser")
+        finished, kept = context.finished(UNIT, plan, o), context.finished(STATE, plan, o)
+        unit = finished.find("denoiser")
         loss = DenoiserLoss(run, context.calibration.spread(o.calls), o.images, context.generator("order"))
         planned = self._variables(run, plan, layers, method := self._method(o.passes * loss.per_pass))
         if unit is None:
-            states, kept = planned_states(run, plan), context.finished(STATE, plan, o)
+            states = planned_states(run, plan)
             learner = Learner(
                 planned.variables,
                 lambda values, i: loss.learn(planned.states(states, values), i),
@@ -103,17 +104,14 @@ class LearnedRanges(Pass):
                 judge=lambda values, i: loss.judge(planned.states(states, values), i),
                 probes=loss.probes,
             )
-            if (state := kept.find("denoiser")) is not None:
-                learner.restore(state)
 
             def progress(done: int) -> Progress | None:
-                if done % KEPT_EVERY == 0:
-                    kept.keep("denoiser", learner.state())
                 return None if done % SHOWN_EVERY else Progress(done, method.iterations, "the denoiser's output")
 
             with run:
-                unit = LearnedUnit.of((yield from reported(learner.run(), progress)))
-            context.finished(UNIT, plan, o).keep("denoiser", unit)
+                unit = LearnedUnit.of((yield from reported(resumable(learner, kept, "denoiser"), progress)))
+            finished.keep("denoiser", unit)
+        kept.forget("denoiser")
         unit.write(plan, context.denoiser)
         return {"denoiser": unit.losses}
 
@@ -122,6 +120,7 @@ class LearnedRanges(Pass):
     ) -> Generator[Progress, None, dict[str, Any]]:
         run, units = planned_run(context.denoiser, plan), find_units(context.partition, layers)
         states, finished = planned_states(run, plan), context.finished(UNIT, plan, self.options)
+        kept = context.finished(STATE, plan, self.options)
         calls, losses = context.calibration.spread(self.options.calls), {}
         method = self._method(self.options.passes * len(calls))
         with block_recorder(units, context.partition, calls, context.workdir) as recorder:
@@ -133,10 +132,11 @@ class LearnedRanges(Pass):
                 if unit is None:
                     with run:
                         cache = recorder.record(run, each, lambda states=states: states)
-                        learning = learn_block(planned, cache, states, method, context.generator(each.module))
+                        learning = learn_block(planned, cache, states, method, context.generator(each.module), kept)
                         show = partial(_shown, done, len(units), each.module)
                         unit = LearnedUnit.of((yield from reported(learning, show)))
                     finished.keep(each.module, unit)
+                kept.forget(each.module)
                 unit.write(plan, context.denoiser)
                 states |= planned_states(run, plan, each.layers)
                 losses[each.module] = unit.losses

@@ -19,15 +19,16 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from dq_plugins.artifact import Format
+from dq_plugins.artifact import Format, UnitResults
 from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.plan import LayerPlan, QuantPlan, Section
 from dq_plugins.progress import Progress, reported
 from dq_plugins.quantized.block_cache import BlockCache, BlockRecorder
 from dq_plugins.quantized.block_learning import block_recorder, learn_block
 from dq_plugins.quantized.learned_values import Key, LearnedUnit, PlannedVariables, What
-from dq_plugins.quantized.learner import Learned
+from dq_plugins.quantized.learner import Learned, LearnerState
 from dq_plugins.quantized.reconstruction_units import Unit, find_units
+from dq_plugins.quantized.resuming import NOTHING_KEPT, STATE
 from dq_plugins.quantized.rounding_methods import MethodName, rounding_method
 from dq_plugins.quantized.rounding_variables import RoundingMethod
 from dq_plugins.quantized.run import QuantizedRun, States, planned_run, planned_states, sees_quantized_inputs
@@ -89,7 +90,7 @@ class BlockReconstruction(Pass):
         return rounding_method(o.method, o.iterations, o.learning_rate, o.weight, relative=o.relative)
 
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
-        """Write learned codes block by block; a finished block is not learned again after an interruption."""
+        """Write learned codes block by block; after an interruption, learning goes on in the block it was in."""
         frozen = self._frozen(plan, context)
         learnable = [n for n, layer in plan.layers.items() if n not in frozen and self._learns(layer)]
         units = find_units(context.partition, learnable)
@@ -97,13 +98,15 @@ class BlockReconstruction(Pass):
         states = planned_states(run, plan, quantize_inputs=inputs)
         found = {}
         started, finished = time.perf_counter(), context.finished(BLOCK, plan, self.options)
+        learning = context.finished(STATE, plan, self.options)
         calls = context.calibration.spread(self.options.calls)
         with block_recorder(units, context.partition, calls, context.workdir) as recorder:
             for done, unit in enumerate(units):
                 block = finished.find(unit.module)
                 if block is None:
-                    block = yield from self._unit(unit, done, recorder, run, states, plan, context)
+                    block = yield from self._unit(unit, done, recorder, run, states, plan, context, learning)
                     finished.keep(unit.module, block)
+                learning.forget(unit.module)
                 block.write(plan, context.denoiser)
                 states |= planned_states(run, plan, unit.layers, quantize_inputs=inputs)
                 found[unit.module] = block.losses
@@ -135,6 +138,7 @@ class BlockReconstruction(Pass):
         states: States,
         plan: QuantPlan,
         context: PassContext,
+        kept: UnitResults[LearnerState],
     ) -> Generator[Progress, None, LearnedUnit]:
         def progress(iteration: int) -> Progress | None:
             what = f"{unit.module} {iteration}/{self.options.iterations}"
@@ -143,7 +147,7 @@ class BlockReconstruction(Pass):
         planned = self._variables(unit, run, plan, sees_quantized_inputs(plan, self.options.quantize_inputs))
         with run:
             cache = recorder.record(run, unit, lambda: states)
-            return LearnedUnit.of((yield from reported(self.learn(cache, planned, states, context), progress)))
+            return LearnedUnit.of((yield from reported(self.learn(cache, planned, states, context, kept), progress)))
 
     def _variables(self, unit: Unit, run: QuantizedRun, plan: QuantPlan, quantize_inputs: bool) -> PlannedVariables:
         o = self.options
@@ -153,7 +157,12 @@ class BlockReconstruction(Pass):
         return PlannedVariables(run, plan, unit.layers, learn, self.method, rate=o.range_rate / o.learning_rate)
 
     def learn(
-        self, cache: BlockCache, planned: PlannedVariables, states: States, context: PassContext
+        self,
+        cache: BlockCache,
+        planned: PlannedVariables,
+        states: States,
+        context: PassContext,
+        kept: UnitResults[LearnerState] = NOTHING_KEPT,
     ) -> Generator[int, None, Learned[Key]]:
         """Learn the variables of one block's layers; yields the number of finished iterations."""
-        return learn_block(planned, cache, states, self.method, context.generator(cache.unit.module))
+        return learn_block(planned, cache, states, self.method, context.generator(cache.unit.module), kept)

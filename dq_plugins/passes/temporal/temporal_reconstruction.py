@@ -30,6 +30,7 @@ from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.progress import Progress, reported
 from dq_plugins.quantized.learner import Learner
 from dq_plugins.quantized.offset_rounding import SignSteps
+from dq_plugins.quantized.resuming import STATE, resumable
 from dq_plugins.quantized.rounding_variables import RoundingMethod
 from dq_plugins.quantized.soft_rounding import AdaRound
 from dq_plugins.recipe import Pass, PassContext, PassOptions
@@ -106,8 +107,11 @@ class TemporalReconstruction(Pass):
 
         chunks = torch.arange(len(points)).split(self.options.batch)
         what = f"{len(layers)} temporal layers"
+        kept = context.finished(STATE, plan, self.options)
         learner = Learner(variables, loss, method, judge=lambda w, i: error(w, chunks[i]), probes=len(chunks))
-        result = yield from reported(learner.run(), lambda done: Progress(done, method.iterations, what))
+        result = yield from reported(
+            resumable(learner, kept, what), lambda done: Progress(done, method.iterations, what)
+        )
         for name, codes in result.decided.items():
             quant = plan.layers[name].weight
             assert quant is not None

@@ -5,7 +5,7 @@ import torch
 from denoisers import loud_where_it_does_not_matter, recorded, tiny_denoiser
 
 import dq_plugins as dq
-from dq_plugins.passes.ranges import learned_ranges
+from dq_plugins.quantized import resuming
 from dq_plugins.quantized.denoiser_loss import divided
 from dq_plugins.quantized.learner import Learner
 from dq_plugins.recipe import Recipe, Step
@@ -117,23 +117,24 @@ def test_wider_inputs_keep_their_ranges(case) -> None:
 @pytest.mark.parametrize("target", ["denoiser", "block"])
 def test_resumes_to_the_same_plan(case, target: str, tmp_path, monkeypatch) -> None:
     options = {"target": target, "learn": EVERYTHING, "passes": 6.0}
-    whole = learned(case, **options)
     step, done = Learner._step, []
+    monkeypatch.setattr(Learner, "_step", lambda self, i, *rest: (step(self, i, *rest), done.append(i))[0])
+    whole = learned(case, **options)
+    expected, counting = list(done), Learner._step
+    done.clear()
 
-    def interrupted(self, iteration, *rest):
+    def interrupted(self, *rest):
         if len(done) == 18:
             raise KeyboardInterrupt
-        done.append(iteration)
-        return step(self, iteration, *rest)
+        return counting(self, *rest)
 
-    monkeypatch.setattr(learned_ranges, "KEPT_EVERY", 10)
+    monkeypatch.setattr(resuming, "KEPT_EVERY_S", 0.0)
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             learned(case, workdir=tmp_path, **options)
-    monkeypatch.setattr(Learner, "_step", lambda self, i, *rest: (done.append(i), step(self, i, *rest))[1])
     assert learned(case, workdir=tmp_path, **options) == whole
-    assert done[18] == 10 if target == "denoiser" else done[18] == 0
+    assert done == expected
 
 
 def test_the_denoiser_is_left_as_it_was(case) -> None:
