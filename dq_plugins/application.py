@@ -10,7 +10,7 @@ from torch import nn
 
 from dq_plugins import registry
 from dq_plugins.compiled import unwrap
-from dq_plugins.errors import RegistryError
+from dq_plugins.errors import DQError, RegistryError
 from dq_plugins.full_precision import require_full_precision
 from dq_plugins.libraries import adapter
 from dq_plugins.plan import QuantPlan
@@ -56,6 +56,13 @@ def executor(backend: str) -> Any:
     """
     found = adapter(backend)
     if not hasattr(found, "apply"):
-        able = [name for name in registry.names("adapter") if hasattr(registry.get("adapter", name), "apply")]
+        able = [name for name in registry.names("adapter") if _executes_plans(name)]
         raise RegistryError(f"adapter {backend!r} does not execute plans; these do: {', '.join(able)}")
     return found
+
+
+def _executes_plans(name: str) -> bool:
+    try:
+        return hasattr(registry.get("adapter", name), "apply")
+    except DQError:  # broken, or not all that it needs is installed
+        return False

@@ -133,7 +133,7 @@ def test_gptq(case, tmp_path, monkeypatch) -> None:
         Step("block-reconstruction", {"iterations": 3, "calls": 2}),
         Step("temporal-reconstruction", {"iterations": 3}),
         Step("learned-ranges", {"target": "block", "passes": 1.5, "calls": 2}),
-        Step("learned-ranges", {"target": "denoiser", "passes": 0.3}),
+        Step("learned-ranges", {"target": "denoiser", "passes": 1.5}),
     ],
     ids=lambda step: f"{step.name}-{step.options.get('target', '')}",
 )

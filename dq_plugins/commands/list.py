@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dq_plugins import registry
 from dq_plugins.errors import RegistryError
 from dq_plugins.registry import KINDS, Plugin
+from dq_plugins.registry.trial import PATIENCE_S, try_loading
 from dq_plugins.report import Table
 
 HELP = "List the plugins: what each does, whose it is, and, with --json, where it is written."
@@ -30,13 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="third-party",
         help="whose code to import, to see whether it is broken",
     )
+    parser.add_argument(
+        "--seconds", type=float, default=PATIENCE_S, help="how long one plugin of others may take to load (default: 60)"
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON list of records")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the list; a plugin that cannot be used is part of the answer, not a failure of the command."""
     if args.load != "none":
-        load(registry.plugins(args.kind), built_in=args.load == "all")
+        load(registry.plugins(args.kind), built_in=args.load == "all", seconds=args.seconds)
     plugins = registry.plugins(args.kind)
     if args.json:
         print(json.dumps([record(plugin) for plugin in plugins], indent=2))
@@ -47,13 +51,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def load(plugins: Sequence[Plugin], *, built_in: bool) -> None:
-    """Import what can be imported, so that the registry knows what is broken; ``built_in``: our own plugins too."""
-    for plugin in plugins:
-        if registry.status(plugin)[0] == "not loaded" and (built_in or not plugin.built_in):
-            # What a module prints while it is imported must not mix with the list.
-            with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(RegistryError):
-                plugin.load()
+def load(plugins: Sequence[Plugin], *, built_in: bool, seconds: float = PATIENCE_S) -> None:
+    """Import what can be imported, so that the registry knows what is broken.
+
+    Args:
+        plugins: which.
+        built_in: our own plugins too.
+        seconds: that a plugin of others may take, in a process of its own.
+    """
+    waiting = [plugin for plugin in plugins if registry.status(plugin)[0] == "not loaded"]
+    try_loading([plugin for plugin in waiting if not plugin.built_in], seconds)
+    for plugin in (plugin for plugin in waiting if plugin.built_in and built_in):
+        # What a module prints while it is imported must not mix with the list.
+        with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(RegistryError):
+            plugin.load()
 
 
 def record(plugin: Plugin) -> dict[str, str | int | None]:

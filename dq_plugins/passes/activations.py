@@ -115,7 +115,7 @@ def input_ranges(
     rows = torch.arange(len(groups)) if rows is None else rows
     symmetric = context.targets.symmetric_acts
     if not from_statistics(methods.inputs):
-        observer = registry.get("observer", methods.inputs)
+        observer = registry.function("observer", methods.inputs)
         return observe_groups(
             context.denoiser,
             context.calibration,
@@ -131,7 +131,7 @@ def input_ranges(
     if methods.inputs == "minmax":
         found = _extremes(context, bits, membership, count)
     elif methods.inputs != "mse":
-        found = _distributions(context, bits, membership, count, registry.get("observer", methods.inputs))
+        found = _distributions(context, bits, membership, count, registry.function("observer", methods.inputs))
     else:
         tables = error_tables(context, bits, symmetric=symmetric, power=methods.power)
         chosen = {name: best_candidates(table, membership, count) for name, table in tables.items()}
@@ -148,7 +148,7 @@ def from_statistics(observer: str) -> bool:
     """Whether the collected statistics answer a registered observer, without another run."""
     if observer in ("mse", "minmax", "by-width"):
         return True
-    found = registry.get("observer", observer)
+    found = registry.function("observer", observer)
     return isinstance(found, type) and issubclass(found, DistributionObserver)
 
 

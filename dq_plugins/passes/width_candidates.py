@@ -118,7 +118,7 @@ def _other_tokens(
     """
     if not layers:
         return {}
-    make = {bits: registry.get("observer", observer_at(observer, bits)) for bits in choices}
+    make = {bits: registry.function("observer", observer_at(observer, bits)) for bits in choices}
     observers = {(n, b): make[b](bits=b, symmetric=context.targets.symmetric_acts) for n in layers for b in choices}
 
     def receive(name: str, x: Tensor, timestep: float) -> None:

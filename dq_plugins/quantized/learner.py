@@ -61,7 +61,7 @@ class LearnerState:
         iteration: number of finished ones.
         parameters: of the variables, by their place.
         optimisers: their states.
-        losses: before learning and of the best so far; of use where something is decided.
+        losses: before learning and of the best so far, float64 ``[2]``; of use where something is decided.
         decided: the best so far, by place.
     """
 
@@ -70,7 +70,7 @@ class LearnerState:
     iteration: int
     parameters: dict[str, StoredTensor]
     optimisers: list[OptimizerState]
-    losses: tuple[float, float]
+    losses: StoredTensor
     decided: dict[str, StoredTensor]
 
 
@@ -124,7 +124,7 @@ class Learner(Generic[Key]):
             self._done,
             {place[key]: v.parameter.detach() for key, v in self.variables.items()},
             [optimizer_state(each) for each in self._rounding + self._smooth + self._others],
-            (verdict.start_loss, verdict.learned_loss),
+            torch.tensor([verdict.start_loss, verdict.learned_loss], dtype=torch.float64),
             {place[key]: value for key, value in decided.items()},
         )
 
@@ -137,7 +137,10 @@ class Learner(Generic[Key]):
         for optimiser, found in zip(self._rounding + self._smooth + self._others, state.optimisers, strict=True):
             restore_optimizer(optimiser, found)
         if state.decided:
-            self._best["all"] = Verdict(*state.losses), {keys[int(k)]: value for k, value in state.decided.items()}
+            self._best["all"] = (
+                Verdict(*state.losses.tolist()),
+                {keys[int(k)]: value for k, value in state.decided.items()},
+            )
 
     def run(self) -> Generator[int, None, Learned[Key]]:
         """Learn; yields the number of finished iterations.

@@ -14,11 +14,12 @@ from tqdm.auto import tqdm
 from dq_plugins import registry
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.compiled import uncompiled, unwrap
-from dq_plugins.errors import RecipeError
+from dq_plugins.errors import RecipeError, RegistryError
 from dq_plugins.full_precision import require_full_precision, require_uncached
 from dq_plugins.hashing import weights_hash
 from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan, Reason, Targets
+from dq_plugins.progress import Progress
 from dq_plugins.provenance import library_code, plugin_code
 from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.sampled import SampledStatistics
@@ -89,6 +90,8 @@ def _run_pass(instance: Pass, plan: QuantPlan, context: PassContext, progress: b
         return
     with tqdm(desc=instance.name, disable=not progress, leave=False) as bar:
         for step in running:
+            if not isinstance(step, Progress):
+                raise RecipeError(f"pass {instance.name!r} yields {step!r} where Progress(done, total, what) belongs")
             bar.total = step.total
             bar.set_postfix_str(step.what, refresh=False)
             bar.update(step.done - bar.n)
@@ -96,11 +99,27 @@ def _run_pass(instance: Pass, plan: QuantPlan, context: PassContext, progress: b
 
 def passes_of(recipe: str | Recipe, options: Mapping[str, Mapping[str, Any]]) -> tuple[Recipe, list[Pass]]:
     """A recipe with options overridden, and its passes ready to run; the errors are those of `make_plan`."""
-    recipe = recipe if isinstance(recipe, Recipe) else registry.get("recipe", recipe)
+    recipe = recipe if isinstance(recipe, Recipe) else _registered_recipe(recipe)
     recipe = recipe.with_options(options)
-    classes = {name: registry.get("pass", name) for name in recipe.passes()}
+    classes = {name: _pass_class(name) for name in recipe.passes()}
     recipe.check_order(classes)
     return recipe, [classes[step.name](**step.options) for step in recipe.steps]
+
+
+def _registered_recipe(name: str) -> Recipe:
+    """A recipe by name; `RegistryError` where what is registered under it is none."""
+    found = registry.get("recipe", name)
+    if not isinstance(found, Recipe):
+        raise RegistryError(f"what {registry.find('recipe', name).origin} registers as recipe {name!r} is no Recipe")
+    return found
+
+
+def _pass_class(name: str) -> type[Pass]:
+    found = registry.get("pass", name)
+    if not (isinstance(found, type) and issubclass(found, Pass)):
+        origin = registry.find("pass", name).origin
+        raise RegistryError(f"what {origin} registers as pass {name!r} is no subclass of dq_plugins.Pass: {found!r}")
+    return found
 
 
 def make_plan(

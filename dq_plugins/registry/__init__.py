@@ -14,9 +14,20 @@ is imported; code is loaded when `get` first asks for it. ``DQ_PLUGINS`` allows 
 """
 
 from dq_plugins.registry.plugin import GROUPS, KINDS, Kind, Location, Plugin
-from dq_plugins.registry.store import State, find, get, names, plugins, register, status, temporary, unmatched_terms
+from dq_plugins.registry.store import (
+    State,
+    find,
+    function,
+    get,
+    names,
+    plugins,
+    register,
+    status,
+    temporary,
+    unmatched_terms,
+)
 
 __all__ = [
-    "GROUPS", "KINDS", "Kind", "Location", "Plugin", "State", "find", "get", "names", "plugins", "register", "status",
-    "temporary", "unmatched_terms",
+    "GROUPS", "KINDS", "Kind", "Location", "Plugin", "State", "find", "function", "get", "names", "plugins", "register",
+    "status", "temporary", "unmatched_terms",
 ]  # fmt: skip

@@ -49,6 +49,7 @@ class Plugin:
         requires: requirements, as pip writes them, that must be met before it is loaded.
         loaded: the object, `NOT_LOADED` before its first use.
         failure: what its last loading raised, in one line; empty if nothing.
+        loads: whether it has loaded in a process of its own, see `dq_plugins.registry.trial`.
     """
 
     kind: str
@@ -60,6 +61,7 @@ class Plugin:
     requires: tuple[str, ...] = ()
     loaded: Any = NOT_LOADED
     failure: str = ""
+    loads: bool = False
 
     @classmethod
     def of(cls, kind: str, name: str, obj: Any, module: str) -> Plugin:
@@ -94,7 +96,10 @@ class Plugin:
     @property
     def location(self) -> Location:
         """File and line of the definition, found without importing anything."""
-        return locate(self.target)
+        try:
+            return locate(self.target)
+        except Exception:  # import hooks of others, unreadable files, targets that are none
+            return Location()
 
     @property
     def summary(self) -> str:

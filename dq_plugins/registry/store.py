@@ -49,12 +49,16 @@ def plugins(kind: str | None = None) -> list[Plugin]:
 def status(plugin: Plugin) -> tuple[State, str]:
     """Where a plugin stands and, if it cannot be used, why and the way out; loads nothing.
 
-    ``ok`` is loaded, ``not loaded`` awaits its first use, ``broken`` may be tried again, no other can be used.
+    ``ok`` is loaded, here or in a trial, ``not loaded`` awaits its first use, ``broken`` may be tried again; no other
+    can be used.
     """
     if denied := denial(plugin):
         return "denied", denied
     rivals = _allowed(plugin)
-    if len(rivals) > 1:
+    if any(rival.built_in for rival in rivals) and not plugin.built_in:
+        way_out = f"to use this one instead, deny that one with the environment variable DQ_PLUGINS='-{_ours(rivals)}'"
+        return "conflict", f"a plugin that comes with dq-plugins has this name, and keeps it; {way_out}"
+    if len(rivals) > 1 and not plugin.built_in:
         ways = " or ".join(f"'-{rival.key}'" for rival in rivals)
         way_out = f"uninstall one, or deny one with the environment variable DQ_PLUGINS={ways}"
         return "conflict", f"{_who(rivals)} provide it; {way_out}"
@@ -66,7 +70,7 @@ def status(plugin: Plugin) -> tuple[State, str]:
         return "missing requirement", missing
     if plugin.failure:
         return "broken", plugin.failure
-    return ("not loaded" if plugin.loaded is NOT_LOADED else "ok"), ""
+    return ("not loaded" if plugin.loaded is NOT_LOADED and not plugin.loads else "ok"), ""
 
 
 def find(kind: str, name: str) -> Plugin:
@@ -75,7 +79,8 @@ def find(kind: str, name: str) -> Plugin:
     standing = [(plugin, *status(plugin)) for plugin in _plugins.get((kind, name), ())]
     if not standing:
         raise RegistryError(_unknown(kind, name))
-    plugin, state, reason = next((each for each in standing if each[1] != "denied"), standing[0])
+    standing.sort(key=lambda each: (each[1] == "denied", not each[0].built_in))  # what is built in keeps its name
+    plugin, state, reason = standing[0]
     if state in ("ok", "not loaded", "broken"):
         return plugin
     error = MissingDependencyError if state == "missing requirement" else RegistryError
@@ -90,6 +95,22 @@ def get(kind: str, name: str) -> Any:
         MissingDependencyError: a distribution it requires is not installed.
     """
     return find(kind, name).load()
+
+
+def function(kind: str, name: str) -> Callable[..., Any]:
+    """`get` of a plugin that is to be called: a class or a function.
+
+    Raises:
+        RegistryError: see `get`; or it is something else.
+    """
+    found = get(kind, name)
+    if not callable(found):
+        plugin = find(kind, name)
+        raise RegistryError(
+            f"the {kind} {name!r} of {plugin.origin} is a {type(found).__name__}, which cannot be called: its entry "
+            f"point {plugin.target} names the wrong object"
+        )
+    return found
 
 
 def register(kind: Kind, name: str, *, requires: tuple[str, ...] = (), override: bool = False) -> Callable[[T], T]:
@@ -155,6 +176,10 @@ def unmatched_terms() -> list[str]:
 def _allowed(plugin: Plugin) -> list[Plugin]:
     """What has the name of ``plugin`` and is not denied."""
     return [each for each in _plugins.get((plugin.kind, plugin.name), ()) if not denial(each)]
+
+
+def _ours(plugins: list[Plugin]) -> str:
+    return next(plugin.key for plugin in plugins if plugin.built_in)
 
 
 def _unknown(kind: str, name: str) -> str:

@@ -109,7 +109,7 @@ class ExactContent:
 
     def __call__(self, unit: str) -> Sums:
         """Loss of one entry, summed over images: ``1 - SSIM``, or the metric turned so that 0 is best."""
-        metric = registry.get("metric", self.metric)
+        metric = registry.function("metric", self.metric)
         loss = images = calls = 0.0
         entry = _by_unit(self.candidates)[unit]
         for trajectory in self.trajectories:

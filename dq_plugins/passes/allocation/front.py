@@ -88,7 +88,7 @@ def fronts(
     weights = sum(cost.weights for cost in problem.layers.values())
     limits = [total_bits(bits, weights) for bits in weight_bits]
     for name, rule in rules.items():
-        solver, choice, points = registry.get("solver", name), None, []
+        solver, choice, points = registry.function("solver", name), None, []
         for limit in limits:
             solution = solver(program.with_limits({"weight bits": limit}), hint=choice)
             if solution.choice.size:

@@ -264,7 +264,7 @@ def allocate(problem: AllocationProblem, solver: str = "cp-sat", **options: Any)
     The solution says whether the widths are proven optimal, or why there are none.
     """
     program, columns = problem.program()
-    solution: Solution = registry.get("solver", solver)(program, hint=None, **options)
+    solution: Solution = registry.function("solver", solver)(program, hint=None, **options)
     return Allocation(problem, widths_of(columns, solution.choice), solution)
 
 

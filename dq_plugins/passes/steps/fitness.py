@@ -117,7 +117,7 @@ class SamplingFitness:
             network = load_features(self.features)
             with torch.no_grad():
                 reference, final = network(reference), network(final)
-        metric = registry.get("metric", self.metric)
+        metric = registry.function("metric", self.metric)
         value = metric(reference, final)
         value = -value if metric.higher_is_better else value
         if value != value:
