@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 TORCH  := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint bench fuzz clean
+.PHONY: demo test lint bench fuzz zoo clean
 
 demo: $(STAMP)
 	$(BIN)/dq-plugins demo --out demo-report
@@ -24,6 +24,10 @@ bench: $(STAMP)
 # changed files of every kind are read: half an hour; FUZZ="--engine atheris" lets coverage steer (pip install atheris)
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz $(FUZZ)
+
+# every architecture of diffusers, tiny and random, through all stages; writes docs/zoo.md
+zoo: $(STAMP)
+	$(BIN)/python -m benchmarks.zoo
 
 # torch first and pinned: every other package then accepts the build that is already there
 $(STAMP): pyproject.toml constraints.txt

@@ -34,6 +34,7 @@ COMMANDS = {
     "transforms-digits-w4a8": ["benchmarks.transforms", "--act-bits", "8", "--seeds", "1"],
     "exempt-layers": ["benchmarks.exempt_layers"],
     "brevitas-qat": ["benchmarks.brevitas_qat"],
+    "zoo": ["benchmarks.zoo"],
     "peers": ["benchmarks.peers"],
     "demo-emoji": ["benchmarks.demo", "--model", "emoji"],
     "demo-digits": ["benchmarks.demo", "--model", "digits"],

@@ -84,6 +84,10 @@ class LayerKind:
         """Number of output channels, from the shape of the weight and the groups of a convolution."""
         return weight[self.output_axis] * (groups if self.spatial and self.output_axis else 1)
 
+    def products(self, weight: Shape, groups: int = 1) -> int:
+        """The most products that one output sums up, from the shape of the weight and the groups of a convolution."""
+        return prod(weight) // (weight[self.output_axis] * (groups if self.spatial and self.output_axis else 1))
+
     def kernel(self, weight: Shape) -> tuple[int, ...]:
         """Extents of the kernel, from the shape of the weight; empty for linear layers."""
         return tuple(weight[len(weight) - self.spatial :])
@@ -110,7 +114,7 @@ def _transposed(name: str, module: type[nn.Module], spatial: int) -> LayerKind:
 
 _PRODUCTS: Mapping[str, Operands] = {
     "linear": _FIRST,
-    **dict.fromkeys(("matmul", "mm", "bmm", "einsum"), _EITHER),
+    **dict.fromkeys(("matmul", "mm", "bmm", "einsum", "tensordot"), _EITHER),
     **dict.fromkeys(("addmm", "baddbmm"), _EITHER_AFTER_BIAS),
 }
 
@@ -149,9 +153,17 @@ def kind_of(module: nn.Module) -> LayerKind | None:
     return next((_BY_MODULE[each] for each in type(module).__mro__ if each in _BY_MODULE), None)
 
 
+_ARITHMETIC = ("forward", "_conv_forward", "_output_padding", "__call__", "_call_impl", "__getattr__", "weight", "bias")
+"""What a layer's class computes with."""
+
+
 def exact_kind(module: nn.Module) -> LayerKind | None:
-    """The kind of a layer that computes what PyTorch's own class computes; None for subclasses, which may not."""
-    return _BY_MODULE.get(type(module))
+    """The kind of a layer that computes what PyTorch's own class computes; None for subclasses that may not."""
+    kind, found = kind_of(module), type(module)
+    if kind is None or found is kind.module:
+        return kind
+    same = all(getattr(found, name, None) is getattr(kind.module, name, None) for name in _ARITHMETIC)
+    return kind if same else None
 
 
 def kind_name(module: nn.Module) -> str:

@@ -209,8 +209,8 @@ class DQQuantizer(DiffusersQuantizer):
 
 def make_savable(model: Any, config: CheckpointConfig) -> None:
     """Let ``save_pretrained`` of a denoiser that was quantized in place write it, and ``from_pretrained`` read it."""
-    if not isinstance(model, ModelMixin):
-        return
+    if not isinstance(model, ModelMixin) or not hasattr(model, "config"):
+        return  # one of several nets has no config of its own, and diffusers saves each of them by itself
     wrapped = DQConfig(config=config, dtypes=noted_dtypes(model))
     wrapped.note_step_policy(model)
     model.hf_quantizer = DQQuantizer(wrapped, pre_quantized=True)

@@ -72,8 +72,8 @@ def _selected(quantizer: ActivationQuantizer, x: Tensor) -> list[Tensor]:
     index = quantizer.context.index(quantizer.groups).to(quantizer.scale.device)
     if len(quantizer.scale) == 1:
         index = index[:1]
-    found = [table.index_select(0, index) for table in (quantizer.scale, quantizer.zero_point)]
-    return found if len(index) == 1 else [fit_to_input(table, (len(index),), x) for table in found]
+    fitted = index if len(index) == 1 else fit_to_input(index, x, spatial=1)  # the batch is the first dimension
+    return [table.index_select(0, fitted) for table in (quantizer.scale, quantizer.zero_point)]
 
 
 def _same_length(tables: list[Tensor]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What integer Linear and Conv2d layers share: packed weight codes, the table of activation parameters, the routing.
+"""What integer layers share: packed weight codes, the table of activation parameters, the routing.
 
 One formula holds for every kernel, with ``q`` the activation codes and ``w`` the weight codes, less their zero point
 and times the scale of their group of inputs:
@@ -86,7 +86,7 @@ class IntegerLayer(PackedWeight):
     """
 
     operator: ClassVar[str]
-    """Name of its kind, which is that of the operator too."""
+    """Name of the operator that multiplies: ``"linear"`` or ``"conv2d"``."""
 
     exact_state = (*PackedWeight.exact_state, "act_scale", "bias_correction")
 
@@ -223,7 +223,9 @@ class IntegerLayer(PackedWeight):
         assert self.act_scale is not None
         assert self.act_zero_point is not None
         if index.numel() > 1 or (row is not None and row.numel() > 1):
-            scale, zero_point = (select_for_input(t, index, x) for t in (self.act_scale, self.act_zero_point))
+            scale, zero_point = (
+                select_for_input(table, index, x, self._kind.spatial) for table in (self.act_scale, self.act_zero_point)
+            )
             stored = zero_point + code_offset(x.device)
             codes = self._narrowed(self._codes(self.padded(x, wholly=True), scale, stored), index, x)
             return self._by_rows(codes, scale, zero_point, row).to(x.dtype)
@@ -241,14 +243,14 @@ class IntegerLayer(PackedWeight):
         """Codes of the widest group, cut to those that the group of each sample has."""
         if self.act_low is None or self.act_high is None:
             return codes
-        ends = (select_for_input(end, index, x) + code_offset(x.device) for end in (self.act_low, self.act_high))
-        low, high = (end.to(codes.dtype) for end in ends)
+        ends = (select_for_input(end, index, x, self._kind.spatial) for end in (self.act_low, self.act_high))
+        low, high = ((end + code_offset(x.device)).to(codes.dtype) for end in ends)
         return torch.minimum(torch.maximum(codes, low), high)
 
     def _partly_floating(self, x: Tensor, index: Tensor, row: Tensor | None) -> Tensor:
         """Samples of some groups in floating point. Eager code looks which; a graph computes both and chooses."""
         assert self.act_floating is not None
-        floating = select_for_input(self.act_floating, index, x)
+        floating = select_for_input(self.act_floating, index, x, self._kind.spatial)
         if floating.numel() > 1 or torch.compiler.is_compiling():
             integers = self._with_branch(self._by_groups(x, index, row), x)
             return torch.where(floating, self._floating(x, row), integers)
@@ -316,14 +318,17 @@ class IntegerLayer(PackedWeight):
         y = self.multiply(codes, one, bare_zero, None, torch.float32, wholly=True)
         # in place: in eager mode, memory for another result costs more than the product
         if zero_point is not None:
-            code_sums = self.weight_scale * weight_code_sum(*self.stored_weight)
-            y.addcmul_(zero_point.to(y.dtype), self._kind.per_output(code_sums), value=-1)
+            y.addcmul_(zero_point.to(y.dtype), self.code_sums(codes), value=-1)
         y.mul_(scale)
         if row is not None and row.numel() > 1 and self.bias_correction is not None:
             y.add_(rows_for_output(self._kind, self.bias_correction, row, y))
             row = None
         bias = self._bias(row)
         return y if bias is None else y.add_(self._kind.per_output(bias))
+
+    def code_sums(self, codes: Tensor) -> Tensor:
+        """``s_w sum_k w``, as it broadcasts against the output; ``codes`` are those of a wholly padded input."""
+        return self._kind.per_output(self.weight_scale * weight_code_sum(*self.stored_weight))
 
     def padded(self, x: Tensor, wholly: bool = False) -> Tensor:
         """``x`` with the border that the kernel does not add by itself; ``wholly``: with all of it."""

@@ -12,23 +12,38 @@ from torch import Tensor, nn
 
 from dq_plugins.affine import integer_range
 from dq_plugins.errors import PlanError
-from dq_plugins.layer_kinds import LAYER_KINDS, exact_kind
+from dq_plugins.layer_kinds import exact_kind, kind_of
 from dq_plugins.plan import LayerPlan, WeightQuant
 from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.timesteps import TimestepContext
-from dq_torchao.conv import IntegerConv2d
+from dq_torchao.conv import IntegerConv1d, IntegerConv2d, IntegerConv3d
+from dq_torchao.conv_transpose import IntegerConvTranspose1d, IntegerConvTranspose2d, IntegerConvTranspose3d
 from dq_torchao.kernels import kernel_for
 from dq_torchao.layer import IntegerLayer
 from dq_torchao.linear import IntegerLinear
-from dq_torchao.packed_weight import can_pack, pack_layer
+from dq_torchao.packed_weight import can_pack, counterpart, pack_layer
 from dq_torchao.report import Execution, Timing
 from dq_torchao.wrapped_forward import unreachable
 
 INTEGER_LAYERS: dict[type[nn.Module], type[IntegerLayer]] = {
-    LAYER_KINDS[integer.operator].module: integer for integer in (IntegerLinear, IntegerConv2d)
+    nn.Linear: IntegerLinear,
+    nn.Conv1d: IntegerConv1d,
+    nn.Conv2d: IntegerConv2d,
+    nn.Conv3d: IntegerConv3d,
+    nn.ConvTranspose1d: IntegerConvTranspose1d,
+    nn.ConvTranspose2d: IntegerConvTranspose2d,
+    nn.ConvTranspose3d: IntegerConvTranspose3d,
 }
-"""Integer counterpart of a layer class. Subclasses are left out: they may compute something else."""
+"""Integer counterpart of PyTorch's layer classes."""
+
+
+def integer_class(original: type[nn.Module]) -> type[IntegerLayer]:
+    """The class of an integer layer that was of the class ``original`` (one for which `exact_kind` holds)."""
+    plain = next(each for each in original.__mro__ if each in INTEGER_LAYERS)
+    found = counterpart(original, plain, INTEGER_LAYERS[plain], integer_class)
+    assert issubclass(found, IntegerLayer)
+    return found
 
 
 def unsupported_reason(layer: nn.Module, plan: LayerPlan) -> str:
@@ -39,11 +54,19 @@ def unsupported_reason(layer: nn.Module, plan: LayerPlan) -> str:
         return f"{plan.width} does not fit int8"
     if not _fits_int8(plan.weight):
         return f"{plan.weight.bits}-bit weight codes less zero points and times group scales do not fit int8"
-    if type(layer) not in INTEGER_LAYERS:
+    kind = exact_kind(layer)
+    if kind is None:
+        of_pytorch = kind_of(layer)
+        name = type(layer).__name__
+        if of_pytorch is None:
+            return f"{name} is no layer of PyTorch's: what it does with its weight is its own"
+        return f"{name} may compute something else than PyTorch's {of_pytorch.module.__name__}, from which it derives"
+    if kind.module not in INTEGER_LAYERS:
         return f"there is no integer kernel for {type(layer).__name__}"
-    if (products := _weight(layer)[0].numel()) > (most := most_products(plan.weight)):
+    products = kind.products(_weight(layer).shape, getattr(layer, "groups", 1))
+    if products > (most := most_products(plan.weight)):
         return f"an output sums {products} products, and int32 is sure to hold {most} of them"
-    kernel = kernel_for(INTEGER_LAYERS[type(layer)].operator, _weight(layer).device)
+    kernel = kernel_for(INTEGER_LAYERS[kind.module].operator, _weight(layer).device)
     return kernel.unsupported_reason or unreachable(layer, after_exchange=True)
 
 
@@ -94,7 +117,7 @@ def lower_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, tim
     elif timing is not None and not timing.integer_pays:
         execution = Execution("full precision", plan.width, "", dtype, str(timing))
     else:
-        integer = INTEGER_LAYERS[type(layer)].from_float(layer, folded(layer, plan), context)
+        integer = integer_class(type(layer)).from_float(layer, folded(layer, plan), context)
         kernel = kernel_for(integer.operator, weight.device)
         execution = Execution("integer", plan.width, kernel.name, kernel.compute, str(timing or ""))
     execution = execution.stored_by(layer)

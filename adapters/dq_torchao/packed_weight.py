@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from types import new_class
 from typing import Any, NoReturn
 
 import torch
@@ -22,7 +23,8 @@ from typing_extensions import Self
 
 from dq_plugins.affine import per_row
 from dq_plugins.errors import DQError
-from dq_plugins.layer_kinds import LAYER_KINDS, LayerKind, kind_of, mixed_in
+from dq_plugins.layer_kinds import LAYER_KINDS, LayerKind, exact_kind, kind_of, mixed_in
+from dq_plugins.lookalike import Lookalike, Maker, known_lookalike
 from dq_plugins.plan import LowRank, WeightQuant
 from dq_plugins.plan.low_rank import thin_product
 from dq_plugins.quantized.exact_state import ExactState
@@ -77,7 +79,7 @@ class PackedWeight(ExactState):
         """
         if not (args or kwargs):
             return super().__new__(cls)  # a copy, or a pickle being read
-        plain = next(base for base in cls.__mro__ if not issubclass(base, ExactState))
+        plain = next(base for base in cls.__mro__ if issubclass(base, nn.Module) and not issubclass(base, ExactState))
         return plain(*args, **kwargs)
 
     @classmethod
@@ -181,31 +183,62 @@ class PackedWeight(ExactState):
 
 
 PACKED_LAYERS = mixed_in(PackedWeight, "Packed", LAYER_KINDS.values())
-"""Packed counterpart of a layer class, computed in floating point; that of an embedding has one scale a row.
+"""Packed counterpart of PyTorch's layer classes, computed in floating point; an embedding has one scale a row."""
 
-Subclasses of a layer class are left out: they may use their weight otherwise.
-"""
+
+class _Counterpart(Lookalike):
+    """First base of the counterparts of subclasses."""
+
+
+def counterpart(
+    original: type[nn.Module], plain: type[nn.Module], quantized: type[PackedWeight], made_by: Maker
+) -> type[PackedWeight]:
+    """The class of a quantized layer that was of the class ``original``; always the same one.
+
+    Args:
+        original: PyTorch's class, or a subclass that keeps its arithmetic: the result is one, too, so that the code
+            around the layer finds what it expects of it.
+        plain: PyTorch's class.
+        quantized: its counterpart.
+        made_by: see `dq_plugins.lookalike.lookalike`.
+    """
+    if original is plain:
+        return quantized
+    known = known_lookalike(original, made_by)
+    if known is None:
+        names = {name: getattr(quantized, name) for name in ("__module__", "__qualname__", "__doc__")}
+        names |= {"_dq_original": original, "_dq_made_by": staticmethod(made_by)}
+        bases = (_Counterpart, quantized, original)
+        known = new_class(quantized.__name__, bases, {}, lambda body: body.update(names))
+    assert issubclass(known, PackedWeight)
+    return known
+
+
+def packed_class(original: type[nn.Module]) -> type[PackedWeight]:
+    """The class of a packed layer that was of the class ``original`` (one for which `exact_kind` holds)."""
+    plain = next(each for each in original.__mro__ if each in PACKED_LAYERS)
+    return counterpart(original, plain, PACKED_LAYERS[plain], packed_class)
 
 
 def can_pack(layer: nn.Module, quant: WeightQuant | None) -> bool:
     """Whether ``layer`` can hold its weight packed and compute in floating point."""
     # an embedding with a largest norm changes its own weight as it runs
     fixed = getattr(layer, "max_norm", None) is None
-    return quant is not None and quant.bits <= MAX_BITS and type(layer) in PACKED_LAYERS and fixed
+    return quant is not None and quant.bits <= MAX_BITS and exact_kind(layer) is not None and fixed
 
 
 def pack_layer(layer: nn.Module, quant: WeightQuant, transform: LayerTransform | None = None) -> PackedWeight:
     """Pack the weight of ``layer``, in place.
 
     Args:
-        layer: of a class in `PACKED_LAYERS`.
+        layer: one that `can_pack` holds for.
         quant: its weight quantizer, at most 8 bits.
         transform: of its input where that is quantized.
 
     Returns:
         The same object, of the packed class.
     """
-    return PACKED_LAYERS[type(layer)].in_place_of(layer, quant, transform)
+    return packed_class(type(layer)).in_place_of(layer, quant, transform)
 
 
 class DerivedWeight(Tensor):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import CheckpointError
+from dq_plugins.layer_kinds import exact_kind
 from dq_plugins.plan import ActivationQuant, BiasCorrection, LayerPlan
 from dq_plugins.plan.validity import code_fault, finite_fault, scale_fault
 from dq_plugins.quantized.layer import ActivationQuantizer, simulate_layer
@@ -18,8 +19,8 @@ from dq_plugins.timesteps import TimestepContext
 from dq_torchao.attention import simulate_without_kernel
 from dq_torchao.kernels import kernel_for
 from dq_torchao.layer import IntegerLayer
-from dq_torchao.lowering import INTEGER_LAYERS, folded
-from dq_torchao.packed_weight import PACKED_LAYERS, PackedWeight, pack_layer
+from dq_torchao.lowering import INTEGER_LAYERS, folded, integer_class
+from dq_torchao.packed_weight import PACKED_LAYERS, PackedWeight, pack_layer, packed_class
 from dq_torchao.report import Execution
 from dq_torchao.wrapped_forward import exchange
 
@@ -37,11 +38,13 @@ def restore_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, e
     Raises:
         CheckpointError: this release has no such form of this layer.
     """
-    kind = type(layer)
-    forms = {kind.__name__: None, **{c[kind].__name__: c[kind] for c in (INTEGER_LAYERS, PACKED_LAYERS) if kind in c}}
+    own, kind = type(layer), exact_kind(layer)
+    counterparts = ((INTEGER_LAYERS, integer_class), (PACKED_LAYERS, packed_class))
+    known = [make(own) for table, make in counterparts if kind is not None and kind.module in table]
+    forms = {own.__name__: None, **{each.__name__: each for each in known}}
     if form not in forms:
         raise CheckpointError(
-            f"the checkpoint has a {kind.__name__} in the form {form!r}, and this dq-plugins knows {', '.join(forms)}: "
+            f"the checkpoint has a {own.__name__} in the form {form!r}, and this dq-plugins knows {', '.join(forms)}: "
             "its config is damaged, or of a newer dq-plugins"
         )
     layer.execution = execution  # type: ignore[assignment]
@@ -125,12 +128,13 @@ def _simulate_instead(layer: IntegerLayer, reason: str) -> None:
     if layer.act_scale is not None and layer.act_zero_point is not None:
         parts = (layer.act_scale, layer.act_zero_point, layer.group_bits)
         activation = ActivationQuant(layer.act_bits, layer.group_name, *parts)
-    kind = next(plain for plain, integer in INTEGER_LAYERS.items() if integer is type(layer))
+    plain = next(each for each in type(layer).__mro__ if each in INTEGER_LAYERS)
+    own = getattr(type(layer), "_dq_original", plain)
     balance = None if layer.inverse_balance is None else layer.inverse_balance.reciprocal().flatten()
     table = layer.bias_correction
     correction = None if table is None else BiasCorrection(table, layer.correction_groups)
     del layer.act_scale, layer.act_zero_point, layer.act_low, layer.act_high, layer.act_floating, layer.bias_correction
-    former, layer.__class__ = type(layer), PACKED_LAYERS[kind]  # type: ignore[assignment]
+    former, layer.__class__ = type(layer), packed_class(own)  # type: ignore[assignment]
     exchange(layer, former)
     rotation = None if layer.input_rotation is None else layer.input_rotation.planned
     low_rank, parts = layer.low_rank, {"balance": balance, "bias_correction": correction, "rotation": rotation}

@@ -26,7 +26,7 @@ from dq_torchao.report import Timing
 from dq_torchao.wrapped_forward import unwrapped_copy
 
 ROUNDS = 7
-WINDOW = ("stride", "padding", "dilation", "groups", "padding_mode")
+WINDOW = ("stride", "padding", "dilation", "groups", "padding_mode", "output_padding")
 
 
 class InputLayout(NamedTuple):
@@ -88,8 +88,9 @@ def record_layouts(
     """Layouts of the inputs of ``layers`` in one call of ``model``, by layer, in the order of the calls."""
     layouts: dict[str, list[InputLayout]] = {name: [] for name in layers}
 
-    def record(name: str, args: tuple[Any, ...], _: dict[str, Any]) -> None:
-        layouts[name].append(InputLayout(tuple(args[0].shape), args[0].stride(), args[0].dtype))
+    def record(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x = next(iter((*args, *kwargs.values())))
+        layouts[name].append(InputLayout(tuple(x.shape), x.stride(), x.dtype))
 
     try:
         with hooked(layers, before=record), uncompiled(model):

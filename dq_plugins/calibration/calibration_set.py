@@ -8,15 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dq_plugins.calibration.call import Call, timestep_tensor, timestep_values
+from dq_plugins.calibration.call import Call, timestep_of, timestep_values
 from dq_plugins.calibration.call_records import decode, tensor_keys
 from dq_plugins.calibration.schema import Manifest
 from dq_plugins.calibration.storage import WAY_OUT, ShardReader, check_shards, read_manifest
 from dq_plugins.errors import CalibrationError
 from dq_plugins.hashing import hash_json
-from dq_plugins.timesteps import Schedule
+from dq_plugins.timesteps import Schedule, by_sample_or_token
 
 
 def timestep_range(timesteps: Sequence[float]) -> tuple[float, float]:
@@ -70,7 +68,7 @@ class CalibrationSet:
         if not manifest.calls:
             raise CalibrationError(f"{folder} is empty: it holds no denoiser calls. Record it again.")
         check_shards(folder, manifest, content=verify)
-        pairs = [(i, t) for i, call in enumerate(manifest.calls) for t in sorted(set(call.timesteps))]
+        pairs = [(i, t) for i, call in enumerate(manifest.calls) for t in call.distinct]
         return cls(folder, manifest, pairs)
 
     def __len__(self) -> int:
@@ -156,7 +154,7 @@ class CalibrationSet:
         for index, t in self._selection:
             kept.setdefault(index, []).append(t)
         for index, timesteps in kept.items():
-            if len(timesteps) == len(set(self._manifest.calls[index].timesteps)):
+            if len(timesteps) == len(self._manifest.calls[index].distinct):
                 yield self._call(index)
             else:
                 yield from (self._call(index, t) for t in timesteps)
@@ -192,16 +190,17 @@ class CalibrationSet:
         kwargs = {name: decode(node, self._reader.get) for name, node in record.inputs.items()}
         output = self._reader.get(next(tensor_keys(record.output)))
         argument = self.timestep_argument
-        call = Call(index, timestep_tensor(kwargs.get(argument), argument), kwargs, output)
+        call = Call(index, timestep_of(kwargs, argument), kwargs, output)
         if timestep_values(call.timestep) != record.timesteps:
             raise CalibrationError(
                 f"{self.folder}: call {index} was made at timestep {timestep_values(call.timestep)[:4]}, and the "
                 f"manifest says {record.timesteps[:4]}. {WAY_OUT}"
             )
-        if timestep is None or len(record.timesteps) == 1:
+        if timestep is None or len(record.distinct) == 1:
             return call
-        rows = torch.tensor([row for row, t in enumerate(record.timesteps) if t == timestep])
-        return call.rows(rows, len(record.timesteps))
+        of_samples = by_sample_or_token(call.timestep)
+        rows = (of_samples.reshape(len(of_samples), -1) == timestep).any(1).nonzero().flatten()
+        return call if len(rows) == len(of_samples) else call.rows(rows, len(of_samples))
 
     def example_inputs(self) -> dict[str, Any]:
         """Arguments of the first call: example inputs to trace the denoiser with."""

@@ -6,7 +6,7 @@ Shapes: ``B`` samples in the batch.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import CalibrationError, TimestepError
-from dq_plugins.graph.arguments import map_leaves, named_leaves, tensors_of
+from dq_plugins.graph.arguments import map_leaves, named_leaves, tensors_of, value_of
+from dq_plugins.timesteps import by_sample_or_token, unpacked
+from dq_plugins.timesteps.selection import INDICES
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Call:
 
     Attributes:
         index: position of the call in the recording.
-        timestep: what the denoiser was told, as a tensor: 0-d, ``[1]`` or ``[B]``.
+        timestep: what the denoiser was told, as a tensor: 0-d, ``[1]``, ``[B]``, or ``[B, ...]`` for one per token
+            or frame.
         kwargs: its arguments, by name, nested as they were given; ``denoiser(**call.kwargs)`` repeats the call.
         output: first tensor of its output.
     """
@@ -101,8 +104,14 @@ def bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, 
     return named
 
 
+def timestep_of(arguments: Mapping[str, Any], argument: str) -> Tensor:
+    """The timestep among the arguments of a call: `timestep_tensor`, one for each of packed tokens."""
+    found = timestep_tensor(value_of(arguments, argument), argument)
+    return unpacked(found, value_of(arguments, argument + INDICES))
+
+
 def timestep_tensor(value: Any, argument: str) -> Tensor:
-    """A timestep as a tensor: 0-d, ``[1]`` or ``[B]``; numbers become 0-d int64 or float64.
+    """A timestep as a tensor: 0-d, ``[1]``, ``[B]`` or ``[B, ...]``; numbers become 0-d int64 or float64.
 
     Raises:
         TimestepError: it is missing, of another type or shape, or not finite.
@@ -111,11 +120,11 @@ def timestep_tensor(value: Any, argument: str) -> Tensor:
         value = value.item()
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
-    if not isinstance(value, Tensor) or value.dim() > 1 or value.numel() == 0 or value.is_complex():
+    if not isinstance(value, Tensor) or value.numel() == 0 or value.is_complex():
         found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise TimestepError(
-            f"the denoiser was called with {argument}={found}; a timestep is a number, or a tensor of shape [], [1] "
-            "or [batch]"
+            f"the denoiser was called with {argument}={found}; a timestep is a number, or a tensor of shape [], [1], "
+            "[batch] or [batch, tokens]"
         )
     if not bool(torch.isfinite(value.double()).all()):  # not every dtype can say what is finite
         raise TimestepError(f"the denoiser was called with a timestep that is not finite: {argument}={value.tolist()}")
@@ -123,6 +132,15 @@ def timestep_tensor(value: Any, argument: str) -> Tensor:
 
 
 def timestep_values(timestep: Tensor) -> list[float]:
-    """Values of a timestep: one when the whole batch shares it, else one per sample."""
-    values = [float(v) for v in timestep.reshape(-1).tolist()]
+    """Values of a timestep: one when the whole batch shares it, else one per sample, the largest of its tokens'."""
+    found = by_sample_or_token(timestep)
+    values = [float(v) for v in (found.amax(1) if found.dim() > 1 else found).tolist()]
     return values[:1] if len(set(values)) == 1 else values
+
+
+def token_timesteps(timestep: Tensor) -> list[float]:
+    """Distinct values of a timestep, ascending, where tokens of one sample have different ones; else none."""
+    found = by_sample_or_token(timestep)
+    if found.dim() < 2 or bool((found == found[:, :1]).all()):
+        return []
+    return sorted({float(v) for v in found.reshape(-1).tolist()})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from dq_plugins.calibration.calibration_set import CalibrationSet
-from dq_plugins.calibration.call import bind, first_tensor, timestep_tensor, timestep_values
+from dq_plugins.calibration.call import bind, first_tensor, timestep_of, timestep_values, token_timesteps
 from dq_plugins.calibration.call_records import decode, encode, is_tensor, leaf_nodes
 from dq_plugins.calibration.schema import CallRecord
 from dq_plugins.calibration.storage import START_OVER
@@ -114,7 +114,8 @@ class _Recorder:
         """Answer one call; ``compute`` is the denoiser itself."""
         argument = self.writer.timestep_argument
         named = bind(self.signature, args, kwargs)
-        timestep = timestep_values(timestep_tensor(named.get(argument), argument))
+        given = timestep_of(named, argument)
+        timestep = timestep_values(given)
         where = f"call {self.position} (timestep {', '.join(f'{t:g}' for t in timestep[:4])})"
         tensors: dict[str, Tensor] = {}
         # Encoded before the denoiser runs: it, or the sampler after it, may change its inputs in place.
@@ -125,7 +126,10 @@ class _Recorder:
             output = compute(*args, **kwargs)
             first_tensor(output)
             encoded = encode(f"{where}: output", output, tensors)
-            self.writer.append(CallRecord(timesteps=timestep, inputs=inputs, output=encoded), tensors)
+            record = CallRecord(
+                timesteps=timestep, token_timesteps=token_timesteps(given), inputs=inputs, output=encoded
+            )
+            self.writer.append(record, tensors)
         self.position += 1
         return output
 

@@ -25,11 +25,21 @@ class Record(BaseModel):
 
 
 class CallRecord(Record):
-    """One denoiser call: its timestep (one value, or one per sample), and what `call_records` says of its values."""
+    """One denoiser call: its timestep (one value, or one per sample), and what `call_records` says of its values.
+
+    Where tokens have timesteps of their own, that of a sample is the largest of its tokens', and ``token_timesteps``
+    holds all distinct ones.
+    """
 
     timesteps: list[FiniteFloat] = Field(min_length=1)
     inputs: dict[str, Description]
     output: Description
+    token_timesteps: list[FiniteFloat] = []
+
+    @property
+    def distinct(self) -> list[float]:
+        """Every timestep that something in the call has, ascending."""
+        return sorted({*self.timesteps, *self.token_timesteps})
 
 
 class ShardRecord(Record):

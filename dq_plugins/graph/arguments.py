@@ -47,7 +47,8 @@ def find_timestep_argument(denoiser: nn.Module, timestep: str | None = None) -> 
 
     Args:
         denoiser: any module that sampling calls once a step.
-        timestep: its name, where it is not one of `TIMESTEP_NAMES`; checked against the signature.
+        timestep: its name, where it is not one of `TIMESTEP_NAMES`; checked against the signature. Inside another
+            argument, dotted: ``"batch.t"`` is the entry ``"t"`` of the dictionary ``batch``.
 
     Returns:
         The argument's name.
@@ -65,7 +66,7 @@ def find_timestep_argument(denoiser: nn.Module, timestep: str | None = None) -> 
     seen = ", ".join(names) or "none that has a name"
     owner = type(unwrap(denoiser)).__name__
     if timestep is not None:
-        if timestep not in names:
+        if root(timestep) not in names and not takes_any_keyword(denoiser):
             raise TimestepError(
                 f"{owner}.forward has no argument {timestep!r} to carry the timestep; its arguments are: {seen}. "
                 "Give the name of one of these as timestep='...'."
@@ -84,6 +85,33 @@ def find_timestep_argument(denoiser: nn.Module, timestep: str | None = None) -> 
 def root(name: str) -> str:
     """The argument that a dotted input name belongs to: ``"added_cond_kwargs.time_ids"`` -> its first part."""
     return name.partition(".")[0]
+
+
+def within(name: str, argument: str) -> bool:
+    """Whether a dotted input name is an argument, or part of it.
+
+    Example:
+        >>> within("batch.t", "batch"), within("batch.t", "batch.t"), within("batches", "batch")
+        (True, True, False)
+    """
+    return name == argument or name.startswith(f"{argument}.")
+
+
+def takes_any_keyword(denoiser: nn.Module) -> bool:
+    """Whether the denoiser's forward has ``**kwargs``."""
+    kinds = {parameter.kind for parameter in forward_signature(denoiser).parameters.values()}
+    return inspect.Parameter.VAR_KEYWORD in kinds
+
+
+def value_of(arguments: Mapping[str, Any], name: str) -> Any:
+    """The value of a dotted name among nested arguments; None where there is none."""
+    found: Any = arguments
+    for part in name.split("."):
+        if isinstance(found, list | tuple) and part.isdigit() and int(part) < len(found):
+            found = found[int(part)]
+        else:
+            found = found.get(part) if isinstance(found, Mapping) else getattr(found, part, None)
+    return found
 
 
 def named_leaves(inputs: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -140,11 +168,13 @@ def number_to_tensor(inputs: Mapping[str, Any], timestep: str | None) -> dict[st
 
     A number would become a constant of the graph, and nothing would seem to depend on the timestep.
     """
-    value = inputs.get(timestep) if timestep is not None else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return dict(inputs)
-    dtype = torch.int64 if isinstance(value, int) else torch.float32
-    return {**inputs, str(timestep): torch.tensor(value, dtype=dtype)}
+
+    def tensor(name: str, value: Any) -> Any:
+        if name != timestep or isinstance(value, bool) or not isinstance(value, int | float):
+            return value
+        return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float32)
+
+    return map_leaves(inputs, tensor)
 
 
 def check_inputs(denoiser: nn.Module, inputs: Mapping[str, Any]) -> None:
@@ -152,8 +182,7 @@ def check_inputs(denoiser: nn.Module, inputs: Mapping[str, Any]) -> None:
     owner = type(unwrap(denoiser)).__name__
     names = argument_names(denoiser)
     unknown = [key for key in inputs if names and key not in names]
-    kinds = {parameter.kind for parameter in forward_signature(denoiser).parameters.values()}
-    if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
+    if unknown and not takes_any_keyword(denoiser):
         raise TraceError(
             f"{owner}.forward has no argument {unknown[0]!r}, which the example inputs name; its arguments are: "
             f"{', '.join(names)}. Example inputs are a dictionary of the denoiser's own keyword arguments."

@@ -7,7 +7,7 @@ dense kernel executes. Shapes in the comments: ``...`` is any number of leading 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
+from math import isqrt, prod
 
 from dq_plugins.graph.ops import is_attention
 from dq_plugins.layer_kinds import BY_OPERATOR, Shape
@@ -28,7 +28,13 @@ def _attention(operands: Sequence[Shape], output: Shape) -> int:
     return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
+def _contraction(operands: Sequence[Shape], output: Shape) -> int:
+    # what is summed over is in both operands, and not in the output: |a| |b| = |output| k^2
+    return isqrt(prod(operands[0]) * prod(operands[1]) * prod(output))
+
+
 _PRODUCTS: Mapping[str, _Count] = {
+    "tensordot": _contraction,
     **dict.fromkeys(("mm", "mv", "bmm", "dot", "matmul"), _matmul),
     **dict.fromkeys(("addmm", "addmv", "baddbmm"), _added_matmul),
 }

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from dq_plugins.layer_kinds import BY_OPERATOR
 
-_PRODUCTS = frozenset({"matmul", "mm", "mv", "addmm", "bmm", "baddbmm", "einsum", "dot"})
+_PRODUCTS = frozenset({"matmul", "mm", "mv", "addmm", "bmm", "baddbmm", "einsum", "dot", "tensordot"})
 
 # Their result has the shape of an operand and nothing of its values.
 _FRESH = frozenset([

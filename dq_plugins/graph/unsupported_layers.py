@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dq_plugins.compiled import evaluating, unwrap
 from dq_plugins.hooks import hooked
@@ -29,10 +29,14 @@ def find_unsupported_layers(
     denoiser = unwrap(denoiser)
     modules = {name: unwrap(denoiser.get_submodule(name)) for name in layers}
     reasons = {name: _no_own_weight(module) for name, module in modules.items()}
-    called = _called(denoiser, example_inputs, {name: m for name, m in modules.items() if not reasons[name]})
+    values = _values(denoiser, example_inputs, {name: m for name, m in modules.items() if not reasons[name]})
     for name in modules:
-        if not reasons[name] and name not in called:
+        if not reasons[name] and name not in values:
             reasons[name] = "another module computes with its weight and never calls it: its inputs cannot be seen"
+        elif not reasons[name] and not values[name]:
+            reasons[name] = (
+                "nothing reached it in the first call (an expert that no token chose): its inputs are not known"
+            )
     return {name: reason for name, reason in reasons.items() if reason}
 
 
@@ -47,8 +51,14 @@ def _no_own_weight(module: nn.Module) -> str:
     return f"{type(module).__name__} multiplies by parameters that are not a layer's weight"
 
 
-def _called(denoiser: nn.Module, inputs: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> set[str]:
-    seen: set[str] = set()
-    with hooked(modules, before=lambda name, *_: seen.add(name)), evaluating(denoiser):
+def _values(denoiser: nn.Module, inputs: Mapping[str, Any], modules: Mapping[str, nn.Module]) -> dict[str, int]:
+    """How many values each module that is called gets in one call of the denoiser."""
+    seen: dict[str, int] = {}
+
+    def count(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found = (value.numel() for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        seen[name] = seen.get(name, 0) + next(found, 0)
+
+    with hooked(modules, before=count), evaluating(denoiser):
         denoiser(**inputs)
     return seen

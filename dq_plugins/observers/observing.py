@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.observers.observer import Observer
-from dq_plugins.observers.streaming import Transforms, located, stream_inputs
+from dq_plugins.observers.streaming import Transforms, located, require_reached, stream_inputs
 from dq_plugins.timesteps import TimestepGroups
 
 
@@ -41,7 +41,7 @@ def observe_groups(
         By layer, float32 ``low [G]`` and ``high [G]``. A group without recorded timesteps has the range of all.
 
     Raises:
-        CalibrationError: a layer does not exist, did not run at some timestep, or its input is not finite.
+        CalibrationError: a layer does not exist, never ran, or its input is not finite.
     """
     groups = groups or TimestepGroups.one_per_timestep(calibration.timesteps)
     rows = torch.arange(len(groups)) if rows is None else rows
@@ -49,20 +49,22 @@ def observe_groups(
     for row in range(int(rows.max()) + 1):
         timesteps = [t for t in calibration.timesteps if rows[groups.of(t)] == row]
         current = {layer: make_observer(layer) for layer in layers}
-        receive = _updater(current)
+        seen: set[str] = set()
+        receive = _updater(current, seen)
         for _ in stream_inputs(
             denoiser, calibration, layers, receive, timesteps=timesteps, transforms=transforms, progress=progress
         ):
             pass
-        if timesteps:
-            for layer in layers:
-                observers[layer][row] = current[layer]
+        for layer in seen:
+            observers[layer][row] = current[layer]
+    require_reached(layers, {layer for layer, found in observers.items() if found})
     found = {layer: _ranges(seen, int(rows.max()) + 1, make_observer(layer)) for layer, seen in observers.items()}
     return {layer: (low[rows], high[rows]) for layer, (low, high) in found.items()}
 
 
-def _updater(observers: dict[str, Observer]) -> Callable[[str, Tensor, float], None]:
+def _updater(observers: dict[str, Observer], seen: set[str]) -> Callable[[str, Tensor, float], None]:
     def receive(layer: str, x: Tensor, timestep: float) -> None:
+        seen.add(layer)
         with located(layer, timestep):
             observers[layer].update(x)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
@@ -16,6 +16,7 @@ from dq_plugins.compiled import evaluating, unwrap
 from dq_plugins.errors import CalibrationError, close_matches
 from dq_plugins.hooks import hooked
 from dq_plugins.layer_kinds import LayerKind, kind_of
+from dq_plugins.timesteps import by_sample_or_token, fit_to_input
 
 Receive = Callable[[str, Tensor, float], None]
 
@@ -49,7 +50,8 @@ def stream_inputs(
         denoiser: the full-precision denoiser.
         calibration: calls recorded from it.
         layers: fully qualified names.
-        receive: called with a layer's name, its first tensor argument, and the timestep.
+        receive: called with a layer's name, its first tensor argument, and the timestep. Where tokens of a call have
+            different timesteps, with those of the tokens that have this one, ``[n, C]``, if there are any.
         timesteps: which timesteps, in which order; all, ascending, by default.
         transforms: of the inputs of some layers; what is handed out is transformed.
         progress: show a progress bar.
@@ -58,7 +60,7 @@ def stream_inputs(
         Each timestep, when all its calls have run.
 
     Raises:
-        CalibrationError: a layer does not exist, was not reached, or its input is not finite.
+        CalibrationError: a layer does not exist, was not reached at any of all timesteps, or its input is not finite.
     """
     denoiser = unwrap(denoiser)
     modules = _find(denoiser, layers)
@@ -66,19 +68,26 @@ def stream_inputs(
         n: partial(transforms[n].of_input, kind) for n, m in modules.items() if n in transforms and (kind := kind_of(m))
     }
     selected = calibration.timesteps if timesteps is None else timesteps
+    reached: set[str] = set()
     for t in tqdm(selected, desc="observing", unit="timestep", disable=not progress, leave=False):
-        reached: set[str] = set()
-        # before any other hook: one that quantizes the input must not change what is observed
-        with hooked(modules, before=_receiver(receive, reached, t, transforming), first=True), evaluating(denoiser):
-            for call in calibration.calls(t):
+        for call in calibration.calls(t):
+            before = _receiver(receive, reached, t, transforming, _rows_at(t, call.timestep, modules))
+            # before any other hook: one that quantizes the input must not change what is observed
+            with hooked(modules, before=before, first=True), evaluating(denoiser):
                 call.run(denoiser)
-        missing = [name for name in modules if name not in reached]
-        if missing:
-            raise CalibrationError(
-                f"layer {missing[0]!r} ({len(missing)} such) did not run at timestep {t:g}, so nothing is known "
-                "about its inputs there. Leave it in full precision, or record calls that reach it."
-            )
         yield t
+    if set(selected) >= set(calibration.timesteps):
+        require_reached(modules, reached)
+
+
+def require_reached(layers: Iterable[str], reached: Container[str]) -> None:
+    """Raise `CalibrationError` unless every layer ran at some timestep: a forward may run others early than late."""
+    missing = [name for name in layers if name not in reached]
+    if missing:
+        raise CalibrationError(
+            f"layer {missing[0]!r} ({len(missing)} such) did not run in any recorded call, so nothing is known about "
+            "its inputs. Leave it in full precision, or record calls that reach it."
+        )
 
 
 def _find(denoiser: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
@@ -90,14 +99,33 @@ def _find(denoiser: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
 
 
 def _receiver(
-    receive: Receive, reached: set[str], timestep: float, transforming: Mapping[str, Callable[[Tensor], Tensor]]
+    receive: Receive,
+    reached: set[str],
+    timestep: float,
+    transforming: Mapping[str, Callable[[Tensor], Tensor]],
+    rows: Callable[[str, Tensor], Tensor],
 ) -> Callable[..., None]:
     def before(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         reached.add(name)
         x = first_argument(name, args, kwargs)
-        receive(name, transforming[name](x) if name in transforming else x, timestep)
+        x = rows(name, transforming[name](x) if name in transforming else x)
+        if x.numel():
+            receive(name, x, timestep)
 
     return before
+
+
+def _rows_at(timestep: float, of_call: Tensor, modules: Mapping[str, nn.Module]) -> Callable[[str, Tensor], Tensor]:
+    """What of a layer's input is at a timestep, where tokens of the call have different ones."""
+    tokens = by_sample_or_token(of_call)
+    if tokens.dim() < 2 or bool((tokens == timestep).all()):
+        return lambda _, x: x
+
+    def rows(name: str, x: Tensor) -> Tensor:
+        kind = kind_of(modules[name])
+        return x[(fit_to_input(tokens, x, kind.spatial if kind else 0) == timestep).to(x.device)]
+
+    return rows
 
 
 @contextmanager

@@ -178,11 +178,12 @@ def _extremes(context: PassContext, bits: Iterable[str], membership: Tensor, cou
     found = statistics(context, tuple(sorted(bits)))
     ranges = {}
     for name in bits:
-        low, high = found.low(name).float(), found.high(name).float()
-        # a group without recorded timesteps gets the range of all of them
+        ran = found.count(name) > 0  # a forward may run other layers early than late
+        low, high, group = found.low(name).float()[ran], found.high(name).float()[ran], membership[ran]
+        # a group without timesteps at which it ran gets the range of all of them
         start = torch.full((count,), float(low.min())), torch.full((count,), float(high.max()))
         ranges[name] = (
-            start[0].scatter_reduce(0, membership, low, "amin", include_self=False),
-            start[1].scatter_reduce(0, membership, high, "amax", include_self=False),
+            start[0].scatter_reduce(0, group, low, "amin", include_self=False),
+            start[1].scatter_reduce(0, group, high, "amax", include_self=False),
         )
     return ranges

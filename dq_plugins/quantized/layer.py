@@ -58,16 +58,18 @@ def quantize_input(
         kind: of the layer.
     """
     if transform is not None and kind is not None and transform.rotate is not None:
-        values = quantize_input(transform.of_input(kind, x), scale, zero_point, index, bits)
+        values = quantize_input(transform.of_input(kind, x), scale, zero_point, index, bits, kind=kind)
         return transform.input_restored(kind, values).to(x.dtype)
-    s, z = (select_for_input(table.to(x.device), index.to(x.device), x) for table in (scale, zero_point))
+    spatial = 0 if kind is None else kind.spatial
+    s, z = (select_for_input(table.to(x.device), index.to(x.device), x, spatial) for table in (scale, zero_point))
     if transform is not None and kind is not None and transform.balance is not None:
         s = s * kind.per_output(transform.balance).to(x.device)
     differentiable = torch.is_grad_enabled() and any(each.requires_grad for each in (x, s, z))
     quantize = FakeQuantize.apply if differentiable else fake_quantize
     if isinstance(bits, int):
         return quantize(x, s, z, *integer_range(bits))
-    low, high, floating = (select_for_input(t.to(x.device), index.to(x.device), x) for t in code_ranges(bits))
+    tables = code_ranges(bits)
+    low, high, floating = (select_for_input(t.to(x.device), index.to(x.device), x, spatial) for t in tables)
     return torch.where(floating, x, quantize(x, s, z, low, high))
 
 

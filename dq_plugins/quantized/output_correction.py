@@ -52,10 +52,10 @@ def rows_for_output(kind: LayerKind, table: Tensor, index: Tensor, y: Tensor) ->
         index: ``[1]``, ``[B]`` or ``[B, T]``.
         y: the output, see `dq_plugins.timesteps.fit_to_input`.
     """
-    rows = table.index_select(0, index.reshape(-1)).reshape(*index.shape, -1)  # [1, O], [B, O] or [B, T, O]
     if index.numel() == 1:
-        return kind.per_output(rows.reshape(-1))
-    return spread_channels(kind, fit_to_input(rows, tuple(index.shape), y), y)
+        return kind.per_output(table.index_select(0, index.reshape(-1)).reshape(-1))
+    fitted = fit_to_input(index, y, kind.spatial)  # [N], [S, B] or [B, T]
+    return spread_channels(kind, table.index_select(0, fitted.reshape(-1)).reshape(*fitted.shape, -1), y)
 
 
 def spread_channels(kind: LayerKind, rows: Tensor, y: Tensor) -> Tensor:

@@ -31,10 +31,10 @@ from dq_plugins.observers.distribution import BINS
 from dq_plugins.observers.error import ErrorTable, range_errors
 from dq_plugins.observers.histogram import INDEX_BITS, MIN_EXPONENT, Histogram
 from dq_plugins.observers.observer import Observer
-from dq_plugins.observers.streaming import located, stream_inputs
+from dq_plugins.observers.streaming import located, require_reached, stream_inputs
 from dq_plugins.quantized.layer_transform import LayerTransform
 from dq_plugins.scratch import Scratch
-from dq_plugins.timesteps import fit_to_input
+from dq_plugins.timesteps import by_sample_or_token, fit_to_input
 
 
 @dataclass(frozen=True)
@@ -158,13 +158,15 @@ class Collector:
             CalibrationError: a value is NaN or infinite.
             TimestepError: the rows of ``x`` are not the samples or tokens that have timesteps.
         """
-        t = torch.as_tensor(timestep, dtype=torch.float64).cpu()
+        t = by_sample_or_token(torch.as_tensor(timestep, dtype=torch.float64).cpu())
         values = sorted(set(t.reshape(-1).tolist()))
-        owner = fit_to_input(t, tuple(t.shape), x) if len(values) > 1 else t
+        owner = fit_to_input(t, x) if len(values) > 1 else t
         with self._lock:
             self.visit(values)
             for value in values:
                 part = x if len(values) == 1 else x[(owner == value).to(x.device)]
+                if not part.numel():
+                    continue
                 if layer not in self._open[value]:
                     self._open[value][layer] = InputStatistics(self.bins)
                 with located(layer, value):
@@ -333,7 +335,7 @@ def collect(
         progress: show a progress bar.
 
     Raises:
-        CalibrationError: a layer does not exist, did not run at some timestep, or its input is not finite.
+        CalibrationError: a layer does not exist, never ran, or its input is not finite.
     """
     hashes = {layer: transforms[layer].hash for layer in layers if layer in transforms}
     source = {"calibration": calibration.hash, "layers": list(layers), "transforms": hashes}
@@ -343,4 +345,6 @@ def collect(
         denoiser, calibration, layers, collector.see, timesteps=todo, transforms=transforms, progress=progress
     ):
         collector.visit(())  # finished: to disk
-    return collector.statistics(layers, calibration.timesteps)
+    found = collector.statistics(layers, calibration.timesteps)
+    require_reached(layers, {name for name in layers if bool(found.count(name).any())})
+    return found

@@ -61,22 +61,26 @@ class TableLookup(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows for the timesteps of the running call; only the number of samples of ``x`` is read."""
-        per = tuple(self.context.selection.timestep.shape)
-        t = self.context.selection.timestep.reshape(-1)
+        t = self.context.selection.timestep
         if torch.compiler.is_compiling() or t.device.type != "cpu":
             # Nothing can be raised here without stalling the device: be loud in the values.
             index, known = self._locate(t)
-            out = self._rows(index)
-            out = out.masked_fill(~per_row(known, out), math.nan)
         else:
             index = self._index_on_host(t)
             if index is None:
                 assert self.live is not None
                 return self.live(x)
-            out = self._rows(index)
-        if len(t) == 1:
+            known = None
+        if index.numel() > 1:
+            index = fit_to_input(index, x)
+        out = self._rows(index.reshape(-1))
+        if known is not None:
+            unknown = (~known).to(torch.uint8)
+            unknown = fit_to_input(unknown, x) if unknown.numel() > 1 else unknown
+            out = out.masked_fill(per_row(unknown.reshape(-1), out) > 0, math.nan)
+        if index.numel() == 1:
             return out.expand(x.shape[0], *out.shape[1:])
-        return fit_to_input(out.reshape(*per, *out.shape[1:]), per, x)
+        return out.reshape(*index.shape, *out.shape[1:])
 
     def _locate(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Row of every timestep, and whether it is that timestep's."""

@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 
 Source = CalibrationSet | SampledStatistics
 NEVER_RUN = Reason("the traced forward never runs it", "unused")
+RECURRENT = Reason(
+    "a recurrent layer feeds what it computes back into its own products, inside one operator of PyTorch's",
+    "unsupported",
+)
 
 
 def empty_plan(context: PassContext, recipe: str) -> QuantPlan:
@@ -49,6 +53,8 @@ def empty_plan(context: PassContext, recipe: str) -> QuantPlan:
             sampled = isinstance(context.calibration, SampledStatistics)
             reason = context.calibration.left_out(name) if sampled else NEVER_RUN
             layers[name] = LayerPlan(kind.name, unquantized_reason=reason or NEVER_RUN)
+        elif isinstance(module, nn.RNNBase | nn.RNNCellBase) and name not in layers:
+            layers[name] = LayerPlan(type(module).__name__.lower(), unquantized_reason=RECURRENT)
     return QuantPlan(
         model=type(context.denoiser).__name__,
         model_hash=weights_hash(context.denoiser),

@@ -4,7 +4,14 @@ from dq_plugins.timesteps.context import OutOfRange, TimestepContext
 from dq_plugins.timesteps.groups import TimestepGroups
 from dq_plugins.timesteps.routing import argument_of, attach_context, context_of, detach_context, route_of
 from dq_plugins.timesteps.schedule import Schedule
-from dq_plugins.timesteps.selection import Selection, fewest_entries, fit_to_input, select_for_input
+from dq_plugins.timesteps.selection import (
+    Selection,
+    by_sample_or_token,
+    fewest_entries,
+    fit_to_input,
+    select_for_input,
+    unpacked,
+)
 
 __all__ = [
     "OutOfRange",
@@ -14,10 +21,12 @@ __all__ = [
     "TimestepGroups",
     "argument_of",
     "attach_context",
+    "by_sample_or_token",
     "context_of",
     "detach_context",
     "fewest_entries",
     "fit_to_input",
     "route_of",
     "select_for_input",
+    "unpacked",
 ]

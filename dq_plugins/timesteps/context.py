@@ -17,7 +17,7 @@ from typing_extensions import Self
 from dq_plugins.errors import TimestepError
 from dq_plugins.timesteps.groups import TimestepGroups
 from dq_plugins.timesteps.recomputation import Running, remember
-from dq_plugins.timesteps.selection import Selection, fewest_entries
+from dq_plugins.timesteps.selection import Selection, by_sample_or_token, fewest_entries
 
 OutOfRange = Literal["error", "nearest"]
 
@@ -52,11 +52,11 @@ class TimestepContext:
         """Select the groups of a timestep while a ``with`` block is open: for layers called without their denoiser.
 
         Args:
-            timestep: number, 0-d, ``[1]``, ``[B]`` or ``[B, T]``.
+            timestep: number, 0-d, ``[1]``, ``[B]``, ``[B, T]``, or of more dimensions whose sizes multiply to T.
             denoiser: whose call it is.
 
         Raises:
-            TimestepError: wrong shape, not finite, or outside the calibrated range.
+            TimestepError: not finite, or outside the calibrated range.
 
         Example:
             >>> context = TimestepContext({"all": TimestepGroups((500.0,))})
@@ -69,12 +69,7 @@ class TimestepContext:
     def selection_of(self, timestep: Tensor | float, denoiser: nn.Module | None = None) -> Selection:
         """What a call at ``timestep`` selects; see `select`."""
         t = timestep if isinstance(timestep, Tensor) else torch.tensor([float(timestep)])
-        if t.dim() > 2:
-            raise TimestepError(
-                f"a timestep is a number, 0-d, one per sample or one per token of every sample; got shape "
-                f"{tuple(t.shape)}"
-            )
-        t = t.reshape(-1) if t.dim() < 2 or t.shape[1] == 1 else t
+        t = by_sample_or_token(t)
         traced = torch.compiler.is_compiling()
         # On an accelerator reading a value would stall the device at every step, and in a compiled graph there is
         # none to read: only eager code on the host looks at the values.

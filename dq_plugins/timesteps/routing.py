@@ -27,6 +27,7 @@ from dq_plugins.compiled import unwrap
 from dq_plugins.errors import TimestepError
 from dq_plugins.lookalike import Lookalike, change_class, known_lookalike, lookalike
 from dq_plugins.timesteps.context import TimestepContext
+from dq_plugins.timesteps.selection import INDICES, unpacked
 
 ROUTE = "_dq_timestep_route"
 """Attribute of a routed denoiser."""
@@ -37,39 +38,49 @@ class TimestepArgument:
     """Where a call holds the timestep.
 
     Attributes:
-        name: of the argument.
+        name: of the argument; inside another one, dotted.
         position: among positional arguments; None where it is taken by name alone.
         default: what it is when the call does not have it.
+        indices: the argument that says which of the timesteps each packed token has; None where there is none.
     """
 
     name: str
     position: int | None = None
     default: Any = None
+    indices: TimestepArgument | None = None
 
     @classmethod
     def of(cls, forward: Callable[..., Any], name: str) -> TimestepArgument | None:
         """The argument ``name`` of a bound forward; None if it has no such argument."""
         parameters = inspect.signature(forward).parameters
-        if name not in parameters:
-            return None
-        found = parameters[name]
-        position = None if found.kind is found.KEYWORD_ONLY else list(parameters).index(name)
-        return cls(name, position, None if found.default is found.empty else found.default)
+        outer = name.partition(".")[0]
+        if outer not in parameters:
+            any_keyword = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+            return cls(name) if any_keyword else None
+        found = parameters[outer]
+        position = None if found.kind is found.KEYWORD_ONLY else list(parameters).index(outer)
+        indices = cls.of(forward, name + INDICES) if name + INDICES in parameters else None
+        return cls(name, position, None if found.default is found.empty else found.default, indices)
 
-    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | float:
-        """The timestep among a call's arguments.
+    def read(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, optional: bool = False) -> Any:
+        """The timestep among a call's arguments, a tensor or a number; None where it is ``optional`` and there is none.
 
         Raises:
             TimestepError: there is none.
         """
-        if self.name in kwargs:
-            value = kwargs[self.name]
+        outer, *path = self.name.split(".")
+        if outer in kwargs:
+            value = kwargs[outer]
         elif self.position is not None and self.position < len(args):
             value = args[self.position]
         else:
             value = self.default
-        if value is None:
+        for part in path:
+            value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
+        if value is None and not optional:
             raise TimestepError(f"the denoiser was called without its timestep argument {self.name!r}")
+        if self.indices is not None and isinstance(value, Tensor):
+            return unpacked(value, self.indices.read(args, kwargs, optional=True))
         return value
 
 

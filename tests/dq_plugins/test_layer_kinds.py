@@ -30,12 +30,24 @@ def test_every_kind_is_known_by_its_name_its_module_and_its_operator():
 
 
 def test_a_subclass_is_of_the_kind_but_may_compute_something_else():
-    class Scaled(nn.Conv1d):
-        pass
+    class Initialised(nn.Conv1d):
+        def reset_parameters(self):
+            nn.init.zeros_(self.weight)
 
-    layer = Scaled(4, 6, 3)
-    assert kind_of(layer) is LAYER_KINDS["conv1d"]
-    assert exact_kind(layer) is None
+    class Standardised(nn.Conv1d):
+        def _conv_forward(self, input, weight, bias):
+            return super()._conv_forward(input, weight - weight.mean(), bias)
+
+    class Scaled(nn.Conv1d):
+        def forward(self, input):
+            return super().forward(input) * 2
+
+    for layer in (Initialised(4, 6, 3), Standardised(4, 6, 3), Scaled(4, 6, 3)):
+        assert kind_of(layer) is LAYER_KINDS["conv1d"]
+    assert exact_kind(Initialised(4, 6, 3)) is LAYER_KINDS["conv1d"]
+    assert exact_kind(Standardised(4, 6, 3)) is exact_kind(Scaled(4, 6, 3)) is None
+    weight_norm = nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 6, 3))
+    assert exact_kind(weight_norm) is None
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -49,6 +61,7 @@ def test_axes_are_those_that_pytorch_uses(name):
     assert kind.outputs(weight, groups) == y.shape[kind.channel_axis] == 6
     assert weight[kind.input_axis] * (1 if transposed else groups) == x.shape[kind.channel_axis] == 4
     assert kind.kernel(weight) == (3,) * kind.spatial
+    assert kind.products(weight, groups) == 4 // groups * 3**kind.spatial
     assert kind.positions(y.shape) == y[0].numel() // 6
     unbatched = layer(x[0])
     assert unbatched.shape[kind.channel_axis] == 6

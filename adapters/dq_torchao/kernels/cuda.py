@@ -13,6 +13,7 @@ are read from device memory: no host synchronisation, and CUDA graphs replay wit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from dq_torchao.kernels.operators import Kernel, empty_conv2d_output
 from dq_torchao.kernels.packing import PackedWeights, unpack_codes
+from dq_torchao.kernels.phases import conv2d_codes
 
 _PACKED = PackedWeights()
 _NO_WINDOW = ((1, 1), (0, 0), (1, 1))
@@ -39,11 +41,14 @@ def _packed(
     signs: bool,
     zero_point: Tensor | None,
     group_scale: Tensor | None,
+    groups: int = 1,
+    transposed: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """Weight codes ``[O, h w C]`` with the channel fastest, and their int32 sum ``[O]``."""
 
     def pack() -> tuple[Tensor, Tensor]:
-        plain = unpack_codes(weight, shape, bits, signs, zero_point, group_scale)
+        stored = (bits, signs, zero_point, group_scale)
+        plain = conv2d_codes(lambda shape: unpack_codes(weight, shape, *stored), shape, groups, transposed)
         channel_last = plain.permute(0, 2, 3, 1) if plain.dim() == 4 else plain
         matrix = channel_last.reshape(shape[0], -1).contiguous()
         return matrix, matrix.sum(1, dtype=torch.int32)
@@ -93,13 +98,15 @@ def _conv2d(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    transposed: list[int],
     dtype: torch.dtype,
 ) -> Tensor:
     from dq_torchao.kernels.triton_gemm import implicit_gemm
 
     y = empty_conv2d_output(codes, weight_shape, stride, padding, dilation, dtype)
     image, output = codes.permute(0, 2, 3, 1), y.permute(0, 2, 3, 1)  # channels last in memory: plain NHWC views
-    matrix, code_sum = _packed(weight, weight_shape, weight_bits, weight_signs, weight_zero_point, weight_group_scale)
+    stored = (weight, weight_shape, weight_bits, weight_signs, weight_zero_point, weight_group_scale)
+    matrix, code_sum = _packed(*stored, groups, transposed)
     inputs, outputs = codes.shape[1] // groups, weight_shape[0] // groups
     for group in range(groups):
         rows = slice(group * outputs, (group + 1) * outputs)

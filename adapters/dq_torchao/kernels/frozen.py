@@ -19,7 +19,7 @@ from dq_torchao.kernels import onednn, operators
 from dq_torchao.kernels.packing import StoredWeight
 
 _WEIGHT = "Tensor weight, int[] shape, int bits, bool signs, Tensor? zero_point, Tensor? group_scale"
-_WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, int[] input_shape"
+_WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, int[] transposed, int[] input_shape"
 _FLOATING_RESULT = (1.0, 0)  # its scale and zero point
 _NO_POST_OP = ("none", [], "")
 
@@ -56,7 +56,7 @@ def _(weight: Tensor, shape, bits, signs, zero_point, group_scale) -> Tensor:
 @torch.library.register_fake("dq_torchao::conv2d_layout")
 def _(
     weight: Tensor, shape, bits, signs, zero_point, group_scale, weight_scale, stride, padding, dilation, groups,
-    input_shape,
+    transposed, input_shape,
 ) -> Tensor:  # fmt: skip
     return weight.new_empty(shape, dtype=torch.int8)
 
@@ -91,14 +91,15 @@ def int8_conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    transposed: Sequence[int],
     dtype: torch.dtype,
 ) -> Tensor:
     """Convolution on codes; see `dq_torchao.kernels.operators` for shapes."""
     window = (stride, padding, dilation, groups)
     if not is_frozen(codes.device):
         codes = codes.contiguous(memory_format=torch.channels_last)
-        return operators.int8_conv2d(codes, scale, zero_point, *weight, weight_scale, bias, *window, dtype)
-    layout = torch.ops.dq_torchao.conv2d_layout(*weight, weight_scale, *window, list(codes.shape))
+        return operators.int8_conv2d(codes, scale, zero_point, *weight, weight_scale, bias, *window, transposed, dtype)
+    layout = torch.ops.dq_torchao.conv2d_layout(*weight, weight_scale, *window, transposed, list(codes.shape))
     weights = (layout, weight_scale, torch.ops.dq_torchao.no_zero_points(weight_scale), bias)
     return torch.ops.onednn.qconv_pointwise.tensor(
         codes, scale, zero_point, *weights, *window, *_FLOATING_RESULT, dtype, *_NO_POST_OP

@@ -15,6 +15,7 @@ from torch import Tensor
 from dq_plugins.errors import DQError
 from dq_torchao.kernels.operators import Kernel
 from dq_torchao.kernels.packing import PackedWeights, unpack_codes
+from dq_torchao.kernels.phases import conv2d_codes
 
 _PACKED = PackedWeights()
 _NO_POST_OP = ("none", [], "")
@@ -93,10 +94,12 @@ def conv2d_layout(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    transposed: list[int],
     input_shape: list[int],
 ) -> Tensor:
     """A packed weight in the layout of the convolution kernel for inputs of one shape."""
-    codes = plain_codes(weight, shape, bits, signs, zero_point, group_scale)
+    stored = (bits, signs, zero_point, group_scale)
+    codes = conv2d_codes(lambda shape: plain_codes(weight, shape, *stored), shape, groups, transposed)
     # 128: any zero point but 0, which tells oneDNN to keep the sums it needs to subtract one.
     window = (stride, padding, dilation, groups)
     return torch.ops.onednn.qconv_prepack(codes, weight_scale, 1.0, 128, *window, input_shape)
@@ -145,6 +148,7 @@ def _conv2d(
     padding: list[int],
     dilation: list[int],
     groups: int,
+    transposed: list[int],
     dtype: torch.dtype,
 ) -> Tensor:
     shape = list(codes.shape)
@@ -152,7 +156,7 @@ def _conv2d(
 
     def pack() -> tuple[Tensor, Tensor]:
         stored = (weight, weight_shape, weight_bits, weight_signs, weight_zero_point, weight_group_scale)
-        return conv2d_layout(*stored, weight_scale, *window, shape), no_zero_points(weight_shape[0])
+        return conv2d_layout(*stored, weight_scale, *window, transposed, shape), no_zero_points(weight_shape[0])
 
     layout, zeros = _PACKED.get(weight, tuple(shape), pack)
     quantized = (codes, scale, zero_point, layout, weight_scale, zeros)

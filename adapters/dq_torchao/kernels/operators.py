@@ -8,6 +8,10 @@ They take the weight as it is stored, packed (`dq_plugins.quantized.packing`), w
 codes are signs, and its zero points and group scales if it has any. A kernel unpacks and rearranges it at the first
 call, less the zero points and times the group scales, and keeps that form only.
 
+Convolutions over one or three dimensions, and transposed ones, are 2-d convolutions of another view of the image
+(`dq_torchao.planes`). The weight of a transposed one is laid out anew: ``transposed`` then holds its shape as it is
+stored, its stride and its dilation, and ``weight_shape`` is that of the 2-d convolution; else it is empty.
+
 Shapes: activation codes ``[N, ..., K]`` or ``[N, C, H, W]``; packed weight uint8 ``[bytes]`` of codes ``[O, K]`` or
 ``[O, C/groups, h, w]``; scale float32 and zero point int32 ``[1]`` (the zero point of the stored codes, offset
 included); weight scale float32 ``[O]``; bias ``[O]`` or None.
@@ -24,7 +28,7 @@ from torch import Tensor
 _WEIGHT = "Tensor weight, int[] weight_shape, int weight_bits, bool weight_signs, Tensor? weight_zero_point"
 _WEIGHT += ", Tensor? weight_group_scale"
 _COMMON = f"Tensor codes, Tensor scale, Tensor zero_point, {_WEIGHT}, Tensor weight_scale, Tensor? bias"
-_WINDOW = "int[] stride, int[] padding, int[] dilation, int groups"
+_WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, int[] transposed"
 
 # Exact strides: the convolutions want channels-last codes, and inductor would otherwise choose a layout itself.
 torch.library.define(
@@ -71,7 +75,7 @@ def _(
 @torch.library.register_fake("dq_torchao::int8_conv2d")
 def _(
     codes, scale, zero_point, weight, shape, bits, signs, weight_zero_point, weight_group_scale, weight_scale, bias,
-    stride, padding, dilation, groups, dtype,
+    stride, padding, dilation, groups, transposed, dtype,
 ) -> Tensor:  # fmt: skip
     return empty_conv2d_output(codes, shape, stride, padding, dilation, dtype)
 

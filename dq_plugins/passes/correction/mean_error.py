@@ -29,7 +29,7 @@ from dq_plugins.hooks import hooked
 from dq_plugins.layer_kinds import LayerKind, kind_of
 from dq_plugins.quantized.output_correction import spread_channels
 from dq_plugins.quantized.run import QuantizedRun, States
-from dq_plugins.timesteps import TimestepGroups, fit_to_input
+from dq_plugins.timesteps import TimestepGroups, by_sample_or_token, fit_to_input
 
 
 class MeanErrors:
@@ -84,9 +84,9 @@ class MeanErrors:
         ``timesteps`` is ``[1]`` or ``[B]``; N is a multiple of B.
         """
         groups = self.groups[layer]
-        index = groups.index(timesteps.reshape(-1)).cpu()
-        if len(index) > 1:
-            index = fit_to_input(index, tuple(index.shape), errors)
+        index = groups.index(by_sample_or_token(timesteps)).cpu()
+        if index.numel() > 1:
+            index = fit_to_input(index, errors)
         index = index.expand(len(errors))
         seen = torch.stack([torch.ones_like(errors), errors, errors.square()]).double()  # [3, N, O]
         of_call = seen.new_zeros(3, len(groups), errors.shape[1]).index_add_(1, index, seen)

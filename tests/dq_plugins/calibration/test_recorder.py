@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dq_plugins.calibration import CalibrationSet, record
 from dq_plugins.errors import CalibrationError, TimestepError
+from dq_plugins.quantized.statistics import collect
 
 
 @dataclass
@@ -216,7 +217,7 @@ def test_a_denoiser_without_timestep_is_an_error(tmp_path):
         record(nn.Linear(2, 2), lambda d: d(torch.zeros(1, 2)), tmp_path)
 
 
-@pytest.mark.parametrize("timestep", [torch.zeros(2, 2), None, torch.tensor(torch.nan)])
+@pytest.mark.parametrize("timestep", [torch.zeros(0), None, torch.tensor(torch.nan)])
 def test_malformed_timesteps_are_errors(tmp_path, timestep):
     with pytest.raises(TimestepError, match="called with"):
         record(Denoiser(), lambda d: d(torch.zeros(2, 3, 2, 2), timestep), tmp_path)
@@ -312,3 +313,52 @@ def test_a_timestep_expanded_to_a_batch_of_one_is_recorded(tmp_path, dtype):
     t = torch.tensor(500, dtype=dtype).expand(1)
     calib = record(Denoiser(), lambda d: d(torch.zeros(1, 3, 2, 2), timestep=t), tmp_path)
     assert calib.timesteps == (500,)
+
+
+class Tokens(nn.Module):
+    """One timestep per token; a layer that sees the tokens, and one that sees a text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.text = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x, t, text):
+        return self.body(x * (1 + t[..., None])) + self.text(text).mean(1, keepdim=True)
+
+
+def test_tokens_have_timesteps_of_their_own(tmp_path):
+    denoiser = Tokens()
+    x, text = torch.ones(2, 3, 4), torch.full((2, 5, 4), 0.5)
+
+    def sample(model):
+        for t in (9.0, 4.0):
+            model(x, torch.tensor([[0.0, t, t], [0.0, 0.0, t]]), text)
+
+    calls = record(denoiser, sample, tmp_path, progress=False)
+    assert calls.timesteps == (0.0, 4.0, 9.0)
+    assert [schedule.timesteps for schedule in calls.schedules] == [(9.0, 4.0)]
+    found = collect(denoiser, calls, ["body", "text"])
+    assert found.count("body").tolist() == [2 * 3 * 4, 3 * 4, 3 * 4]  # values of tokens at 0, 4, 9
+    assert found.high("body").tolist() == [1, 5, 10]
+    assert found.count("text").tolist() == [0, 2 * 5 * 4, 2 * 5 * 4]  # a text is at the largest of its sample
+
+
+def test_a_timestep_inside_another_argument(tmp_path):
+    class Batch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Linear(4, 4)
+
+        def forward(self, batch):
+            return self.body(batch["x"]) * batch["t"]
+
+    calls = record(
+        Batch(),
+        lambda model: [model({"x": torch.ones(1, 4), "t": torch.tensor(t)}) for t in (9.0, 4.0)],
+        tmp_path,
+        progress=False,
+        timestep="batch.t",
+    )
+    assert calls.timesteps == (4.0, 9.0)
+    with pytest.raises(TimestepError, match="t=None|batch.u=None"):
+        record(Batch(), lambda m: m({"x": torch.ones(1, 4), "t": 1.0}), tmp_path / "u", timestep="batch.u")

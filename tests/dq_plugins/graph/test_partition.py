@@ -113,13 +113,56 @@ def test_unusual_arguments_are_named_by_the_caller():
         partition(Unusual(), inputs)
 
 
-def test_a_network_without_a_sample_of_the_outputs_shape_is_refused():
+def test_a_network_that_gives_something_else_has_a_sample_by_name_or_size():
     class Encoder(TwoLayers):
-        def forward(self, x, t):
-            return self.body(x).sum()
+        def forward(self, hint, x, t):
+            return self.body(x).sum() + hint.sum()
 
-    with pytest.raises(TraceError, match="no argument looks like the noisy sample"):
-        partition(Encoder(), TwoLayers.inputs())
+    class Residuals(TwoLayers):
+        def forward(self, sample, hint, small, t):
+            return (self.body(hint) + small.mean() + self.time(t)).sum(), torch.zeros_like(sample)
+
+    hint = torch.zeros(8, 4)
+    assert partition(Encoder(), {"hint": hint} | TwoLayers.inputs()).sample_argument == "x"
+    inputs = {"sample": torch.zeros(2, 9), "hint": hint, "small": torch.zeros(2, 3), "t": torch.rand(8, 4)}
+    part = partition(Residuals(), inputs)
+    assert (part.sample_argument, part.sample, part.temporal) == ("hint", {"body"}, {"time"})
+
+
+def test_a_network_that_no_sample_reaches_is_refused():
+    class Clock(TwoLayers):
+        def forward(self, x, t):
+            return self.time(t)
+
+    with pytest.raises(TraceError, match="no argument can be the noisy sample"):
+        partition(Clock(), TwoLayers.inputs())
+
+
+def test_the_timestep_may_be_inside_another_argument():
+    class Batch(TwoLayers):
+        def forward(self, batch):
+            return self.body(batch["x"]) + self.time(batch["t"])
+
+    class Keywords(TwoLayers):
+        def forward(self, **batch):
+            return self.body(batch["x"]) + self.time(batch["t"])
+
+    part = partition(Batch(), {"batch": TwoLayers.inputs()}, timestep="batch.t")
+    assert (part.temporal, part.sample, part.sample_argument) == ({"time"}, {"body"}, "batch.x")
+    assert partition(Keywords(), TwoLayers.inputs(), timestep="t").temporal == {"time"}
+
+
+def test_a_second_time_argument_is_no_condition():
+    class MeanFlow(TwoLayers):
+        def __init__(self):
+            super().__init__()
+            self.end, self.text = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x, t, r, text):
+            return self.body(x) + self.time(t) + self.end(r) + self.text(text)
+
+    part = partition(MeanFlow(), TwoLayers.inputs() | {"r": torch.rand(2, 4), "text": torch.rand(2, 4)})
+    assert (part.temporal, part.mixed, part.condition) == ({"time"}, {"end"}, {"text"})
 
 
 def test_the_timestep_may_be_a_number_under_an_unusual_name():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from dq_plugins import make_plan
 from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
 from dq_plugins.calibration import record
 from dq_plugins.errors import CalibrationError
@@ -181,7 +182,7 @@ def test_nan_inputs_name_layer_and_timestep(denoiser, calib):
 def test_unknown_and_unused_layers_are_named(denoiser, calib):
     with pytest.raises(CalibrationError, match="has no layer 'move'; did you mean 'moves'"):
         collect(denoiser, calib, ["move"])
-    with pytest.raises(CalibrationError, match=r"'unused' .* did not run at timestep 100"):
+    with pytest.raises(CalibrationError, match=r"'unused' .* did not run in any recorded call"):
         collect(denoiser, calib, ["moves", "unused"])
     with pytest.raises(CalibrationError, match="no statistics were collected for layer 'still'"):
         collect(denoiser, calib, ["moves"]).low("still")
@@ -274,3 +275,27 @@ def test_a_damaged_file_is_collected_again(denoiser, calib, tmp_path):
     again = collect(denoiser, calib, ["moves"], folder=folder)
     assert again.hash == collect(denoiser, calib, ["moves"]).hash
     assert torch.equal(again.low("moves"), whole.low("moves"))
+
+
+def test_a_layer_that_runs_at_some_timesteps_only_has_its_range_in_the_groups_of_the_others(tmp_path):
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.early, self.late = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x, t):
+            return (self.early if float(t.max()) > 400 else self.late)(x)
+
+    def sample(model):
+        for t in (900.0, 500.0, 100.0):
+            model(torch.full((1, 4), t / 100), torch.tensor([t]))
+
+    calls = record(Branches(), sample, tmp_path, progress=False)
+    assert collect(Branches(), calls, ["early", "late"]).count("late").tolist() == [4, 0, 0]
+    for recipe in ("fast", "ranges"):
+        options = {"timestep-groups": {"groups": 3}} if recipe == "fast" else {}
+        torch.manual_seed(0)
+        model = Branches()
+        calls = record(model, sample, tmp_path / recipe, progress=False)
+        plan = make_plan(model, calls, recipe, options=options, progress=False)
+        assert (plan.layers["early"].activation.scale > 1e-2).all(), recipe

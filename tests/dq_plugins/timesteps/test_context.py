@@ -33,9 +33,9 @@ def test_tokens_select_their_own_unless_they_are_all_alike() -> None:
     assert selected(torch.tensor([[400], [700]])) == [1, 2]
 
 
-def test_a_timestep_of_more_dimensions_is_refused() -> None:
-    with pytest.raises(TimestepError, match="shape"):
-        context().select(torch.zeros(4, 1, 2))
+def test_a_timestep_of_more_dimensions_is_one_per_frame() -> None:
+    assert selected(torch.tensor([400, 700]).reshape(1, 1, 2, 1, 1)) == [[1, 2]]
+    assert selected(torch.tensor([400, 700]).reshape(2, 1, 1, 1, 1)) == [1, 2]
 
 
 @pytest.mark.parametrize("timesteps", [[100, 900], [[100, 900], [100, 100]]])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dq_plugins.errors import TimestepError
-from dq_plugins.timesteps import fewest_entries, fit_to_input, select_for_input
+from dq_plugins.timesteps import by_sample_or_token, fewest_entries, fit_to_input, select_for_input, unpacked
 
 TABLE = torch.tensor([1.0, 2.0, 3.0])
 
@@ -37,19 +37,36 @@ def test_a_sequence_of_batches_selects_along_the_batch(length: int) -> None:
 def test_tokens_select_their_own() -> None:
     index = [[0, 1, 2], [2, 2, 0]]
     assert selected(index, torch.zeros(2, 3, 8)).tolist() == [[[1], [2], [3]], [[3], [3], [1]]]
+    assert selected(index, torch.zeros(3, 2, 8)).squeeze(-1).t().tolist() == [[1, 2, 3], [3, 3, 1]]
     assert selected(index, torch.zeros(6, 8)).flatten().tolist() == [1, 2, 3, 3, 3, 1]
 
 
+def test_tokens_of_a_frame_share_its_timestep() -> None:
+    index = [[0, 1], [2, 2]]
+    assert selected(index, torch.zeros(2, 6, 8)).flatten(1).tolist() == [[1, 1, 1, 2, 2, 2], [3] * 6]
+    assert selected(index, torch.zeros(4, 8, 3, 3)).flatten().tolist() == [1, 2, 3, 3]
+    assert selected(index, torch.zeros(8, 5, 8)).flatten().tolist() == [1, 1, 2, 2, 3, 3, 3, 3]
+
+
 @pytest.mark.parametrize("shape", [(2, 4, 8), (2, 8), (2, 3, 4, 4)], ids=["text", "pooled", "image"])
-def test_rows_that_are_not_the_tokens_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(TimestepError, match=r"3 tokens of 2 samples.*one timestep per sample"):
-        selected([[0, 1, 2], [2, 2, 0]], torch.zeros(shape))
+def test_rows_that_are_not_the_tokens_are_at_the_largest_timestep_of_their_sample(shape: tuple[int, ...]) -> None:
+    found = selected([[0, 1, 0], [2, 2, 0]], torch.zeros(shape))
+    assert found.flatten().tolist() == [2, 3]
+    assert found.dim() == len(shape)
 
 
-def test_rows_of_features_keep_their_features() -> None:
-    rows = torch.arange(12.0).reshape(2, 3, 2)  # two samples, three tokens, two features
-    assert torch.equal(fit_to_input(rows, (2, 3), torch.zeros(2, 3, 9)), rows)
-    assert torch.equal(fit_to_input(rows, (2, 3), torch.zeros(6, 9)), rows.reshape(6, 2))
+def test_channels_are_no_tokens() -> None:
+    index = torch.tensor([[0, 1, 0], [2, 2, 0]])
+    assert fit_to_input(index, torch.zeros(2, 3, 8), spatial=1).tolist() == [1, 2]
+    assert fit_to_input(index[:, 0], torch.zeros(4, 2, 8), spatial=1).tolist() == [0, 0, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((), (1,)), ((1,), (1,)), ((2,), (2,)), ((2, 1), (2,)), ((2, 5), (2, 5)), ((2, 1, 5, 1, 1), (2, 5))],
+)
+def test_timesteps_of_any_shape(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    assert by_sample_or_token(torch.zeros(shape)).shape == expected
 
 
 @pytest.mark.parametrize(
@@ -66,3 +83,11 @@ def test_rows_of_features_keep_their_features() -> None:
 )
 def test_equal_values_are_one(values: list, fewest: list) -> None:
     assert fewest_entries(torch.tensor(values)).tolist() == fewest
+
+
+def test_packed_tokens_have_the_timestep_that_they_point_at() -> None:
+    index = unpacked(torch.tensor([2, 0]), torch.tensor([1, 0, 0]))
+    assert index.tolist() == [[0, 2, 2]]
+    assert fit_to_input(index, torch.zeros(2, 3, 8)).tolist() == [[0, 2, 2], [0, 2, 2]]
+    assert fit_to_input(index, torch.zeros(2, 4, 8)).tolist() == [2, 2]
+    assert unpacked(torch.tensor([2, 0]), None).tolist() == [2, 0]
