@@ -87,7 +87,8 @@ class SamplerCorrecting(Pass):
         Attributes:
             runs: recorded sampling runs to fit on; the last of several decides how much is applied.
             noise: let a sampler that adds noise add less.
-            optional: leave the sampler alone where the recording does not say which one it is of.
+            optional: leave the sampler alone where the recording does not say which one it is of; the section says
+                so, with nothing in it.
         """
 
         runs: int = Field(8, ge=1)
@@ -107,6 +108,7 @@ class SamplerCorrecting(Pass):
         o, described = self.options, context.calibration.sampler
         if described is None:
             if o.optional:
+                plan.sections[self.name] = Section.of(CorrectionFindings((), (), 0.0, {}))
                 return
             raise CalibrationError(
                 "pass 'sampler-correction' is about the sampler, and this recording does not say which one it is of: "
