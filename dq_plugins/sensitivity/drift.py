@@ -146,7 +146,8 @@ class DriftProbes:
         entries = self.candidates.entries()
         if not self.by_group:
             return list(entries)
-        visited = sorted(self.trajectories[0].calibration.schedule.timesteps)
+        run = self.trajectories[0]  # of an unknown sampler, nothing follows the last call
+        visited = sorted(run.calibration.schedule.timesteps[: run.steps])
         return list(dict.fromkeys(self.candidates.in_group(e, t) for e in entries for t in visited))
 
     def _moved(self, run: Trajectory, probes: Tensor) -> dict[AnyEntry, Tensor]:

@@ -188,6 +188,10 @@ class GroupProblem:
         options: GroupWidths.Options,
     ) -> None:
         self.plan, self.context, self.options = plan, context, options
+        self.measured: dict[str, set[int]] = {}
+        for entry in image.random:
+            if isinstance(entry, GroupEntry):
+                self.measured.setdefault(entry.layer, set()).add(entry.group)
         self.groups = {name: next(iter(each.values())).groups for name, each in candidates.activations.items()}  # type: ignore[union-attr]
         self.columns: list[tuple[Slot, int | None]] = []
         start, error, drift = [0], [], []
@@ -205,9 +209,10 @@ class GroupProblem:
         self.program = DriftingProgram(linear, np.array(drift))
 
     def _visits(self, name: str) -> list[int]:
-        """Group of the layer's input at every step of sampling."""
+        """Group of the layer's input at every step of sampling; of one that was not measured, its neighbour."""
         groups = self.plan.groups[self.groups[name]]
-        return [groups.of(t) for t in self.plan.schedule.timesteps]
+        visited = [groups.of(t) for t in self.plan.schedule.timesteps]
+        return [min(self.measured[name], key=lambda known, g=g: (abs(known - g), known)) for g in visited]
 
     def _choices(self, name: str) -> tuple[int | None, ...]:
         least = self.context.targets.edge_bits if self.plan.layers[name].roles & EDGE_ROLES else 0
@@ -244,14 +249,16 @@ class GroupProblem:
         return self.options.float_bits if weight is None else weight.bits
 
     def widths(self, choice: Choice) -> dict[str, tuple[int | None, ...]]:
-        """Width in each group by layer, from chosen columns; groups that no step visits have their neighbour's."""
+        """Width in each group by layer, from chosen columns; groups that were not measured have their neighbour's."""
         found: dict[str, dict[int, int | None]] = {}
         for column in choice:
             (name, group), width = self.columns[int(column)]
             found.setdefault(name, {})[group] = width
         count = {name: len(self.plan.groups[groups]) for name, groups in self.groups.items()}
         return {
-            name: tuple(by_group[min(by_group, key=lambda known, g=g: abs(known - g))] for g in range(count[name]))
+            name: tuple(
+                by_group[min(by_group, key=lambda known, g=g: (abs(known - g), known))] for g in range(count[name])
+            )
             for name, by_group in found.items()
         }
 

@@ -91,6 +91,15 @@ def test_floating_point_is_a_choice_that_counts_and_more_room_is_less_error(case
     assert any(None in layer.activation.widths for layer in plan.layers.values() if layer.activation)
 
 
+def test_a_group_that_only_the_last_call_of_an_unknown_sampler_visits_has_its_neighbours_width(case):
+    count = len(case[1].timesteps)
+    groups = Step("timestep-groups", {"groups": count, "method": "uniform"})
+    steps = (RANGES[0], groups, RANGES[2], Step("group-widths", {"act_bits": 5.5, "probes": 2, "runs": 1}))
+    plan = dq.make_plan(*case, Recipe("r", "", steps), weight_bits=8, act_bits=6, progress=False)
+    assert all(len(widths) == count and widths[0] == widths[1] for widths in findings(plan).widths.values())
+    assert mean_bits(plan, case) <= 5.5 + 1e-9
+
+
 @pytest.mark.parametrize("solver", ["beam", "greedy"])
 def test_other_searches_are_there_for_comparison(case, solver):
     found = findings(make(case, act_bits=5.5, solver=solver))
