@@ -53,7 +53,8 @@ def unsupported_reason(layer: nn.Module, plan: LayerPlan) -> str:
     if plan.weight.bits > 8 or plan.activation.bits > 8:
         return f"{plan.width} does not fit int8"
     if not _fits_int8(plan.weight):
-        return f"{plan.weight.bits}-bit weight codes less zero points and times group scales do not fit int8"
+        grouped = "" if plan.weight.group_scale is None else ", times the scales of groups,"
+        return f"{plan.weight.bits}-bit weight codes less the zero points of the plan{grouped} do not fit int8"
     kind = exact_kind(layer)
     if kind is None:
         of_pytorch = kind_of(layer)

@@ -79,7 +79,7 @@ def test_codes_that_do_not_fit_are_simulated():
     execution = lower_layer(layer, plan, TimestepContext({"all": GROUPS}))
     assert (execution.state, execution.reason) == (
         "simulated",
-        "8-bit weight codes less zero points and times group scales do not fit int8",
+        "8-bit weight codes less the zero points of the plan, times the scales of groups, do not fit int8",
     )
 
 
