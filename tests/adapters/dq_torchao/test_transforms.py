@@ -28,6 +28,8 @@ from dq_plugins.timesteps import TimestepContext
 LAYERS = {
     "linear": lambda: (nn.Linear(32, 10), (4, 5, 32)),
     "conv": lambda: (nn.Conv2d(8, 16, 3, padding=1), (4, 8, 7, 9)),
+    "conv1d": lambda: (nn.Conv1d(8, 16, 3, padding=1), (4, 8, 7)),
+    "conv3d": lambda: (nn.Conv3d(8, 16, 3, padding=1), (4, 8, 4, 5, 6)),
     "strided conv": lambda: (nn.Conv2d(8, 16, 3, stride=2, bias=False), (4, 8, 7, 9)),
     "other border": lambda: (nn.Conv2d(8, 6, 3, padding=1, padding_mode="reflect"), (4, 8, 7, 9)),
 }
