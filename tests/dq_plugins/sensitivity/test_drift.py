@@ -18,6 +18,7 @@ from dq_plugins.quantized.candidates import Candidates, Entry
 from dq_plugins.sensitivity.drift import DriftProbes, ImageError, directions, image_error
 from dq_plugins.sensitivity.exact_noise import ExactQuality, final_samples
 from dq_plugins.sensitivity.measure import measure
+from dq_plugins.sensitivity.probes import carried_back
 from dq_plugins.sensitivity.sensitivity_table import relative
 from dq_plugins.sensitivity.trajectory import trajectories_of
 
@@ -111,3 +112,17 @@ def test_it_predicts_the_images_of_random_plans(tmp_path: Path):
         true.append(float(moved.double().square().mean()))
     assert spearmanr(predicted, true).statistic > 0.9
     assert float(np.exp(np.mean(np.log(np.divide(predicted, true))))) == pytest.approx(1, rel=0.3)
+
+
+def test_what_the_groups_of_an_input_do_adds_up_to_what_it_does_as_a_whole(tmp_path: Path):
+    denoiser, calibration, candidates = tiny_setting(tmp_path, batch=2)
+    run = trajectories_of(calibration, "sample")[0]
+    probes = torch.randn(2, *run.final().shape, generator=torch.Generator().manual_seed(0))
+    whole = carried_back(denoiser, candidates, run, probes)
+    by_group = carried_back(denoiser, candidates, run, probes, by_group=True)
+    for entry, moved in whole.items():
+        parts = [each for other, each in by_group.items() if other[:3] == tuple(entry)]
+        assert len(parts) == (run.steps if entry.operand == "activation" else 1)
+        torch.testing.assert_close(sum(parts), moved)
+    measured = DriftProbes(denoiser, candidates, [run], by_group=True)
+    assert set(measured.entries()) == set(by_group)
