@@ -109,10 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dq-plugins {args.command}: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
-        print(
-            f"\ndq-plugins {args.command}: interrupted; the same command resumes where it can",
-            file=sys.stderr,
-        )
+        from dq_plugins.commands.kept import last_words
+
+        print(f"\ndq-plugins {args.command}: interrupted; {last_words(args)}", file=sys.stderr)
         return EXIT_INTERRUPTED
 
 

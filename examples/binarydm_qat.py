@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 import dq_plugins as dq
 from dq_plugins.artifact import Format, StoredTensor
+from dq_plugins.atomic import replacing, write_atomically
 from dq_plugins.passes.binarization import (
     BinaryDMCallback,
     binarydm_choices,
@@ -237,7 +238,8 @@ def finish(arguments: argparse.Namespace, pipeline, student: nn.Module) -> None:
     dq_torchao.save(pipeline.unet, out / "integer")
     strips = [torch.cat(list(images.cpu()), dim=2) for images in (original, simulated, integer)]
     grid = ((torch.cat(strips, dim=1) / 2 + 0.5).clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
-    Image.fromarray(np.repeat(np.repeat(grid, 3, 0), 3, 1)).save(out / "samples.png")
+    with replacing(out / "samples.png") as temporary:
+        Image.fromarray(np.repeat(np.repeat(grid, 3, 0), 3, 1)).save(temporary)
     execution = dq_torchao.execution_report(pipeline.unet)
     report = {
         "act_bits": arguments.act_bits,
@@ -250,7 +252,7 @@ def finish(arguments: argparse.Namespace, pipeline, student: nn.Module) -> None:
         "psnr_simulated_to_full_precision": psnr(simulated, original),
         "psnr_integer_to_simulated": psnr(integer, simulated),
     }
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_atomically(out / "report.json", (json.dumps(report, indent=1) + "\n").encode())
     print(json.dumps(report, indent=1))
 
 

@@ -15,7 +15,9 @@ FRAMEWORKS = {"torchao", "brevitas", "diffusers"}
 ADAPTERS = {"dq_torchao", "dq_brevitas", "dq_diffusers", "adapters"}
 ON_USE_ONLY = {"ortools", "matplotlib"}
 ABOVE = ("passes", "recipe", "application", "report", "demo", "commands", "cli", "testing")
-FOUNDATION = sorted({path.stem for path in CORE.iterdir() if path.stem[0] != "_"} - {*ABOVE})
+FOUNDATION = sorted(
+    {path.stem for path in CORE.iterdir() if path.stem[0] != "_" and path.suffix in ("", ".py")} - {*ABOVE}
+)
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:

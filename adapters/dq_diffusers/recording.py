@@ -145,6 +145,12 @@ class PipelineSampler:
         config = json.loads(self.pipe.scheduler.to_json_string(), parse_constant=lambda name: {NON_FINITE: name})
         return {"adapter": "diffusers", "scheduler": config, "guidance": guidance}
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was asked for, in text: a recording keeps it to say which of it differs when it is resumed."""
+        asked = {"steps": self.steps, "images": self.images, "batch": self.batch, "seed": self.seed}
+        return {name: repr(value) for name, value in {**asked, **self.conditions, **self.arguments}.items()}
+
     def __call__(self, denoiser: nn.Module) -> list[Any]:
         """Sample every image with ``denoiser`` in the pipeline's place for it.
 

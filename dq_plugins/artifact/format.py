@@ -281,6 +281,14 @@ class Format(Generic[T]):
         names = [name for name in sorted(found.keys() | given.keys()) if found.get(name) != given.get(name)]
         return names + (["dq-plugins"] if envelope.library_version != __version__ else [])
 
+    def settings_of(self, path: str | Path) -> dict[str, Any]:
+        """What `write` was given beside the value; empty if nothing.
+
+        Raises:
+            DQError: see `read`.
+        """
+        return self._load(Path(path), mapped=True)[0].settings or {}
+
     def _load(self, path: Path, *, mapped: bool = False) -> tuple[Envelope, dict[str, Tensor]]:
         if path.suffix == ".json":
             return self._load_text(path, mapped)

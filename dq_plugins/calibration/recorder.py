@@ -87,6 +87,7 @@ def _record(
         argument,
         overwrite=overwrite,
         sampler=getattr(sample, "description", None),
+        settings=getattr(sample, "settings", None),
     )
     total = getattr(sample, "total", None) if total is None else total
     recorder = _Recorder(writer, forward_signature(denoiser))
@@ -97,7 +98,8 @@ def _record(
                 sample(denoiser)
             recorder.check_finished()
         except BaseException:
-            writer.flush()
+            if len(writer.calls) > done:
+                writer.flush()
             raise
     writer.finish()
 
@@ -136,13 +138,24 @@ class _Recorder:
     def _replay(self, where: str, inputs: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Any:
         recorded = self.writer.calls[self.position]
         if inputs != recorded.inputs:
+            difference = self._difference(recorded.inputs, inputs, tensors)
+            self._refuse_other_settings(f"{where}: {difference}")
             raise CalibrationError(
-                f"{where} differs from the one recorded in {self.writer.folder}: "
-                f"{self._difference(recorded.inputs, inputs, tensors)}. Resuming needs a sampler that does the same "
+                f"{where} differs from the one recorded in {self.writer.folder}: {difference}. "
+                "Resuming needs a sampler that does the same "
                 "every time: seed it inside `sample` (generator=torch.manual_seed(...)), with the same prompts, "
                 f"steps and scheduler; or {START_OVER}."
             )
         return decode(recorded.output, lambda key: self.writer.fetch(key).to(device))
+
+    def _refuse_other_settings(self, seen: str) -> None:
+        """Raise `CalibrationError` with the settings that are others than those of the recording, if they are known."""
+        others = self.writer.other_settings
+        if others:
+            raise CalibrationError(
+                f"{self.writer.folder} was recorded with other settings: {'; '.join(others)} ({seen}). Give those "
+                f"settings to go on, choose another folder, or {START_OVER}."
+            )
 
     def _difference(self, old: dict[str, Any], new: dict[str, Any], tensors: dict[str, Tensor]) -> str:
         old_leaves = {path: leaf for name, node in old.items() for path, leaf in leaf_nodes(name, node)}
@@ -166,6 +179,7 @@ class _Recorder:
                 "run sampling with that very module (a pipeline must hold the same object, not a copy)."
             )
         if self.position < len(self.writer.calls):
+            self._refuse_other_settings(f"{self.position} calls instead of {len(self.writer.calls)}")
             raise CalibrationError(
                 f"the sampler made {self.position} denoiser calls; {self.writer.folder} already holds "
                 f"{len(self.writer.calls)}, recorded by a longer run. Use that calibration set, run the sampler it "

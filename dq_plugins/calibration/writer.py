@@ -42,6 +42,7 @@ class CalibrationWriter:
         timestep_argument: name of the forward argument that carries the timestep.
         overwrite: start over where the folder holds a calibration set.
         sampler: description of what calls the denoiser; kept in the manifest.
+        settings: what it was asked for, in text by name; kept beside the manifest's record.
 
     Raises:
         CalibrationError: the folder holds something else, a damaged set, or one of another model.
@@ -55,8 +56,10 @@ class CalibrationWriter:
         *,
         overwrite: bool = False,
         sampler: dict[str, Any] | None = None,
+        settings: dict[str, Any] | None = None,
     ) -> None:
-        self.folder = folder
+        self.folder, self.settings = folder, settings
+        self.other_settings: list[str] = []
         self.timestep_argument = timestep_argument
         self.calls: list[CallRecord] = []
         self._shards: list[ShardRecord] = []
@@ -88,7 +91,7 @@ class CalibrationWriter:
             self._continue()
         else:
             # First: killed while the old shards are taken away, the folder still is a calibration set.
-            MANIFEST.write(folder / MANIFEST_NAME, self._empty)
+            MANIFEST.write(folder / MANIFEST_NAME, self._empty, self.settings)
         named = {shard.file for shard in self._shards}
         for path in [path for path in folder.glob(SHARDS) if path.name not in named]:  # overwritten, or cut short
             path.unlink()
@@ -106,6 +109,9 @@ class CalibrationWriter:
                 )
         self.calls, self._shards = list(manifest.calls), list(manifest.shards)
         self._complete = manifest.complete
+        there, here = MANIFEST.settings_of(self.folder / MANIFEST_NAME), self.settings or {}
+        names = [name for name in sorted(there.keys() & here.keys()) if there[name] != here[name]]
+        self.other_settings = [f"{name} is {_short(here[name])} here and {_short(there[name])} there" for name in names]
 
     def fetch(self, key: str) -> Tensor:
         """A recorded tensor, by content hash."""
@@ -140,7 +146,7 @@ class CalibrationWriter:
             "shards": self._shards,
             "calls": self.calls,
         }
-        MANIFEST.write(self.folder / MANIFEST_NAME, self._empty.model_copy(update=update))
+        MANIFEST.write(self.folder / MANIFEST_NAME, self._empty.model_copy(update=update), self.settings)
         self._flushed_at = time.monotonic()
         cost = self._flushed_at - started
         self._patience = 0.0 if cost < FREE_SECONDS else min(cost / FLUSH_SHARE, FLUSH_SECONDS)
@@ -149,6 +155,10 @@ class CalibrationWriter:
         """Bring every call to disk and mark the calibration set as complete."""
         self._complete = True
         self.flush()
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _foreign(folder: Path) -> str:

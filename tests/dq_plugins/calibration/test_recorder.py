@@ -362,3 +362,16 @@ def test_a_timestep_inside_another_argument(tmp_path):
     assert calls.timesteps == (4.0, 9.0)
     with pytest.raises(TimestepError, match="t=None|batch.u=None"):
         record(Batch(), lambda m: m({"x": torch.ones(1, 4), "t": 1.0}), tmp_path / "u", timestep="batch.u")
+
+
+def test_settings_that_differ_from_those_of_the_recording_are_named(tmp_path):
+    def asked(**settings):
+        sample = sampler(steps=settings.pop("steps"))
+        return type("Asked", (), {"settings": settings, "__call__": lambda self, denoiser: sample(denoiser)})()
+
+    record(Denoiser(), asked(steps=(900, 1), seed="0", images="2"), tmp_path, progress=False)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(CalibrationError, match=r"recorded with other settings: seed is 1 here and 0 there \(call"):
+        record(Denoiser(), asked(steps=(800, 1), seed="1", images="2"), tmp_path, progress=False)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert len(record(Denoiser(), asked(steps=(900, 1), seed="0", images="2"), tmp_path, progress=False)) > 0
