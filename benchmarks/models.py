@@ -71,6 +71,22 @@ def unet(batch: int = 2) -> Model:
     return Model(_ready(denoiser), inputs)
 
 
+def pixel_unet() -> nn.Module:
+    """Unconditional U-Net in pixel space as of a DDPM, 63 M parameters, 64 x 64."""
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    return _ready(
+        UNet2DModel(
+            sample_size=64,
+            layers_per_block=2,
+            block_out_channels=(128, 128, 256, 512),
+            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        )
+    )
+
+
 def dit(batch: int = 2) -> Model:
     """Class-conditional diffusion transformer, 40 M parameters, 256 tokens."""
     from diffusers import DiTTransformer2DModel

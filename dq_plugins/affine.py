@@ -118,4 +118,8 @@ def fake_quantize(
     x: Tensor, scale: Tensor, zero_point: Tensor | int, q_min: int | Tensor, q_max: int | Tensor
 ) -> Tensor:
     """Quantize and dequantize: the simulated quantizer. Computed in float32, returned in ``x.dtype``."""
-    return dequantize(quantize(x.float(), scale, zero_point, q_min, q_max), scale, zero_point).to(x.dtype)
+    if torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in (x, scale, zero_point)):
+        return dequantize(quantize(x.float(), scale, zero_point, q_min, q_max), scale, zero_point).to(x.dtype)
+    # the same operations in one piece of memory
+    values = (x.float() * (1.0 / scale)).round_().add_(zero_point).clamp_(q_min, q_max)
+    return values.sub_(zero_point).mul_(scale).to(x.dtype)

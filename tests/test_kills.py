@@ -123,7 +123,7 @@ def test_sensitivity(case, tmp_path, monkeypatch) -> None:
 
 
 def test_gptq(case, tmp_path, monkeypatch) -> None:
-    sweeps = counted(monkeypatch, GPTQ, "_moments")
+    sweeps = counted(monkeypatch, GPTQ, "_inputs")
     plan_survives(case, tmp_path, (RANGES[0], Step("gptq", {"memory_mb": 16})), sweeps, every=2)
 
 

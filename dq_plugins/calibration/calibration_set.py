@@ -40,12 +40,15 @@ class CalibrationSet:
                 assert torch.equal(call.run(denoiser), call.output)
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, selection: Sequence[tuple[int, float]]) -> None:
-        """Use `open`; ``selection`` lists (call, timestep) pairs in recorded order."""
+    def __init__(
+        self, folder: Path, manifest: Manifest, selection: Sequence[tuple[int, float]], images: int | None = None
+    ) -> None:
+        """Use `open`; ``selection`` lists (call, timestep) pairs in recorded order; ``images``: of each call."""
         self.folder = folder
         self._manifest = manifest
         self._reader = ShardReader(folder, manifest.shards)
         self._selection = tuple(selection)
+        self._images = images
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> CalibrationSet:
@@ -125,7 +128,8 @@ class CalibrationSet:
         """sha256 of what is recorded and selected, whatever the division into shards."""
         manifest = self._manifest
         calls = [call.model_dump(mode="json") for call in manifest.calls]
-        return hash_json([manifest.model_hash, manifest.timestep_argument, calls, self._selection])
+        some = [] if self._images is None else [self._images]
+        return hash_json([manifest.model_hash, manifest.timestep_argument, calls, self._selection, *some])
 
     def check_model(self, model_hash: str) -> None:
         """Raise `CalibrationError` unless the set was recorded from the model with these weights."""
@@ -196,21 +200,29 @@ class CalibrationSet:
                 f"{self.folder}: call {index} was made at timestep {timestep_values(call.timestep)[:4]}, and the "
                 f"manifest says {record.timesteps[:4]}. {WAY_OUT}"
             )
-        if timestep is None or len(record.distinct) == 1:
-            return call
-        of_samples = by_sample_or_token(call.timestep)
-        rows = (of_samples.reshape(len(of_samples), -1) == timestep).any(1).nonzero().flatten()
-        return call if len(rows) == len(of_samples) else call.rows(rows, len(of_samples))
+        if timestep is not None and len(record.distinct) > 1:
+            of_samples = by_sample_or_token(call.timestep)
+            rows = (of_samples.reshape(len(of_samples), -1) == timestep).any(1).nonzero().flatten()
+            call = call if len(rows) == len(of_samples) else call.rows(rows, len(of_samples))
+        return call if self._images is None else call.some(self._images)
 
     def example_inputs(self) -> dict[str, Any]:
         """Arguments of the first call: example inputs to trace the denoiser with."""
         return next(self.calls()).kwargs
 
-    def spread(self, count: int) -> CalibrationSet:
-        """At most ``count`` calls, evenly over the recording, so that every part of the schedule is seen."""
-        last, wanted = len(self) - 1, min(count, len(self))
-        places = {round(i * last / max(wanted - 1, 1)) for i in range(wanted)}
-        return CalibrationSet(self.folder, self._manifest, [self._selection[place] for place in sorted(places)])
+    def spread(self, count: int, samples: int | None = None) -> CalibrationSet:
+        """At most ``count`` calls, evenly over the recording, so that every part of the schedule is seen.
+
+        Args:
+            count: of calls.
+            samples: of all these calls together, as many of each, see `Call.some`; None: whole calls.
+        """
+        calls = list(dict.fromkeys(index for index, _ in self._selection))
+        last, wanted = len(calls) - 1, min(count, len(calls))
+        spread = {calls[round(i * last / max(wanted - 1, 1))] for i in range(wanted)}
+        chosen = [pair for pair in self._selection if pair[0] in spread]
+        each = self._images if samples is None else -(-samples // len(spread))
+        return CalibrationSet(self.folder, self._manifest, chosen, each)
 
     def halves(self) -> tuple[CalibrationSet, CalibrationSet]:
         """Two sets without a call in common: to decide on the one and judge on the other.
@@ -263,4 +275,4 @@ class CalibrationSet:
                     kept.append((index, t))
         if not kept:
             raise CalibrationError(f"this selection leaves none of the {len(self)} calls of {self.folder}")
-        return CalibrationSet(self.folder, self._manifest, kept)
+        return CalibrationSet(self.folder, self._manifest, kept, self._images)

@@ -53,6 +53,17 @@ class Call:
         """
         return self._mapped(lambda x: x[index] if x.dim() and x.shape[0] == batch else x)
 
+    def some(self, count: int) -> Call:
+        """The call with at most ``count`` of its samples, evenly over the batch: of a guided one, from both halves.
+
+        Left whole where not every tensor among its arguments has an entry for each sample.
+        """
+        batch = len(self.output)
+        tensors = [x for x in self.inputs.values() if isinstance(x, Tensor) and x.numel() > 1]
+        if batch <= count or any(not x.dim() or x.shape[0] != batch for x in tensors):
+            return self
+        return self.rows(torch.linspace(0, batch - 1, count).round().long(), batch)
+
     def run(self, denoiser: nn.Module) -> Tensor:
         """First tensor of ``denoiser``'s output for these arguments, computed on the denoiser's device."""
         weight = next(denoiser.parameters(), None)

@@ -14,6 +14,7 @@ from dq_plugins.observers.distribution import DistributionObserver
 from dq_plugins.observers.error import ErrorTable
 from dq_plugins.observers.grouping import best_candidates
 from dq_plugins.observers.observing import observe_groups
+from dq_plugins.observers.streaming import Receive
 from dq_plugins.plan import LayerPlan, QuantPlan, RangeMethods
 from dq_plugins.plan.layers import EDGE_ROLES
 from dq_plugins.quantized.sampled import SampledStatistics
@@ -43,8 +44,14 @@ def _left_alone(layer: LayerPlan) -> bool:
     return layer.weight is None and layer.unquantized_reason is not None and layer.unquantized_reason.code == "asked"
 
 
-def statistics(context: PassContext, layers: tuple[str, ...]) -> Statistics:
-    """Statistics of the inputs of layers by timestep; one pass over the calibration set, shared by later passes."""
+def statistics(context: PassContext, layers: tuple[str, ...], also: Receive | None = None) -> Statistics:
+    """Statistics of the inputs of layers by timestep; one pass over the calibration set, shared by later passes.
+
+    Args:
+        context: the run.
+        layers: their names.
+        also: told every input, if they have to be collected; then that is not resumed after an interruption.
+    """
     if isinstance(context.calibration, SampledStatistics):
         return context.calibration.statistics
     # by calibration set: a pass may have narrowed it
@@ -52,8 +59,9 @@ def statistics(context: PassContext, layers: tuple[str, ...]) -> Statistics:
     for found in known:
         if set(layers) <= set(found.layers):
             return found
-    folder = context.workdir / "statistics" if context.workdir else None
-    known.append(collect(context.denoiser, context.calibration, layers, folder=folder, transforms=context.transforms))
+    folder = context.workdir / "statistics" if context.workdir and also is None else None
+    given = context.denoiser, context.calibration, layers
+    known.append(collect(*given, folder=folder, transforms=context.transforms, also=also))
     return known[-1]
 
 

@@ -100,6 +100,10 @@ class QuantizedRun:
         for name, layer in self._layers.items():
             layer.use(states.get(name, LayerState()))
 
+    def put(self, name: str, state: LayerState) -> None:
+        """One layer computes with this state from now on; the others with what they have."""
+        self._layers[name].use(state)
+
     def at(self, timestep: Tensor | float) -> AbstractContextManager[Any]:
         """Select the groups of a timestep for a ``with`` block, in which parts of the denoiser run by themselves."""
         return self.context.select(timestep)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +42,7 @@ class Trajectory:
             the sampler is not linear.
         end: final samples ``[B, ...]`` behind the last call, where the sampler is known.
         stepper: the sampler, where it is known and adds no noise (`dq_plugins.passes.steps.stepper.Stepper`).
+        rows: of the recorded calls that belong to the run; None: all.
     """
 
     calibration: CalibrationSet
@@ -52,6 +53,7 @@ class Trajectory:
     unexplained: float
     end: Tensor | None = None
     stepper: Any = None
+    rows: tuple[int, ...] | None = None
 
     @property
     def steps(self) -> int:
@@ -66,7 +68,14 @@ class Trajectory:
     def call(self, step: int) -> Call:
         """The recorded call of a step."""
         (call,) = self.calibration.subset(calls=[self.calls[step]]).calls()
-        return call
+        return call if self.rows is None else call.rows(torch.tensor(self.rows), len(call.output))
+
+    def first(self, images: int) -> Trajectory:
+        """The run of at most so many of its images."""
+        if images >= self.images:
+            return self
+        rows = tuple(branch * self.images + image for branch in range(self.branches) for image in range(images))
+        return replace(self, images=images, rows=rows, end=None if self.end is None else self.end[:images])
 
     def final(self) -> Tensor:
         """Final samples of full precision, ``[B, ...]``."""

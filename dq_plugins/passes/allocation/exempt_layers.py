@@ -1,19 +1,23 @@
 """Pass ``exempt-layers``: which layers stay in full precision, by what that does to the final image.
 
 Rules that others use leave the first and the last layer out, because they see and make the image itself. Here each is
-tried: recorded sampling runs are repeated with the whole plan, and with the plan but for this layer. It stays in full
-precision when that takes away enough of the image's error for what it costs in bytes and in time.
+tried, and with them those few that harm the denoiser's output most (`dq_plugins.passes.allocation.harm`): recorded
+sampling runs are repeated with the whole plan, with the plan but for all of them, and where that gains enough, but for
+each. A layer stays in full precision when that takes away enough of the image's error for what it costs in bytes and in
+time; the more it takes away, the more it may cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 from pydantic import Field
 
 from dq_plugins.errors import CalibrationError
+from dq_plugins.passes.allocation.harm import harm
 from dq_plugins.passes.allocation.problem import LayerCost
 from dq_plugins.plan import LayerPlan, QuantPlan, Reason, Section
 from dq_plugins.quantized.run import planned_run, planned_states
@@ -22,6 +26,8 @@ from dq_plugins.sensitivity.exact_noise import replayed_error
 from dq_plugins.sensitivity.measure import MEASURED
 from dq_plugins.sensitivity.trajectory import trajectories_of
 
+MOST_TIMES = 5
+
 
 @dataclass(frozen=True)
 class Exemption:
@@ -29,7 +35,8 @@ class Exemption:
 
     Attributes:
         layer: fully qualified name.
-        gain: share of the plan's image error that it takes away; negative where it adds some.
+        gain: share of the plan's image error that it takes away; negative where it adds some. Where all together take
+            too little away, what they take.
         bytes: share that it adds to the bytes of all weights.
         time: share that it adds to the time of a call, see `ExemptLayers.Options.most_cost`.
         exempt: whether it stays in full precision.
@@ -75,16 +82,22 @@ class ExemptLayers(Pass):
         Attributes:
             roles: layers to try, by role.
             layers: further ones, by name.
+            worst: further ones, so many at most: each makes a share of ``least_gain`` of the error that worse ones
+                leave in the denoiser's output.
             runs: recorded sampling runs to repeat.
+            images: of each run.
             optional: leave all layers as they are where the recording holds no whole run; the section says so.
             least_gain: share of the image's error that a layer must take away.
-            most_cost: share that it may add to the bytes of all weights, and to the time of a call. Time is counted as
+            most_cost: share that a layer with the least gain may add to the bytes of all weights, and to the time of a
+                call; one with n times the gain may add n times as much, up to five. Time is counted as
                 multiply-accumulate operations times the bits of the wider operand: what a kernel of this width takes.
         """
 
         roles: tuple[str, ...] = ("first", "last")
         layers: tuple[str, ...] = ()
+        worst: int = Field(8, ge=0)
         runs: int = Field(2, ge=1)
+        images: int = Field(2, ge=1)
         optional: bool = False
         least_gain: float = Field(0.1, ge=0, le=1)
         most_cost: float = Field(0.02, ge=0)
@@ -102,37 +115,50 @@ class ExemptLayers(Pass):
         """
         o = self.options
         asked = [n for n, p in plan.layers.items() if p.quantized and (n in o.layers or p.roles & set(o.roles))]
+        asked.sort(key=lambda name: "last" not in plan.layers[name].roles)  # then what all gain answers for the others
         try:
             runs = trajectories_of(context.calibration, context.partition.sample_argument)[: o.runs]
+            runs = [each.first(o.images) for each in runs]
         except CalibrationError:
             if not o.optional:
                 raise
             plan.sections[self.name] = Section.of(ExemptionFindings(None, ()))
             return
-        running, kept = planned_run(context.denoiser, plan, whole=True), context.finished(MEASURED, plan, o)
-
-        def error_of(unit: str) -> float:
-            sums = kept.find(unit) or {"error": replayed_error(context.denoiser, runs)}
-            kept.keep(unit, sums)
-            return sums["error"]
-
-        tried = []
+        running, finished = planned_run(context.denoiser, plan, whole=True), context.finished(MEASURED, plan, o)
+        tried, kept = [], frozenset[str]()
         with running:
             running.use({})
             states = planned_states(running, plan)
-            running.use(states)
-            first = error = error_of("the whole plan")
+            harmful = harm(running, states, context.calibration, o.worst) if o.worst else {}
+            asked = self._asked(asked, harmful)
+
+            @cache
+            def error(exempt: frozenset[str]) -> float:
+                unit = f"without {' '.join(sorted(exempt))}" if exempt else "the whole plan"
+                running.use({n: state for n, state in states.items() if n not in exempt})
+                sums = finished.find(unit) or {"error": replayed_error(context.denoiser, runs)}
+                finished.keep(unit, sums)
+                return sums["error"]
+
+            def gain(exempt: frozenset[str]) -> float:
+                return 1 - error(exempt) / error(kept) if error(kept) > 0 else 0.0
+
+            most = gain(frozenset(asked)) if asked else 0.0
             for done, name in enumerate(asked):
                 yield Progress(done, len(asked), name)
-                without = {n: state for n, state in states.items() if n != name}
-                running.use(without)
-                left = error_of(f"without {name}")
-                found = self._judged(plan, context, name, 1 - left / error if error > 0 else 0.0)
+                won = gain(kept | {name}) if most >= o.least_gain else most
+                found = self._judged(plan, context, name, won)
                 tried.append(found)
                 if found.exempt:
-                    states, error = without, left
+                    kept |= {name}
                     plan.layers[name] = exempted(plan.layers[name], found.why)
-        plan.sections[self.name] = Section.of(ExemptionFindings((first, error), tuple(tried)))
+            errors = error(frozenset()), error(kept)
+        plan.sections[self.name] = Section.of(ExemptionFindings(errors, tuple(tried)))
+
+    def _asked(self, asked: Sequence[str], harmful: Mapping[str, float]) -> list[str]:
+        """Layers to try, those of which most harm is known first: behind it that of others cannot be seen."""
+        worst = [name for name, share in harmful.items() if share >= self.options.least_gain]
+        return [*worst, *(name for name in asked if name not in worst)]
 
     def _judged(self, plan: QuantPlan, context: PassContext, name: str, gain: float) -> Exemption:
         costs = {n: _cost(context, n) for n in plan.layers if n in context.partition.layers}
@@ -141,7 +167,9 @@ class ExemptLayers(Pass):
         full = 8 * context.denoiser.get_submodule(name).weight.element_size()  # type: ignore[union-attr, operator]
         more_bytes = (costs[name].weights * full - bytes_now[name]) / max(sum(bytes_now.values()), 1)
         more_time = (costs[name].macs * full - time_now[name]) / max(sum(time_now.values()), 1)
-        exempt = gain >= self.options.least_gain and max(more_bytes, more_time) <= self.options.most_cost
+        o = self.options
+        allowed = o.most_cost * min(max(gain / max(o.least_gain, 1e-6), 1), MOST_TIMES)
+        exempt = gain >= o.least_gain and max(more_bytes, more_time) <= allowed
         return Exemption(name, gain, more_bytes, more_time, exempt)
 
 

@@ -42,10 +42,12 @@ class BiasCorrecting(Pass):
 
         Attributes:
             calls: recorded calls to measure on, spread evenly over the recording.
+            samples: of these calls together.
             groups: a correction for each timestep group; off: one for all, which is part of the bias.
         """
 
-        calls: int = Field(50, ge=1)
+        calls: int = Field(24, ge=1)
+        samples: int = Field(48, ge=1)
         groups: bool = True
 
     options: Options
@@ -58,7 +60,7 @@ class BiasCorrecting(Pass):
             plan.layers[layer].bias_correction = None  # an earlier correction is measured anew
         groups = {n: plan.groups[g] if g else TimestepGroups(()) for n, g in names.items()}
         run = planned_run(context.denoiser, plan, whole=True, out_of_range="nearest")
-        calls = context.calibration.spread(self.options.calls)
+        calls = context.calibration.spread(self.options.calls, self.options.samples)
         errors = MeanErrors(run, planned_states(run, plan), groups)
         for done, call in enumerate(calls.calls(), 1):
             errors.see(call)

@@ -42,6 +42,7 @@ class ChannelBalance(Pass):
 
         Attributes:
             calls: recorded calls to learn from, spread evenly over the recording.
+            samples: of these calls together; half of each call gives the ranges, and the other is judged on.
             rows: rows of a layer's input that count, for each call.
             strengths: what is tried beside none.
             quietest: what is tried as the least magnitude of a channel, see `balance_factors`.
@@ -50,7 +51,8 @@ class ChannelBalance(Pass):
                 multiplication of the input.
         """
 
-        calls: int = Field(25, ge=1)
+        calls: int = Field(12, ge=1)
+        samples: int = Field(128, ge=1)
         rows: int = Field(24, ge=1)
         strengths: tuple[float, ...] = Field((0.25, 0.5, 0.75), min_length=1)
         quietest: tuple[float, ...] = Field((0.02, 0.2), min_length=1)
@@ -65,7 +67,7 @@ class ChannelBalance(Pass):
         if context.targets.act_bits is None:
             return  # weights alone have a scale for each output; nothing is shared by channels
         sharing = layers_by_input(context)
-        calls = context.calibration.spread(self.options.calls)
+        calls = context.calibration.spread(self.options.calls, self.options.samples)
         gathering = _Gathering(context.denoiser, {names[0] for names in sharing}, self.options.rows)
         for done, call in enumerate(calls.calls()):
             yield Progress(done, len(calls) + len(sharing), "inputs")

@@ -13,6 +13,7 @@ from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.passes.shared_inputs import TRANSFORMING
 from dq_plugins.plan import QuantPlan, Reason
 from dq_plugins.plan.layers import EDGE_ROLES, NO_RANGES
+from dq_plugins.quantized.input_rows import has_rows
 from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.weight_scale import layer_quantizer
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
@@ -29,14 +30,15 @@ class WeightRanges(Pass):
 
         Attributes:
             embedding_bits: least width of embedding tables, which are small and whose errors every step adds in full.
-            method: ``"minmax"`` or ``"shrink"``.
+            method: ``"minmax"``, ``"shrink"``, or ``"later"``: min-max for the layers whose scales ``gptq`` will choose
+                again, which saves their search.
             keep_roles: layers with one of these roles stay in full precision, weights and activations. TFMQ-DM's
                 released code keeps ``first``, ``last``, ``temporal_first``, ``shortcut`` and ``downsample``; here
                 they are quantized unless named.
         """
 
         embedding_bits: int = Field(1, ge=1, le=16)
-        method: Literal["minmax", "shrink"] = "shrink"
+        method: Literal["minmax", "shrink", "later"] = "shrink"
         keep_roles: tuple[str, ...] = ()
 
     options: Options
@@ -45,7 +47,8 @@ class WeightRanges(Pass):
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
         """Write ``layer.weight`` for every layer that the traced forward runs."""
         targets = context.targets
-        plan.range_methods = replace(plan.range_methods, weights=self.options.method)
+        method = "shrink" if self.options.method == "later" else self.options.method
+        plan.range_methods = replace(plan.range_methods, weights=method)
         runs = [name for name in plan.layers if name in context.partition.layers]
         for done, name in enumerate(runs):
             yield Progress(done, len(runs), name)
@@ -61,10 +64,10 @@ class WeightRanges(Pass):
             if LAYER_KINDS[layer.kind].lookup:
                 bits = max(bits, self.options.embedding_bits)
             module = context.denoiser.get_submodule(name)
+            later = self.options.method == "later" and has_rows(module)
+            of_layer = "minmax" if later else method
             try:
-                layer.weight = layer_quantizer(
-                    module, bits, targets, method=self.options.method, transform=transform_of(layer)
-                )
+                layer.weight = layer_quantizer(module, bits, targets, method=of_layer, transform=transform_of(layer))
             except PlanError as error:
                 raise PlanError(f"layer {name!r}: {error}") from error
             layer.unquantized_reason = NO_RANGES

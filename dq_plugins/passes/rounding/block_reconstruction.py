@@ -59,6 +59,7 @@ class BlockReconstruction(Pass):
             relative: AdaRound's loss counts in units of that before learning, its regulariser per variable. By
                 measurement one factor then suits all blocks; off: the papers' plain sums.
             calls: recorded calls to learn from, drawn evenly over the recording.
+            samples: of these calls together; None: all.
             most_bits: wider weights keep their rounding, and so do the ranges of blocks that have only such weights.
             freeze_temporal: leave the layers that depend on t alone, and those that ``temporal-reconstruction`` has
                 decided, as they are; off: reconstruct them with their block, as methods before TFMQ-DM do.
@@ -74,6 +75,7 @@ class BlockReconstruction(Pass):
         weight: float = Field(1e5, ge=0)
         relative: bool = True
         calls: int = Field(40, ge=1)
+        samples: int | None = Field(None, ge=1)
         most_bits: int = Field(16, ge=1, le=16)
         freeze_temporal: bool = True
         quantize_inputs: bool | None = None
@@ -99,7 +101,7 @@ class BlockReconstruction(Pass):
         found = {}
         started, finished = time.perf_counter(), context.finished(BLOCK, plan, self.options)
         learning = context.finished(STATE, plan, self.options)
-        calls = context.calibration.spread(self.options.calls)
+        calls = context.calibration.spread(self.options.calls, self.options.samples)
         with block_recorder(units, context.partition, calls, context.workdir) as recorder:
             for done, unit in enumerate(units):
                 block = finished.find(unit.module)

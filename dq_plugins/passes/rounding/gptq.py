@@ -1,8 +1,9 @@
 """Pass ``gptq``: rounding that makes up for its own errors, from the second moments of each layer's input.
 
-One sweep over some recorded calls gathers ``H = X^T X`` of as many layers as fit into the memory allowed, then their
-weights are rounded (`dq_plugins.passes.rounding.compensation`), then the next sweep. The inputs are those of full
-precision, transformed where the plan transforms them.
+One sweep over recorded calls samples rows of the inputs of as many layers as fit into the memory allowed, then their
+weights are rounded (`dq_plugins.passes.rounding.compensation`), then the next sweep. The first sweep also collects the
+statistics that ranges are chosen from, where inputs are to be quantized. The inputs are those of full precision,
+transformed where the plan transforms them.
 
 Source: Frantar et al. 2022 (GPTQ).
 """
@@ -20,13 +21,21 @@ from torch import Tensor, nn
 from dq_plugins.artifact import Format
 from dq_plugins.hooks import hooked
 from dq_plugins.observers.streaming import first_argument
-from dq_plugins.passes.rounding.compensation import GPTQOptions, compensated_codes, weighted_quantizer
+from dq_plugins.passes.activations import activation_bits, statistics
+from dq_plugins.passes.rounding.compensation import (
+    GPTQOptions,
+    compensated_codes,
+    second_moments,
+    weighted_quantizer,
+)
 from dq_plugins.plan import LayerPlan, QuantPlan, WeightQuant
 from dq_plugins.quantized.input_rows import has_rows, input_rows, weight_matrix
 from dq_plugins.quantized.layer_transform import transform_of, transformed_input, transformed_weight
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 MEBIBYTE = 1 << 20
+STORED = torch.bfloat16
+"""What sampled rows are kept in: their second moments are far less exact than this."""
 SWEEP: Format[dict[str, WeightQuant]] = Format(
     "gptq-sweep", 1, dict[str, WeightQuant], what="a sweep of rounded layers"
 )
@@ -43,17 +52,19 @@ class GPTQ(Pass):
         """Options of ``gptq``.
 
         Attributes:
-            calls: recorded calls to learn from, spread evenly over the recording.
-            rows: rows of a layer's input that count, for each call.
+            calls: recorded calls to learn from, spread evenly over the recording, in a sweep of its own.
+            samples: of these calls together.
+            rows: rows of a layer's input that count, drawn evenly from the calls of a sweep.
             damping: see `GPTQOptions`.
             act_order: see `GPTQOptions`.
             scales: choose each output's scale again, by the error that its inputs make of it.
             most_bits: wider weights keep their rounding.
-            memory_mb: of the second moments of the layers that one sweep serves.
+            memory_mb: of the rows of the layers that one sweep serves.
         """
 
-        calls: int = Field(24, ge=1)
-        rows: int = Field(200, ge=1)
+        calls: int = Field(48, ge=1)
+        samples: int = Field(96, ge=1)
+        rows: int = Field(4800, ge=1)
         damping: float = Field(0.01, gt=0)
         act_order: bool = True
         scales: bool = True
@@ -82,11 +93,13 @@ class GPTQ(Pass):
         self, chunk: list[str], plan: QuantPlan, context: PassContext, done: int, total: int
     ) -> Generator[Progress, None, dict[str, WeightQuant]]:
         yield Progress(done, total, f"inputs of {len(chunk)} layers")
-        moments = self._moments(chunk, context)
+        inputs = self._inputs(chunk, plan, context)
         found = {}
-        for name in chunk:
+        for name in inputs:
             yield Progress(done + len(found), total, name)
-            found[name] = self._rounded(context.denoiser.get_submodule(name), plan.layers[name], moments.pop(name))
+            rows = torch.cat(inputs[name], 1)
+            inputs[name].clear()
+            found[name] = self._rounded(context.denoiser.get_submodule(name), plan.layers[name], rows)
         return found
 
     def _layers(self, plan: QuantPlan, context: PassContext) -> list[str]:
@@ -104,7 +117,7 @@ class GPTQ(Pass):
         limit, chunk, used = self.options.memory_mb * MEBIBYTE, [], 0
         for name in layers:
             matrix = weight_matrix(layer := context.denoiser.get_submodule(name), layer.weight)  # [P, O/P, K]
-            size = 4 * matrix.shape[0] * matrix.shape[2] ** 2
+            size = STORED.itemsize * self.options.rows * matrix.shape[0] * matrix.shape[2]
             if chunk and used + size > limit:
                 yield chunk
                 chunk, used = [], 0
@@ -113,29 +126,39 @@ class GPTQ(Pass):
         if chunk:
             yield chunk
 
-    def _moments(self, names: list[str], context: PassContext) -> dict[str, Tensor]:
-        """``X^T X`` of the inputs of some layers: float32 ``[P, K, K]``."""
+    def _inputs(self, names: list[str], plan: QuantPlan, context: PassContext) -> dict[str, list[Tensor]]:
+        """Rows of the inputs of those of some layers that run: ``[P, R, K]`` of each call."""
         modules = {name: context.denoiser.get_submodule(name) for name in names}
-        moments: dict[str, Tensor] = {}
+        found: dict[str, list[Tensor]] = {}
         generator = context.generator(*names)
 
-        def observe(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = transformed_input(modules[name], context.transforms.get(name), first_argument(name, args, kwargs))
-            rows = input_rows(modules[name], x, self.options.rows, generator)  # [P, R, K]
-            found = rows.transpose(1, 2) @ rows
-            moments[name] = moments[name].add_(found) if name in moments else found
+        def see(name: str, x: Tensor, calls: int) -> None:
+            if name in modules:
+                rows = input_rows(modules[name], x, -(-self.options.rows // calls), generator)
+                found.setdefault(name, []).append(rows.to(STORED))
 
-        with hooked(modules, before=observe, first=True):
-            for call in context.calibration.spread(self.options.calls).calls():
-                call.run(context.denoiser)
-        return moments
+        bits = activation_bits(plan, context)
+        if modules.keys() <= bits.keys():
+            every = len(context.calibration)
+            statistics(context, tuple(sorted(bits)), also=lambda name, x, _: see(name, x, every))
+        if not found:  # the statistics were known
+            calls = context.calibration.spread(self.options.calls, self.options.samples)
 
-    def _rounded(self, layer: nn.Module, plan: LayerPlan, moments: Tensor) -> WeightQuant:
+            def before(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                x = first_argument(name, args, kwargs)
+                see(name, transformed_input(modules[name], context.transforms.get(name), x), len(calls))
+
+            with hooked(modules, before=before, first=True):
+                for call in calls.calls():
+                    call.run(context.denoiser)
+        return found
+
+    def _rounded(self, layer: nn.Module, plan: LayerPlan, rows: Tensor) -> WeightQuant:
         quant: Any = plan.weight
         matrix = weight_matrix(layer, transformed_weight(layer, transform_of(plan)).float())  # [P, O/P, K]
+        moments = [second_moments(each.float()) for each in rows]  # [K, K] each
         if self.options.scales:
-            importance = moments.diagonal(dim1=1, dim2=2)  # [P, K]
-            found = [weighted_quantizer(w, h, quant) for w, h in zip(matrix, importance, strict=True)]
+            found = [weighted_quantizer(w, h.diagonal(), quant) for w, h in zip(matrix, moments, strict=True)]
             parts = ("scale", "zero_point", "group_scale")
             quant = WeightQuant(
                 quant.bits, **{part: _joined([getattr(each, part) for each in found]) for part in parts}

@@ -27,12 +27,12 @@ DEFAULT = Recipe(
     "balanced inputs, compensating rounding, and no error that every step repeats: what most people should use",
     (
         Step("channel-balance"),
-        Step("weight-ranges", {"embedding_bits": 8}),
+        Step("weight-ranges", {"embedding_bits": 8, "method": "later"}),
         Step("gptq"),
         Step("timestep-groups"),
         Step("activation-ranges", {"observer": "by-width"}),
         Step("bias-correction"),
-        Step("exempt-layers", {"optional": True, "runs": 1}),
+        Step("exempt-layers", {"optional": True, "runs": 1, "images": 1}),
     ),
 )
 
@@ -42,13 +42,13 @@ BEST = Recipe(
     "outputs: minutes to hours, the best images",
     (
         Step("channel-balance"),
-        Step("weight-ranges", {"embedding_bits": 8}),
+        Step("weight-ranges", {"embedding_bits": 8, "method": "later"}),
         Step("gptq"),
         Step("timestep-groups"),
         Step("activation-ranges", {"observer": "by-width", "ranges": "measured"}),
-        Step("block-reconstruction", {"iterations": 100, "most_bits": 6}),
+        Step("block-reconstruction", {"iterations": 100, "most_bits": 6, "samples": 80}),
         Step("bias-correction"),
-        Step("learned-ranges", {"learn": ("ranges", "scales", "corrections"), "passes": 2.0, "images": 2}),
+        Step("learned-ranges", {"learn": ("ranges", "scales", "corrections"), "passes": 1.5, "images": 2, "looks": 4}),
         Step("exempt-layers", {"optional": True, "runs": 1}),
     ),
 )

@@ -239,3 +239,16 @@ def test_halves_have_no_call_in_common_and_every_timestep_where_it_was_recorded_
 def test_one_call_has_no_halves(tmp_path):
     with pytest.raises(CalibrationError, match="leaves none"):
         record_at(tmp_path, [9]).halves()
+
+
+def test_a_few_samples_of_every_call(tmp_path):
+    calib = record_at(tmp_path, [9, torch.tensor([5, 5, 5, 2]), 1], batch=4)
+    few = calib.spread(3, samples=5)
+    assert [len(call.output) for call in few.calls()] == [2, 2, 2]
+    assert len({calib.hash, few.hash, calib.spread(3, samples=7).hash}) == 3
+    for part in (few.subset(timesteps=[9]), few.spread(1), few.halves()[0]):
+        assert all(len(call.output) == 2 for call in part.calls())
+    whole = next(calib.calls())
+    assert torch.equal(next(few.calls()).kwargs["x"], whole.kwargs["x"][[0, 3]])
+    assert calib.spread(3, samples=99).hash != calib.hash
+    assert [len(call.output) for call in calib.spread(3, samples=99).calls()] == [4, 4, 4]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dq_plugins.calibration import first_tensor
+from dq_plugins.calibration import Call, first_tensor
 from dq_plugins.errors import CalibrationError
 
 
@@ -14,3 +14,22 @@ def test_the_first_tensor_of_nested_outputs():
     for nothing in ((), {"sample": 3}, None):
         with pytest.raises(CalibrationError, match="without a tensor in it"):
             first_tensor(nothing)
+
+
+def guided_call(**further) -> Call:
+    sample = torch.arange(8.0)[:, None].expand(8, 3)
+    return Call(0, torch.tensor(5), {"sample": sample, "scale": torch.ones(1), **further}, sample)
+
+
+def test_some_samples_of_a_guided_batch_are_of_both_halves():
+    some = guided_call().some(4)
+    assert some.output[:, 0].tolist() == [0, 2, 5, 7]
+    assert torch.equal(some.kwargs["sample"], some.output)
+    assert some.kwargs["scale"].shape == (1,)
+    assert some.timestep.dim() == 0
+
+
+def test_a_call_stays_whole_where_its_samples_cannot_be_told_apart():
+    for call in (guided_call(tokens=torch.ones(5, 3)), guided_call(number=torch.ones(3, 8)), guided_call().some(3)):
+        assert call.some(3) is call
+    assert len(guided_call(number=torch.tensor(2)).some(3).output) == 3

@@ -200,3 +200,17 @@ def test_a_sampler_that_makes_other_samples_is_not_followed(tmp_path, monkeypatc
     (run,) = trajectories_of(calibration, "sample")
     assert run.stepper is None
     assert run.steps == len(SCHEDULE) - 1
+
+
+def test_a_part_of_the_images_runs_as_it_did_in_the_batch(tmp_path):
+    denoiser = TwoBranches().eval().requires_grad_(False)
+    calibration = dq.record(denoiser, guided_sampler(noise=0.02), out=tmp_path, progress=False)
+    (run,) = trajectories_of(calibration, "sample")
+    one = run.first(1)
+    assert (one.images, one.branches) == (1, 2)
+    assert len(one.call(0).output) == 2
+    assert torch.equal(one.final(), run.final()[:1])
+    with torch.no_grad():
+        denoiser.inner.enter.weight.mul_(1.3)
+    assert torch.allclose(replayed(denoiser, one), replayed(denoiser, run)[:1], atol=1e-5)
+    assert run.first(2) is run

@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from dq_plugins.errors import PlanError
-from dq_plugins.passes.rounding.compensation import GPTQOptions, compensated_codes, weighted_quantizer
+from dq_plugins.passes.rounding.compensation import (
+    GPTQOptions,
+    compensated_codes,
+    second_moments,
+    weighted_quantizer,
+)
 from dq_plugins.plan import WeightQuant
 
 
@@ -108,3 +113,17 @@ def test_scales_weigh_columns_by_their_inputs():
     loud = weighted_quantizer(weight, torch.tensor([1.0, 1e-6, 1e-6, 1e-6]), form)
     quiet = weighted_quantizer(weight, torch.tensor([1e-6, 1.0, 1.0, 1.0]), form)
     assert float(quiet.scale) < float(loud.scale)
+
+
+def test_second_moments_in_integers_round_as_well_as_exact_ones(monkeypatch):
+    weight, x, quant = problem(0, columns=60)
+    x[:, 5] *= 1e4  # a loud column costs the others nothing
+    x[:, 7] = 0
+    exact = (x.double().T @ x.double()).float()
+    monkeypatch.setattr("dq_plugins.passes.rounding.compensation.FEW", 0)
+    found = second_moments(x)
+    assert not torch.equal(found, exact)
+    root = exact.diagonal().clamp(min=1e-30).sqrt()
+    assert float(((found - exact) / (root * root[:, None]))[[i for i in range(60) if i != 7]].abs().max()) < 0.01
+    with_exact = output_error(weight, compensated_codes(weight, exact, quant), quant, x)
+    assert output_error(weight, compensated_codes(weight, found, quant), quant, x) < 1.05 * with_exact

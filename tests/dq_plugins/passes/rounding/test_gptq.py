@@ -9,7 +9,8 @@ from denoisers import TinyDenoiser, recorded, tiny_denoiser
 import dq_plugins as dq
 from dq_plugins.hooks import hooked
 from dq_plugins.passes.rounding import gptq
-from dq_plugins.recipe import Recipe, Step
+from dq_plugins.progress import finish
+from dq_plugins.recipe import PassContext, Recipe, Step
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +84,8 @@ def test_wider_weights_keep_their_rounding(case) -> None:
 
 def test_little_memory_means_more_sweeps_and_as_good_a_plan(case, monkeypatch) -> None:
     sweeps = []
-    moments = gptq.GPTQ._moments
-    monkeypatch.setattr(gptq.GPTQ, "_moments", lambda *args: sweeps.append(args[1]) or moments(*args))
+    inputs = gptq.GPTQ._inputs
+    monkeypatch.setattr(gptq.GPTQ, "_inputs", lambda *args: sweeps.append(args[1]) or inputs(*args))
     monkeypatch.setattr(gptq, "MEBIBYTE", 1024)
     plan = make(case, Step("gptq", {"memory_mb": 32}))
     assert len(sweeps) > 1
@@ -100,23 +101,23 @@ def test_the_same_seed_gives_the_same_plan(case) -> None:
 
 def test_resumes_sweep_by_sweep_to_the_same_plan(case, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(gptq, "MEBIBYTE", 1)  # a sweep for each layer
-    whole, measure, swept = make(case, Step("gptq")), gptq.GPTQ._moments, []
+    whole, measure, swept = make(case, Step("gptq")), gptq.GPTQ._inputs, []
 
     def interrupted_after(sweeps: int):
-        def moments(self, names, context):
+        def inputs(self, names, plan, context):
             if len(swept) == sweeps:
                 raise KeyboardInterrupt
             swept.append(names)
-            return measure(self, names, context)
+            return measure(self, names, plan, context)
 
-        return moments
+        return inputs
 
     with monkeypatch.context() as patch:
-        patch.setattr(gptq.GPTQ, "_moments", interrupted_after(2))
+        patch.setattr(gptq.GPTQ, "_inputs", interrupted_after(2))
         with pytest.raises(KeyboardInterrupt):
             make(case, Step("gptq"), workdir=tmp_path)
     assert len(list((tmp_path / "01-gptq").iterdir())) == 2
-    monkeypatch.setattr(gptq.GPTQ, "_moments", interrupted_after(99))
+    monkeypatch.setattr(gptq.GPTQ, "_inputs", interrupted_after(99))
     assert make(case, Step("gptq"), workdir=tmp_path) == whole
     assert len(swept) == len({tuple(names) for names in swept}) > 2
 
@@ -152,3 +153,33 @@ def test_learned_rounding_and_learned_scales_keep_the_groups(wide) -> None:
     with torch.no_grad():
         found, expected = (call.run(dq.apply(copy.deepcopy(wide[0]), plan, backend=b)) for b in ("torchao", "simulate"))
     assert float((found - expected).norm() / expected.norm()) < 0.05
+
+
+def test_the_statistics_of_ranges_come_in_the_same_sweep(case) -> None:
+    denoiser, calibration = case
+    calls = []
+
+    def made(*steps: Step) -> tuple[dq.QuantPlan, int]:
+        calls.clear()
+        with hooked({"": denoiser}, before=lambda *call: calls.append(call[0])):
+            recipe = Recipe("r", "", (Step("weight-ranges"), *steps, Step("activation-ranges")))
+            plan = dq.make_plan(denoiser, calibration, recipe, weight_bits=3, act_bits=8, progress=False)
+        return plan, len(calls)
+
+    plan, swept = made(Step("gptq"))
+    assert swept == made()[1] > 0
+    assert gain(case, plan, make(case)) < 0.6
+
+
+def test_a_layer_that_no_call_reaches_keeps_its_rounding(case) -> None:
+    denoiser, calibration = case
+    context = PassContext(denoiser, calibration)
+    plan = make(case)
+    name = next(iter(plan.layers))
+    before = plan.layers[name].weight
+    with pytest.MonkeyPatch.context() as patch:
+        inputs = gptq.GPTQ._inputs
+        patch.setattr(gptq.GPTQ, "_inputs", lambda *a: {n: x for n, x in inputs(*a).items() if n != name})
+        finish(gptq.GPTQ().run(plan, context))
+    assert plan.layers[name].weight == before
+    assert all(layer.weight.codes is not None for other, layer in plan.layers.items() if other != name)
