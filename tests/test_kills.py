@@ -119,7 +119,7 @@ def test_statistics(case, tmp_path, monkeypatch) -> None:
 
 def test_sensitivity(case, tmp_path, monkeypatch) -> None:
     units = counted(monkeypatch, __import__("dq_plugins.sensitivity.measure", fromlist=["_measured"]), "_measured")
-    plan_survives(case, tmp_path, (RANGES[0], Step("sensitivity")), units, every=25)
+    plan_survives(case, tmp_path, (RANGES[0], Step("sensitivity")), units, every=5)
 
 
 def test_gptq(case, tmp_path, monkeypatch) -> None:

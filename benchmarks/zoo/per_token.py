@@ -37,8 +37,5 @@ PER_TOKEN: dict[str, Specimen] = {
         VIDEO_TRANSFORMERS["LTXVideoTransformer3DModel"], _times(2, 32, clean=16)
     ),
     "WanTransformer3DModel, per token": _with(VIDEO_TRANSFORMERS["WanTransformer3DModel"], _times(2, 32, clean=16)),
-    "SkyReelsV2Transformer3DModel, per frame": _with(
-        VIDEO_TRANSFORMERS["SkyReelsV2Transformer3DModel"], _times(2, 2, clean=1)
-    ),
 }
 """By class name and what is different."""
