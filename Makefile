@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 TORCH  := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint bench fuzz zoo clean
+.PHONY: demo test docs lint bench fuzz zoo clean
 
 demo: $(STAMP)
 	$(BIN)/dq-plugins demo --out demo-report
@@ -17,6 +17,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir site
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks

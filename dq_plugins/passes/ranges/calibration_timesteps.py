@@ -3,7 +3,7 @@
 Recorded calls are drawn one by one, each at the timestep where the groups are least decided or least is known, until
 the expected gain of another one falls under a threshold. Later passes see only the calls that were drawn.
 
-Source: ADP-DM (He et al. 2024), active timestep selection by structural risk minimisation.
+Source: ADP-DM (Wang et al. 2024), active timestep selection by structural risk minimisation.
 """
 
 from __future__ import annotations

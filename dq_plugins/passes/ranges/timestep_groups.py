@@ -1,7 +1,7 @@
 """Pass ``timestep-groups``: which timesteps share activation ranges.
 
 ``dp`` finds the contiguous groups with the least summed quantization error over all layers, exactly; ``search`` learns
-groups by gradient descent against the error of the denoiser's output (ADP-DM, He et al. 2024); ``uniform`` cuts the
+groups by gradient descent against the error of the denoiser's output (ADP-DM, Wang et al. 2024); ``uniform`` cuts the
 schedule into equally many timesteps and is the baseline. The error curve over the number of groups stays in the plan,
 so that a user sees what one more group buys.
 """

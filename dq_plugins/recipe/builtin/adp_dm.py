@@ -1,4 +1,4 @@
-"""ADP-DM's recipe (He et al., CVPR 2024, arXiv 2305.18723), as the paper states it.
+"""ADP-DM's recipe (Wang et al., CVPR 2024, arXiv 2305.18723), as the paper states it.
 
 Eight groups; entropy weight 0.8 against the squared error of the noise summed over an image; eta 1.5; weights min-max
 and nearest. Whatever any timesteps have in common makes a group (``contiguous`` off), and what the search finds is

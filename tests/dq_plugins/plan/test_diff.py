@@ -30,4 +30,4 @@ def test_command_prints_and_signals(tmp_path: Path, capsys) -> None:
     assert main(["diff", str(tmp_path / "a"), str(tmp_path / "b")]) == 1
     assert "recipe" in capsys.readouterr().out
     assert main(["diff", str(tmp_path / "a"), str(tmp_path / "none")]) == 2
-    assert "plan.json is missing: a plan was expected there" in capsys.readouterr().err
+    assert f"there is no folder {str(tmp_path / 'none')!r}" in capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""Differentiable search for timestep groups, and the choice of timesteps to calibrate on (ADP-DM, He et al. 2024)."""
+"""Differentiable search for timestep groups, and the choice of timesteps to calibrate on (ADP-DM, Wang et al. 2024)."""

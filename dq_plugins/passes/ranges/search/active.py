@@ -6,7 +6,7 @@ H(t) is the entropy of t's groups: high while it is undecided which group t belo
 the second term bounds what calls not drawn yet could still change. The groups learned on the way only say where to
 look; ``timestep-groups`` chooses the ones that count, from what was drawn.
 
-Source: ADP-DM (He et al. 2024), structural risk minimisation over timesteps; eta = 1.5 is the paper's. (Its released
+Source: ADP-DM (Wang et al. 2024), structural risk minimisation over timesteps; eta = 1.5 is the paper's. (Its released
 code subtracts twice the number of visits instead.)
 
 Shapes: ``T`` timesteps, ``L`` layers, ``N`` values, ``G`` groups.

@@ -8,7 +8,7 @@ with weights w = softmax(logits / temperature). An entropy weight says nothing w
 ADP-DM's 0.8 belongs to the squared error of the noise summed over an image. Against an error normalised to around 0.01
 the same 0.8 commits before the loss has had an effect.
 
-Source: ADP-DM (He et al. 2024).
+Source: ADP-DM (Wang et al. 2024).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ size quantization does (LSQ, Esser et al. 2020; LSQ+, Bhalgat et al. 2020, for b
 with n the number of steps of the code. Only x is kept for the backward pass: a mixture of eight versions of every
 activation of a denoiser would not fit in memory otherwise.
 
-Source: ADP-DM (He et al. 2024), the relaxed group assignment.
+Source: ADP-DM (Wang et al. 2024), the relaxed group assignment.
 """
 
 from __future__ import annotations
