@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from denoisers import recorded
@@ -7,6 +9,7 @@ from sensitivities import tiny_setting
 
 import dq_plugins as dq
 from dq_plugins.errors import BudgetError, RecipeError
+from dq_plugins.hashing import hash_json
 from dq_plugins.passes.allocation.bit_allocation import BitAllocation
 from dq_plugins.passes.allocation.findings import LayerReason, explanation
 from dq_plugins.plan import Targets
@@ -28,7 +31,10 @@ def setting(tmp_path_factory: pytest.TempPathFactory):
 def made(setting, *, sensitivity: dict | None = None, **allocation) -> dq.QuantPlan:
     denoiser, calibration, work = setting
     options = {**SMALL, "sensitivity": {**SMALL["sensitivity"], **(sensitivity or {})}, "bit-allocation": allocation}
-    return dq.make_plan(denoiser, calibration, "mixdq", weight_bits=4, options=options, workdir=work, progress=False)
+    folder = work / hash_json(options)[:12]
+    if not folder.exists() and (others := sorted(work.iterdir())):  # the steps that are the same are not run again
+        shutil.copytree(others[0], folder, ignore=shutil.ignore_patterns("run.json"))
+    return dq.make_plan(denoiser, calibration, "mixdq", weight_bits=4, options=options, workdir=folder, progress=False)
 
 
 def mean_bits(denoiser, plan: dq.QuantPlan) -> float:
