@@ -35,8 +35,8 @@ def config_from_json(data: Any, kind: type[C]) -> C:
         raise DQError(f"the quantization config is a {found}, expected was a {kind.__name__}")
     try:
         version, fields = data["_version"], data["_data"]
-        kind.__new__(kind, version=version)  # a newer one may have fields that are not known here
-        return kind(**decode(_fields_of(kind), fields, {}), version=version)
+        kind.__new__(kind, version=version)  # type: ignore[call-arg]  # a newer one may have unknown fields
+        return kind(**decode(_fields_of(kind), fields, {}), version=version)  # type: ignore[call-arg]
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, DQError):
             raise
@@ -47,7 +47,7 @@ def config_from_json(data: Any, kind: type[C]) -> C:
 def _fields_of(kind: type) -> Any:
     """The fields of a config as a type of dictionary, so that their types are checked before the class sees them."""
     hints = get_type_hints(kind, include_extras=True)
-    known = {f.name: NotRequired[hints[f.name]] for f in fields(kind) if f.name != "version"}
+    known = {f.name: NotRequired[hints[f.name]] for f in fields(kind) if f.name != "version"}  # type: ignore[misc]
     found = TypedDict("Fields", known)  # type: ignore[operator]
     found.__pydantic_config__ = STRICT  # type: ignore[attr-defined]
     return found

@@ -88,7 +88,7 @@ def mutate(found: dict[str, Reader], count: int, seed: int) -> int:
 
 def steer(found: dict[str, Reader], count: int) -> None:
     """Changes that coverage steers."""
-    import atheris
+    import atheris  # type: ignore[import-not-found]
 
     class Bytes(Random):
         """Chance that is read from the fuzzer's input."""
@@ -129,7 +129,7 @@ def main() -> int:
     signal.signal(signal.SIGALRM, _hang)
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         if args.engine == "atheris":
-            import atheris
+            import atheris  # type: ignore[import-not-found]
 
             steered = [f"dq_plugins.{each}" for each in ("artifact", "plan", "calibration")]
             with atheris.instrument_imports(include=steered):

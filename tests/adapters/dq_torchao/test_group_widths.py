@@ -14,7 +14,7 @@ from torch._inductor import config as inductor_config
 from torchao_models import TIMESTEPS, build, corrected_plan, denoiser_plan, sqnr
 
 from dq_plugins.affine import affine_parameters
-from dq_plugins.plan import QuantPlan
+from dq_plugins.plan import ActivationQuant, QuantPlan
 from dq_plugins.quantized.simulate import SimulateAdapter
 
 WIDTHS = {"narrower": (4, 8, 6), "partly floating": (None, 4, 8), "floating at two": (None, 5, None)}
@@ -33,6 +33,7 @@ def with_widths(plan: QuantPlan, widths: tuple[int | None, ...], symmetric: bool
             scales.append(scale)
             zero_points.append(zero_point)
         tables = torch.cat(scales), torch.cat(zero_points)
+        assert isinstance(layer.activation, ActivationQuant)
         quant = replace(layer.activation, bits=widest, scale=tables[0], zero_point=tables[1], group_bits=widths)
         plan.layers[name] = replace(layer, activation=quant)
     return plan
