@@ -23,15 +23,9 @@ from dq_torchao.kernels import code_offset, is_frozen
 from dq_torchao.timestep_state import NAME, TimestepState
 
 torch.library.define("dq_torchao::columns", "(Tensor row) -> Tensor[]")
-torch.library.impl("dq_torchao::columns", "CPU")(lambda row: list(_apart(row)[:, :1].unbind(0)))
+# copies: what an operator returns may share no memory
+torch.library.impl("dq_torchao::columns", "CPU")(lambda row: torch.unbind_copy(row.reshape(-1, 1)))
 torch.library.register_fake("dq_torchao::columns")(lambda row: [row.new_empty(1) for _ in range(row.numel())])
-
-
-def _apart(row: Tensor) -> Tensor:
-    """``[L, 4]``, the first of four from ``row [1, L]``: inductor wants tensors on borders of 16 bytes."""
-    apart = row.new_empty(row.numel(), 4)
-    apart[:, 0] = row[0]
-    return apart
 
 
 def enlist(denoiser: nn.Module, name: str) -> None:
