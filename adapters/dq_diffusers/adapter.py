@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from dq_diffusers.building import build_from_config
+from dq_diffusers.denoisers import denoiser_of, denoisers_of, place
 from dq_diffusers.example_inputs import example_inputs
 from dq_diffusers.host import loading_bars
-from dq_diffusers.recording import denoiser_of, denoisers_of, load_pipeline, sampler
+from dq_diffusers.recording import load_pipeline, sampler
 from dq_plugins.progress import on_terminal
 
 
@@ -39,7 +40,7 @@ class DiffusersAdapter:
         if any(getattr(denoiser, "hf_quantizer", None) is None for denoiser in denoisers.values()):
             return None
         for name, denoiser in denoisers.items():
-            setattr(pipe, name, denoiser)
+            place(pipe, name, denoiser)
         pipe.save_pretrained(folder)
         return Path(folder)
 

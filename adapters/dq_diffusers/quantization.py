@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from dq_diffusers.recording import Drawn, denoiser_of, denoisers_of, sampler
+from dq_diffusers.denoisers import denoiser_of, denoisers_of
+from dq_diffusers.recording import Drawn, sampler
 from dq_diffusers.schedules import install_schedule
-from dq_plugins.application import apply
+from dq_plugins.application import apply, executor
 from dq_plugins.calibration import record
 from dq_plugins.errors import DQError, NeverCalledError
 from dq_plugins.full_precision import require_full_precision
@@ -88,6 +89,10 @@ def quantize(
         plan = dq_diffusers.quantize(pipe, weight_bits=4, prompts=["a red fox", "a lighthouse at night"])
         pipe.save_pretrained("quantized/")
     """
+    if (tune := backend_options.pop("tune", None)) is not None:  # the option's former name
+        prefer = "fastest" if tune else "smallest"
+        warnings.warn(f"quantize(tune={tune}) is now prefer={prefer!r}", DeprecationWarning, stacklevel=2)
+    executor(backend, backend_options)
     if prefer == "fastest" and backend != "torchao":
         raise DQError(f"prefer='fastest' chooses between integers and floating point, and {backend!r} runs no integers")
     denoiser_of(pipe)  # raises where there is none

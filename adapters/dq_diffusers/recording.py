@@ -5,20 +5,21 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from dq_diffusers.denoisers import denoiser_of, denoisers_of, placed
 from dq_plugins.calibration.prompts import PROMPTS
-from dq_plugins.errors import DQError, TimestepError
-from dq_plugins.graph.arguments import find_timestep_argument
+from dq_plugins.errors import DQError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 NON_FINITE = "non_finite"
 """Key of what stands for an infinite number of a scheduler's config in a recording: JSON has none."""
-_USUAL_NAMES = ("unet", "transformer", "prior", "decoder")
+_COUNTS = ("num_images_per_prompt", "num_videos_per_prompt", "num_waveforms_per_prompt")
+_PER_IMAGE = re.compile(r"(negative_)?(pooled_)?prompt(_\d)?(_embeds)?(_attention)?(_mask)?(_\d)?")
+"""Arguments that say something of each image: texts, and what stands for them."""
 
 
 def load_pipeline(path: str | Path) -> Any:
@@ -61,48 +64,6 @@ def load_pipeline(path: str | Path) -> Any:
         ) from error
 
 
-def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
-    """The components that sampling calls with a timestep, by attribute name, those of usual names first.
-
-    Several: experts for different timesteps (``transformer`` and ``transformer_2``), or a ControlNet beside a U-Net.
-    """
-    modules = {name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)}
-    found = {name: module for name, module in modules.items() if _takes_timestep(module)}
-    return {name: found[name] for name in (*(n for n in _USUAL_NAMES if n in found), *found)}
-
-
-def denoiser_of(pipe: Any) -> tuple[str, nn.Module]:
-    """The component that sampling calls once a step: the one whose forward takes a timestep.
-
-    Args:
-        pipe: a diffusers pipeline.
-
-    Returns:
-        Its attribute name (``"unet"``, ``"transformer"``, ...) and the module.
-
-    Raises:
-        DQError: no component takes a timestep, or several do and none has a usual name.
-    """
-    found = denoisers_of(pipe)
-    name = next(iter(found), "")
-    if not found or (len(found) > 1 and name not in _USUAL_NAMES):
-        modules = [name for name, part in pipe.components.items() if isinstance(part, nn.Module)]
-        raise DQError(
-            f"{type(pipe).__name__} has no single component that takes a timestep (found: "
-            f"{', '.join(found) or 'none'}; components: {', '.join(modules) or 'none'}). Record the denoiser "
-            "itself with dq_plugins.record."
-        )
-    return name, found[name]
-
-
-def _takes_timestep(module: nn.Module) -> bool:
-    try:
-        find_timestep_argument(module)
-    except TimestepError:
-        return False
-    return True
-
-
 @dataclass(frozen=True, eq=False)
 class PipelineSampler:
     """Runs a pipeline with a given denoiser; made by `sampler`.
@@ -112,18 +73,33 @@ class PipelineSampler:
 
     Attributes, beside the arguments of `sampler`:
         attribute: name of the pipeline's denoiser.
-        conditions: by argument of the pipeline, one value for each image.
+        conditions: by argument of the pipeline, one value (or row) for each image.
         arguments: the other arguments of every call of the pipeline.
     """
 
     pipe: Any
     attribute: str
-    conditions: dict[str, Sequence[Any]]
+    conditions: dict[str, Sequence[Any] | Tensor]
     steps: int
     images: int
     batch: int
     seed: int
     arguments: dict[str, Any]
+    first: int = 0  # image to begin with
+
+    @property
+    def batches(self) -> int:
+        """Runs of the pipeline that do not depend on each other: one, where they share a generator that was given."""
+        return 1 if "generator" in self.arguments else self._runs
+
+    @property
+    def _runs(self) -> int:
+        return -(-(self.images - self.first) // self.batch)
+
+    def part(self, start: int, stop: int) -> PipelineSampler:
+        """A sampler of the batches ``start`` to ``stop - 1`` alone: the same noise and prompts as in the whole."""
+        end = min(self.first + stop * self.batch, self.images)
+        return replace(self, first=self.first + start * self.batch, images=end)
 
     @property
     def total(self) -> int | None:
@@ -135,7 +111,7 @@ class PipelineSampler:
             scheduler.set_timesteps(self.steps)
         except (TypeError, ValueError):
             return None  # some schedulers need the size of the image first
-        return len(scheduler.timesteps) * -(-self.images // self.batch)
+        return len(scheduler.timesteps) * self._runs
 
     @property
     def description(self) -> dict[str, Any]:
@@ -157,22 +133,33 @@ class PipelineSampler:
         Returns:
             The pipeline's outputs, one for each batch.
         """
-        with _placed(self.pipe, self.attribute, denoiser), _quiet(self.pipe):
-            starts = range(0, self.images, self.batch)
-            return [self._run(range(a, min(a + self.batch, self.images))) for a in starts]
+        with placed(self.pipe, self.attribute, denoiser), _quiet(self.pipe):
+            starts = range(self.first, self.images, self.batch)
+            given = self.arguments.get("generator")  # as it was given, every time
+            fresh = [g.clone_state() for g in given] if isinstance(given, list) else given and given.clone_state()
+            more = {} if given is None else {"generator": fresh}
+            return [self._run(range(a, min(a + self.batch, self.images)), more) for a in starts]
 
-    def _run(self, images: range) -> Any:
+    def _run(self, images: range, more: dict[str, Any]) -> Any:
         accepted = inspect.signature(type(self.pipe).__call__).parameters
-        generators = [torch.Generator().manual_seed(self.seed + i) for i in images]
-        conditions = {name: [values[i] for i in images] for name, values in self.conditions.items()}
-        arguments = {"num_inference_steps": self.steps, "generator": generators, **conditions, **self.arguments}
+        each = math.prod(self.arguments.get(name) or 1 for name in _COUNTS)
+        seeds = range(self.seed + images.start * each, self.seed + images.stop * each)
+        conditions = {name: values[images.start : images.stop] for name, values in self.conditions.items()}
+        arguments = {"num_inference_steps": self.steps, **conditions, **self.arguments, **more}
+        if "generator" in accepted:
+            arguments.setdefault("generator", [torch.Generator().manual_seed(seed) for seed in seeds])
         if not conditions and "batch_size" in accepted:
             arguments.setdefault("batch_size", len(images))
         try:
-            return self.pipe(**arguments)
+            with torch.random.fork_rng(enabled="generator" not in accepted):
+                if "generator" not in accepted:
+                    torch.manual_seed(seeds[0])
+                return self.pipe(**arguments)
         except DQError:
             raise
-        except (TypeError, ValueError, AttributeError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise DQError(
                 f"{type(self.pipe).__name__} cannot be sampled with the arguments {', '.join(arguments)}: {error}. It "
                 f"takes: {', '.join(n for n in accepted if n != 'self')}. Give what it needs beside the prompts by the "
@@ -196,7 +183,7 @@ class Drawn:
 
     def __call__(self, denoiser: nn.Module) -> Any:
         """Sample with ``denoiser`` in the pipeline's place for it."""
-        with _placed(self.pipe, self.attribute, denoiser), _quiet(self.pipe):
+        with placed(self.pipe, self.attribute, denoiser), _quiet(self.pipe):
             return self.draw(self.pipe)
 
 
@@ -227,7 +214,8 @@ def sampler(
         guidance_scale: weight of classifier-free guidance; the pipeline's default when None.
         component: attribute name of the denoiser to record, where there are several; see `denoisers_of`.
         arguments: anything else that the pipeline's call takes (``image``, ``strength``, ``num_frames``), the same for
-            every batch.
+            every batch. Texts and their embeddings (``negative_prompt``, ``prompt_embeds``) are those of all images,
+            or a list or rows that are repeated in turn, as ``prompts`` are.
 
     Returns:
         A callable that takes the denoiser; its ``total`` is the number of denoiser calls, where known.
@@ -243,7 +231,8 @@ def sampler(
     if min(steps, images, batch) < 1:
         raise DQError(f"steps, images and batch are at least 1, got {steps}, {images} and {batch}")
     accepted = inspect.signature(type(pipe).__call__).parameters
-    conditions = _conditions(pipe, accepted, prompts, class_labels, images)
+    embedded = arguments.get("prompt_embeds") is not None and prompts is None
+    conditions = {} if embedded else _conditions(pipe, accepted, prompts, class_labels, images)
     if guidance_scale is not None:
         arguments["guidance_scale"] = guidance_scale
     if unknown := [name for name in arguments if name not in accepted]:
@@ -253,6 +242,7 @@ def sampler(
     if "output_type" in accepted and "output_type" not in arguments:
         latent = "prompt" in accepted and getattr(pipe, "vae", None) is not None
         arguments["output_type"] = "latent" if latent else "np"
+    conditions |= {name: _of_each(arguments.pop(name), images) for name in _per_image(arguments)}
     attribute = denoiser_of(pipe)[0] if component is None else component
     return PipelineSampler(pipe, attribute, conditions, steps, images, batch, seed, arguments)
 
@@ -263,7 +253,7 @@ def _conditions(
     prompts: Sequence[str] | None,
     class_labels: Sequence[int] | None,
     images: int,
-) -> dict[str, Sequence[Any]]:
+) -> dict[str, Sequence[Any] | Tensor]:
     given = {"prompt": prompts, "class_labels": class_labels}
     owner = type(pipe).__name__
     for name, values in given.items():
@@ -274,32 +264,31 @@ def _conditions(
     if "prompt" in accepted:
         return {"prompt": list(islice(cycle(PROMPTS if prompts is None else prompts), images))}
     if "class_labels" in accepted:
-        labels = class_labels if class_labels is not None else range(_class_count(pipe))
-        return {"class_labels": list(islice(cycle(labels), images))}
+        needed = accepted["class_labels"].default is inspect.Parameter.empty
+        labels = class_labels if class_labels is not None else range(_class_count(pipe, needed))
+        return {"class_labels": list(islice(cycle(labels), images))} if labels else {}
     return {}
 
 
-def _class_count(pipe: Any) -> int:
+def _per_image(arguments: dict[str, Any]) -> list[str]:
+    return [name for name, value in arguments.items() if value is not None and _PER_IMAGE.fullmatch(name)]
+
+
+def _of_each(value: Any, images: int) -> Sequence[Any] | Tensor:
+    """A value of an argument for each image: rows of a tensor, or entries of a list, in turn."""
+    if isinstance(value, Tensor):
+        return value[torch.arange(images, device=value.device) % len(value)]
+    return list(islice(cycle(value if isinstance(value, list | tuple) else [value]), images))
+
+
+def _class_count(pipe: Any, needed: bool) -> int:
     config = denoiser_of(pipe)[1].config
     count = config.get("num_embeds_ada_norm") or config.get("num_class_embeds")
-    if not count:
+    if not count and needed:
         raise DQError(
             f"the config of {type(pipe).__name__}'s denoiser does not say how many classes it knows; give them"
         )
-    return int(count)
-
-
-@contextmanager
-def _placed(pipe: Any, attribute: str, denoiser: nn.Module) -> Iterator[None]:
-    original = getattr(pipe, attribute)
-    if denoiser is original:
-        yield
-        return
-    setattr(pipe, attribute, denoiser)
-    try:
-        yield
-    finally:
-        setattr(pipe, attribute, original)
+    return int(count or 0)  # 0: the pipeline draws without
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from dq_plugins.artifact import STRICT
+from dq_plugins.errors import PlanError
 from dq_torchao.packed_weight import PackedWeight
 from dq_torchao.wrapped_forward import unreachable
 
@@ -95,9 +96,22 @@ def execution_report(model: nn.Module) -> dict[str, Execution]:
 
     Returns:
         One entry for each of the plan, in the order of the modules; empty for another model.
+
+    Raises:
+        PlanError: the model was loaded with a config of ours, and whoever loaded it never applied that.
     """
     found = ((name, module, getattr(module, "execution", None)) for name, module in model.named_modules())
-    return {name: _as_it_runs(module, how) for name, module, how in found if isinstance(how, Execution)}
+    report = {name: _as_it_runs(module, how) for name, module, how in found if isinstance(how, Execution)}
+    loaded_with = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
+    config = getattr(loaded_with, "quant_type", None)
+    if not report and type(config).__module__.split(".")[0] == __package__:
+        raise PlanError(
+            f"this {type(model).__name__} is in full precision: it was loaded with a {type(loaded_with).__name__} that "
+            f"holds a {type(config).__name__}, and the loader applied no config (from_single_file applies none of "
+            "torchao's). Load it with quantization_config=dq_diffusers.DQConfig(plan), or without a config and call "
+            "dq_torchao.apply(model, plan)"
+        )
+    return report
 
 
 def _as_it_runs(layer: nn.Module, execution: Execution) -> Execution:

@@ -5,7 +5,7 @@ import torch
 from denoisers import recorded, tiny_denoiser
 
 import dq_plugins as dq
-from dq_plugins.errors import RegistryError
+from dq_plugins.errors import PlanError, RegistryError
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +27,12 @@ def test_a_copy_is_quantized_unless_told_otherwise(case) -> None:
 def test_an_adapter_that_executes_nothing_names_those_that_do(case) -> None:
     with pytest.raises(RegistryError, match=r"'diffusers' does not execute plans.*simulate"):
         dq.apply(*case, backend="diffusers")
+
+
+@pytest.mark.parametrize("backend", ["simulate", "torchao", "brevitas"])
+def test_an_option_that_the_backend_lacks_is_named_beside_those_that_it_has(case, backend) -> None:
+    with pytest.raises(PlanError, match=rf"{backend}' takes no option 'out_of_rang'; did you mean 'out_of_range'"):
+        dq.apply(*case, backend=backend, out_of_rang="nearest")
 
 
 def test_every_backend_gives_nearly_the_same(case) -> None:

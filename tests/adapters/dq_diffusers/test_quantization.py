@@ -98,6 +98,17 @@ def test_only_integers_can_be_faster():
         dq_diffusers.quantize(class_pipeline(), "fast", prefer="fastest", backend="simulate", **FEW)
 
 
+def test_options_of_the_backend_are_looked_at_before_anything_is_recorded(monkeypatch):
+    monkeypatch.setattr("dq_diffusers.quantization.record", lambda *_, **__: pytest.fail("recorded"))
+    with pytest.raises(DQError, match="takes no option 'uniform'; did you mean 'uniform_timesteps'"):
+        dq_diffusers.quantize(class_pipeline(), "fast", uniform=True, **FEW)
+
+
+def test_the_former_name_of_prefer_is_understood():
+    with pytest.warns(DeprecationWarning, match="is now prefer='smallest'"):
+        dq_diffusers.quantize(class_pipeline(), "fast", tune=False, **FEW)
+
+
 def test_activations_may_stay_in_floating_point():
     pipe = DDIMPipeline(unet(), DDIMScheduler())
     dq_diffusers.quantize(pipe, "fast", weight_bits=4, act_bits=None, **FEW)

@@ -23,7 +23,7 @@ from diffusers_models import class_pipeline, same, unet
 from dq_diffusers import DQConfig
 from dq_diffusers.pipelines import PixelClassConditionalPipeline
 from dq_diffusers.recording import load_pipeline
-from dq_torchao import TimestepInt8Config, linear_and_conv2d
+from dq_torchao import PlanConfig, TimestepInt8Config, linear_and_conv2d
 from torchao.quantization import Int8WeightOnlyConfig, quantize_
 from torchao_models import corrected_plan, denoiser_plan, sqnr
 
@@ -214,10 +214,14 @@ def test_a_single_file_is_quantized_while_loading(tmp_path):
     plan = denoiser_plan(model)
     model.save_config(tmp_path)
     safetensors.torch.save_file(model.state_dict(), tmp_path / "one.safetensors")
-    loaded = FluxTransformer2DModel.from_single_file(
-        str(tmp_path / "one.safetensors"), config=str(tmp_path), local_files_only=True, torch_dtype=torch.float32,
-        quantization_config=DQConfig(plan),
-    )  # fmt: skip
+    given = {"config": str(tmp_path), "local_files_only": True, "torch_dtype": torch.float32}
+    file = str(tmp_path / "one.safetensors")
+    ignored = FluxTransformer2DModel.from_single_file(
+        file, quantization_config=TorchAoConfig(PlanConfig(plan)), **given
+    )
+    with pytest.raises(PlanError, match=r"is in full precision.*PlanConfig.*from_single_file.*DQConfig"):
+        dq_torchao.execution_report(ignored)
+    loaded = FluxTransformer2DModel.from_single_file(file, quantization_config=DQConfig(plan), **given)
     expected = dq_torchao.apply(model, plan)
     assert dq_torchao.execution_report(loaded) == dq_torchao.execution_report(expected)
     assert all(torch.equal(a, expected.state_dict()[name]) for name, a in loaded.state_dict().items())

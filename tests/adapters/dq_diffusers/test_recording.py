@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DPMSolverMultistepScheduler, UNet2DModel
+from diffusers import (
+    CMStochasticIterativeScheduler,
+    ConsistencyModelPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DPMSolverMultistepScheduler,
+    UNet2DModel,
+)
 from dq_diffusers.pipelines import PixelClassConditionalPipeline
 from dq_diffusers.recording import denoiser_of, load_pipeline, sampler
 from dq_diffusers.stepping import DiffusersStepper
@@ -115,3 +122,94 @@ def test_a_scheduler_with_an_infinite_number_in_its_config_is_recorded_and_made_
     made = DiffusersStepper(CalibrationSet.open(tmp_path).sampler["scheduler"]).scheduler
     assert made.config.lambda_min_clipped == pipe.scheduler.config.lambda_min_clipped == float("-inf")
     assert len(calib) == 3
+
+
+class Recites:
+    """A pipeline of nothing but a call, which keeps what it was called with."""
+
+    def __init__(self, pipe):
+        self.pipe, self.calls = pipe, []
+        self.components, self.scheduler = pipe.components, pipe.scheduler
+
+    def set_progress_bar_config(self, **_):
+        pass
+
+    def __call__(
+        self, prompt=None, negative_prompt=None, prompt_embeds=None, negative_prompt_embeds=None, prompt_2=None,
+        image=None, num_images_per_prompt=1, num_inference_steps=3, generator=None,
+    ):  # fmt: skip
+        self.calls.append({k: v for k, v in locals().items() if k != "self"})
+
+    @property
+    def unet(self):
+        return self.pipe.unet
+
+
+def called(batch: int = 2, images: int = 3, **arguments) -> list[dict]:
+    pipe = Recites(text_pipeline())
+    sampler(pipe, images=images, batch=batch, steps=3, **arguments)(pipe.unet)
+    return pipe.calls
+
+
+def test_texts_are_those_of_each_image_whatever_the_batch():
+    first, second = called(prompts=["fox"], negative_prompt="red", prompt_2=["a", "b"], image="one for all")
+    assert (first["negative_prompt"], second["negative_prompt"]) == (["red", "red"], ["red"])
+    assert (first["prompt_2"], second["prompt_2"]) == (["a", "b"], ["a"])
+    assert (first["image"], second["image"]) == ("one for all", "one for all")
+    assert [each["prompt"] for each in called(prompt="red fox")] == [["red fox"] * 2, ["red fox"]]
+
+
+def test_embeddings_stand_in_for_prompts_row_by_row():
+    embeds = torch.arange(2.0).reshape(2, 1, 1).expand(2, 4, 8)
+    first, second = called(prompt_embeds=embeds, negative_prompt_embeds=embeds[:1])
+    assert first["prompt"] is None
+    assert torch.equal(first["prompt_embeds"], embeds)
+    assert torch.equal(second["prompt_embeds"], embeds[:1])
+    assert torch.equal(first["negative_prompt_embeds"], embeds[:1].repeat(2, 1, 1))
+
+
+def test_every_image_of_a_prompt_has_noise_of_its_own():
+    first, second = called(num_images_per_prompt=2, prompts=["fox"], seed=10)
+    seeds = [each.initial_seed() for each in (*first["generator"], *second["generator"])]
+    assert seeds == list(range(10, 16))
+
+
+def test_parts_of_a_sampler_are_the_whole():
+    whole = sampler(Recites(text_pipeline()), images=5, batch=2, steps=3)
+    assert whole.batches == 3
+    pipe = whole.pipe
+    whole(pipe.unet)
+    expected, pipe.calls = pipe.calls, []
+    for start, stop in ((0, 1), (1, 3)):
+        assert whole.part(start, stop).batches == stop - start
+        whole.part(start, stop)(pipe.unet)
+    assert [call["prompt"] for call in pipe.calls] == [call["prompt"] for call in expected]
+    seeds = [[g.initial_seed() for call in calls for g in call["generator"]] for calls in (expected, pipe.calls)]
+    assert seeds[0] == seeds[1] == list(range(5))
+
+
+def test_what_goes_wrong_inside_a_pipeline_names_the_arguments():
+    pipe = text_pipeline()
+    with pytest.raises(DQError, match="PixelTextToImagePipeline cannot be sampled with the arguments .*guidance_scale"):
+        sampler(pipe, images=1, steps=1, guidance_scale="much")(pipe.unet)
+
+
+def test_a_generator_that_was_given_starts_the_same_every_time():
+    pipe = Recites(text_pipeline())
+    given = torch.Generator().manual_seed(7)
+    sample = sampler(pipe, images=3, batch=2, steps=3, generator=given)
+    assert sample.batches == 1  # the second batch goes on where the first ended
+    for _ in range(2):
+        sample(pipe.unet)
+        torch.rand(3, generator=pipe.calls[-1]["generator"])
+    seeds = {call["generator"].initial_seed() for call in pipe.calls}
+    assert seeds == {7}
+    assert pipe.calls[0]["generator"] is pipe.calls[1]["generator"]
+    assert torch.equal(given.get_state(), torch.Generator().manual_seed(7).get_state())
+
+
+def test_a_pipeline_that_can_do_without_classes_does_where_its_denoiser_knows_none():
+    pipe = ConsistencyModelPipeline(unconditional().unet, CMStochasticIterativeScheduler(40))
+    sample = sampler(pipe, images=3, batch=2, steps=2)
+    assert sample.conditions == {}
+    assert [len(output.images) for output in sample(pipe.unet)] == [2, 1]

@@ -122,6 +122,46 @@ def quiet(path) -> Experts:
     return pipe
 
 
+class TwoControls(Experts):
+    """Two networks in one component without a config, as several ControlNets are."""
+
+    def __init__(self, transformer, controlnet, scheduler):
+        DiffusionPipeline.__init__(self)
+        self.register_modules(transformer=transformer, controlnet=controlnet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, class_labels, num_inference_steps=4, generator=None):
+        x = torch.cat([torch.randn(1, 3, 8, 8, generator=each) for each in generator])
+        self.scheduler.set_timesteps(num_inference_steps)
+        for t in self.scheduler.timesteps:
+            at = {"timestep": t.expand(len(x)), "class_labels": torch.tensor(class_labels)}
+            x = self.controlnet(x, **at)
+            x = self.scheduler.step(self.transformer(x, **at).sample, t, x).prev_sample
+        return x
+
+
+class Several(torch.nn.Module):
+    def __init__(self, nets):
+        super().__init__()
+        self.nets = torch.nn.ModuleList(nets)
+
+    def forward(self, x, timestep, class_labels):
+        for net in self.nets:
+            x = x + 0.1 * net(x, timestep, class_labels).sample
+        return x
+
+
+def test_several_networks_in_one_component_get_a_plan_each():
+    pipe = TwoControls(dit(0), Several([dit(1), dit(2)]), DDIMScheduler())
+    nets = pipe.controlnet.nets
+    assert list(denoisers_of(pipe)) == ["transformer", "controlnet.nets.0", "controlnet.nets.1"]
+    plans = dq_diffusers.quantize(pipe, "fast", **FEW)
+    assert list(plans) == ["transformer", "controlnet.nets.0", "controlnet.nets.1"]
+    assert [integers(net) > 5 for net in (pipe.transformer, *nets)] == [True] * 3
+    assert pipe.controlnet.nets is nets
+    assert draw(pipe).isfinite().all()
+
+
 def test_a_copy_of_a_pipeline_is_recorded_without_touching_the_original():
     pipe = experts()
     before = copy.deepcopy(pipe.transformer.state_dict())
