@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 from dq_plugins.calibration.calibration_set import CalibrationSet
 from dq_plugins.calibration.call import bind, first_tensor, timestep_of, timestep_values, token_timesteps
 from dq_plugins.calibration.call_records import decode, encode, is_tensor, leaf_nodes
+from dq_plugins.calibration.parts import Divisible, join, record_parts
 from dq_plugins.calibration.schema import CallRecord
 from dq_plugins.calibration.storage import START_OVER
 from dq_plugins.calibration.writer import CalibrationWriter
@@ -24,6 +26,7 @@ from dq_plugins.exclusive import exclusive
 from dq_plugins.full_precision import require_module, require_uncached
 from dq_plugins.graph.arguments import find_timestep_argument, forward_signature, named_leaves
 from dq_plugins.lookalike import Lookalike, change_class, lookalike
+from dq_plugins.workers import pool
 
 
 def record(
@@ -42,6 +45,9 @@ def record(
     on disk are answered from there without computing the denoiser, and recording goes on after them. This needs a
     sampler that does the same every time: seed it inside ``sample``. On a complete recording the same call checks
     that the sampler still does what was recorded, and adds whatever it does beyond.
+
+    Inside ``with dq_plugins.workers.workers(4):`` processes share the batches of a sampler that can be divided
+    (`dq_plugins.calibration.parts.Divisible`), and the set has the hash that one process's has.
 
     Args:
         denoiser: full-precision denoiser. It runs in eval mode without gradients, and is left as it was found.
@@ -89,6 +95,11 @@ def _record(
         sampler=getattr(sample, "description", None),
         settings=getattr(sample, "settings", None),
     )
+    sharing = pool()
+    if sharing.count > 1 and not writer.calls and isinstance(sample, Divisible) and sample.batches > 1:
+        each = partial(record, timestep=argument, overwrite=overwrite, progress=False)
+        join(record_parts(each, denoiser, sample, out, sharing), writer)
+        return
     total = getattr(sample, "total", None) if total is None else total
     recorder = _Recorder(writer, forward_signature(denoiser))
     done = len(writer.calls)

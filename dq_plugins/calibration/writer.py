@@ -117,6 +117,10 @@ class CalibrationWriter:
         """A recorded tensor, by content hash."""
         return self._pending[key].clone() if key in self._pending else self._reader.get(key)
 
+    def knows(self, key: str) -> bool:
+        """Whether a tensor was recorded already, by content hash."""
+        return key in self._known
+
     def append(self, record: CallRecord, tensors: dict[str, Tensor]) -> None:
         """Add a call; ``tensors`` holds at least those it names that are new."""
         nodes = (*record.inputs.values(), record.output)

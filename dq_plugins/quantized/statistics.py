@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -35,6 +35,7 @@ from dq_plugins.observers.streaming import Receive, located, require_reached, st
 from dq_plugins.quantized.layer_transform import LayerTransform
 from dq_plugins.scratch import Scratch
 from dq_plugins.timesteps import by_sample_or_token, fit_to_input
+from dq_plugins.workers import pool, shares
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,11 @@ class Collector:
         self._open: dict[float, dict[str, InputStatistics]] = {}
         self._seen: set[float] = set()
         self._lock = threading.Lock()  # threads may share a denoiser
+
+    @property
+    def folder(self) -> str:
+        """Where finished timesteps are kept."""
+        return str(self._kept.folder)
 
     @property
     def timesteps(self) -> tuple[float, ...]:
@@ -339,7 +345,7 @@ def collect(
         bins: resolution of the histograms, see `Histogram`.
         transforms: of the inputs of some layers.
         also: told every input too, as `dq_plugins.observers.streaming.stream_inputs` would.
-        progress: show a progress bar.
+        progress: show a progress bar, where one process collects; see `dq_plugins.workers` for several.
 
     Raises:
         CalibrationError: a layer does not exist, never ran, or its input is not finite.
@@ -348,16 +354,53 @@ def collect(
     source = {"calibration": calibration.hash, "layers": list(layers), "transforms": hashes}
     collector = Collector(folder, source=source, bins=bins)
     todo = [t for t in calibration.timesteps if not collector.holds(t)]
+    sharing = pool()
+    if sharing.count > 1 and len(todo) > 1 and also is None:
+        # a timestep is one process's and one file: nothing is added up over processes, so the result is the same
+        run = partial(_see_timesteps, denoiser, calibration, layers, collector.folder, source, bins, dict(transforms))
+        sharing.run([partial(run, share) for share in shares(todo, sharing.count)])
+        if lost := [t for t in todo if not collector.holds(t)]:
+            raise CalibrationError(
+                f"the statistics of timestep {lost[0]:g} ({len(lost)} such) did not arrive in {collector.folder}: "
+                "workers on several machines need a workdir on a file system that all of them see"
+            )
+    else:
+        _see_into(collector, denoiser, calibration, layers, todo, transforms, also, progress)
+    found = collector.statistics(layers, calibration.timesteps)
+    require_reached(layers, {name for name in layers if bool(found.count(name).any())})
+    return found
 
+
+def _see_into(
+    collector: Collector,
+    denoiser: nn.Module,
+    calibration: CalibrationSet,
+    layers: Sequence[str],
+    timesteps: Sequence[float],
+    transforms: Mapping[str, LayerTransform],
+    also: Receive | None = None,
+    progress: bool = False,
+) -> None:
     def receive(layer: str, x: Tensor, timestep: float) -> None:
         collector.see(layer, x, timestep)
         if also is not None:
             also(layer, x, timestep)
 
     for _ in stream_inputs(
-        denoiser, calibration, layers, receive, timesteps=todo, transforms=transforms, progress=progress
+        denoiser, calibration, layers, receive, timesteps=timesteps, transforms=transforms, progress=progress
     ):
         collector.visit(())  # finished: to disk
-    found = collector.statistics(layers, calibration.timesteps)
-    require_reached(layers, {name for name in layers if bool(found.count(name).any())})
-    return found
+
+
+def _see_timesteps(
+    denoiser: nn.Module,
+    calibration: CalibrationSet,
+    layers: Sequence[str],
+    folder: str,
+    source: Mapping[str, Any],
+    bins: int,
+    transforms: Mapping[str, LayerTransform],
+    timesteps: Sequence[float],
+) -> None:
+    """A worker's share of `collect`, into files."""
+    _see_into(Collector(folder, source=source, bins=bins), denoiser, calibration, layers, timesteps, transforms)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from functools import partial
 from typing import Protocol
-
-import torch
 
 from dq_plugins.artifact import Format, UnitResults
 from dq_plugins.progress import Progress
+from dq_plugins.workers import pool, shares
 
 Sums = dict[str, float]
 """Result of a unit: sums by entry key, ``signal`` (what they are relative to), ``calls`` (cost in denoiser calls)."""
@@ -37,13 +37,12 @@ def measure(
 ) -> Generator[Progress, None, dict[str, Sums]]:
     """Measure every unit that was not kept yet. Iterate to run; the generator returns the results.
 
-    With several workers, joblib runs them: local processes by default, or Dask or Ray inside
-    ``with joblib.parallel_config("dask")`` and the like; they share the folder of the results.
+    Several workers share the folder of the results; see `dq_plugins.workers`.
 
     Args:
         measurement: what to measure.
         kept: results of finished units.
-        workers: processes.
+        workers: processes, where `dq_plugins.workers` does not say more.
         what: shown with the progress.
 
     Returns:
@@ -52,14 +51,12 @@ def measure(
     units = measurement.units()
     found = {unit: sums for unit in units if (sums := kept.find(unit)) is not None}
     todo = [unit for unit in units if unit not in found]
-    if workers > 1 and len(todo) > 1:
-        from joblib import Parallel, delayed
-
-        yield Progress(len(found), len(units), f"{what}, {workers} workers")
+    sharing = pool(workers)
+    if sharing.count > 1 and len(todo) > 1:
+        yield Progress(len(found), len(units), f"{what}, {sharing.count} workers")
         # one share for each worker: a measurement holds a denoiser, which is sent once
-        shares = [todo[start::workers] for start in range(min(workers, len(todo)))]
-        parts = Parallel(n_jobs=len(shares))(delayed(_share)(measurement, share, kept) for share in shares)
-        for part in parts:
+        tasks = [partial(_share, measurement, share, kept) for share in shares(todo, sharing.count)]
+        for part in sharing.run(tasks):
             found |= part
     else:
         for unit in todo:
@@ -76,5 +73,4 @@ def _measured(measurement: Measurement, unit: str, kept: UnitResults[Sums]) -> S
 
 
 def _share(measurement: Measurement, units: Sequence[str], kept: UnitResults[Sums]) -> dict[str, Sums]:
-    torch.set_num_threads(1)
     return {unit: _measured(measurement, unit, kept) for unit in units}

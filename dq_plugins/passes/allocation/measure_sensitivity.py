@@ -59,7 +59,7 @@ class Sensitivity(Pass):
             content_probes: backward passes through a sampling run for each part (structure, texture).
             runs: sampling runs used for content.
             content_metric: registered metric of final samples; another one than ``"ssim"`` needs ``method="exact"``.
-            workers: processes (joblib).
+            workers: processes (joblib), where `dq_plugins.workers` does not say more.
         """
 
         weight_choices: tuple[int, ...] = Field((2, 3, 4, 6, 8), min_length=1)
@@ -75,7 +75,7 @@ class Sensitivity(Pass):
         content_probes: int = Field(2, ge=1)
         runs: int = Field(1, ge=1)
         content_metric: str = "ssim"
-        workers: int = Field(1, ge=1)
+        workers: int = Field(1, ge=1, exclude=True)  # no plan depends on it
 
     options: Options
     Options: ClassVar[type[PassOptions]] = Options

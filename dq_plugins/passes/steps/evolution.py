@@ -51,7 +51,7 @@ class EvolutionOptions(PassOptions):
         generations: generations after the first.
         mutation: probability that a gene mutates; the largest one with ``spread``.
         spread: draw each child's rate, log-uniformly, between one gene and ``mutation``.
-        workers: processes (joblib).
+        workers: processes (joblib), where `dq_plugins.workers` does not say more.
     """
 
     population: int = Field(50, ge=1)
@@ -61,7 +61,7 @@ class EvolutionOptions(PassOptions):
     generations: int = Field(20, ge=0)
     mutation: float = Field(0.25, gt=0, le=1)
     spread: bool = True
-    workers: int = Field(1, ge=1)
+    workers: int = Field(1, ge=1, exclude=True)  # no plan depends on it
 
 
 @dataclass(frozen=True)
