@@ -17,8 +17,8 @@ from dq_plugins import __version__
 from dq_plugins.errors import DQError, close_matches
 
 COMMANDS = (
-    "demo", "list", "recipes", "check", "inspect", "record", "plan", "apply", "quantize", "evaluate", "report", "diff",
-    "sign", "completion",
+    "demo", "list", "recipes", "check", "inspect", "record", "plan", "apply", "quantize", "evaluate", "gate", "export",
+    "report", "diff", "sign", "completion",
 )  # fmt: skip
 EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
 

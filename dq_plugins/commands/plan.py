@@ -55,6 +55,18 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_worker_argument(parser: argparse.ArgumentParser) -> None:
+    """The argument of every command whose work processes can share: ``with workers(args.workers)``."""
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="processes that share the work, with the same result (default: 1); give each a part of the cores: "
+        "OMP_NUM_THREADS",
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=model, help=MODEL_HELP)
     parser.add_argument("calibration", type=folder, help="folder written by dq-plugins record")
@@ -62,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     parser.add_argument("--json", action="store_true", help="print a JSON summary of the plan")
     add_recipe_arguments(parser)
+    add_worker_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,9 +83,10 @@ def run(args: argparse.Namespace) -> int:
     from dq_plugins.exclusive import exclusive
     from dq_plugins.libraries import load_denoiser
     from dq_plugins.report.plan_page import width_table
+    from dq_plugins.workers import workers
 
     check_recipe(args)
-    with exclusive(args.out):
+    with exclusive(args.out), workers(args.workers):
         _, denoiser = load_denoiser(args.model)
         plan = run_recipe(args, denoiser, CalibrationSet.open(args.calibration), Path(args.out))
     if args.json:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dq_plugins.commands.arguments import MODEL_HELP, model, positive
+from dq_plugins.commands.plan import add_worker_argument
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=model, help=MODEL_HELP)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the calibration set")
     add_sampling_arguments(parser)
+    add_worker_argument(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON summary")
 
 
@@ -60,12 +62,26 @@ def record_pipeline(
 ) -> CalibrationSet:
     """Sample a pipeline as ``args`` say, and record the calls of its denoiser into ``out``."""
     from dq_plugins.calibration import record
-    from dq_plugins.libraries import adapter
     from dq_plugins.progress import on_terminal
+
+    return record(
+        denoiser,
+        sampler_of(args, pipe),
+        out,
+        timestep=args.timestep,
+        overwrite=args.overwrite,
+        progress=progress and on_terminal(),
+    )
+
+
+def sampler_of(args: argparse.Namespace, pipe: Any, *, final: bool = False) -> Any:
+    """The sampler that ``args`` describe; with ``final`` its images are decoded to arrays."""
+    from dq_plugins.libraries import adapter
 
     default = Path(args.model) / "prompts.txt"
     prompts = args.prompts or ([str(default)] if default.is_file() else None)
-    sample = adapter("diffusers").sampler(
+    decoded = {"output_type": "np"} if final else {}
+    return adapter("diffusers").sampler(
         pipe,
         prompts=read_prompts(prompts) if prompts else None,
         class_labels=args.classes,
@@ -75,23 +91,17 @@ def record_pipeline(
         batch=args.batch,
         guidance_scale=args.guidance_scale,
         component=args.component,
-        **read_call(args.call),
-    )
-    return record(
-        denoiser,
-        sample,
-        out,
-        timestep=args.timestep,
-        overwrite=args.overwrite,
-        progress=progress and on_terminal(),
+        **(decoded | read_call(args.call)),
     )
 
 
 def run(args: argparse.Namespace) -> int:
     from dq_plugins.libraries import load_denoiser
+    from dq_plugins.workers import workers
 
     pipe, denoiser = load_denoiser(args.model, args.component)
-    calib = record_pipeline(args, pipe, denoiser, Path(args.out), progress=not args.json)
+    with workers(args.workers):
+        calib = record_pipeline(args, pipe, denoiser, Path(args.out), progress=not args.json)
     summary = {
         "folder": str(args.out),
         "model": calib.model,
