@@ -12,6 +12,7 @@ COMMANDS = {
     "adp-selection": ["benchmarks.adp_selection"],
     "latency": ["benchmarks.latency"],
     "size": ["benchmarks.size", "--full-size"],
+    "full-size": ["benchmarks.full_size"],
     "weight-only": ["benchmarks.weight_only"],
     "temporal-table": ["benchmarks.temporal_table", "--full-size"],
     "tfmq-digits": ["benchmarks.tfmq", "--model", "digits"],

@@ -7,8 +7,8 @@ For each linear layer in integers ComfyUI looks for
     NAME.comfy_quant   uint8: JSON, {"format": "int8_tensorwise"}
 
 and quantizes the layer's input itself, each row by its own maximum: ranges of a plan have no place in this layout, nor
-have zero points, balanced inputs and corrections that depend on the timestep. A layer that needs one of these, and one
-that is not linear, is written as the floating-point values that its quantized weight stands for.
+have zero points, transformed inputs and corrections that depend on the timestep. A layer that needs one of these, and
+one that is not linear, is written as the floating-point values that its quantized weight stands for.
 
 Source: QUANTIZATION.md and comfy/quant_ops.py of ComfyUI; ``TensorWiseINT8Layout`` of the package comfy-kitchen.
 """
@@ -28,7 +28,7 @@ from dq_plugins.compiled import unwrap
 from dq_plugins.full_precision import require_full_precision
 from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import LayerPlan, QuantPlan
-from dq_plugins.quantized.balance import fake_weight
+from dq_plugins.quantized.layer_transform import fake_weight, transform_of
 
 FORMAT = "int8_tensorwise"
 """ComfyUI's name of int8 weights with a scale for each tensor or output."""
@@ -81,10 +81,10 @@ def _obstacle(layer: Any, plan: LayerPlan) -> str:
         return "its weight has zero points (symmetric_weights=True makes a plan without)"
     if weight.bits > 8:
         return f"its weight has {weight.bits} bits"
-    if weight.scale.numel() not in (1, len(layer.weight)):
-        return "its weight has several scales for an output"
-    if plan.balance is not None:
-        return "its input is balanced (recipes without channel-balance make a plan without)"
+    if weight.group_scale is not None:
+        return "its weight has scales for groups of inputs"
+    if transform_of(plan) is not None:
+        return "its input is transformed (recipes without channel-balance, rotation and low-rank make a plan without)"
     return ""
 
 
@@ -102,7 +102,7 @@ def _integer(name: str, state: dict[str, Tensor], plan: LayerPlan) -> dict[str, 
 
 def _floating(name: str, layer: nn.Module, state: dict[str, Tensor], plan: LayerPlan) -> dict[str, Tensor]:
     assert plan.weight is not None
-    rounded = fake_weight(layer, plan.weight, plan.balance)
+    rounded = fake_weight(layer, plan.weight, transform_of(plan))
     return {f"{name}.weight": rounded.to(state[f"{name}.weight"].dtype).cpu(), **_bias(name, state, plan)}
 
 

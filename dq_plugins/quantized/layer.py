@@ -10,7 +10,8 @@ Shapes: ``G`` timestep groups, ``B`` samples of a call, ``N`` rows of a layer's 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from dq_plugins.affine import code_ranges, fake_quantize, integer_range, token_parameters
 from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import LayerKind, kind_of
-from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, LayerPlan
+from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, LayerPlan, WeightQuant
 from dq_plugins.quantized.exact_state import ExactState
 from dq_plugins.quantized.layer_transform import (
     InputTransform,
@@ -207,14 +208,15 @@ class LayerState(NamedTuple):
 
     Attributes:
         weight: the values in place of its weight, on whatever they depend: codes, soft rounding, anything that may
-            require gradients. None: its own.
+            require gradients; or what makes them, called whenever the layer runs, which keeps none of them. None: its
+            own.
         quantizer: what its input passes through: see `input_quantizer`, or any module from tensor to tensor.
         correction: what its output passes through: an `OutputCorrection`, or any module from tensor to tensor.
         branch: a part of its full-precision weight, of the weight's shape, that meets the input as it comes; ``weight``
             is the rest.
     """
 
-    weight: Tensor | None = None
+    weight: Tensor | Callable[[], Tensor] | None = None
     quantizer: nn.Module | None = None
     correction: nn.Module | None = None
     branch: Tensor | None = None
@@ -237,6 +239,7 @@ class QuantizedLayer:
             raise PlanError(f"a {type(module).__name__} has no weight tensor, so it cannot be quantized")
         self.module = module
         self.full = module._parameters.get("weight")
+        self._made: list[Any] = []
         module.register_module("input_quantizer", None)
         module.register_module("output_correction", None)
         module.input_beside = False  # type: ignore[assignment]
@@ -247,19 +250,39 @@ class QuantizedLayer:
 
     def use(self, state: LayerState) -> None:
         """Compute with ``state`` from now on."""
+        for hook in self._made:
+            hook.remove()
+        self._made = []
+        weight: Any = state.weight
+        if callable(weight) and not isinstance(weight, Tensor):
+            self._make(weight)
+            weight = None
         if self.full is not None:
-            self.module._parameters["weight"] = self._weight(self.full, state)
+            self.module._parameters["weight"] = self._weight(self.full, weight, state)
         self.module.input_beside = state.branch is not None and state.quantizer is not None  # type: ignore[assignment]
         self.module._modules["input_quantizer"] = state.quantizer
         self.module._modules["output_correction"] = state.correction
 
-    def _weight(self, full: nn.Parameter, state: LayerState) -> nn.Parameter:
-        weight: Any = state.weight
+    def _weight(self, full: nn.Parameter, weight: Any, state: LayerState) -> nn.Parameter:
         if state.branch is None:
             return full if weight is None else weight
         weight = full - state.branch if weight is None else weight
         whole = weight + state.branch if state.quantizer is None else torch.cat([weight, state.branch], 1)
         return whole if whole.requires_grad else nn.Parameter(whole, requires_grad=False)
+
+    def _make(self, weight: Callable[[], Tensor]) -> None:
+        """Have the weight while the layer runs, and its own again afterwards, however it ends."""
+
+        def before(module: nn.Module, _: Any) -> None:
+            module._parameters["weight"] = weight()  # type: ignore[assignment]
+
+        def after(module: nn.Module, *_: Any) -> None:
+            module._parameters["weight"] = self.full
+
+        self._made = [
+            self.module.register_forward_pre_hook(before),
+            self.module.register_forward_hook(after, always_call=True),
+        ]
 
     def remove(self) -> None:
         """Leave the module exactly as it was found."""
@@ -297,7 +320,12 @@ def _correct_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) ->
 
 @torch.no_grad()
 def planned_state(
-    module: nn.Module, plan: LayerPlan, context: TimestepContext, *, quantize_inputs: bool = True
+    module: nn.Module,
+    plan: LayerPlan,
+    context: TimestepContext,
+    *,
+    quantize_inputs: bool = True,
+    streamed: bool = False,
 ) -> LayerState:
     """The state that a plan describes.
 
@@ -306,19 +334,26 @@ def planned_state(
         plan: what the plan says about it.
         context: the context attached to the denoiser.
         quantize_inputs: whether its input is quantized, where the plan says how.
+        streamed: its weight is made whenever it runs, instead of once.
     """
     weight: Any = module.weight
     values = quantizer = correction = None
     transform = transform_of(plan)
     if plan.weight is not None:
-        fake = plan.weight.fake_quantize(transformed_weight(module, transform))
-        values = nn.Parameter(restored_weight(module, fake, transform), requires_grad=False)
+        make = partial(_values, module, plan.weight, transform, weight)
+        values = make if streamed and (transform is None or transform.branch(weight) is None) else make()
     kind = kind_of(module)
     if plan.activation is not None and quantize_inputs:
         quantizer = input_quantizer(plan.activation, context, module, weight.device, transform)
     if plan.bias_correction is not None and kind is not None:
         correction = OutputCorrection(plan.bias_correction, context, kind, weight.device)
     return LayerState(values, quantizer, correction, transform and transform.branch(weight))
+
+
+@torch.no_grad()
+def _values(module: nn.Module, quant: WeightQuant, transform: LayerTransform | None, weight: Tensor) -> nn.Parameter:
+    fake = quant.fake_quantize(transformed_weight(module, transform, weight))
+    return nn.Parameter(restored_weight(module, fake, transform), requires_grad=False)
 
 
 def simulate_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext) -> nn.Module:

@@ -14,6 +14,7 @@ from dq_plugins.plan import ActivationQuant, QuantPlan
 from dq_plugins.quantized.attention import install_attention
 from dq_plugins.quantized.exact_tokens import install_tokens
 from dq_plugins.quantized.layer import LayerState, QuantizedLayer, planned_state
+from dq_plugins.quantized.memory import is_large
 from dq_plugins.quantized.table_lookup import install_tables
 from dq_plugins.timesteps import OutOfRange, TimestepContext, TimestepGroups, attach_context, context_of, detach_context
 
@@ -138,7 +139,12 @@ def planned_run(
 
 
 def planned_states(
-    run: QuantizedRun, plan: QuantPlan, layers: Iterable[str] | None = None, *, quantize_inputs: bool = True
+    run: QuantizedRun,
+    plan: QuantPlan,
+    layers: Iterable[str] | None = None,
+    *,
+    quantize_inputs: bool = True,
+    spare_memory: bool = False,
 ) -> dict[str, LayerState]:
     """The states of a plan's layers, made before anything is quantized.
 
@@ -147,9 +153,12 @@ def planned_states(
         plan: the plan.
         layers: which of them; all by default.
         quantize_inputs: whether inputs are quantized too, where the plan says how.
+        spare_memory: of a large denoiser (`dq_plugins.quantized.memory.is_large`), make each weight when its layer
+            runs: one at a time, in place of a second copy of all of them.
     """
+    how = {"quantize_inputs": quantize_inputs, "streamed": spare_memory and is_large(run.denoiser)}
     return {
-        name: planned_state(run.modules[name], plan.layers[name], run.context, quantize_inputs=quantize_inputs)
+        name: planned_state(run.modules[name], plan.layers[name], run.context, **how)
         for name in (run.modules if layers is None else layers)
     }
 

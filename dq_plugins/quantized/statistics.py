@@ -359,10 +359,10 @@ def collect(
         # a timestep is one process's and one file: nothing is added up over processes, so the result is the same
         run = partial(_see_timesteps, denoiser, calibration, layers, collector.folder, source, bins, dict(transforms))
         sharing.run([partial(run, share) for share in shares(todo, sharing.count)])
-        if lost := [t for t in todo if not collector.holds(t)]:
+        if not any(collector.holds(t) for t in todo):
             raise CalibrationError(
-                f"the statistics of timestep {lost[0]:g} ({len(lost)} such) did not arrive in {collector.folder}: "
-                "workers on several machines need a workdir on a file system that all of them see"
+                f"no statistics arrived in {collector.folder}: workers on several machines need a workdir on a file "
+                "system that all of them see"
             )
     else:
         _see_into(collector, denoiser, calibration, layers, todo, transforms, also, progress)

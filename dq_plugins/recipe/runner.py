@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +34,8 @@ from dq_plugins.recipe.run_settings import RunSettings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+
+log = logging.getLogger(__name__)
 
 Source = CalibrationSet | SampledStatistics
 NEVER_RUN = Reason("the traced forward never runs it", "unused")
@@ -203,7 +207,9 @@ def make_plan(
             context.running, context.workdir = name, results.folder(step)
             context.transforms = {n: t for n, layer in plan.layers.items() if (t := transform_of(layer)) is not None}
             context.calibration = _chosen_calls(calibration, plan)
+            began = time.perf_counter()
             _run_pass(each, plan, context, progress)
+            log.info("pass %s took %.1f s", name, time.perf_counter() - began)
             provider = plugin_code(registry.find("pass", name)) or None
             plan.passes.append(PassRecord(name, each.options.model_dump(mode="json"), provider))
             results.keep(step, plan)

@@ -128,7 +128,7 @@ class ExemptLayers(Pass):
         tried, kept = [], frozenset[str]()
         with running:
             running.use({})
-            states = planned_states(running, plan)
+            states = planned_states(running, plan, spare_memory=True)
             harmful = harm(running, states, context.calibration, o.worst) if o.worst else {}
             asked = self._asked(asked, harmful)
 

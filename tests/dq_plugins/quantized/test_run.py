@@ -41,6 +41,27 @@ def test_it_computes_what_the_applied_plan_computes(denoiser):
         assert torch.equal(full, denoiser(**inputs()))
 
 
+def test_weights_of_a_large_denoiser_are_made_layer_by_layer(denoiser, monkeypatch):
+    plan = handmade_plan(denoiser, bits=5)
+    with torch.no_grad(), planned_run(denoiser, plan) as run:
+        run.use(planned_states(run, plan, spare_memory=True))  # this one is small
+        expected = denoiser(**inputs())
+    monkeypatch.setattr("dq_plugins.quantized.memory.LARGE", 1)
+    own = dict(denoiser.named_parameters())
+    with torch.no_grad(), planned_run(denoiser, plan) as run:
+        states = planned_states(run, plan, spare_memory=True)
+        run.use(states)
+        assert all(p is own[name] for name, p in denoiser.named_parameters())  # no second copy
+        assert torch.equal(denoiser(**inputs()), expected)
+        assert all(p is own[name] for name, p in denoiser.named_parameters())
+        with pytest.raises(RuntimeError):
+            denoiser(**{**inputs(), "sample": torch.zeros(2, 3)})
+        assert all(p is own[name] for name, p in denoiser.named_parameters())
+        run.use({name: state for name, state in states.items() if name != "first"})
+        assert not torch.equal(denoiser(**inputs()), expected)
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in denoiser.modules())
+
+
 @pytest.mark.parametrize("opens", [True, False])
 def test_the_denoiser_is_restored_exactly_whatever_happens(denoiser, opens):
     plan = handmade_plan(denoiser)
