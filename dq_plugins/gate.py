@@ -55,7 +55,7 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Judgement:
     """What a metric found: the worst image's ``value`` beside the ``limit``."""
 
     metric: str
@@ -65,7 +65,7 @@ class Verdict:
     passed: bool
 
 
-def judge(limit: Limit, reference: Tensor, output: Tensor) -> Verdict:
+def judge(limit: Limit, reference: Tensor, output: Tensor) -> Judgement:
     """Compare images ``[N, C, H, W]`` in [0, 1] with their references."""
     metric = limit.metric()
     if limit.name in OF_SETS:
@@ -75,7 +75,7 @@ def judge(limit: Limit, reference: Tensor, output: Tensor) -> Verdict:
         values = [metric(reference[i : i + 1], output[i : i + 1], **options) for i in range(len(reference))]
     worst = min(values) if limit.side == "min" else max(values)
     passed = worst >= limit.value if limit.side == "min" else worst <= limit.value
-    return Verdict(limit.name, worst, limit.side, limit.value, passed)
+    return Judgement(limit.name, worst, limit.side, limit.value, passed)
 
 
 def as_images(outputs: Sequence[Any]) -> Tensor:

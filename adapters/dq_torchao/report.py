@@ -108,8 +108,7 @@ def execution_report(model: nn.Module) -> dict[str, Execution]:
         raise PlanError(
             f"this {type(model).__name__} is in full precision: it was loaded with a {type(loaded_with).__name__} that "
             f"holds a {type(config).__name__}, and the loader applied no config (from_single_file applies none of "
-            "torchao's). Load it with quantization_config=dq_diffusers.DQConfig(plan), or without a config and call "
-            "dq_torchao.apply(model, plan)"
+            "torchao's). Load it without a config and call dq_torchao.apply(model, plan)"
         )
     return report
 

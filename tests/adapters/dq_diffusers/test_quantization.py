@@ -100,8 +100,8 @@ def test_only_integers_can_be_faster():
 
 def test_options_of_the_backend_are_looked_at_before_anything_is_recorded(monkeypatch):
     monkeypatch.setattr("dq_diffusers.quantization.record", lambda *_, **__: pytest.fail("recorded"))
-    with pytest.raises(DQError, match="takes no option 'uniform'; did you mean 'uniform_timesteps'"):
-        dq_diffusers.quantize(class_pipeline(), "fast", uniform=True, **FEW)
+    with pytest.raises(DQError, match="takes no option 'uniform_timestep'; did you mean 'uniform_timesteps'"):
+        dq_diffusers.quantize(class_pipeline(), "fast", uniform_timestep=True, **FEW)
 
 
 def test_the_former_name_of_prefer_is_understood():
