@@ -22,7 +22,7 @@ def test_version(capsys) -> None:
     ("argv", "command", "message"),
     [
         ([], "dq-plugins", "required: COMMAND"),
-        (["raport"], "dq-plugins", "there is no command 'raport'; did you mean 'report'?"),
+        (["raport"], "dq-plugins", "there is no command 'raport'; did you mean 'report'"),
         (["plan", "digits", ".", "--out", "c", "--recipee", "d"], "dq-plugins plan", "did you mean '--recipe'?"),
         (["list", "passes"], "dq-plugins list", "unrecognized arguments: passes"),
     ],
