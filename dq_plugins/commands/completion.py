@@ -21,7 +21,5 @@ def run(args: argparse.Namespace) -> int:
     require("shtab", "completion", "write completion scripts")
     import shtab
 
-    from dq_plugins.cli import build_parser
-
-    print(shtab.complete(build_parser(), shell=args.shell))
+    print(shtab.complete(args.whole(), shell=args.shell))
     return 0

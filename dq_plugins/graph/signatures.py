@@ -116,7 +116,7 @@ def _usual_or_largest(
     sizes: dict[str, int] = {}
     for data in inputs:
         name = argument(data["depends"][0])
-        if name in reaching and str(data["dtype"]).startswith(("float", "bfloat")):
+        if name in reaching and str(data.get("dtype", "float")).startswith(("float", "bfloat")):
             sizes[name] = sizes.get(name, 0) + prod(data["shape"])
     usual = (name for name in SAMPLE_NAMES if name in sizes)
     return next(usual, None) or max(sizes, key=sizes.__getitem__, default=None)

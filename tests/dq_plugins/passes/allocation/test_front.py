@@ -38,7 +38,7 @@ def test_every_search_starts_from_the_solution_of_the_tighter_budget(monkeypatch
         hints.append(hint if hint is None else program.feasible(hint))
         return cp_sat(program, hint=hint)
 
-    monkeypatch.setattr(registry, "get", lambda kind, name: counting)
+    monkeypatch.setattr(registry, "function", lambda kind, name: counting)
     exact, _ = fronts(problem(), (1.0, 2.5, 3.0, 4.0), {"cp-sat": "exact"})
     assert hints == [None, None, True, True]  # the first cannot be met, and does not end the sweep
     errors = [error for _, error in exact.points]
