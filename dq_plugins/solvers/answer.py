@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from dq_plugins.solvers.integers import add_choice_sets, chosen_columns, to_integers
+from dq_plugins.solvers.integers import BudgetRow, add_choice_sets, chosen_columns, to_integers
 from dq_plugins.solvers.linear_program import relaxation
 from dq_plugins.solvers.program import Budget, Choice, ChoiceProgram
 from dq_plugins.solvers.solution import NO_CHOICE, Solution, Status, Use
@@ -80,11 +80,12 @@ def nearest_limits(program: ChoiceProgram, *, seconds: float = 5.0) -> dict[str,
 
     rows, model = to_integers(program).rows, cp_model.CpModel()
     chosen = add_choice_sets(model, program)
-    steps = [math.ceil(_unit(b, program) * row.scale / STEPS) for b, row in zip(program.budgets, rows, strict=True)]
-    most = [int(np.maximum.reduceat(row.costs, program.start[:-1]).sum()) - row.limit for row in rows]
+    coarse = [_coarser(row) for row in rows]
+    steps = [math.ceil(_unit(b, program) * row.scale / STEPS) for b, row in zip(program.budgets, coarse, strict=True)]
+    most = [int(np.maximum.reduceat(row.costs, program.start[:-1]).sum()) - row.limit for row in coarse]
     enough = max(math.ceil(above / step) for above, step in zip(most, steps, strict=True))
     raised = model.new_int_var(0, enough, "t")
-    for row, step in zip(rows, steps, strict=True):
+    for row, step in zip(coarse, steps, strict=True):
         model.add(cp_model.LinearExpr.weighted_sum(chosen, row.costs.tolist()) <= row.limit + step * raised)
     model.minimize(raised)
     solver = cp_model.CpSolver()
@@ -100,6 +101,12 @@ def nearest_limits(program: ChoiceProgram, *, seconds: float = 5.0) -> dict[str,
         if over > 0:  # in integer units, so that the limit can be met after it is rounded again
             limits[budget.name] = (math.floor(budget.limit * row.scale) + over) / row.scale
     return limits
+
+
+def _coarser(row: BudgetRow) -> BudgetRow:
+    """A budget in numbers of at most about 2^30, costs rounded up: times t, larger ones mislead CP-SAT's presolve."""
+    shift = max(int(np.abs(row.costs).max()).bit_length() - 30, 0)
+    return BudgetRow(-(-row.costs >> shift), row.limit >> shift, row.scale / 2**shift)
 
 
 def _unit(budget: Budget, program: ChoiceProgram) -> float:

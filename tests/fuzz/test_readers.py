@@ -47,8 +47,10 @@ def test_a_changed_file_is_refused_in_our_words_or_read(found, kind):
     assert refused
 
 
+# a library loaded before may have set the processor to treat subnormal numbers as 0
+numbers = st.floats(allow_nan=False, allow_infinity=False, allow_subnormal=False)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none() | st.booleans() | st.integers() | numbers | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=20,
 )

@@ -41,6 +41,15 @@ def test_a_choice_that_a_finer_resolution_missed_is_found():
     assert nearest_limits(program) == {"b0": 64, "b1": 89}
 
 
+def test_large_costs_do_not_hide_a_nearer_budget():
+    costs = [1.0, 0, 0, 1, 2, 0, 1, 0, 0, 0, 0, 2], [52.0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0]
+    budgets = tuple(
+        Budget(f"b{i}", np.array(c), limit) for i, (c, limit) in enumerate(zip(costs, (1.0, 0.0), strict=True))
+    )
+    program = ChoiceProgram(tuple("abcd"), np.array([0, 4, 7, 11, 12]), np.zeros(12), budgets)
+    assert nearest_limits(program) == {"b0": 2, "b1": 1}
+
+
 def test_infeasible_solution_names_the_nearest_budget():
     program = network_program()
     least = program.budgets[0].used(program.cheapest(program.budgets[0].cost))
