@@ -17,7 +17,7 @@ from dq_plugins.errors import PlanError
 from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.quantized.installation import install_plan
 from dq_plugins.quantized.table_lookup import Outside
-from dq_plugins.timesteps import OutOfRange, TimestepContext
+from dq_plugins.timesteps import NonFinite, OutOfRange, TimestepContext
 
 IMPLEMENTED = frozenset({"balance", "bias_correction", "dynamic_ranges"})
 """What layers of this adapter can do of `QuantPlan.features`."""
@@ -35,6 +35,7 @@ class BrevitasAdapter:
         *,
         out_of_range: OutOfRange = "error",
         temporal_fallback: Outside = "error",
+        non_finite: NonFinite = "nan",
     ) -> nn.Module:
         """Quantize ``model`` in place as the plan says.
 
@@ -43,6 +44,7 @@ class BrevitasAdapter:
             plan: the plan.
             out_of_range: ``"error"`` or ``"nearest"`` for timesteps outside the calibrated range.
             temporal_fallback: ``"error"`` or ``"live"`` for timesteps outside the temporal table.
+            non_finite: ``"nan"`` or ``"error"`` for calls with NaN or infinity among their arguments.
 
         Returns:
             The model, with Brevitas layers in place of the planned ones; other layers are untouched.
@@ -69,6 +71,7 @@ class BrevitasAdapter:
             implemented=IMPLEMENTED,
             out_of_range=out_of_range,
             temporal_fallback=temporal_fallback,
+            non_finite=non_finite,
             weight_of=_quantized_weight,
         )
         return model

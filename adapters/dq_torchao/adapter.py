@@ -20,7 +20,7 @@ from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.quantized.attention import MakeSite, QuantizedAttention
 from dq_plugins.quantized.installation import install_plan
 from dq_plugins.quantized.table_lookup import Outside
-from dq_plugins.timesteps import OutOfRange, TimestepContext, context_of
+from dq_plugins.timesteps import NonFinite, OutOfRange, TimestepContext, context_of
 from dq_torchao.attention import lower_attention
 from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of, remember
 from dq_torchao.columns import enlist, enlist_all
@@ -53,6 +53,7 @@ def apply(
     out_of_range: OutOfRange = "error",
     temporal_fallback: Outside = "error",
     uniform_timesteps: bool = False,
+    non_finite: NonFinite = "nan",
     prefer: Prefer = "smallest",
     example_inputs: Mapping[str, Any] | None = None,
     choices: Mapping[str, Timing] | None = None,
@@ -69,6 +70,8 @@ def apply(
             keeps the temporal block to compute it.
         uniform_timesteps: every call has one timestep for the whole batch, as sampling has. Makes compiled denoisers
             that take one timestep per sample (transformers, mostly) faster; a call with different ones is an error.
+        non_finite: what NaN or infinity among the arguments of a call does: ``"nan"`` makes that sample's output NaN,
+            ``"error"`` raises.
         prefer: ``"smallest"``: every layer and attention that can runs in integers. ``"fastest"``: each is timed both
             ways on this machine (`tune`), and what is faster in floating point stays there. Everywhere else that
             there is such a choice, its name and its default are these.
@@ -90,6 +93,7 @@ def apply(
         "out_of_range": out_of_range,
         "temporal_fallback": temporal_fallback,
         "uniform_timesteps": uniform_timesteps,
+        **({"non_finite": non_finite} if non_finite != "nan" else {}),
     }
     _begin(inside, plan, options, choices)
     for name in plan.layers:

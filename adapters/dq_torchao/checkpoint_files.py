@@ -55,7 +55,7 @@ class CheckpointRecord:
 
 
 RECORD: Format[CheckpointRecord] = Format(
-    "quantized-denoiser", 2, CheckpointRecord, CheckpointError, "a record of a quantized denoiser", "Save it again."
+    "quantized-denoiser", 3, CheckpointRecord, CheckpointError, "a record of a quantized denoiser", "Save it again."
 )
 
 

@@ -30,6 +30,7 @@ from typing_extensions import Self
 from dq_plugins.affine import code_ranges, per_row, token_parameters
 from dq_plugins.errors import DQError, TimestepError
 from dq_plugins.plan import ActivationQuant, BiasCorrection, DynamicActivationQuant, InputQuant, LayerPlan
+from dq_plugins.quantized.code_widths import input_widths
 from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.output_correction import rows_for_output
 from dq_plugins.timesteps import TimestepContext, select_for_input
@@ -63,6 +64,14 @@ def refuse_frozen_group(device: torch.device, context: TimestepContext) -> None:
             "group of one call into it. Compile the denoiser as a whole, or compile parts of it without "
             "torch._inductor.config.freezing"
         )
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """Dtype of what PyTorch's own layer makes of ``x``: that of ``x``, or autocast's, which leaves float64 alone."""
+    kind = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x.dtype
+    return torch.get_autocast_dtype(kind)
 
 
 class IntegerLayer(PackedWeight):
@@ -131,6 +140,7 @@ class IntegerLayer(PackedWeight):
         self.dynamic = quant if isinstance(quant, DynamicActivationQuant) else None
         self.group_name = "" if table is None else table.groups
         self.parameter_key = ParameterKey()
+        self.state_widths([self.weight_bits, self.weight_signs, *input_widths(quant)], self.weight_packed.device)
         self._hold("act_scale", table and table.scale)
         self._hold("act_zero_point", table and table.zero_point)
         self.group_bits = table and table.group_bits
@@ -228,7 +238,7 @@ class IntegerLayer(PackedWeight):
             )
             stored = zero_point + code_offset(x.device)
             codes = self._narrowed(self._codes(self.padded(x, wholly=True), scale, stored), index, x)
-            return self._by_rows(codes, scale, zero_point, row).to(x.dtype)
+            return self._by_rows(codes, scale, zero_point, row).to(result_dtype(x))
         # [1] tensors all the way: this runs at every layer of every step, and each small operation costs microseconds.
         column = selected_column(self, self.context)
         if column is not None:
@@ -237,7 +247,7 @@ class IntegerLayer(PackedWeight):
             scale = self.act_scale.index_select(0, index)
             zero_point = self.act_zero_point.index_select(0, index) + code_offset(x.device)
         codes = self._narrowed(self._codes_once(x, scale, zero_point), index, x)
-        return self.multiply(codes, scale, zero_point, self._bias(row), kernel_dtype(x)).to(x.dtype)
+        return self.multiply(codes, scale, zero_point, self._bias(row), kernel_dtype(x)).to(result_dtype(x))
 
     def _narrowed(self, codes: Tensor, index: Tensor, x: Tensor) -> Tensor:
         """Codes of the widest group, cut to those that the group of each sample has."""
@@ -262,9 +272,9 @@ class IntegerLayer(PackedWeight):
         if row is None or self.bias_correction is None:
             return y
         if row.numel() > 1:
-            return (y + rows_for_output(self._kind, self.bias_correction, row, y)).to(x.dtype)
+            return (y + rows_for_output(self._kind, self.bias_correction, row, y)).to(y.dtype)
         correction = self.bias_correction.index_select(0, row).reshape(-1)
-        return (y + self._kind.per_output(correction)).to(x.dtype)
+        return (y + self._kind.per_output(correction)).to(y.dtype)
 
     def _index(self, groups: str, table: Tensor) -> Tensor:
         """Rows of ``table`` that the call selects; a single one, whatever the timesteps, where it has no more."""
@@ -309,7 +319,7 @@ class IntegerLayer(PackedWeight):
         values = self._transformed(x)
         scale, zero_point = token_parameters(values, quant.bits, symmetric=quant.symmetric)  # [..., 1]
         codes = activation_codes(values, scale.reciprocal(), zero_point + code_offset(x.device), quant.bits)
-        return self._by_rows(codes, scale, None if quant.symmetric else zero_point, row).to(x.dtype)
+        return self._by_rows(codes, scale, None if quant.symmetric else zero_point, row).to(result_dtype(x))
 
     def _by_rows(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None, row: Tensor | None) -> Tensor:
         """The kernels take one scale: multiply the bare codes, then apply each row's own parameters."""

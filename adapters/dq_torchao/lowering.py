@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dq_plugins.affine import integer_range
 from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import exact_kind, kind_of
-from dq_plugins.plan import LayerPlan, WeightQuant
+from dq_plugins.plan import ActivationQuant, LayerPlan, WeightQuant
 from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.timesteps import TimestepContext
@@ -67,8 +67,20 @@ def unsupported_reason(layer: nn.Module, plan: LayerPlan) -> str:
     products = kind.products(_weight(layer).shape, getattr(layer, "groups", 1))
     if products > (most := most_products(plan.weight)):
         return f"an output sums {products} products, and int32 is sure to hold {most} of them"
+    if reason := _overflow(plan, products):
+        return reason
     kernel = kernel_for(INTEGER_LAYERS[kind.module].operator, _weight(layer).device)
     return kernel.unsupported_reason or unreachable(layer, after_exchange=True)
+
+
+def _overflow(plan: LayerPlan, products: int) -> str:
+    """Why float32 cannot hold a sum of codes times one of its two scales, as kernels compute it; empty when it can."""
+    assert plan.weight is not None
+    activation = plan.activation.scale if isinstance(plan.activation, ActivationQuant) else plan.weight.scale
+    largest = max(float(plan.weight.scale.max()), float(activation.max()))
+    if largest < torch.finfo(torch.float32).max / (products * 255 * 128):
+        return ""
+    return f"a scale of {largest:.3g} times a sum of {products} products of codes overflows float32"
 
 
 def most_products(quant: WeightQuant) -> int:

@@ -27,6 +27,7 @@ from dq_plugins.layer_kinds import LAYER_KINDS, LayerKind, exact_kind, kind_of, 
 from dq_plugins.lookalike import Lookalike, Maker, known_lookalike
 from dq_plugins.plan import LowRank, WeightQuant
 from dq_plugins.plan.low_rank import thin_product
+from dq_plugins.quantized.code_widths import WithWidths
 from dq_plugins.quantized.exact_state import ExactState
 from dq_plugins.quantized.layer_transform import LayerTransform, transformed_weight
 from dq_plugins.quantized.packing import pack_bits
@@ -37,7 +38,7 @@ from dq_torchao.wrapped_forward import exchange
 MAX_BITS = 8
 
 
-class PackedWeight(ExactState):
+class PackedWeight(WithWidths):
     """A layer whose weight is bit-packed. Made in place of the floating-point layer (`in_place_of`).
 
     Attributes:
@@ -117,6 +118,7 @@ class PackedWeight(ExactState):
     def _store(self, quant: WeightQuant, weight: Tensor, dtype: torch.dtype) -> None:
         self.weight_shape, self.weight_dtype = tuple(weight.shape), dtype
         self.weight_bits, self.weight_signs = quant.bits, quant.scheme == "binary"
+        self.state_widths([quant.bits, self.weight_signs], weight.device)
         self.register_buffer("weight_packed", self._pack(quant.quantize(weight)))
         self.register_buffer("weight_scale", self._per_output(quant.scale, torch.float32))
         zero_point = None if quant.zero_point is None else self._per_output(quant.zero_point, torch.int32)

@@ -130,7 +130,8 @@ def timestep_tensor(value: Any, argument: str) -> Tensor:
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, int | float) and not isinstance(value, bool):
-        value = torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
+        whole = isinstance(value, int) and abs(value) < 1 << 63
+        value = torch.tensor(value, dtype=torch.int64) if whole else _float_tensor(value)
     if not isinstance(value, Tensor) or value.numel() == 0 or value.is_complex():
         found = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise TimestepError(
@@ -140,6 +141,13 @@ def timestep_tensor(value: Any, argument: str) -> Tensor:
     if not bool(torch.isfinite(value.double()).all()):  # not every dtype can say what is finite
         raise TimestepError(f"the denoiser was called with a timestep that is not finite: {argument}={value.tolist()}")
     return value.detach()
+
+
+def _float_tensor(value: float) -> Tensor:
+    try:
+        return torch.tensor(float(value), dtype=torch.float64)
+    except OverflowError:
+        return torch.tensor(torch.inf, dtype=torch.float64)  # which is refused
 
 
 def timestep_values(timestep: Tensor) -> list[float]:

@@ -21,7 +21,7 @@ from dq_plugins.affine import code_ranges, fake_quantize, integer_range, token_p
 from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import LayerKind, kind_of
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, LayerPlan, WeightQuant
-from dq_plugins.quantized.exact_state import ExactState
+from dq_plugins.quantized.code_widths import WithWidths, input_widths
 from dq_plugins.quantized.layer_transform import (
     InputTransform,
     LayerTransform,
@@ -92,7 +92,7 @@ def quantize_tokens(
     return (values if transform is None or kind is None else transform.input_restored(kind, values)).to(x.dtype)
 
 
-class InputQuantizer(InputTransform, ExactState):
+class InputQuantizer(InputTransform, WithWidths):
     """What simulated quantizers of a layer's input have in common: the transform of the input before it.
 
     Args:
@@ -136,6 +136,7 @@ class TokenQuantizer(InputQuantizer):
     ) -> None:
         super().__init__(device, transform, kind)
         self.quant = quant
+        self.state_widths(input_widths(quant), device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize ``x``."""
@@ -175,6 +176,7 @@ class ActivationQuantizer(InputQuantizer):
         super().__init__(device, transform, kind)
         self.groups, self.bits, self.context = quant.groups, quant.bits, context
         self.group_bits = quant.group_bits
+        self.state_widths(input_widths(quant), device)
         self.register_buffer("scale", quant.scale.to(device, copy=True))
         self.register_buffer("zero_point", quant.zero_point.to(device, copy=True))
 

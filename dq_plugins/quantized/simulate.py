@@ -13,7 +13,7 @@ from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.quantized.installation import install_plan
 from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.quantized.table_lookup import Outside
-from dq_plugins.timesteps import OutOfRange, TimestepContext
+from dq_plugins.timesteps import NonFinite, OutOfRange, TimestepContext
 
 IMPLEMENTED = frozenset(
     {"balance", "bias_correction", "dynamic_ranges", "group_scale", "group_widths", "low_rank", "rotation"}
@@ -32,6 +32,7 @@ class SimulateAdapter:
         *,
         out_of_range: OutOfRange = "error",
         temporal_fallback: Outside = "error",
+        non_finite: NonFinite = "nan",
     ) -> nn.Module:
         """Simulate ``plan`` on ``model`` in place.
 
@@ -40,6 +41,7 @@ class SimulateAdapter:
             plan: the plan.
             out_of_range: ``"error"`` or ``"nearest"`` for timesteps outside the calibrated range.
             temporal_fallback: ``"error"`` or ``"live"`` for timesteps outside the temporal table.
+            non_finite: ``"nan"`` or ``"error"`` for calls with NaN or infinity among their arguments.
         """
         model.requires_grad_(False)
 
@@ -56,5 +58,6 @@ class SimulateAdapter:
             implemented=IMPLEMENTED,
             out_of_range=out_of_range,
             temporal_fallback=temporal_fallback,
+            non_finite=non_finite,
         )
         return model

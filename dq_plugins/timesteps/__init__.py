@@ -1,6 +1,7 @@
 """Timesteps: the schedule, groups of timesteps, and the context that routes layers by the value of t."""
 
 from dq_plugins.timesteps.context import OutOfRange, TimestepContext
+from dq_plugins.timesteps.finite import NonFinite
 from dq_plugins.timesteps.groups import TimestepGroups
 from dq_plugins.timesteps.routing import argument_of, attach_context, context_of, detach_context, route_of
 from dq_plugins.timesteps.schedule import Schedule
@@ -14,6 +15,7 @@ from dq_plugins.timesteps.selection import (
 )
 
 __all__ = [
+    "NonFinite",
     "OutOfRange",
     "Schedule",
     "Selection",

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from dq_plugins.errors import TimestepError
+from dq_plugins.errors import DQError, TimestepError
+from dq_plugins.timesteps.finite import NonFinite
 from dq_plugins.timesteps.groups import TimestepGroups
 from dq_plugins.timesteps.recomputation import Running, remember
 from dq_plugins.timesteps.selection import Selection, by_sample_or_token, fewest_entries
@@ -36,14 +37,23 @@ class TimestepContext:
         uniform: every call has one timestep for the whole batch, as sampling has. A denoiser that takes one timestep
             per sample then selects one set of parameters in a compiled graph too, which is faster; a call with
             different timesteps is an error.
+        non_finite: what NaN or infinity among the arguments of a call does, see `dq_plugins.timesteps.finite`.
     """
 
     def __init__(
-        self, groups: Mapping[str, TimestepGroups], out_of_range: OutOfRange = "error", *, uniform: bool = False
+        self,
+        groups: Mapping[str, TimestepGroups],
+        out_of_range: OutOfRange = "error",
+        *,
+        uniform: bool = False,
+        non_finite: NonFinite = "nan",
     ) -> None:
         if out_of_range not in ("error", "nearest"):
             raise TimestepError(f"out_of_range is 'error' or 'nearest', got {out_of_range!r}")
+        if non_finite not in ("nan", "error"):
+            raise DQError(f"non_finite is 'nan' or 'error', got {non_finite!r}")
         self.groups = dict(groups)
+        self.non_finite = non_finite
         self.out_of_range = out_of_range
         self.uniform = uniform
         self.running = Running()
@@ -85,7 +95,7 @@ class TimestepContext:
 
     def _check(self, t: Tensor) -> None:
         if self.out_of_range == "error":
-            smallest, largest = (float(v) for v in t.float().aminmax())
+            smallest, largest = (float(v) for v in t.double().aminmax())
             for groups in self.groups.values():
                 groups.check(smallest, largest)
 

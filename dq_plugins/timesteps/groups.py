@@ -76,5 +76,7 @@ class TimestepGroups:
 
     def index(self, timestep: Tensor) -> Tensor:
         """Group of every timestep: int64, the shape of ``timestep``. Pure tensor code: no host sync, exports."""
-        edges = torch.tensor(self.edges, dtype=torch.float32, device=timestep.device)
-        return (timestep.float().unsqueeze(-1) >= edges).sum(-1)
+        # float64, as `of`: float32 would round an edge, and integers beyond 2^24, over each other
+        dtype = torch.float32 if timestep.device.type == "mps" else torch.float64
+        edges = torch.tensor(self.edges, dtype=dtype, device=timestep.device)
+        return (timestep.to(dtype).unsqueeze(-1) >= edges).sum(-1)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from dq_plugins.compiled import unwrap
 from dq_plugins.errors import TimestepError
 from dq_plugins.lookalike import Lookalike, change_class, known_lookalike, lookalike
 from dq_plugins.timesteps.context import TimestepContext
+from dq_plugins.timesteps.finite import guarded
 from dq_plugins.timesteps.selection import INDICES, unpacked
 
 ROUTE = "_dq_timestep_route"
@@ -109,7 +111,7 @@ class Routed(Lookalike):
         if route is None or route.outside is None:
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         with route.context.select(route.outside.read(args, kwargs), self):
-            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+            return guarded(super().__call__, (), args, kwargs, route.context.non_finite)  # type: ignore[misc]
 
 
 def routed_class(original: type[nn.Module]) -> type[nn.Module]:
@@ -119,13 +121,14 @@ def routed_class(original: type[nn.Module]) -> type[nn.Module]:
     """
     if (known := known_lookalike(original, routed_class)) is not None:
         return known
+    names = tuple(inspect.signature(original.forward).parameters)[1:]  # without self
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         route: Route | None = self.__dict__.get(ROUTE)
         if route is None:
             return original.forward(self, *args, **kwargs)
         with route.context.select(route.argument.read(args, kwargs), self):
-            return original.forward(self, *args, **kwargs)
+            return guarded(partial(original.forward, self), names, args, kwargs, route.context.non_finite)
 
     # Not functools.wraps: tools that take wrappers off follow __wrapped__, and would take this one off, too.
     forward.__signature__ = inspect.signature(original.forward)  # type: ignore[attr-defined]

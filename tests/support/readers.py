@@ -13,10 +13,10 @@ from typing import Any
 import dq_brevitas.files
 import dq_torchao
 import torch
-from dq_diffusers.building import build_from_config
+from dq_diffusers.building import find_config, read_config
 from dq_torchao.config_data import config_from_json
 from dq_torchao.plan_config import PlanConfig
-from mutations import HUGE, Recording, SealedCheckpoint, SealedFile, change_bytes, change_record
+from mutations import Recording, SealedCheckpoint, SealedFile, change_bytes, change_record
 from plans import example_plan
 from torchao.core.config import config_to_dict
 
@@ -106,22 +106,19 @@ def _config(folder: Path) -> Reader:
     folder.mkdir()
     file = folder / "config.json"
     whole = {
-        "_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 3, "out_channels": 3, "layers_per_block": 1,
-        "block_out_channels": [32, 32], "down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2,
+        "_class_name": "DiTTransformer2DModel", "num_attention_heads": 1, "attention_head_dim": 8, "in_channels": 4,
+        "num_layers": 1, "sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 10, "norm_eps": 1e-5,
+        "dropout": 0.0, "activation_fn": "gelu-approximate",
     }  # fmt: skip
 
     def change(rng: Random) -> None:
         if rng.randrange(2):
             file.write_bytes(change_bytes(rng, json.dumps(whole).encode()))
         else:
-            file.write_text(_small(json.dumps(change_record(rng, deepcopy(whole)))))
+            file.write_text(json.dumps(change_record(rng, deepcopy(whole))))
 
-    return Reader(change, lambda: build_from_config(folder))
-
-
-def _small(config: str) -> str:
-    """diffusers builds as many blocks and channels as a config says, which is its own affair."""
-    return "{}" if any(str(number) in config for number in HUGE) else config
+    # building is diffusers' affair: it makes as many blocks and channels as a config says
+    return Reader(change, lambda: read_config(find_config(folder)))
 
 
 def _embedded(plan: dq.QuantPlan, folder: Path) -> Reader:

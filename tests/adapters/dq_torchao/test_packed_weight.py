@@ -94,7 +94,7 @@ def test_layers_that_cannot_run_in_integers_are_packed_all_the_same():
     plan.weight = weight_quant(layer, 8, asymmetric=True)
     packed, simulated, context = pair(layer, plan)
     assert (packed.execution.state, isinstance(packed, PackedWeight)) == ("simulated", True)
-    assert packed.execution.reason == "8-bit weight codes less the zero points of the plan do not fit int8"
+    assert packed.execution.reason == "8-bit weight codes less zero points and times group scales do not fit int8"
     with context.select(SCALAR):
         x = torch.randn(4, 12) * 3
         assert torch.equal(packed(x), simulated(x))
@@ -112,7 +112,8 @@ def test_memory_and_state_dict_hold_bits(bits, act_bits):
     assert not any(p.dim() > 1 for p in packed.parameters())
     state = packed.state_dict()
     assert state["weight_packed"].nbytes == 16 * 24 * 9 * bits // 8
-    floats = sum(t.nbytes for name, t in state.items() if name != "weight_packed")
+    floats = sum(t.nbytes for name, t in state.items() if name not in ("weight_packed", "code_widths"))
+    assert state["code_widths"].nbytes <= 5
     assert floats <= 4 * (24 + 24) + 8 * 3  # weight scale, bias, and the table of three groups
 
 
@@ -253,4 +254,6 @@ def test_file_of_a_denoiser_is_the_sum_of_its_bits_and_scales(tmp_path):
     kept = 4 * (48 + 48) + 4 * outputs  # the temporal layer in floating point, and biases
     scales = 4 * outputs + 3 * (4 + 4) * 3  # of weights, and three tables of three groups
     timesteps = 8 * (2 + 2)
-    assert sum(sizes.values()) == codes + kept + scales + timesteps
+    widths = sum(size for name, size in sizes.items() if name.endswith("code_widths"))
+    assert widths <= 5 * len(plan.layers)
+    assert sum(sizes.values()) == codes + kept + scales + timesteps + widths

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dq_plugins.calibration import Call, first_tensor
-from dq_plugins.errors import CalibrationError
+from dq_plugins.calibration.call import timestep_tensor
+from dq_plugins.errors import CalibrationError, TimestepError
 
 
 def test_the_first_tensor_of_nested_outputs():
@@ -33,3 +34,14 @@ def test_a_call_stays_whole_where_its_samples_cannot_be_told_apart():
     for call in (guided_call(tokens=torch.ones(5, 3)), guided_call(number=torch.ones(3, 8)), guided_call().some(3)):
         assert call.some(3) is call
     assert len(guided_call(number=torch.tensor(2)).some(3).output) == 3
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf")])
+def test_timesteps_that_no_number_holds_are_refused(value):
+    with pytest.raises(TimestepError, match="not finite"):
+        timestep_tensor(value, "t")
+
+
+@pytest.mark.parametrize("value", [5, 2**63 - 1, 10**30, 0.5])
+def test_timesteps_of_any_size_are_read(value):
+    assert float(timestep_tensor(value, "t")) == float(value)

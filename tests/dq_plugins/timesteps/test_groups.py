@@ -1,10 +1,12 @@
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dq_plugins.errors import TimestepError
-from dq_plugins.timesteps import Schedule, TimestepGroups
+from dq_plugins.timesteps import Schedule, TimestepContext, TimestepGroups
 
 EDGES = st.lists(st.integers(1, 998), unique=True, max_size=8).map(lambda e: tuple(float(v) for v in sorted(e)))
 
@@ -49,3 +51,29 @@ def test_schedule_of_a_scheduler_keeps_the_order() -> None:
 def test_schedule_refuses_nothing_and_nan(bad: tuple[float, ...]) -> None:
     with pytest.raises(TimestepError):
         Schedule(bad)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.int32]
+)
+def test_timesteps_between_at_and_beyond_the_edges_in_every_dtype(dtype) -> None:
+    groups = TimestepGroups((0.1, 250.5, 2.0**24 + 1), low=-5.0)
+    for edge in groups.edges:
+        for near in (
+            edge - 0.5,
+            math.nextafter(edge, -math.inf),
+            edge,
+            math.nextafter(edge, math.inf),
+            edge + 0.5,
+            -5.0,
+        ):
+            t = torch.tensor(near, dtype=torch.float64).to(dtype)
+            if torch.isfinite(t.double()):
+                assert int(groups.index(t)) == groups.of(float(t)), (near, dtype)
+
+
+def test_a_timestep_at_the_end_of_the_range_is_inside_in_float64() -> None:
+    low, high = 0.1, 999.1  # which float32 rounds up and down
+    context = TimestepContext({"g": TimestepGroups((500.0,), low, high)})
+    for t in (low, high):
+        context.selection_of(torch.tensor([t], dtype=torch.float64))

@@ -1,0 +1,56 @@
+"""The widths of codes as part of a state dict, so that a state of other widths is refused instead of misread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dq_plugins.plan import ActivationQuant, InputQuant
+from dq_plugins.quantized.exact_state import ExactState
+
+NAME = "code_widths"
+
+
+class WithWidths(ExactState):
+    """A module whose tables and codes mean something at certain widths only.
+
+    Attributes:
+        code_widths: int8 ``[n]``: whatever tells its widths and forms apart.
+    """
+
+    code_widths: Tensor
+
+    def state_widths(self, widths: Iterable[int], device: torch.device) -> None:
+        """Say which widths the state of this module is for."""
+        self.register_buffer(NAME, torch.tensor(list(widths), dtype=torch.int8, device=device))
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        found, own = state_dict.get(prefix + NAME), self.code_widths
+        if isinstance(found, Tensor) and not (found.is_meta or own.is_meta) and found.tolist() != own.tolist():
+            error_msgs.append(
+                f"{prefix.rstrip('.')}: the state is of a layer with other widths, {found.tolist()} instead of "
+                f"{own.tolist()}. Apply the plan that the state was made with, then load it."
+            )
+            return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+
+def input_widths(quant: InputQuant) -> list[int]:
+    """What tells the quantizers of inputs apart: the width in each group (0: floating point), or that of tokens."""
+    if isinstance(quant, ActivationQuant):
+        return [0 if width is None else width for width in quant.widths]
+    return [quant.bits, -1 if quant.symmetric else -2]
