@@ -94,7 +94,7 @@ def test_layers_that_cannot_run_in_integers_are_packed_all_the_same():
     plan.weight = weight_quant(layer, 8, asymmetric=True)
     packed, simulated, context = pair(layer, plan)
     assert (packed.execution.state, isinstance(packed, PackedWeight)) == ("simulated", True)
-    assert packed.execution.reason == "8-bit weight codes less zero points and times group scales do not fit int8"
+    assert packed.execution.reason == "8-bit weight codes less the zero points of the plan do not fit int8"
     with context.select(SCALAR):
         x = torch.randn(4, 12) * 3
         assert torch.equal(packed(x), simulated(x))

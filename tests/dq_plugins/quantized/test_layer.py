@@ -148,7 +148,7 @@ def test_dynamic_ranges_pass_gradients_and_need_no_timestep():
     module.input_quantizer(x).sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))
     assert "symmetric" not in repr(module.input_quantizer)
-    assert not module.input_quantizer.state_dict()
+    assert set(module.input_quantizer.state_dict()) == {"code_widths"}  # no table: nothing was calibrated
 
 
 def widths_by_group() -> ActivationQuant:
