@@ -42,7 +42,7 @@ class Scratch:
             try:
                 lock = _held(self.path / OWNER)
                 break
-            except FileNotFoundError:  # another process took it for one that was left behind, before it was held
+            except (FileNotFoundError, FileExistsError):  # another took it for one left behind, before it was held
                 continue
         assert lock is not None
         self.close = weakref.finalize(self, _remove, self.path, lock)

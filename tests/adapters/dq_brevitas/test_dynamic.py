@@ -88,7 +88,8 @@ def test_by_hand_each_row_has_its_own_range(injector):
     found = layer.input_quant(x)
     assert torch.equal(found, quantize_tokens(x, DynamicActivationQuant(6, injector.symmetric)))
     assert torch.equal(found[3, 4], layer.input_quant(x[3, 4]))
-    assert (int(layer.input_quant.bit_width()), layer.input_quant.state_dict()) == (6, {})
+    assert int(layer.input_quant.bit_width()) == 6
+    assert all(name.endswith(".code_widths") for name in layer.input_quant.state_dict())  # nothing was calibrated
     with pytest.raises(RuntimeError, match="input-dependant"):
         layer.input_quant.scale()
 
