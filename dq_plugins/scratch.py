@@ -39,12 +39,9 @@ class Scratch:
         while True:
             self.path = place / f"dq-{what}-{uuid4().hex}.tmp"
             self.path.mkdir(mode=0o700)
-            try:
-                lock = _held(self.path / OWNER)
-                break
-            except (FileNotFoundError, FileExistsError):  # another took it for one left behind, before it was held
-                continue
-        assert lock is not None
+            with suppress(FileNotFoundError, FileExistsError):  # another took it away while the lock was made
+                if (lock := _held(self.path / OWNER)) is not None:  # None: another is about to take it away
+                    break
         self.close = weakref.finalize(self, _remove, self.path, lock)
 
     def __enter__(self) -> Path:
