@@ -61,4 +61,6 @@ def _values(denoiser: nn.Module, inputs: Mapping[str, Any], modules: Mapping[str
 
     with hooked(modules, before=count), evaluating(denoiser):
         denoiser(**inputs)
+    # A cache of diffusers would count this call as the first step of the next sampling run: told as pipelines tell it.
+    getattr(denoiser, "_reset_stateful_cache", lambda: None)()
     return seen
