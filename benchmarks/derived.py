@@ -44,11 +44,18 @@ def ablation(data: Mapping[str, Any]) -> Derived:
     return found
 
 
+def bootstrap_means(values: np.ndarray, count: int = 2000) -> np.ndarray:
+    """Means over ``values [S, N]`` with rows and columns drawn again, ``[count]``."""
+    rng, (rows, columns) = np.random.default_rng(0), values.shape
+    chosen = rng.integers(0, columns, (count, 1, columns))
+    return values[rng.integers(0, rows, (count, rows, 1)), chosen].mean((1, 2))
+
+
 def transforms(data: Mapping[str, Any]) -> Derived:
     """PSNR of every combination, and what an ingredient multiplies the error power of an image by, with an interval.
 
-    The unit is an image: its ratio is the geometric mean over seeds and over the combinations of the other ingredients.
-    The interval is that of 2000 bootstrap means over images.
+    The unit is an image of a seed: its ratio is the geometric mean over the combinations of the other ingredients. The
+    interval is that of 2000 bootstrap means over images and seeds, both drawn.
     """
     labels = by_label(data)
     seeds = min(len(runs) for runs in labels.values())  # of all combinations, should the run have been cut
@@ -63,9 +70,8 @@ def transforms(data: Mapping[str, Any]) -> Derived:
             conditions[f" without {other}"] = [each for each in others if other not in each]
             conditions[f" with {other}"] = [each for each in others if other in each]
         for condition, chosen in conditions.items():
-            ratio = np.mean([parts[each] - parts[each | {name}] for each in chosen], (0, 1)) / 10  # log10, [images]
-            drawn = np.random.default_rng(0).integers(0, len(ratio), (2000, len(ratio)))
-            bounds = np.quantile(ratio[drawn].mean(1), (0.025, 0.975))
+            ratio = np.mean([parts[each] - parts[each | {name}] for each in chosen], 0) / 10
+            bounds = np.quantile(bootstrap_means(ratio), (0.025, 0.975))  # of log10, [seeds, images]
             effects[name + condition] = [float(10**value) for value in (ratio.mean(), *bounds)]
     return {"combinations": combinations, "effects": effects}
 
@@ -201,6 +207,7 @@ def by_images(data: Mapping[str, Any]) -> Derived:
             "worst": min(every),
             "power": statistics.fmean(powers),
             "median of seeds": statistics.median(powers),
+            **({"predicted": statistics.median(run["predicted"] for run in runs)} if "predicted" in runs[0] else {}),
         }
     return found
 
