@@ -16,6 +16,7 @@ import brevitas.nn as qnn
 import torch
 from brevitas.export.inference import quant_inference_mode
 from brevitas.graph.calibrate import bias_correction_mode, calibration_mode
+from brevitas.graph.equalize import LayerwiseActivationRotation
 from brevitas.graph.gptq import gptq_mode
 from brevitas.graph.quantize import layerwise_quantize
 from brevitas.inject import ExtendedInjector
@@ -41,6 +42,10 @@ class BrevitasPTQ:
         learned: iterations of learned rounding for each block; 0 for none.
         learned_calls: recorded calls that learned rounding sees, evenly spread; None: all of them.
         bias_correction: match the mean of every layer's output; layers without a bias get one.
+        rotation: Hadamard transforms of the inputs of linear layers, which Brevitas computes when the layer runs.
+        dynamic: quantizer of the inputs of linear layers in place of ``activations``, with ranges at run time.
+        grouped: weight quantizer of linear layers in place of ``weights``, with a scale for so many inputs.
+        group_size: inputs of a weight that share a scale under ``grouped``.
     """
 
     weights: Quantizer = Int8WeightPerChannelFloat
@@ -50,6 +55,10 @@ class BrevitasPTQ:
     learned: int = 0
     learned_calls: int | None = None
     bias_correction: bool = False
+    rotation: bool = False
+    dynamic: Quantizer | None = None
+    grouped: Quantizer | None = None
+    group_size: int = 32
 
     def __call__(
         self, denoiser: nn.Module, widths: dict[str, int], blocks: Sequence[str], calls: CalibrationSet
@@ -62,7 +71,12 @@ class BrevitasPTQ:
             blocks: names of the modules that learned rounding takes one at a time, in execution order.
             calls: recorded calls to calibrate on.
         """
-        model = layerwise_quantize(copy.deepcopy(denoiser), self._layer_map(widths)).eval().requires_grad_(False)
+        model = copy.deepcopy(denoiser)
+        if self.rotation:
+            model = LayerwiseActivationRotation(
+                blacklist_layer=[n for n in linear_layers(model) if n not in widths]
+            ).apply(model)
+        model = layerwise_quantize(model, self._layer_map(widths)).eval().requires_grad_(False)
         recorded = list(calls.calls())
         with torch.no_grad():
             with calibration_mode(model):
@@ -83,16 +97,33 @@ class BrevitasPTQ:
     def _layer_map(self, widths: dict[str, int]) -> dict[type[nn.Module], tuple[type[nn.Module], dict[str, Any]]]:
         options = {
             "weight_quant": self.weights,
-            "weight_bit_width": lambda module, name: widths[name],
+            "weight_bit_width": lambda module, name: widths[layer_name(name)],
             # Statistics of the one column that GPTQ quantizes at a time would be no scale.
             "weight_scaling_impl_type": "parameter_from_stats",
             "input_quant": self.activations,
-            **({"input_bit_width": lambda module, name: self.input_widths[name]} if self.input_widths else {}),
+            **(
+                {"input_bit_width": lambda module, name: self.input_widths[layer_name(name)]}
+                if self.input_widths
+                else {}
+            ),
             "output_quant": None,
             "bias_quant": None,
             "return_quant_tensor": False,
         }
-        return {nn.Linear: (qnn.QuantLinear, options), nn.Conv2d: (qnn.QuantConv2d, options)}
+        linear = options | ({"input_quant": self.dynamic} if self.dynamic else {})
+        if self.grouped:
+            linear |= {"weight_quant": self.grouped, "weight_group_size": self.group_size}
+        return {nn.Linear: (qnn.QuantLinear, linear), nn.Conv2d: (qnn.QuantConv2d, options)}
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """Names of the linear layers."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def layer_name(name: str) -> str:
+    """Name before rotation, which wraps a layer."""
+    return name.removesuffix(".layer")
 
 
 def spread(recorded: list[Call], count: int | None) -> list[Call]:

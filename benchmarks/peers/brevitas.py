@@ -39,8 +39,30 @@ def post_training(setting: Setting, **steps: Any) -> Quantized:
     return Quantized(method(setting.denoiser, widths, blocks, setting.calibration), bytes_)
 
 
+def rotated(setting: Setting) -> Quantized:
+    """Rotated inputs of linear layers, their ranges per token at run time, weights in groups of 32 inputs, GPTQ.
+
+    What its examples have for 4 bits of both (`brevitas_examples.common.generative`), on top of the others here.
+    """
+    import brevitas.graph  # noqa: F401  the examples import parts of it in an order that fails alone
+    from brevitas_examples.common.generative.quantizers import (
+        IntWeightSymmetricGroupQuantMSE,
+        ShiftedUint8DynamicActPerRowFloat,
+    )
+
+    return post_training(
+        setting,
+        gptq=True,
+        rotation=True,
+        dynamic=ShiftedUint8DynamicActPerRowFloat,
+        grouped=IntWeightSymmetricGroupQuantMSE,
+    )
+
+
 EVERY = ("W8A8", "W4A8", "W4A4")
 METHODS = {
+    "Brevitas, rotation and GPTQ": Method(partial(post_training, gptq=True, rotation=True), ("W4A4",), "simulated"),
+    "Brevitas, rotation, GPTQ, weight groups, ranges per token": Method(rotated, ("W4A4",), "simulated"),
     "Brevitas, GPTQ and bias correction": Method(partial(post_training, gptq=True), EVERY, "simulated"),
     "Brevitas, learned rounding and bias correction": Method(
         partial(post_training, learned=200, learned_calls=40), EVERY, "simulated"

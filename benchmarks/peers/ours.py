@@ -46,8 +46,9 @@ ALLOCATED = Recipe(
 METHODS = {
     "ours, mixdq": Method(partial(by_recipe, recipe="mixdq"), ("mean-4",), "integer"),
     "ours, allocated": Method(partial(by_recipe, recipe=ALLOCATED), ("mean-4",), "integer"),
-} | {
-    f"ours, {recipe}": Method(partial(by_recipe, recipe=recipe), EVERY, "integer")
-    for recipe in ("fast", "default", "best")
-    if recipe in dq.names("recipe")
+    **{
+        f"ours, {name}": Method(partial(by_recipe, recipe=name), EVERY, "integer")
+        for name in ("fast", "default", "best")
+    },
+    "ours, low-bit": Method(partial(by_recipe, recipe="low-bit"), ("W4A8", "W4A4", "W4"), "integer"),
 }
