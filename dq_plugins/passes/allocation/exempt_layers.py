@@ -3,8 +3,8 @@
 Rules that others use leave the first and the last layer out, because they see and make the image itself. Here each is
 tried, and with them those few that harm the denoiser's output most (`dq_plugins.passes.allocation.harm`): recorded
 sampling runs are repeated with the whole plan, with the plan but for all of them, and where that gains enough, but for
-each. A layer stays in full precision when that takes away enough of the image's error for what it costs in bytes and in
-time; the more it takes away, the more it may cost.
+each in turn, as long as the rest of them can still gain enough. A layer stays in full precision when that takes away
+enough of the image's error for what it costs in bytes and in time; the more it takes away, the more it may cost.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ class Exemption:
 
     Attributes:
         layer: fully qualified name.
-        gain: share of the plan's image error that it takes away; negative where it adds some. Where all together take
-            too little away, what they take.
+        gain: share of the plan's image error that it takes away; negative where it adds some. Where all that could be
+            exempt together take too little away, what they take. None: it costs more than any gain is worth, so it was
+            not measured.
         bytes: share that it adds to the bytes of all weights.
         time: share that it adds to the time of a call, see `ExemptLayers.Options.most_cost`.
         exempt: whether it stays in full precision.
     """
 
     layer: str
-    gain: float
+    gain: float | None
     bytes: float
     time: float
     exempt: bool
@@ -51,9 +52,11 @@ class Exemption:
     @property
     def why(self) -> str:
         """The figures in words."""
+        price = f"{self.bytes:.2%} more bytes and {self.time:.2%} more time"
+        if self.gain is None:
+            return f"in full precision it costs more than any gain is worth: {price}"
         share = f"{self.gain:.1%} of" if self.gain > 0 else "none of"
-        taken = f"takes {share} the image's error away"
-        return f"in full precision it {taken}, for {self.bytes:.2%} more bytes and {self.time:.2%} more time"
+        return f"in full precision it takes {share} the image's error away, for {price}"
 
 
 @dataclass(frozen=True)
@@ -143,11 +146,15 @@ class ExemptLayers(Pass):
             def gain(exempt: frozenset[str]) -> float:
                 return 1 - error(exempt) / error(kept) if error(kept) > 0 else 0.0
 
-            most = gain(frozenset(asked)) if asked else 0.0
+            prices = {name: self._price(plan, context, name) for name in asked}
+            possible = frozenset(n for n, price in prices.items() if max(price) <= o.most_cost * MOST_TIMES)
             for done, name in enumerate(asked):
                 yield Progress(done, len(asked), name)
-                won = gain(kept | {name}) if most >= o.least_gain else most
-                found = self._judged(plan, context, name, won)
+                # what all of them gain together, beyond those that are kept, no one of them can exceed
+                won = gain(possible | kept) if name in possible else None
+                if won is not None and won >= o.least_gain:
+                    won = gain(kept | {name})
+                found = Exemption(name, won, *prices[name], exempt=self._worth(won, max(prices[name])))
                 tried.append(found)
                 if found.exempt:
                     kept |= {name}
@@ -160,17 +167,21 @@ class ExemptLayers(Pass):
         worst = [name for name, share in harmful.items() if share >= self.options.least_gain]
         return [*worst, *(name for name in asked if name not in worst)]
 
-    def _judged(self, plan: QuantPlan, context: PassContext, name: str, gain: float) -> Exemption:
+    def _price(self, plan: QuantPlan, context: PassContext, name: str) -> tuple[float, float]:
+        """Shares that a layer in full precision adds to the bytes of all weights and to the time of a call."""
         costs = {n: _cost(context, n) for n in plan.layers if n in context.partition.layers}
         bytes_now = {n: cost.weights * _bits(plan.layers[n])[0] for n, cost in costs.items()}
         time_now = {n: cost.macs * max(_bits(plan.layers[n])) for n, cost in costs.items()}
         full = 8 * context.denoiser.get_submodule(name).weight.element_size()  # type: ignore[union-attr, operator]
         more_bytes = (costs[name].weights * full - bytes_now[name]) / max(sum(bytes_now.values()), 1)
         more_time = (costs[name].macs * full - time_now[name]) / max(sum(time_now.values()), 1)
+        return more_bytes, more_time
+
+    def _worth(self, gain: float | None, price: float) -> bool:
         o = self.options
-        allowed = o.most_cost * min(max(gain / max(o.least_gain, 1e-6), 1), MOST_TIMES)
-        exempt = gain >= o.least_gain and max(more_bytes, more_time) <= allowed
-        return Exemption(name, gain, more_bytes, more_time, exempt)
+        if gain is None or gain < o.least_gain:
+            return False
+        return price <= o.most_cost * min(max(gain / max(o.least_gain, 1e-6), 1), MOST_TIMES)
 
 
 def exempted(layer: LayerPlan, why: str) -> LayerPlan:
