@@ -2,13 +2,19 @@
 
     minimise over codes   ||X W^T - X W^^T||^2  =  sum over outputs of  (w - w^) H (w - w^)^T,    H = X^T X
 
-With ``H = U D U^T`` (U upper triangular, ones on its diagonal; D diagonal) the error is that of independent columns:
+With ``H = U S U^T`` (U upper triangular, ones on its diagonal; S diagonal) the error is that of independent columns:
 
-    sum over k of  D_kk (e_k + sum over j < k of e_j U_jk)^2,    e = w - w^
+    sum over k of  S_kk (e_k + sum over j < k of e_j U_jk)^2,    e = w - w^
 
 so column after column is rounded to ``w^_k = round(w_k + sum over j < k of e_j U_jk)``. These are GPTQ's codes, without
-the inverse of H that its own form takes. Because H is not centred, the mean of the output is kept as well as its
-variations.
+the inverse of H that its own form takes. Cholesky's factors are lower triangles, so columns lie in the order opposite
+to that in which they are rounded. Because H is not centred, the mean of the output is kept as well as its variations.
+
+Of a layer with very many columns H would take gigabytes and a minute (``K^2`` numbers, ``K^3 / 3`` products). Such a
+layer is rounded part by part, each with the H of its own columns. What the parts so far did to the output,
+``D = sum of E X_part^T``, all columns still to come make up for before the next part is rounded, as they do in GPTQ:
+
+    W += D (G + damping)^-1 X,    G = sum over columns still to come of X X^T
 
 Source: Frantar et al. 2022 (GPTQ), algorithm 1, with its order by descending diagonal of H ("act-order") and its
 damping of the diagonal; in the form of Chee et al. 2023 (QuIP), section 3, which proves that the two are equal.
@@ -43,10 +49,12 @@ class GPTQOptions:
     Attributes:
         damping: added to the diagonal of H, as a share of its mean.
         act_order: columns with the largest inputs first.
+        columns: of one part, see the module: parts of equal size, as few as have no more.
     """
 
     damping: float = 0.01
     act_order: bool = True
+    columns: int = 4096
 
 
 def second_moments(rows: Tensor) -> Tensor:
@@ -60,6 +68,14 @@ def second_moments(rows: Tensor) -> Tensor:
     scale = rows.abs().amax(0).clamp(min=1e-30) / 63  # [K]
     codes = (rows / scale).round_().to(torch.int8)
     return torch._int_mm(codes.T.contiguous(), codes).float().mul_(scale).mul_(scale[:, None])
+
+
+def squares(rows: Tensor) -> Tensor:
+    """Diagonal of ``X^T X`` of rows ``[R, K]``: ``[K]``, summed in float32."""
+    total = torch.zeros(rows.shape[1])
+    for some in rows.split(256):
+        total += some.float().square().sum(0)
+    return total
 
 
 def weighted_quantizer(weight: Tensor, importance: Tensor, quant: WeightQuant) -> WeightQuant:
@@ -91,14 +107,12 @@ def weighted_quantizer(weight: Tensor, importance: Tensor, quant: WeightQuant) -
     return WeightQuant(bits, scale, None if symmetric else zero_point)
 
 
-def compensated_codes(
-    weight: Tensor, hessian: Tensor, quant: WeightQuant, options: GPTQOptions = GPTQOptions()
-) -> Tensor:
+def compensated_codes(weight: Tensor, rows: Tensor, quant: WeightQuant, options: GPTQOptions = GPTQOptions()) -> Tensor:
     """Codes of a weight, rounded column by column.
 
     Args:
         weight: ``[O, K]``.
-        hessian: ``X^T X`` or a multiple of it, ``[K, K]``.
+        rows: of the layer's input, ``[R, K]``, of any floating dtype.
         quant: width, scales and zero points; they stay as they are.
         options: settings.
 
@@ -106,41 +120,93 @@ def compensated_codes(
         int8 (int16 above 8 bits) ``[O, K]``.
 
     Raises:
-        PlanError: H is not finite.
+        PlanError: a row is not finite.
     """
-    if not bool(torch.isfinite(hessian).all()):
+    importance = squares(rows)  # [K]
+    if not bool(torch.isfinite(importance).all()):
         raise PlanError("the second moments of a layer's input hold NaN or infinity, so its weight cannot be rounded")
-    order = torch.arange(len(hessian))
+    order = torch.arange(len(importance))
     if options.act_order:
-        order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    factor = _unit_factor(hessian[order][:, order], options.damping)  # U, [K, K]
-    columns = weight.float().T[order]  # [K, O]: what belongs to one column lies together
-    scale = quant.steps(weight).float().expand_as(weight).T[order]  # [K, O]
-    zeros = torch.as_tensor(quant.zeros(weight)).expand_as(weight).T[order]
+        order = torch.argsort(importance, descending=True, stable=True)
+    scale, zeros = quant.steps(weight).expand_as(weight), torch.as_tensor(quant.zeros(weight)).expand_as(weight)
+    codes = torch.empty(weight.shape, dtype=torch.int8 if quant.bits <= 8 else torch.int16)
+    parts, damping = order.tensor_split(-(-len(order) // options.columns)), options.damping * float(importance.mean())
+    remaining = _Remaining(rows, damping) if len(parts) > 1 else None
+    for part in parts:
+        columns = part.flip(0)  # the last one is rounded first
+        x = rows[:, columns].float()  # [R, k]
+        wanted = weight[:, columns].float()
+        if remaining is not None:
+            wanted = wanted + remaining.compensation(x)
+        quantizer = scale[:, columns].float(), zeros[:, columns]
+        found = _rounded_columns(wanted, _factor(second_moments(x), damping), *quantizer, integer_range(quant.bits))
+        codes[:, columns] = found.to(codes.dtype)
+        if remaining is not None:
+            remaining.take(x, weight[:, columns] - dequantize(found, *quantizer))
+    return codes
+
+
+class _Remaining:
+    """What columns still to be rounded make up for: D and G of the module.
+
+    Args:
+        rows: ``[R, K]``.
+        damping: of G.
+    """
+
+    def __init__(self, rows: Tensor, damping: float) -> None:
+        self.gram = torch.zeros(len(rows), len(rows))  # G, [R, R]
+        for some in rows.split(BLOCK * BLOCK, 1):
+            self.gram.addmm_(some.float(), some.float().T)
+        self.damping = damping
+        self.shift: Tensor | None = None  # D, [O, R]
+
+    def compensation(self, x: Tensor) -> Tensor:
+        """What the columns of inputs ``[R, k]`` have to add: ``[O, k]``."""
+        lower = None if self.shift is None else _factor(self.gram.clone(), self.damping)
+        if self.shift is None or lower is None:
+            return torch.zeros(())
+        return torch.cholesky_solve(self.shift.T, lower).T @ x
+
+    def take(self, x: Tensor, errors: Tensor) -> None:
+        """Columns have been rounded; by how much less than their weight: ``[O, k]``."""
+        self.gram.addmm_(x, x.T, alpha=-1)
+        product = errors @ x.T
+        self.shift = product if self.shift is None else self.shift.add_(product)
+
+
+def _rounded_columns(
+    weight: Tensor, lower: Tensor | None, scale: Tensor, zeros: Tensor, limits: tuple[int, int]
+) -> Tensor:
+    """Codes of a part's columns from the last to the first, ``[O, k]`` as are weight, scale and zeros."""
+    count = weight.shape[1]
+    if lower is None:
+        return quantize(weight, scale, zeros, *limits)
+    factor = lower.div_(lower.diagonal().clone())  # U, [k, k]
+    columns, scale, zeros = weight.T.contiguous(), scale.T.contiguous(), zeros.T.contiguous()  # a column's lie together
     codes, errors = torch.empty_like(columns), torch.empty_like(columns)
-    for start in range(0, len(columns), BLOCK):
-        stop = min(start + BLOCK, len(columns))
-        wanted = torch.addmm(columns[start:stop], factor[:start, start:stop].T, errors[:start])  # [B, O]
-        for k in range(start, stop):
-            column = torch.addmv(wanted[k - start], errors[start:k].T, factor[start:k, k])
-            codes[k] = quantize(column, scale[k], zeros[k], *integer_range(quant.bits))
+    for stop in range(count, 0, -BLOCK):
+        start = max(stop - BLOCK, 0)
+        wanted = torch.addmm(columns[start:stop], factor[stop:, start:stop].T, errors[stop:])  # [B, O]
+        for k in reversed(range(start, stop)):
+            column = torch.addmv(wanted[k - start], errors[k + 1 : stop].T, factor[k + 1 : stop, k])
+            codes[k] = quantize(column, scale[k], zeros[k], *limits)
             errors[k] = columns[k] - dequantize(codes[k], scale[k], zeros[k])
-    restored = torch.empty_like(codes)
-    restored[order] = codes
-    return restored.T.contiguous().to(torch.int8 if quant.bits <= 8 else torch.int16)
+    return codes.T
 
 
-def _unit_factor(hessian: Tensor, damping: float) -> Tensor:
-    """U of ``H = U D U^T``, with H damped as little as makes it positive definite in float32."""
-    mean = float(hessian.diagonal().mean())
-    flipped, share = hessian.flip(0, 1), damping
-    while mean > 0:
-        damped = flipped.clone()
-        damped.diagonal().add_(share * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+def _factor(hessian: Tensor, damping: float) -> Tensor | None:
+    """Cholesky's factor of H, damped in place as little as makes it positive definite in float32.
+
+    None where nothing up to ``MOST_DAMPING`` of the mean diagonal does: rounding to nearest is left.
+    """
+    most, added = MOST_DAMPING * float(hessian.diagonal().mean()), 0.0
+    while damping > 0:
+        hessian.diagonal().add_(damping - added)
+        lower, failed = torch.linalg.cholesky_ex(hessian)
         if not int(failed) and bool(torch.isfinite(lower).all()):
-            return (lower / lower.diagonal()).flip(0, 1)
-        if share >= MOST_DAMPING:
+            return lower
+        if damping >= most:
             break
-        share = min(share * 10, MOST_DAMPING)
-    return torch.eye(len(hessian))  # nearest rounding
+        added, damping = damping, min(damping * 10, most)
+    return None

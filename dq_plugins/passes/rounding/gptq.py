@@ -25,7 +25,7 @@ from dq_plugins.passes.activations import activation_bits, statistics
 from dq_plugins.passes.rounding.compensation import (
     GPTQOptions,
     compensated_codes,
-    second_moments,
+    squares,
     weighted_quantizer,
 )
 from dq_plugins.plan import LayerPlan, QuantPlan, WeightQuant
@@ -34,6 +34,7 @@ from dq_plugins.quantized.layer_transform import transform_of, transformed_input
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 MEBIBYTE = 1 << 20
+USUAL_MEMORY = 2048 * MEBIBYTE
 STORED = torch.bfloat16
 """What sampled rows are kept in: their second moments are far less exact than this."""
 SWEEP: Format[dict[str, WeightQuant]] = Format(
@@ -57,9 +58,11 @@ class GPTQ(Pass):
             rows: rows of a layer's input that count, drawn evenly from the calls of a sweep.
             damping: see `GPTQOptions`.
             act_order: see `GPTQOptions`.
+            columns: see `GPTQOptions`.
             scales: choose each output's scale again, by the error that its inputs make of it.
             most_bits: wider weights keep their rounding.
-            memory_mb: of the rows of the layers that one sweep serves.
+            memory_mb: of the rows of the layers that one sweep serves. None: what 2 GiB leave beside the weights, and
+                at least 15 % of the weights.
         """
 
         calls: int = Field(48, ge=1)
@@ -67,9 +70,10 @@ class GPTQ(Pass):
         rows: int = Field(4800, ge=1)
         damping: float = Field(0.01, gt=0)
         act_order: bool = True
+        columns: int = Field(4096, ge=1)
         scales: bool = True
         most_bits: int = Field(8, ge=2, le=16)
-        memory_mb: int = Field(2048, ge=16)
+        memory_mb: int | None = Field(None, ge=16)
 
     options: Options
     Options: ClassVar[type[PassOptions]] = Options
@@ -114,7 +118,7 @@ class GPTQ(Pass):
         ]
 
     def _chunks(self, layers: list[str], context: PassContext) -> Iterator[list[str]]:
-        limit, chunk, used = self.options.memory_mb * MEBIBYTE, [], 0
+        limit, chunk, used = self._memory(context.denoiser), [], 0
         for name in layers:
             matrix = weight_matrix(layer := context.denoiser.get_submodule(name), layer.weight)  # [P, O/P, K]
             size = STORED.itemsize * self.options.rows * matrix.shape[0] * matrix.shape[2]
@@ -125,6 +129,13 @@ class GPTQ(Pass):
             used += size
         if chunk:
             yield chunk
+
+    def _memory(self, denoiser: nn.Module) -> float:
+        """Bytes that rows may take."""
+        if self.options.memory_mb is not None:
+            return self.options.memory_mb * MEBIBYTE
+        weights = sum(p.numel() * p.element_size() for p in denoiser.parameters())
+        return max(USUAL_MEMORY - weights, 0.15 * weights)
 
     def _inputs(self, names: list[str], plan: QuantPlan, context: PassContext) -> dict[str, list[Tensor]]:
         """Rows of the inputs of those of some layers that run: ``[P, R, K]`` of each call."""
@@ -156,18 +167,17 @@ class GPTQ(Pass):
     def _rounded(self, layer: nn.Module, plan: LayerPlan, rows: Tensor) -> WeightQuant:
         quant: Any = plan.weight
         matrix = weight_matrix(layer, transformed_weight(layer, transform_of(plan)).float())  # [P, O/P, K]
-        moments = [second_moments(each.float()) for each in rows]  # [K, K] each
         if self.options.scales:
-            found = [weighted_quantizer(w, h.diagonal(), quant) for w, h in zip(matrix, moments, strict=True)]
+            found = [weighted_quantizer(w, squares(x), quant) for w, x in zip(matrix, rows, strict=True)]
             parts = ("scale", "zero_point", "group_scale")
             quant = WeightQuant(
                 quant.bits, **{part: _joined([getattr(each, part) for each in found]) for part in parts}
             )
-        options = GPTQOptions(self.options.damping, self.options.act_order)
+        options = GPTQOptions(self.options.damping, self.options.act_order, self.options.columns)
         per_group = len(matrix[0])
         codes = [
-            compensated_codes(w, h, _outputs(quant, slice(p * per_group, (p + 1) * per_group)), options)
-            for p, (w, h) in enumerate(zip(matrix, moments, strict=True))
+            compensated_codes(w, x, _outputs(quant, slice(p * per_group, (p + 1) * per_group)), options)
+            for p, (w, x) in enumerate(zip(matrix, rows, strict=True))
         ]
         return replace(quant, codes=torch.cat(codes).reshape(layer.weight.shape))
 

@@ -38,14 +38,14 @@ def output_error(weight, codes, quant, x) -> float:
 def test_output_error_is_far_below_that_of_nearest_rounding(seed):
     weight, x, quant = problem(seed)
     nearest = output_error(weight, quant.quantize(weight), quant, x)
-    assert output_error(weight, compensated_codes(weight, x.T @ x, quant), quant, x) < 0.5 * nearest
+    assert output_error(weight, compensated_codes(weight, x, quant), quant, x) < 0.5 * nearest
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_it_comes_close_to_the_best_codes_there_are(seed):
     # 2 bits, 6 columns: all 4^6 rows of codes can be tried
     weight, x, quant = problem(seed, outputs=3, columns=6, bits=2)
-    codes = compensated_codes(weight, x.T @ x, quant, GPTQOptions(damping=1e-4))
+    codes = compensated_codes(weight, x, quant, GPTQOptions(damping=1e-4))
     every = torch.tensor(list(itertools.product(range(-2, 2), repeat=6))).float()  # [4096, K]
     best = 0.0
     for row, scale in zip(weight, quant.scale, strict=True):
@@ -57,14 +57,34 @@ def test_it_comes_close_to_the_best_codes_there_are(seed):
 
 def test_uncorrelated_inputs_leave_nothing_to_make_up_for():
     weight, _, quant = problem(0)
-    hessian = torch.diag(torch.rand(weight.shape[1], generator=torch.Generator().manual_seed(1)) + 0.1)
-    assert torch.equal(compensated_codes(weight, hessian, quant), quant.quantize(weight))
+    rows = torch.diag(torch.rand(weight.shape[1], generator=torch.Generator().manual_seed(1)) + 0.3)
+    assert torch.equal(compensated_codes(weight, rows, quant), quant.quantize(weight))
+    assert torch.equal(compensated_codes(weight, rows, quant, GPTQOptions(columns=5)), quant.quantize(weight))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_parts_make_up_for_the_errors_of_those_before_them(seed):
+    weight, x, quant = problem(seed, columns=48)
+    whole = compensated_codes(weight, x, quant)
+    # with one column each, parts are the same algorithm: each column is corrected by the columns from it on
+    single = compensated_codes(weight, x, quant, GPTQOptions(columns=1))
+    assert (single == whole).float().mean() > 0.99
+    parts = compensated_codes(weight, x, quant, GPTQOptions(columns=12))
+    assert output_error(weight, parts, quant, x) < 1.7 * output_error(weight, whole, quant, x)
+
+
+def test_a_later_part_takes_what_the_codes_before_it_did_to_the_output():
+    # both inputs are the same: the second, with finer steps, makes up for all of the first one's error
+    x = torch.randn(64, 1, generator=torch.Generator().manual_seed(0)).repeat(1, 2)
+    quant = WeightQuant(8, torch.ones(1), group_scale=torch.tensor([[16, 1]], dtype=torch.uint8))
+    codes = compensated_codes(torch.tensor([[20.0, 0.0]]), x, quant, GPTQOptions(damping=1e-6, columns=1))
+    assert codes.tolist() == [[1, 4]]
 
 
 def test_an_input_that_is_always_zero_is_rounded_to_nearest():
     weight, x, quant = problem(0)
     x[:, 3] = 0
-    codes = compensated_codes(weight, x.T @ x, quant)
+    codes = compensated_codes(weight, x, quant)
     assert torch.equal(codes[:, 3], quant.quantize(weight)[:, 3])
 
 
@@ -75,21 +95,21 @@ def test_the_mean_of_the_output_is_kept():
     def shift(codes):
         return float((x @ (weight - codes.float() * quant.scale[:, None]).T).mean(0).abs().mean())
 
-    assert shift(compensated_codes(weight, x.T @ x, quant)) < 0.4 * shift(quant.quantize(weight))
+    assert shift(compensated_codes(weight, x, quant)) < 0.4 * shift(quant.quantize(weight))
 
 
 def test_blocks_of_columns_change_nothing(monkeypatch):
     weight, x, quant = problem(0, columns=40)
-    whole = compensated_codes(weight, x.T @ x, quant)
+    whole = compensated_codes(weight, x, quant)
     monkeypatch.setattr("dq_plugins.passes.rounding.compensation.BLOCK", 7)
-    assert (compensated_codes(weight, x.T @ x, quant) == whole).float().mean() > 0.99
+    assert (compensated_codes(weight, x, quant) == whole).float().mean() > 0.99
 
 
 def test_asymmetric_codes_stay_in_their_range():
     weight, x, _ = problem(0)
     form = WeightQuant(3, torch.ones(1), torch.zeros(1, dtype=torch.int32))
     quant = weighted_quantizer(weight + 1, torch.ones(weight.shape[1]), form)
-    codes = compensated_codes(weight + 1, x.T @ x, quant)
+    codes = compensated_codes(weight + 1, x, quant)
     assert int(codes.min()) >= -4
     assert int(codes.max()) <= 3
 
@@ -97,14 +117,14 @@ def test_asymmetric_codes_stay_in_their_range():
 def test_fewer_rows_than_columns_are_damped():
     weight, x, quant = problem(0)
     few = x[:4]
-    codes = compensated_codes(weight, few.T @ few, quant)
+    codes = compensated_codes(weight, few, quant)
     assert output_error(weight, codes, quant, few) < output_error(weight, quant.quantize(weight), quant, few)
 
 
 def test_moments_that_are_not_finite_are_an_error():
     weight, x, quant = problem(0)
     with pytest.raises(PlanError, match="NaN or infinity"):
-        compensated_codes(weight, x.T @ x * torch.inf, quant)
+        compensated_codes(weight, x * torch.inf, quant)
 
 
 def test_scales_weigh_columns_by_their_inputs():
@@ -120,10 +140,10 @@ def test_second_moments_in_integers_round_as_well_as_exact_ones(monkeypatch):
     x[:, 5] *= 1e4  # a loud column costs the others nothing
     x[:, 7] = 0
     exact = (x.double().T @ x.double()).float()
+    with_exact = output_error(weight, compensated_codes(weight, x, quant), quant, x)
     monkeypatch.setattr("dq_plugins.passes.rounding.compensation.FEW", 0)
     found = second_moments(x)
     assert not torch.equal(found, exact)
     root = exact.diagonal().clamp(min=1e-30).sqrt()
     assert float(((found - exact) / (root * root[:, None]))[[i for i in range(60) if i != 7]].abs().max()) < 0.01
-    with_exact = output_error(weight, compensated_codes(weight, exact, quant), quant, x)
-    assert output_error(weight, compensated_codes(weight, found, quant), quant, x) < 1.05 * with_exact
+    assert output_error(weight, compensated_codes(weight, x, quant), quant, x) < 1.05 * with_exact

@@ -101,7 +101,7 @@ def test_the_same_seed_gives_the_same_plan(case) -> None:
 
 def test_resumes_sweep_by_sweep_to_the_same_plan(case, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(gptq, "MEBIBYTE", 1)  # a sweep for each layer
-    whole, measure, swept = make(case, Step("gptq")), gptq.GPTQ._inputs, []
+    whole, measure, swept = make(case, Step("gptq", {"memory_mb": 16})), gptq.GPTQ._inputs, []
 
     def interrupted_after(sweeps: int):
         def inputs(self, names, plan, context):
@@ -115,10 +115,10 @@ def test_resumes_sweep_by_sweep_to_the_same_plan(case, tmp_path, monkeypatch) ->
     with monkeypatch.context() as patch:
         patch.setattr(gptq.GPTQ, "_inputs", interrupted_after(2))
         with pytest.raises(KeyboardInterrupt):
-            make(case, Step("gptq"), workdir=tmp_path)
+            make(case, Step("gptq", {"memory_mb": 16}), workdir=tmp_path)
     assert len(list((tmp_path / "01-gptq").iterdir())) == 2
     monkeypatch.setattr(gptq.GPTQ, "_inputs", interrupted_after(99))
-    assert make(case, Step("gptq"), workdir=tmp_path) == whole
+    assert make(case, Step("gptq", {"memory_mb": 16}), workdir=tmp_path) == whole
     assert len(swept) == len({tuple(names) for names in swept}) > 2
 
 
@@ -135,10 +135,10 @@ def wide(tmp_path_factory):
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_groups_of_inputs_keep_scales_of_their_own_and_lower_the_error(wide, symmetric) -> None:
     form = {"symmetric_weights": symmetric}
-    plan = make(wide, Step("gptq"), weight_group_size=8, **form)
+    plan = make(wide, Step("gptq", {"memory_mb": 16}), weight_group_size=8, **form)
     grouped = {name for name, layer in plan.layers.items() if layer.weight.group_scale is not None}
     assert grouped == {n for n in plan.layers if wide[0].get_submodule(n).weight.shape[1] > 8}
-    assert gain(wide, plan, make(wide, Step("gptq"), **form)) < 0.95
+    assert gain(wide, plan, make(wide, Step("gptq", {"memory_mb": 16}), **form)) < 0.95
     assert gain(wide, plan, make(wide, weight_group_size=8, **form)) < 0.8
 
 
@@ -166,7 +166,7 @@ def test_the_statistics_of_ranges_come_in_the_same_sweep(case) -> None:
             plan = dq.make_plan(denoiser, calibration, recipe, weight_bits=3, act_bits=8, progress=False)
         return plan, len(calls)
 
-    plan, swept = made(Step("gptq"))
+    plan, swept = made(Step("gptq", {"memory_mb": 16}))
     assert swept == made()[1] > 0
     assert gain(case, plan, make(case)) < 0.6
 
