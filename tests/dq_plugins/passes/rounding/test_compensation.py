@@ -147,3 +147,10 @@ def test_second_moments_in_integers_round_as_well_as_exact_ones(monkeypatch):
     root = exact.diagonal().clamp(min=1e-30).sqrt()
     assert float(((found - exact) / (root * root[:, None]))[[i for i in range(60) if i != 7]].abs().max()) < 0.01
     assert output_error(weight, compensated_codes(weight, x, quant), quant, x) < 1.05 * with_exact
+
+
+def test_outputs_get_the_same_scales_a_few_at_a_time(monkeypatch):
+    weight, x, quant = problem(0)
+    whole = weighted_quantizer(weight, x.square().sum(0), quant)
+    monkeypatch.setattr("dq_plugins.passes.rounding.compensation.PART", 1)
+    assert torch.allclose(weighted_quantizer(weight, x.square().sum(0), quant).scale, whole.scale)
