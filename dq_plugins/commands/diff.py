@@ -23,11 +23,5 @@ def run(args: argparse.Namespace) -> int:
     from dq_plugins.plan.diff import diff_plans
 
     differences = diff_plans(QuantPlan.load(args.left), QuantPlan.load(args.right))
-    if args.json:
-        print(json.dumps([asdict(d) for d in differences], indent=1))
-    elif not differences:
-        print("the plans are equal")
-    else:
-        for d in differences:
-            print(f"{d.where}\n  - {d.left}\n  + {d.right}")
+    print(json.dumps([asdict(d) for d in differences], indent=1) if args.json else differences)
     return 1 if differences else 0

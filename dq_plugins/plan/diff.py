@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, equal
 
 from dq_plugins.artifact.codec import encode
+from dq_plugins.notebook import html_table
 from dq_plugins.plan.brief import tensor_text
 from dq_plugins.plan.quant_plan import QuantPlan
 
@@ -25,9 +26,20 @@ class Difference:
     right: str
 
 
-def diff_plans(left: QuantPlan, right: QuantPlan) -> list[Difference]:
+class Differences(list[Difference]):
+    """The differences of two plans, which print themselves and show themselves in a notebook."""
+
+    def __str__(self) -> str:
+        return "\n".join(f"{d.where}\n  - {d.left}\n  + {d.right}" for d in self) or "the plans are equal"
+
+    def _repr_html_(self) -> str:
+        rows = [[d.where, d.left, d.right] for d in self]
+        return html_table(["where", "left", "right"], rows) if self else "<p>the plans are equal</p>"
+
+
+def diff_plans(left: QuantPlan, right: QuantPlan) -> Differences:
     """Every difference between two plans; empty means equal in all they decide."""
-    return list(_differences("", _parts(left), _parts(right)))
+    return Differences(_differences("", _parts(left), _parts(right)))
 
 
 def _parts(plan: QuantPlan) -> Any:

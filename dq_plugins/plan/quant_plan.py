@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +16,6 @@ from dq_plugins.artifact.codec import encode
 from dq_plugins.errors import PlanError, close_matches
 from dq_plugins.hashing import hash_json, hash_tensors, weights_hash
 from dq_plugins.plan.attention import AttentionPlan
-from dq_plugins.plan.brief import listed
 from dq_plugins.plan.decisions import (
     BinaryTraining,
     CalibrationCalls,
@@ -30,6 +28,7 @@ from dq_plugins.plan.decisions import (
 )
 from dq_plugins.plan.fitting import misfit, rows_misfit
 from dq_plugins.plan.layers import FEATURE, ActivationQuant, LayerPlan
+from dq_plugins.plan.overview import overview, overview_html
 from dq_plugins.plan.section import Section
 from dq_plugins.timesteps import Schedule, TimestepGroups
 
@@ -252,7 +251,10 @@ class QuantPlan:
     __hash__ = None  # type: ignore[assignment]  # mutable
 
     def __repr__(self) -> str:
-        return _summary(self)
+        return overview(self)
+
+    def _repr_html_(self) -> str:
+        return overview_html(self)
 
     def save(self, folder: str | Path, settings: Mapping[str, Any] | None = None) -> Path:
         """Write ``plan.json``, sorted and diffable, and the tensors beside it; an old plan is replaced in one step.
@@ -277,49 +279,6 @@ class QuantPlan:
             PlanError: files missing, damaged, altered, of another format, or contradicting each other.
         """
         return PLAN.read(Path(folder) / PLAN_NAME)
-
-
-def _summary(plan: QuantPlan) -> str:
-    """A plan on a screen: model, recipe, schedule, groups, layers by width and why, and what else it decides."""
-    t = plan.targets
-    target = f"W{t.weight_bits}A{t.act_bits or 32}, first and last layers at least {t.edge_bits} bits"
-    visited = f", sampling visits {len(plan.sampling)}" if plan.sampling is not None else ""
-    first, last = plan.schedule.timesteps[0], plan.schedule.timesteps[-1]
-    lines = [
-        f"QuantPlan for {plan.model}: recipe {plan.recipe!r}, seed {plan.seed}, target {target}",
-        f"  schedule: {len(plan.schedule)} timesteps from {first:g} to {last:g}{visited}",
-        f"  groups:   {listed([f'{name} ({len(groups)})' for name, groups in plan.groups.items()])}",
-        f"  passes:   {', '.join(each.name for each in plan.passes) or 'none'}",
-        *([f"  traced:   by {plan.tracer}"] if plan.tracer else []),
-        f"  layers:   {len(plan.layers)}",
-        *(f"    {line}" for line in _layers(plan)),
-        *(f"  {line}" for line in _others(plan)),
-    ]
-    return "\n".join(lines)
-
-
-def _layers(plan: QuantPlan) -> Iterable[str]:
-    """A line for each width: how many layers have it, and why they are not quantized further."""
-    for width, count in Counter(layer.width for layer in plan.layers.values()).most_common():
-        reasons = Counter(layer.why for layer in plan.layers.values() if layer.width == width and layer.why)
-        why = [f"{text} ({n})" if n < count else text for text, n in reasons.most_common()]
-        yield f"{count:>4} {width}" + (f": {listed(why)}" if why else "")
-
-
-def _others(plan: QuantPlan) -> Iterable[str]:
-    found = {feature: f"{len(layers)} layers" if layers else "yes" for feature, layers in plan.features.items()}
-    if plan.tabulated:
-        found["temporal_table"] = f"{len(plan.tabulated)} layers"
-    if plan.outlier_rows:
-        found["outlier_rows"] = f"{len(plan.outlier_rows)} layers"
-    if plan.sensitivity is not None:
-        found["sensitivity"] = f"{len(plan.sensitivity.noise)} layers"
-    if plan.sampler_correction is not None:
-        found["sampler_correction"] = f"{len(plan.sampler_correction.timesteps)} steps"
-    if found:
-        yield f"also:     {', '.join(f'{what} ({how})' for what, how in found.items())}"
-    if plan.sections:
-        yield f"sections: {listed(plan.sections)}"
 
 
 PLAN_NAME = "plan.json"

@@ -56,6 +56,9 @@ class DemoResult:
     blocks: Figure | None
     facts: Mapping[str, str]
 
+    def _repr_html_(self) -> str:
+        return summary_table(self)._repr_html_()
+
 
 def summary_table(result: DemoResult) -> Table:
     """The figures in one table."""

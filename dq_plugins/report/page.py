@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from dq_plugins.atomic import write_atomically
 from dq_plugins.report.pictures import Picture
@@ -86,6 +86,10 @@ class Page:
     def html(self) -> str:
         """The whole page."""
         return _templates.get_template("page.html").render(title=self.title, parts=self._parts)
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of a notebook, where its script does not run."""
+        return f'<iframe sandbox="" width="100%" height="640" srcdoc="{escape(self.html())}"></iframe>'
 
     def save(self, path: str | Path) -> Path:
         """Write the page; an interrupted write leaves no half page."""

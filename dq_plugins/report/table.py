@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dq_plugins.notebook import html_table
+
 Cell = str | int | float | None
 
 
@@ -28,6 +30,9 @@ class Table:
 
     headings: Sequence[str]
     rows: list[Sequence[Cell]] = field(default_factory=list)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.headings, [[cell_text(cell) for cell in row] for row in self.rows])
 
     def __str__(self) -> str:
         texts = [[cell_text(cell) for cell in row] for row in self.rows]
