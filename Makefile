@@ -4,10 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 TORCH  := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 STAMP  := $(VENV)/.installed
+DEMO   := $(VENV)/.installed-demo
 
-.PHONY: demo test docs lint bench fuzz zoo clean
+.PHONY: demo test docs lint bench fuzz zoo screenshots first-picture clean
 
-demo: $(STAMP)
+demo: $(DEMO)
 	$(BIN)/dq-plugins demo --out demo-report
 
 test: $(STAMP)
@@ -38,6 +39,24 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@ $(DEMO)
+
+# what Chromium shows of the report and of the site, in docs/images
+screenshots: $(STAMP)
+	$(BIN)/python -m benchmarks.screenshots
+
+# seconds from nothing to the first quantized picture, by stage, in a folder of its own
+first-picture:
+	$(PYTHON) benchmarks/first_picture.py
+
+# what the demo needs and no more; an environment for development has it already
+$(DEMO): pyproject.toml constraints.txt
+	@echo "1/3 making an environment in $(VENV)"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "2/3 installing $(TORCH), the largest download"
+	$(BIN)/python -m pip install "$(TORCH)"
+	@echo "3/3 installing torchao, diffusers and what they need"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[torchao,diffusers]"
 	touch $@
 
 clean:

@@ -37,6 +37,29 @@ PROMPTS = {
     "emoji": ("fox face", "panda face", "frog face", "sunflower", "octopus", "parrot", "mushroom", "turtle"),
 }
 
+SECONDS = {
+    "load": 6.0,
+    "record": 10.0,
+    "plan": 60.0,
+    "reference": 10.0,
+    "apply": 8.0,
+    "errors": 4.0,
+    "eager": 3.0,
+    "compiled": 80.0,
+    "report": 3.0,
+}
+"""A guess of what each stage takes with ``default``; the estimate scales it by what the finished stages took."""
+SHARES = {"fast": 0.1, "default": 1.0}
+"""Of the planning of ``default``; of other recipes nothing is guessed."""
+
+
+def expected_seconds(model: str, recipe: str, *, compiled: bool) -> dict[str, float]:
+    """A guess of the seconds of each stage of the demo, in order; empty where there is none."""
+    if recipe not in SHARES:
+        return {}
+    found = SECONDS if compiled else {stage: s for stage, s in SECONDS.items() if stage != "compiled"}
+    return {**found, "plan": found["plan"] * SHARES[recipe]}
+
 
 def run_demo(
     out: Path,
@@ -52,7 +75,7 @@ def run_demo(
     seed: int = 0,
     compiled: bool = True,
     rounds: int = 15,
-    say: Callable[[str], object] = print,
+    say: Callable[[str, str], object] = lambda stage, text: print(text),
 ) -> DemoResult:
     """Quantize a bundled denoiser through torchao and measure what that does.
 
@@ -69,7 +92,7 @@ def run_demo(
         seed: seed of the calibration images; the compared ones use others.
         compiled: also measure compiled denoisers (most of the demo's time).
         rounds: timed calls of each denoiser.
-        say: told what is being done before it starts.
+        say: told which stage begins (see `expected_seconds`), and what it does.
     """
     prompts = PROMPTS.get(model)
 
@@ -80,11 +103,11 @@ def run_demo(
     def recorded(folder: str, sample: Any) -> CalibrationSet:
         return record(denoiser, sample, out / folder, progress=on_terminal())
 
-    say("loading the denoiser")
+    say("load", "loading the denoiser")
     pipe, denoiser = load_denoiser(bundled(model))
-    say(f"sampling {calibration_images} images in full precision for calibration")
+    say("record", f"sampling {calibration_images} images in full precision for calibration")
     calibration = recorded("calib", sampler(calibration_images, seed))
-    say(f"making a plan: recipe {recipe}, W{weight_bits}A{act_bits}, {groups} timestep groups")
+    say("plan", f"making a plan: recipe {recipe}, W{weight_bits}A{act_bits}, {groups} timestep groups")
     plan = make_plan(
         denoiser,
         calibration,
@@ -96,16 +119,21 @@ def run_demo(
         progress=on_terminal(),
     )
     plan.save(out / "plan")
-    say(f"sampling {images} images in full precision, with other seeds")
+    say("reference", f"sampling {images} images in full precision, with other seeds")
     compared = sampler(images, seed + 1000)
     held_out = recorded("held-out", compared)
     reference = _images(compared(denoiser))
-    say("applying the plan through torchao, and sampling the same images again")
+    say("apply", "applying the plan through torchao, and sampling the same images again")
     quantized = apply(denoiser, plan, "torchao", prefer="fastest", example_inputs=calibration.example_inputs())
     drawn = _images(compared(quantized))
-    say("measuring the error per timestep")
+    say("errors", "measuring the error per timestep")
     errors = output_errors(quantized, held_out)
-    say("measuring latency, eager" + (" and compiled" if compiled else ""))
+    say("eager", "measuring the time of a call")
+    latency = _latency({"fp32": denoiser, "int8": quantized}, held_out, rounds)
+    if compiled:
+        say("compiled", "compiling both denoisers, and measuring the time of a call again")
+        latency |= _compiled_latency({"fp32": denoiser, "int8": quantized}, held_out, rounds)
+    say("report", "writing the report")
     return DemoResult(
         plan=plan,
         images={"fp32": reference, f"W{weight_bits}A{act_bits}": drawn},
@@ -113,7 +141,7 @@ def run_demo(
         psnr=[_psnr(a, b) for a, b in zip(reference, drawn, strict=True)],
         sqnr={t: error.sqnr for t, error in errors.items()},
         bytes={"fp32": state_bytes(denoiser), "int8": state_bytes(quantized)},
-        latency=_latency({"fp32": denoiser, "int8": quantized}, held_out, rounds, compiled),
+        latency=latency,
         executions=executions(quantized, plan),
         ranges=_ranges(denoiser, calibration, plan),
         drift={t: error.drift_below_signal for t, error in errors.items()},
@@ -134,17 +162,19 @@ def _psnr(reference: np.ndarray, image: np.ndarray) -> float:
     return psnr(torch.from_numpy(reference)[None], torch.from_numpy(image)[None], value_range=1.0)
 
 
-def _latency(models: Mapping[str, nn.Module], calls: CalibrationSet, rounds: int, compiled: bool) -> dict[str, Latency]:
-    call = next(calls.calls())
+def _latency(models: Mapping[str, nn.Module], calls: CalibrationSet, rounds: int) -> dict[str, Latency]:
+    return _times({f"{name}, eager": model for name, model in models.items()}, calls, rounds)
 
-    def times(models: Mapping[str, nn.Module]) -> dict[str, Latency]:
-        return compare_latency({n: lambda m=m: call.run(m) for n, m in models.items()}, rounds=rounds)
 
-    eager = times({f"{name}, eager": model for name, model in models.items()})
-    if not compiled:
-        return eager
+def _compiled_latency(models: Mapping[str, nn.Module], calls: CalibrationSet, rounds: int) -> dict[str, Latency]:
     with torch._inductor.config.patch(freezing=True):
-        return eager | times({f"{name}, compiled": torch.compile(copy.deepcopy(m)) for name, m in models.items()})
+        compiled = {f"{name}, compiled": torch.compile(copy.deepcopy(m)) for name, m in models.items()}
+        return _times(compiled, calls, rounds)
+
+
+def _times(models: Mapping[str, Any], calls: CalibrationSet, rounds: int) -> dict[str, Latency]:
+    call = next(calls.calls())
+    return compare_latency({n: lambda m=m: call.run(m) for n, m in models.items()}, rounds=rounds)
 
 
 def _ranges(denoiser: nn.Module, calibration: CalibrationSet, plan: QuantPlan, layers: int = 4) -> Ranges:

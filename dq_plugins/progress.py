@@ -15,6 +15,11 @@ def on_terminal() -> bool:
     return sys.stderr.isatty()
 
 
+def clock(seconds: float) -> str:
+    """A time that somebody waits: ``40 s``, ``3 min``."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
 class Progress(NamedTuple):
     """How far a computation is."""
 

@@ -33,32 +33,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import time
+    from tqdm import tqdm
 
-    from dq_plugins.demo import run_demo
+    from dq_plugins.demo import expected_seconds, run_demo
     from dq_plugins.plots import pairs_of_images
     from dq_plugins.report.demo_page import demo_page, summary_table
     from dq_plugins.report.execution import execution_table
+    from dq_plugins.stages import Stages
 
     name = f"{args.model}-W{args.weight_bits}A{args.act_bits}-{args.recipe}-{args.groups}-groups-seed-{args.seed}"
-    out, start = Path(args.out) / name, time.perf_counter()
-
-    def say(step: str) -> None:
-        print(
-            f"[{time.perf_counter() - start:5.0f} s] {step}", file=sys.stderr if args.json else sys.stdout, flush=True
-        )
-
-    result = run_demo(
-        out,
-        args.model,
-        recipe=args.recipe,
-        weight_bits=args.weight_bits,
-        act_bits=args.act_bits,
-        groups=args.groups,
-        compiled=not args.no_compile,
-        seed=args.seed,
-        say=say,
+    out = Path(args.out) / name
+    file = sys.stderr if args.json else sys.stdout
+    # tqdm's write leaves the progress bar of a pass whole
+    stages = Stages(
+        expected_seconds(args.model, args.recipe, compiled=not args.no_compile),
+        say=lambda line: (tqdm.write(line, file), file.flush()),
     )
+    with stages.heard():
+        result = run_demo(
+            out,
+            args.model,
+            recipe=args.recipe,
+            weight_bits=args.weight_bits,
+            act_bits=args.act_bits,
+            groups=args.groups,
+            compiled=not args.no_compile,
+            seed=args.seed,
+            say=stages,
+        )
     page = demo_page(result).save(out / "report.html")
     pairs_of_images(result.images, result.titles).savefig(out / "images.png", dpi=150)
     if args.json:
