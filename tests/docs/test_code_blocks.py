@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from warm_python import WarmPython
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -17,21 +18,20 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 STORIES = BLOCK.findall((ROOT / "README.md").read_text())  # what a reader copies first, one at a time
 
 
-def run_script(text: str, folder: Path) -> None:
-    (folder / "document.py").write_text(text)
-    done = subprocess.run([sys.executable, "document.py"], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_python_blocks_run(document: Path, tmp_path: Path) -> None:
+def test_python_blocks_run(document: Path, warm_python: WarmPython, tmp_path: Path) -> None:
     blocks = BLOCK.findall(document.read_text())
     if not blocks:
         pytest.skip(f"{document.name} has no Python blocks")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    run_script("\n".join(f"# block {i + 1} of {document.name}\n{block}" for i, block in enumerate(blocks)), tmp_path)
+    script = tmp_path / "document.py"
+    script.write_text("\n".join(f"# block {i + 1} of {document.name}\n{block}" for i, block in enumerate(blocks)))
+    done = warm_python.run(script)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("story", range(len(STORIES)))
 def test_each_block_of_the_readme_runs_alone_and_outside_a_checkout(story: int, tmp_path: Path) -> None:
-    run_script(STORIES[story], tmp_path)
+    (tmp_path / "story.py").write_text(STORIES[story])
+    done = subprocess.run([sys.executable, "story.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
