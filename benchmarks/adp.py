@@ -202,7 +202,7 @@ def each(result: dict[str, Any], bits: int, method: str) -> dict[str, Any]:
 
 
 def plot(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace, file: Path) -> None:
-    """Output error by method, one panel for each model, one line for each width; bars span the seeds."""
+    """Output error by method, one panel for each model, one mark for each width; bars span the seeds."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -215,10 +215,11 @@ def plot(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace, file:
             middle = [statistics.mean(e) for e in errors]
             spans = [[m - min(e), max(e) - m] for m, e in zip(middle, errors, strict=True)]
             axis.errorbar(
-                args.methods, middle, yerr=list(zip(*spans, strict=True)), marker="o", capsize=3, label=f"W8A{bits}"
+                args.methods, middle, yerr=list(zip(*spans, strict=True)), fmt="o", capsize=3, label=f"W8A{bits}"
             )
         axis.set(title=name, yscale="log", ylabel="relative output error, held out")
         axis.tick_params(axis="x", rotation=30)
+        axis.grid(axis="y", alpha=0.3)
         axis.legend()
     figure.tight_layout()
     figure.savefig(file, dpi=110)

@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from dq_diffusers import install_schedule
 from dq_diffusers.recording import denoiser_of, load_pipeline, sampler
-from PIL import Image
 
 import dq_plugins as dq
 from dq_plugins.bundled_denoisers import NAMES, bundled
 from dq_plugins.demo import PROMPTS
+from dq_plugins.plots import pairs_of_images
 from dq_plugins.recipe import Recipe, Step
 from dq_plugins.report.execution import executions
 from dq_plugins.sensitivity.sensitivity_table import SensitivityTable
@@ -135,9 +135,9 @@ def main() -> None:
     found = summary(plan, quantized, psnr)
     print("\n".join(f"{name:9} {what}" for name, what in found.items()))
     (args.out / "summary.json").write_text(json.dumps(found, indent=1) + "\n")
-    rows = np.concatenate([np.concatenate(list(images), 1) for images in (full, few)])
-    pixels = (rows.clip(0, 1) * 255).round().astype(np.uint8).repeat(4, 0).repeat(4, 1)
-    Image.fromarray(pixels.squeeze()).save(args.out / "images.png")
+    rows = {"full precision": list(full.squeeze(-1) if full.shape[-1] == 1 else full)}
+    rows["in integers"] = list(few.squeeze(-1) if few.shape[-1] == 1 else few)
+    pairs_of_images(rows, [f"noise {i}" for i in range(len(full))]).savefig(args.out / "images.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,102 @@
+"""Seconds from nothing to the first quantized picture, stage by stage, in a folder of its own that goes away again.
+
+    python benchmarks/first_picture.py [--model digits] [--record]
+
+Needs nothing but Python and git: the checkout is cloned, an environment made, and everything installed as a user would.
+What pip has in its cache is used unless ``--no-cache`` is given. The load of the machine stands beside the times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results"
+
+# each stage in the same process, as in a script of a user
+STAGES = """
+import json, sys, time
+times, began = {}, time.perf_counter()
+
+def done(stage):
+    global began
+    now = time.perf_counter()
+    times[stage], began = now - began, now
+
+import dq_plugins as dq, dq_diffusers
+from dq_diffusers.recording import denoiser_of, sampler
+done("import")
+pipe = dq_diffusers.load_pipeline(dq.bundled(sys.argv[1]))
+pipe.set_progress_bar_config(disable=True)
+name, denoiser = denoiser_of(pipe)
+done("load")
+calib = dq.record(denoiser, sampler(pipe, steps=20, images=8), out="calib/", progress=False)
+done("record")
+plan = dq.make_plan(denoiser, calib, recipe=sys.argv[2], progress=False)
+done("plan")
+setattr(pipe, name, dq.apply(denoiser, plan, backend="torchao"))
+done("prepare")
+sampler(pipe, steps=20, images=1)(getattr(pipe, name))
+done("first picture")
+print("times", json.dumps(times))
+"""
+
+
+def timed(what: str, *command: str, folder: Path | None = None) -> tuple[float, str]:
+    """Seconds that a command takes, and what it printed."""
+    print(f"{what} ...", file=sys.stderr, flush=True)
+    began = time.perf_counter()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{what} failed:\n{done.stderr[-3000:]}")
+    return time.perf_counter() - began, done.stdout
+
+
+def measure(folder: Path, model: str, recipe: str, pip_options: list[str]) -> dict[str, float]:
+    """Seconds of each stage, in order."""
+    code, python = folder / "code", folder / "venv" / "bin" / "python"
+    torch = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
+    install = (str(python), "-m", "pip", "install", "--quiet", *pip_options)
+    package = f"{code}[torchao,diffusers]"
+    times = {
+        "clone": timed("clone", "git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(code))[0],
+        "environment": timed("environment", sys.executable, "-m", "venv", str(folder / "venv"))[0],
+        "install torch": timed("install torch", *install, torch)[0],
+        "install the rest": timed("install the rest", *install, "--constraint", str(code / "constraints.txt"), package)[
+            0
+        ],
+    }
+    _, printed = timed("import to first picture", str(python), "-c", STAGES, model, recipe, folder=folder)
+    return {**times, **json.loads(re.findall(r"^times (.*)$", printed, re.MULTILINE)[-1])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="digits", choices=["digits", "emoji"])
+    parser.add_argument("--recipe", default="fast")
+    parser.add_argument("--no-cache", action="store_true", help="download everything again")
+    parser.add_argument("--record", action="store_true", help="keep the result in benchmarks/results")
+    args = parser.parse_args()
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        times = measure(Path(folder), args.model, args.recipe, ["--no-cache-dir"] if args.no_cache else [])
+    loads = (load, os.getloadavg()[0])
+    print("| stage | seconds |\n|---|---|")
+    for stage, seconds in {**times, "all": sum(times.values())}.items():
+        print(f"| {stage} | {seconds:.1f} |")
+    print(f"\nLoad before and after: {loads[0]:.1f}, {loads[1]:.1f}, on {os.cpu_count()} cores.")
+    if args.record:
+        facts = {"model": args.model, "recipe": args.recipe, "load": loads, "cores": os.cpu_count(), "seconds": times}
+        (RESULT / "first-picture.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
