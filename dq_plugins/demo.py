@@ -38,17 +38,18 @@ PROMPTS = {
 }
 
 SECONDS = {
-    "load": 6.0,
-    "record": 10.0,
-    "plan": 60.0,
-    "reference": 10.0,
-    "apply": 8.0,
-    "errors": 4.0,
-    "eager": 3.0,
-    "compiled": 80.0,
-    "report": 3.0,
+    "load": 10.0,
+    "record": 7.0,
+    "plan": 75.0,
+    "reference": 7.0,
+    "apply": 7.0,
+    "errors": 3.0,
+    "eager": 4.0,
+    "compiled": 100.0,
+    "report": 4.0,
 }
-"""A guess of what each stage takes with ``default``; the estimate scales it by what the finished stages took."""
+"""A guess of what each stage takes with ``default``: half of one run beside other work. The proportions count, because
+the estimate scales them by what the finished stages took."""
 SHARES = {"fast": 0.1, "default": 1.0}
 """Of the planning of ``default``; of other recipes nothing is guessed."""
 

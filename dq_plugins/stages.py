@@ -70,13 +70,12 @@ class Stages:
             thread.join()
 
     def remaining(self, elapsed: float) -> float | None:
-        """Seconds to the end; None where nothing is known, or where the last stage takes longer than was expected."""
+        """Seconds to the end; None where nothing is known, or where the stage takes longer than was expected."""
         if self._running not in self.expected:
             return None
         current = self._factor * self.expected[self._running] - (elapsed - self._began)
         later = sum(self.expected.values()) - self._sum(until=self._running) - self.expected[self._running]
-        left = max(0.0, current) + self._factor * later
-        return left or None
+        return current + self._factor * later if current > 0 else None
 
     def _sum(self, until: str) -> float:
         total = 0.0

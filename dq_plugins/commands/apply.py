@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from dq_plugins.commands.arguments import MODEL_HELP, folder, model, registered
+from dq_plugins.commands.arguments import MODEL_HELP, model, plan_folder, registered
 
 HELP = "Apply a plan to a model and show how each layer executes: integer, simulated or full precision, and why."
 EXAMPLE = "dq-plugins apply examples/denoisers/digits plan/ --backend torchao"
@@ -12,7 +12,7 @@ EXAMPLE = "dq-plugins apply examples/denoisers/digits plan/ --backend torchao"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=model, help=MODEL_HELP)
-    parser.add_argument("plan", type=folder, help="folder of a plan")
+    parser.add_argument("plan", type=plan_folder, help="folder of a plan")
     parser.add_argument(
         "--backend", type=registered("adapter"), default="torchao", help="adapter that executes the plan"
     )

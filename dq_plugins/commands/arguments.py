@@ -34,6 +34,24 @@ def folder(text: str) -> str:
     return text
 
 
+def plan_folder(text: str) -> str:
+    """A folder with a plan."""
+    return _folder_with("plan.json", "a plan", "quantize", text)
+
+
+def calibration_folder(text: str) -> str:
+    """A folder with recorded calls."""
+    return _folder_with("manifest.json", "recorded calls", "record", text)
+
+
+def _folder_with(file: str, what: str, command: str, text: str) -> str:
+    if not (Path(folder(text)) / file).is_file():
+        inside = [path.parent.name for path in sorted(Path(text).glob(f"*/{file}"))]
+        hint = f"did you mean {Path(text, inside[0])}" if inside else f"`dq-plugins {command}` writes such a folder"
+        raise argparse.ArgumentTypeError(f"{text!r} does not hold {what}: {file} is missing; {hint}")
+    return text
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:

@@ -6,15 +6,15 @@ import argparse
 import json
 from dataclasses import asdict
 
-from dq_plugins.commands.arguments import folder
+from dq_plugins.commands.arguments import plan_folder
 
 HELP = "Compare two plans, decision by decision. Exit status 0 when equal, 1 when they differ."
 EXAMPLE = "dq-plugins diff plan-a/ plan-b/"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("left", type=folder, help="folder of a plan")
-    parser.add_argument("right", type=folder, help="folder of another plan")
+    parser.add_argument("left", type=plan_folder, help="folder of a plan")
+    parser.add_argument("right", type=plan_folder, help="folder of another plan")
     parser.add_argument("--json", action="store_true", help="print a JSON list of {where, left, right}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 
-from dq_plugins.commands.arguments import MODEL_HELP, folder, model, registered
+from dq_plugins.commands.arguments import MODEL_HELP, calibration_folder, model, plan_folder, registered
 from dq_plugins.report import Table
 
 HELP = "Measure the output error of a plan on recorded calls, per timestep."
@@ -14,8 +14,10 @@ EXAMPLE = "dq-plugins evaluate examples/denoisers/digits plan/ held-out-calib/ -
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=model, help=MODEL_HELP)
-    parser.add_argument("plan", type=folder, help="folder of a plan")
-    parser.add_argument("calibration", type=folder, help="recorded calls, best not those of the plan (another --seed)")
+    parser.add_argument("plan", type=plan_folder, help="folder of a plan")
+    parser.add_argument(
+        "calibration", type=calibration_folder, help="recorded calls, best not those of the plan (another --seed)"
+    )
     backend = "adapter; repeat to compare (default: torchao)"
     parser.add_argument("--backend", type=registered("adapter"), action="append", help=backend)
     parser.add_argument("--json", action="store_true", help="print {backend: {timestep: dB}}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dq_plugins.commands.arguments import MODEL_HELP, folder, model
+from dq_plugins.commands.arguments import MODEL_HELP, model, plan_folder
 
 HELP = "Write a denoiser with a plan's widths and rounding as the int8 safetensors file that ComfyUI reads."
 EXAMPLE = "dq-plugins export examples/denoisers/digits plan/ --out digits-int8.safetensors"
@@ -13,7 +13,7 @@ EXAMPLE = "dq-plugins export examples/denoisers/digits plan/ --out digits-int8.s
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=model, help=MODEL_HELP)
-    parser.add_argument("plan", type=folder, help="folder of a plan")
+    parser.add_argument("plan", type=plan_folder, help="folder of a plan")
     parser.add_argument("--out", required=True, metavar="FILE", help="the file")
     parser.add_argument("--prefix", default="", help="of every key, for example model.diffusion_model.")
     parser.add_argument("--component", metavar="NAME", help="the denoiser, where the pipeline has several")

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dq_plugins.commands.arguments import MODEL_HELP, folder, model, positive, registered
+from dq_plugins.commands.arguments import MODEL_HELP, calibration_folder, model, positive, registered
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,7 +69,7 @@ def add_worker_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=model, help=MODEL_HELP)
-    parser.add_argument("calibration", type=folder, help="folder written by dq-plugins record")
+    parser.add_argument("calibration", type=calibration_folder, help="folder written by dq-plugins record")
     parser.add_argument("--out", required=True, help="folder for the plan; the same command resumes there")
     parser.add_argument("--seed", type=int, default=0, help="seed of every random choice")
     parser.add_argument("--json", action="store_true", help="print a JSON summary of the plan")

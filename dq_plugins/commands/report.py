@@ -6,14 +6,14 @@ import argparse
 import json
 import webbrowser
 
-from dq_plugins.commands.arguments import folder
+from dq_plugins.commands.arguments import plan_folder
 
 HELP = "Write a plan as one self-contained HTML page: widths, timestep groups, what each group buys, every layer."
 EXAMPLE = "dq-plugins report plan/ --out report.html"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("plan", type=folder, help="folder of a plan")
+    parser.add_argument("plan", type=plan_folder, help="folder of a plan")
     parser.add_argument("--out", default="report.html", help="file to write")
     parser.add_argument("--open", action="store_true", help="show it in the browser")
     parser.add_argument("--json", action="store_true", help="print the file's name as JSON")

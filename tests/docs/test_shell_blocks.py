@@ -37,8 +37,14 @@ def shell_blocks(page: Path) -> list[tuple[str, list[list[str]]]]:
 
 def prepared(folder: Path) -> None:
     """What lines of a page take as given: folders that an earlier command of the reader wrote."""
-    for name in ("calib", "plan", "quantized/plan", "run/plan"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+    for name in ("calib/manifest.json", "plan/plan.json", "quantized/plan/plan.json", "run/plan/plan.json"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def source_of(module: str) -> str:
+    path = ROOT / module.replace(".", "/")
+    return (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
 
 
 def check(words: list[str]) -> None:
@@ -52,11 +58,10 @@ def check(words: list[str]) -> None:
             assert name == "dq-plugins"
             assert all(re.search(rf"^{extra} = \[", PROJECT, re.MULTILINE) for extra in extras.split(",")), words
         case ["python", "-m", module, *arguments]:
-            path = ROOT / module.replace(".", "/")
-            source = (path / "__main__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
-            shared = (ROOT / "benchmarks" / "models.py").read_text()
+            source = source_of(module)
+            source += "".join(map(source_of, re.findall(r"^from (benchmarks\.\w+) import", source, re.MULTILINE)))
             for option in (word.strip("[]") for word in arguments if word.strip("[").startswith("--")):
-                assert f'"{option}"' in source + shared, f"{module} has no {option}"
+                assert f'"{option}"' in source, f"{module} has no {option}"
         case _:
             pytest.fail(f"nothing is known of {words}")
 

@@ -37,6 +37,15 @@ def test_a_folder_without_a_pipeline_is_told_from_one_that_is_missing(capsys, tm
     assert "model_index.json is missing" in refused(capsys, "plan", str(tmp_path), str(tmp_path), "--out", "x")
 
 
+def test_a_folder_without_a_plan_or_calls_is_refused_and_the_one_meant_is_named(capsys, tmp_path):
+    (tmp_path / "plan").mkdir()
+    said = refused(capsys, "apply", "digits", str(tmp_path))
+    assert "plan.json is missing; `dq-plugins quantize` writes such a folder" in said
+    (tmp_path / "plan" / "plan.json").touch()
+    assert f"did you mean {tmp_path / 'plan'}" in refused(capsys, "report", str(tmp_path))
+    assert "manifest.json is missing" in refused(capsys, "plan", "digits", str(tmp_path), "--out", "x")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
