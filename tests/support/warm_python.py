@@ -79,13 +79,17 @@ def _run(script: Path) -> NoReturn:
     torch.manual_seed(SEED)
     main = sys.modules["__main__"] = ModuleType("__main__")
     main.__file__ = str(script)
-    sys.argv, sys.path[0] = [str(script)], str(script.parent)
+    sys.argv, sys.path[0], status = [str(script)], str(script.parent), 0
     try:
         exec(compile(script.read_text(), script, "exec"), main.__dict__)
-    except Exception:
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
         traceback.print_exc()
-        sys.exit(1)
-    sys.exit(0)
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
