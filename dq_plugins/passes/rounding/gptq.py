@@ -101,9 +101,8 @@ class GPTQ(Pass):
         found = {}
         for name in inputs:
             yield Progress(done + len(found), total, name)
-            rows = torch.cat(inputs[name], 1)
-            inputs[name].clear()
-            found[name] = self._rounded(context.denoiser.get_submodule(name), plan.layers[name], rows)
+            layer = context.denoiser.get_submodule(name)
+            found[name] = self._rounded(layer, plan.layers[name], inputs[name].taken())
         return found
 
     def _layers(self, plan: QuantPlan, context: PassContext) -> list[str]:
@@ -137,16 +136,16 @@ class GPTQ(Pass):
         weights = sum(p.numel() * p.element_size() for p in denoiser.parameters())
         return max(USUAL_MEMORY - weights, 0.15 * weights)
 
-    def _inputs(self, names: list[str], plan: QuantPlan, context: PassContext) -> dict[str, list[Tensor]]:
-        """Rows of the inputs of those of some layers that run: ``[P, R, K]`` of each call."""
+    def _inputs(self, names: list[str], plan: QuantPlan, context: PassContext) -> dict[str, _Rows]:
+        """Rows of the inputs of those of some layers that run."""
         modules = {name: context.denoiser.get_submodule(name) for name in names}
-        found: dict[str, list[Tensor]] = {}
+        found: dict[str, _Rows] = {}
         generator = context.generator(*names)
 
         def see(name: str, x: Tensor, calls: int) -> None:
             if name in modules:
-                rows = input_rows(modules[name], x, -(-self.options.rows // calls), generator)
-                found.setdefault(name, []).append(rows.to(STORED))
+                share = -(-self.options.rows // calls)
+                found.setdefault(name, _Rows(share * calls)).add(input_rows(modules[name], x, share, generator))
 
         bits = activation_bits(plan, context)
         if modules.keys() <= bits.keys():
@@ -180,6 +179,36 @@ class GPTQ(Pass):
             for p, (w, x) in enumerate(zip(matrix, rows, strict=True))
         ]
         return replace(quant, codes=torch.cat(codes).reshape(layer.weight.shape))
+
+
+class _Rows:
+    """Sampled rows of one layer, in one piece of memory from the start: many small ones leave gaps.
+
+    Args:
+        expected: how many there will be about.
+    """
+
+    def __init__(self, expected: int) -> None:
+        self._expected, self._count = expected, 0
+        self._kept: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Keep ``[P, R, K]``."""
+        groups, new, width = rows.shape
+        if self._kept is None:
+            self._kept = torch.empty(groups, max(self._expected, new), width, dtype=STORED)
+        missing = self._count + new - self._kept.shape[1]
+        if missing > 0:
+            more = max(missing, self._expected // 4)
+            self._kept = torch.cat([self._kept, self._kept.new_empty(groups, more, width)], 1)
+        self._kept[:, self._count : self._count + new] = rows
+        self._count += new
+
+    def taken(self) -> Tensor:
+        """All of them, ``[P, R, K]``; they are not kept any longer."""
+        kept, self._kept = self._kept, None
+        assert kept is not None, "rows are added before they are taken"
+        return kept[:, : self._count]
 
 
 def _joined(tables: list[Tensor | None]) -> Tensor | None:
