@@ -110,10 +110,18 @@ class BrevitasPTQ:
             "bias_quant": None,
             "return_quant_tensor": False,
         }
-        linear = options | ({"input_quant": self.dynamic} if self.dynamic else {})
-        if self.grouped:
+        linear = dict(options)
+        if self.dynamic is not None:
+            by_row = {"dynamic_scaling_broadcastable_fn": one_for_each_row, "permute_dims": None, "stats_reduce_dim": 1}
+            linear |= {"input_quant": self.dynamic, **{f"input_{key}": value for key, value in by_row.items()}}
+        if self.grouped is not None:  # injectors are false
             linear |= {"weight_quant": self.grouped, "weight_group_size": self.group_size}
         return {nn.Linear: (qnn.QuantLinear, linear), nn.Conv2d: (qnn.QuantConv2d, options)}
+
+
+def one_for_each_row(scales: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Scales ``[R]`` of rows, shaped so that they multiply an input of ``shape [..., C]``."""
+    return scales.view(*shape[:-1], 1)
 
 
 def linear_layers(model: nn.Module) -> list[str]:
