@@ -6,7 +6,7 @@ TORCH  := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
 STAMP  := $(VENV)/.installed
 DEMO   := $(VENV)/.installed-demo
 
-.PHONY: demo test docs lint bench fuzz zoo screenshots first-picture clean
+.PHONY: demo test docs lint bench fuzz zoo compatibility screenshots first-picture clean
 
 demo: $(DEMO)
 	$(BIN)/dq-plugins demo --out demo-report
@@ -32,6 +32,10 @@ fuzz: $(STAMP)
 # every architecture of diffusers, tiny and random, through all stages; writes docs/zoo.md
 zoo: $(STAMP)
 	$(BIN)/python -m benchmarks.zoo
+
+# other interpreters and releases, in environments of their own: 5 GB of disk, half an hour; writes docs/compatibility.md
+compatibility: $(STAMP)
+	$(BIN)/python -m benchmarks.compatibility
 
 # torch first and pinned: every other package then accepts the build that is already there
 $(STAMP): pyproject.toml constraints.txt

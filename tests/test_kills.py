@@ -10,13 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from crashes import State, survives_kills
+from odes import recorded, velocity
+from tiny_pipelines import class_pipeline
 from torch import nn
 
 import dq_plugins as dq
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.calibration.call import Call
+from dq_plugins.cli import main
 from dq_plugins.passes.allocation import exempt_layers
 from dq_plugins.passes.rounding.gptq import GPTQ
+from dq_plugins.passes.steps.fitness import SamplingFitness
 from dq_plugins.quantized import learner as learning
 from dq_plugins.quantized import resuming
 from dq_plugins.recipe import Recipe, Step, pass_context
@@ -24,6 +28,7 @@ from dq_plugins.testing.denoiser import TinyDenoiser, example_inputs
 
 TIMESTEPS = (900, 500, 100)
 RANGES = (Step("weight-ranges"), Step("activation-ranges"))
+WIDTHS = Step("sensitivity", {"draws": 4, "check_entries": 0, "weight_choices": (4, 8), "act_choices": (8,)})
 
 
 @torch.no_grad()
@@ -39,6 +44,12 @@ def sample(denoiser: nn.Module) -> None:
 def case(tmp_path_factory) -> tuple[TinyDenoiser, CalibrationSet]:
     denoiser = TinyDenoiser(width=8)
     return denoiser, dq.record(denoiser, sample, tmp_path_factory.mktemp("calib") / "calib", progress=False)
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory) -> tuple[nn.Module, CalibrationSet]:
+    denoiser = velocity()
+    return denoiser, recorded(denoiser, "noise", tmp_path_factory.mktemp("flow"))
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> Callable[[], int]:
@@ -62,14 +73,21 @@ def traced_once(monkeypatch) -> None:
 
     def cached(denoiser, *args, **kwargs):
         if id(denoiser) not in known:
-            known[id(denoiser)] = original(denoiser, *args, **kwargs)
-        return known[id(denoiser)]
+            known[id(denoiser)] = denoiser, original(denoiser, *args, **kwargs)  # held, so that no other has its id
+        return known[id(denoiser)][1]
 
     monkeypatch.setattr(pass_context, "partition", cached)
 
 
 def plan_survives(
-    case, tmp_path: Path, steps: tuple[Step, ...], units: Callable[[], int] = int, *, every: int = 1, all: bool = False
+    case,
+    tmp_path: Path,
+    steps: tuple[Step, ...],
+    units: Callable[[], int] = int,
+    *,
+    every: int = 1,
+    all: bool = False,
+    lost: int = 1,
 ):
     """Kill `make_plan` of these steps at every write of the last of them, or of all."""
     out = tmp_path / "out"
@@ -79,7 +97,7 @@ def plan_survives(
         dq.make_plan(*case, Recipe("r", "", steps), weight_bits=4, out=out, progress=False)
         return {path.name: path.read_bytes() for path in out.iterdir()}
 
-    states = survives_kills(run, out, tmp_path / "store", units=units, within=last, every=every)
+    states = survives_kills(run, out, tmp_path / "store", units=units, within=last, every=every, lost=lost)
     assert not (out / "work").exists()
     return states
 
@@ -117,9 +135,10 @@ def test_statistics(case, tmp_path, monkeypatch) -> None:
     plan_survives(case, tmp_path, RANGES, counted(monkeypatch, Call, "run"), every=3, all=True)
 
 
-def test_sensitivity(case, tmp_path, monkeypatch) -> None:
+def test_sensitivity(flow, tmp_path, monkeypatch) -> None:
     units = counted(monkeypatch, __import__("dq_plugins.sensitivity.measure", fromlist=["_measured"]), "_measured")
-    plan_survives(case, tmp_path, (RANGES[0], Step("sensitivity")), units, every=5)
+    plan_survives(flow, tmp_path, (RANGES[0], WIDTHS), units, every=9)
+    assert units() > 6
 
 
 def test_gptq(case, tmp_path, monkeypatch) -> None:
@@ -147,3 +166,35 @@ def test_learning(case, tmp_path, monkeypatch, step: Step) -> None:
 def test_exempt_layers(case, tmp_path, monkeypatch) -> None:
     tried = counted(monkeypatch, exempt_layers, "replayed_error")
     plan_survives(case, tmp_path, (*RANGES, Step("exempt-layers", {"runs": 1})), tried, every=2)
+
+
+SEARCH = {"generations": 1, "population": 3, "parents": 2, "mutants": 2, "crossovers": 1, "seconds": 0.5, "steps": (3,)}
+
+
+def test_search(flow, tmp_path, monkeypatch) -> None:
+    scores = counted(monkeypatch, SamplingFitness, "__call__")
+    step = Step("timestep-reduction", {**SEARCH, "search": "evolution"})
+    plan_survives(flow, tmp_path, (*RANGES, WIDTHS, step), scores, every=13)
+    assert scores() > 6
+
+
+def test_super_network(flow, tmp_path, monkeypatch) -> None:
+    iterations = counted(monkeypatch, learning.Learner, "_step")
+    learn = {"calibration": "random", "iterations": 2, "search": "exact"}
+    plan_survives(
+        flow, tmp_path, (*RANGES, WIDTHS, Step("timestep-reduction", SEARCH | learn)), iterations, every=12, lost=2
+    )
+    assert iterations() > 6
+
+
+def test_quantize_from_the_command_line(tmp_path, capsys) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    class_pipeline().save_pretrained(model)
+    options = ["--steps", "2", "--images", "1", "--recipe", "fast", "--classes", "1"]
+
+    def run() -> dict[str, bytes]:
+        assert main(["quantize", str(model), "--out", str(out), *options]) == 0, capsys.readouterr().err
+        files = [path for path in out.rglob("*") if path.is_file()]
+        return {str(path.relative_to(out)): path.read_bytes() for path in files}
+
+    survives_kills(run, out, tmp_path / "store", every=12)

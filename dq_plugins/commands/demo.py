@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from dq_plugins.atomic import replacing
     from dq_plugins.demo import expected_seconds, run_demo
     from dq_plugins.plots import pairs_of_images
     from dq_plugins.report.demo_page import demo_page, summary_table
@@ -62,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
             say=stages,
         )
     page = demo_page(result).save(out / "report.html")
-    pairs_of_images(result.images, result.titles).savefig(out / "images.png", dpi=150)
+    with replacing(out / "images.png") as temporary:
+        pairs_of_images(result.images, result.titles).savefig(temporary, dpi=150)
     if args.json:
         print(json.dumps({"report": str(page), **dict(summary_table(result).rows)}, indent=1))
     else:

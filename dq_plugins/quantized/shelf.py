@@ -9,9 +9,11 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from dq_plugins.artifact.files import read_tensors
+from dq_plugins.errors import DQError
 from dq_plugins.graph.arguments import map_leaves
 
 
@@ -56,6 +58,9 @@ class Shelf:
         Args:
             key: of no value that is here.
             value: tensors, in lists, tuples and dictionaries; anything else in them is kept as it is.
+
+        Raises:
+            DQError: the disk is full, or the folder may not be written.
         """
         tensors: dict[str, Tensor] = {}
         known: dict[int, _Stored] = {}  # one tensor in two places is one tensor again
@@ -71,7 +76,10 @@ class Shelf:
         layout = map_leaves({"value": value}, leaf)["value"]
         file = self.folder / f"{self._count:06d}.safetensors"
         self._count += 1
-        safetensors.torch.save_file(tensors, file)
+        try:
+            safetensors.torch.save_file(tensors, file)
+        except (OSError, SafetensorError) as error:
+            raise DQError(f"{file} cannot be written: {error}. Finished units are kept.") from error
         self._values[key] = file, layout
 
     def get(self, key: Hashable) -> Any:

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from crashes import survives_kills
 from safetensors import safe_open
 
 pytest.importorskip("diffusers")
@@ -50,3 +51,15 @@ def test_an_interrupted_and_resumed_run_ends_like_a_whole_one(script, tmp_path, 
     assert report["binary_weights_smaller"] > 15
     assert report["layers_in_integers"] > 0
     assert (whole / "samples.png").stat().st_size > 0
+
+
+def test_it_survives_kills(script, tmp_path, monkeypatch):
+    out, steps = tmp_path / "out", []
+    on_step = script.BinaryDMCallback.on_step
+    monkeypatch.setattr(script.BinaryDMCallback, "on_step", lambda self, i: (on_step(self, i), steps.append(i))[0])
+
+    def run() -> dict[str, bytes]:
+        script.main([*QUICK, "--steps", "4", "--out", str(out), "--resume"])
+        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    survives_kills(run, out, tmp_path / "store", units=lambda: len(steps), lost=2, every=25)

@@ -28,7 +28,9 @@ from readers import Reader, readers
 from dq_plugins.errors import DQError
 
 SECONDS = 20
-"""Longer than this is a hang."""
+"""More computing time than this is a hang, whatever else the machine does."""
+WAITING = 300
+"""So is a longer wait than this."""
 MEMORY = 6 << 30
 """Address space: what claims more than it has meets a `MemoryError`."""
 
@@ -38,13 +40,14 @@ class Hang(BaseException):
 
 
 def _hang(signum: int, frame: FrameType | None) -> None:
-    raise Hang(f"more than {SECONDS} s")
+    raise Hang(f"computes more than {SECONDS} s" if signum == signal.SIGPROF else f"waits more than {WAITING} s")
 
 
 def attempt(reader: Reader, rng: Random) -> str:
     """Change the file and read it: ``"read"``, ``"refused"``, or what went wrong."""
     reader.change(rng)
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.alarm(WAITING)
     try:
         reader.read()
     except DQError:
@@ -56,6 +59,7 @@ def attempt(reader: Reader, rng: Random) -> str:
     except Hang as error:
         return f"hang: {error}"
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.alarm(0)
     return "read"
 
@@ -126,7 +130,8 @@ def main() -> int:
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    signal.signal(signal.SIGALRM, _hang)
+    for each in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(each, _hang)
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
         if args.engine == "atheris":
             import atheris  # type: ignore[import-not-found]

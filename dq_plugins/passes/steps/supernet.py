@@ -5,8 +5,11 @@
 In every iteration each quantizer of the block gets a width drawn at random, and only the parameters of the drawn widths
 move: they learn to work beside any neighbour (TMPQ-DM's published idea; its released code lacks these functions).
 ``independent`` gives the whole block one width at a time, as the released code does; a given assignment is learned as a
-network calibrated for it alone would be. The inputs of a block are those that the quantized layers before it give, at
-widths drawn in the same way.
+network calibrated for it alone would be. The inputs of a block are those that the quantized layers before it give: each
+recorded call has an assignment of its own, drawn in the same way.
+
+Every block draws from random numbers of its own, and those of the calls are the same whichever block comes next. So
+learning goes on behind the last finished block as if it had never stopped.
 
 Shapes: ``G`` timestep groups.
 """
@@ -21,15 +24,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from dq_plugins.artifact import STRICT, Format, StoredTensor, UnitResults
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.graph import Partition
+from dq_plugins.hashing import hash_json
 from dq_plugins.plan import ActivationQuant
 from dq_plugins.progress import Progress, finish
 from dq_plugins.quantized.block_cache import BlockCache, BlockRecorder, block_loss
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.layer import LayerState
 from dq_plugins.quantized.layer_transform import restored_weight, transformed_weight
-from dq_plugins.quantized.learner import Learned, Learner
+from dq_plugins.quantized.learner import Learner
 from dq_plugins.quantized.network import SuperNetwork
 from dq_plugins.quantized.reconstruction_units import Unit, find_units
 from dq_plugins.quantized.rounding_methods import MethodName, rounding_method
@@ -68,35 +73,87 @@ class CalibrationOptions:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class LearnedWidths:
+    """What was learned of one block.
+
+    Attributes:
+        steps: factors of input scales ``[G]``, by layer and width.
+        codes: of weights, by layer and width; what stays rounded to nearest is left out.
+    """
+
+    __pydantic_config__ = STRICT
+
+    steps: dict[str, dict[int, StoredTensor]]
+    codes: dict[str, dict[int, StoredTensor]]
+
+    def write(self, candidates: Candidates) -> Candidates:
+        """The candidates with what was learned."""
+        weights = {name: dict(table) for name, table in candidates.weights.items()}
+        inputs = {name: dict(table) for name, table in candidates.activations.items()}
+        for name, steps in self.steps.items():
+            for bits, step in steps.items():
+                quant: Any = inputs[name][bits]
+                inputs[name][bits] = replace(quant, scale=quant.scale * step)
+        for name, codes in self.codes.items():
+            for bits, own in codes.items():
+                weights[name][bits] = replace(weights[name][bits], codes=own)
+        return replace(candidates, weights=weights, activations=inputs)
+
+
+LEARNED: Format[LearnedWidths] = Format(
+    "learned-widths", 1, LearnedWidths, what="what was learned of a block's quantizers of all widths"
+)
+
+
 def calibrate(
     denoiser: nn.Module,
     candidates: Candidates,
     calibration: CalibrationSet,
     partition: Partition,
     options: CalibrationOptions,
+    kept: UnitResults[LearnedWidths] | None = None,
 ) -> Generator[Progress, None, Candidates]:
     """Learn, beginning with ``candidates``; iterate to run, the generator returns the learned ones.
+
+    Args:
+        denoiser: the full-precision one.
+        candidates: quantizers to begin with.
+        calibration: recorded calls.
+        partition: of the denoiser.
+        options: settings.
+        kept: where finished blocks are; they are not learned again.
 
     Raises:
         RecipeError: a loss is not finite.
     """
-    generator = torch.Generator().manual_seed(options.seed)
     learnable = [n for n in candidates.layers if not partition.layers[n].lookup]
     units = find_units(partition, learnable)
     draws = _draws(candidates, options)
     calls = calibration.spread(options.calls)
     rounds = [(unit, stream) for unit in units for stream in range(len(draws))]
-    with Scratch("supernet") as folder:
+    kept = kept or UnitResults(LEARNED, None, {})
+    with Scratch("supernet", kept.folder) as folder:
         recorder = BlockRecorder(units, calls, folder)
         for done, (unit, stream) in enumerate(rounds):
             yield Progress(done, len(rounds), unit.module)
-            draw, network = draws[stream], SuperNetwork(denoiser, candidates, calibration.timestep_argument)
-            with network:
-                states = lambda n=network, d=draw: n.states(d(generator))  # noqa: E731
-                cache = recorder.record(network, unit, states, str(stream))
-                candidates = _BlockLearner(network, unit, cache, draw, generator, options).learn()
+            learned = kept.find(f"{unit.module} {stream}")
+            if learned is None:
+                draw, network = draws[stream], SuperNetwork(denoiser, candidates, calibration.timestep_argument)
+                of_calls = _generator(options.seed, "calls", stream)
+                with network:
+                    states = lambda n=network, d=draw, g=of_calls: n.states(d(g))  # noqa: E731
+                    cache = recorder.record(network, unit, states, str(stream))
+                    generator = _generator(options.seed, unit.module, stream)
+                    learned = _BlockLearner(network, unit, cache, draw, generator, options).learn()
+                kept.keep(f"{unit.module} {stream}", learned)
+            candidates = learned.write(candidates)
     yield Progress(len(rounds), len(rounds), "super-network")
     return candidates
+
+
+def _generator(seed: int, *names: str | int) -> torch.Generator:
+    return torch.Generator().manual_seed(int(hash_json([seed, *names])[:16], 16) % 2**63)
 
 
 def _draws(candidates: Candidates, options: CalibrationOptions) -> list[Draw]:
@@ -153,8 +210,8 @@ class _BlockLearner:
         }
         self.widths: Widths = {}
 
-    def learn(self) -> Candidates:
-        """Optimise, decide every rounding, and return candidates with what was learned."""
+    def learn(self) -> LearnedWidths:
+        """Optimise and decide every rounding."""
         learner = Learner(
             self.rounding,
             self._loss,
@@ -165,7 +222,13 @@ class _BlockLearner:
             judge=self._judge,
             probes=min(PROBES, len(self.cache)),
         )
-        return self._learned(finish(learner.run()))
+        decided = finish(learner.run()).decided
+        found = LearnedWidths({}, {})
+        for (name, bits), step in self.steps.items():
+            found.steps.setdefault(name, {})[bits] = step.detach().exp()
+        for (name, bits), codes in decided.items():
+            found.codes.setdefault(name, {})[bits] = codes.cpu()
+        return found
 
     def _drawn(self, _: int) -> list[Key]:
         """Widths of the next iteration; the rounding variables among them."""
@@ -198,14 +261,3 @@ class _BlockLearner:
 
     def _restored(self, name: str, weight: Tensor) -> Tensor:
         return restored_weight(self.network.modules[name], weight, self.candidates.transforms.get(name))
-
-    @torch.no_grad()
-    def _learned(self, found: Learned[Key]) -> Candidates:
-        weights = {name: dict(table) for name, table in self.candidates.weights.items()}
-        inputs = {name: dict(table) for name, table in self.candidates.activations.items()}
-        for (name, bits), step in self.steps.items():
-            quant: Any = inputs[name][bits]
-            inputs[name][bits] = replace(quant, scale=quant.scale * step.detach().exp())
-        for (name, bits), codes in found.decided.items():
-            weights[name][bits] = replace(weights[name][bits], codes=codes)
-        return replace(self.candidates, weights=weights, activations=inputs)

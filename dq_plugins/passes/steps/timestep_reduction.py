@@ -24,7 +24,7 @@ from dq_plugins.passes.steps.joint import JointOptions, JointSearch
 from dq_plugins.passes.steps.runs import Run, runs_of, split_runs
 from dq_plugins.passes.steps.space import LayerChoices, Space
 from dq_plugins.passes.steps.stepper import Stepper
-from dq_plugins.passes.steps.supernet import CalibrationOptions, calibrate
+from dq_plugins.passes.steps.supernet import LEARNED, CalibrationOptions, calibrate
 from dq_plugins.passes.steps.transitions import END, Transitions, measure_transitions
 from dq_plugins.passes.width_candidates import candidates_of, write_widths
 from dq_plugins.plan import QuantPlan, Section
@@ -197,9 +197,14 @@ class TimestepReduction(Pass):
             return Setting(stepper, runs, grid, candidates, noise, transitions)
         candidates = candidates_of(plan, context, measured.weight_choices, measured.act_choices)
         if o.calibration != "ranges":
-            settings = CalibrationOptions(o.calibration, o.iterations, seed=context.stream("calibration"))
+            settings = CalibrationOptions(o.calibration, iterations=o.iterations, seed=context.stream("calibration"))
             candidates = yield from calibrate(
-                context.denoiser, candidates, context.calibration, context.partition, settings
+                context.denoiser,
+                candidates,
+                context.calibration,
+                context.partition,
+                settings,
+                context.finished(LEARNED, plan, o),
             )
         errors = SensitivityTable.of(measured).errors
         return Setting(stepper, runs, grid, candidates, as_noise(errors, transitions), transitions)

@@ -1,0 +1,1 @@
+"""Which interpreters and releases of other packages work: ``make compatibility``."""
