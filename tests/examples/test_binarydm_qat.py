@@ -62,4 +62,4 @@ def test_it_survives_kills(script, tmp_path, monkeypatch):
         script.main([*QUICK, "--steps", "4", "--out", str(out), "--resume"])
         return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
-    survives_kills(run, out, tmp_path / "store", units=lambda: len(steps), lost=2, every=25)
+    survives_kills(run, out, tmp_path / "store", units=lambda: len(steps), lost=2, every=50)
