@@ -10,7 +10,8 @@ from dq_plugins.errors import CalibrationError, DQError, PlanError
 from dq_plugins.timesteps import context_of
 
 QUANTIZERS = frozenset({"bitsandbytes", "brevitas", "nncf", "optimum", "sdnq", "torchao"})
-"""Packages whose layers and tensors are quantized ones. So are those of a module that is named ``quantizers``."""
+"""Packages whose layers and tensors are quantized ones. So are those of ``torch.ao``, and of modules that are named
+``quantizers``."""
 
 
 def require_module(denoiser: Any) -> None:
@@ -21,6 +22,21 @@ def require_module(denoiser: Any) -> None:
     parts = [n for n, part in found.items() if isinstance(part, nn.Module)] if isinstance(found, dict) else []
     hint = f" Of its modules ({', '.join(parts)}), pass the one that sampling calls once a step." if parts else ""
     raise DQError(f"a denoiser is a torch.nn.Module, and this is a {type(denoiser).__name__}.{hint}")
+
+
+def require_values(denoiser: nn.Module) -> None:
+    """Raise `PlanError` where an offloading tool keeps the weights of a denoiser elsewhere while it does not run."""
+    for name, module in denoiser.named_modules():
+        meta = any(tensor.is_meta for tensor in module.parameters(recurse=False))
+        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).values()
+        on_disk = any(getattr(getattr(hook, "group", None), "offload_to_disk_path", None) for hook in hooks)
+        if (meta and hasattr(module, "_hf_hook")) or on_disk:
+            how = "group offloading to disk" if on_disk else "sequential offloading (a hook of accelerate)"
+            raise PlanError(
+                f"the weights of this {type(denoiser).__name__} are not in memory: {how} holds those of "
+                f"{name or 'the denoiser'!r}. Quantize first and offload then; pipe.remove_all_hooks() takes "
+                "accelerate's off. Offloading by whole models, and by groups in memory, may be on before."
+            )
 
 
 def require_uncached(denoiser: Any) -> None:
@@ -43,7 +59,7 @@ def quantized_by(denoiser: nn.Module) -> str:
     for name, module in denoiser.named_modules():
         for part in (module, *module.parameters(recurse=False)):
             package, *inside = type(part).__module__.split(".")
-            if package in QUANTIZERS or "quantizers" in inside:
+            if package in QUANTIZERS or "quantizers" in inside or (package, *inside[:1]) == ("torch", "ao"):
                 return f"{name!r} is or holds a {type(part).__module__}.{type(part).__name__}"
     return ""
 
@@ -51,6 +67,7 @@ def quantized_by(denoiser: nn.Module) -> str:
 def require_full_precision(denoiser: Any) -> None:
     """Raise `PlanError` unless ``denoiser`` is a module and nothing shows that it is quantized."""
     require_module(denoiser)
+    require_values(denoiser)
     evidence = quantized_by(denoiser)
     if evidence:
         raise PlanError(

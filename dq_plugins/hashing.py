@@ -83,7 +83,9 @@ def hash_in_order(tensors: Iterable[tuple[str, Tensor]]) -> str:
 
 def _feed(digest: hashlib._Hash, name: str, tensor: Tensor) -> None:
     if tensor.is_meta:
-        raise DQError(f"tensor {name!r} is on the meta device and has no values; load the weights first")
+        raise DQError(
+            f"tensor {name!r} is on the meta device and has no values; load the weights first, or take offloading off"
+        )
     parts = getattr(tensor, "__tensor_flatten__", None)
     if parts is not None:  # a wrapper subclass, such as torchao's: it counts by the plain tensors inside
         for part in parts()[0]:

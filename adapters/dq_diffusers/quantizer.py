@@ -38,6 +38,9 @@ from dq_plugins.errors import CheckpointError, DQError
 FUSED_PROJECTIONS = frozenset({"to_qkv", "to_kv", "to_added_qkv"})
 """What ``fuse_qkv_projections`` calls the layers that it adds."""
 
+IP_ADAPTERS = (".processor.to_k_ip.", "image_projection_layers.")
+"""What tells tensors of IP-Adapters apart."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -186,6 +189,13 @@ class DQQuantizer(DiffusersQuantizer):
             )
         if self.full_precision:
             return state_dict, {}
+        if adapters := [name for name in state_dict if any(part in name for part in IP_ADAPTERS)]:
+            raise DQError(
+                f"the denoiser has an IP-Adapter ({adapters[0]!r} and {len(adapters) - 1} other tensors), and a config "
+                "of diffusers has no place for one: from_pretrained could not build it again. Save with "
+                "dq_torchao.save(denoiser, folder), build the full-precision denoiser with its adapter, and "
+                "dq_torchao.load(denoiser, folder); or quantize and save without, and load the adapter afterwards"
+            )
         metadata = integrity_metadata(state_dict, config_to_dict(self.config))
         owners = {name.rpartition(".")[0] for name in state_dict}
         if self.modules is not None and (added := sorted(owners - self.modules)):

@@ -7,7 +7,6 @@ applies it in place.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any, NoReturn
@@ -21,9 +20,9 @@ from dq_plugins import registry
 from dq_plugins.calibration.call import bind
 from dq_plugins.compiled import uncompiled, unwrap
 from dq_plugins.errors import CalibrationError
-from dq_plugins.full_precision import require_full_precision
+from dq_plugins.full_precision import require_full_precision, require_values
 from dq_plugins.graph import find_timestep_argument
-from dq_plugins.graph.arguments import map_leaves
+from dq_plugins.graph.arguments import forward_signature, map_leaves
 from dq_plugins.layer_kinds import kind_name
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.sampled import SampledStatistics
@@ -66,7 +65,7 @@ class CalibrationContext(TimestepContext):
         """Keep the arguments of the first call, to find out from the denoiser's graph what its layers are for."""
         if self.example is None:
             try:
-                named = bind(inspect.signature(denoiser.forward), args, kwargs)
+                named = bind(forward_signature(denoiser), args, kwargs)
             except (CalibrationError, TypeError):  # arguments without names cannot be given again
                 return
             self.example = map_leaves(named, lambda _, x: x.detach().clone() if isinstance(x, Tensor) else x)
@@ -173,6 +172,7 @@ def _end_calibration(denoiser: nn.Module) -> tuple[QuantPlan, dict[str, Any]]:
             f"this {type(denoiser).__name__} was prepared but has not run since, so nothing is known about its "
             "activations: sample with it (a few prompts) before converting it"
         )
+    require_values(denoiser)
     detach_context(denoiser)
     context.uncompiled.close()
     for hook in (context.watch, *context.hooks.values()):

@@ -152,7 +152,8 @@ class IntegerLayer(PackedWeight):
 
     def _hold(self, name: str, table: Tensor | None, *, persistent: bool = True) -> None:
         held = None if table is None else table.to(self.weight_packed.device, copy=True)
-        self.register_buffer(name, held, persistent=persistent)
+        # tools that offload take every name that is not persistent for a tensor
+        self.register_buffer(name, held, persistent=persistent or held is None)
 
     @property
     def stored_weight(self) -> StoredWeight:

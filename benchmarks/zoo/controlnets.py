@@ -111,7 +111,7 @@ CONTROLNETS: dict[str, Specimen] = {
     ),
     "FluxControlNetModel": S(_FLUX, _flux),
     "FluxMultiControlNetModel": S(
-        {}, lambda: _twice(_flux()) | {"controlnet_mode": [torch.tensor([0, 1])] * 2},
+        {}, lambda: _twice(_flux()) | {"controlnet_mode": [torch.tensor([0, 1])] * 2, "return_dict": False},
         parts=_nets("FluxControlNetModel", _FLUX | {"num_mode": 2}),
     ),
     "HunyuanDiT2DControlNetModel": S(_HUNYUAN, _hunyuan),
@@ -122,7 +122,8 @@ CONTROLNETS: dict[str, Specimen] = {
     "MultiControlNetUnionModel": S({}, _two_unions, parts=_nets("ControlNetUnionModel", _UNION)),
     "QwenImageControlNetModel": S(_QWEN, _qwen),
     "QwenImageMultiControlNetModel": S(
-        {}, lambda: _qwen() | {"controlnet_cond": [r(2, 16, 16)] * 2, "conditioning_scale": [1.0, 0.5]},
+        {}, lambda: _qwen() | {"controlnet_cond": [r(2, 16, 16)] * 2, "conditioning_scale": [1.0, 0.5],
+                           "return_dict": False},
         parts=lambda: ([_nets("QwenImageControlNetModel", _QWEN)()[0][0]],),
     ),
     "SD3ControlNetModel": S(_SD3, _sd3),

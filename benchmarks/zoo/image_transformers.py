@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from benchmarks.zoo.specimen import Inputs, Specimen, grid, indices, ones, r, t, whole
 
@@ -65,6 +66,15 @@ _QWEN = {**_HEADS, "in_channels": 16, "out_channels": 4, "attention_head_dim": 1
 _STABLE_AUDIO_3 = {"io_channels": 8, "embed_dim": 32, "depth": 2, "num_heads": 4, "cond_token_dim": 16,
     "global_cond_dim": 12, "local_add_cond_dim": 5, "timestep_features_dim": 16, "ff_mult": 2,
     "num_memory_tokens": 3}  # fmt: skip
+
+
+def _with_experts(model: nn.Module) -> nn.Module:
+    """The experts of NucleusMoE are made without values."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
 
 IMAGE_TRANSFORMERS: dict[str, Specimen] = {
     "AceStepTransformer1DModel": S(
@@ -221,6 +231,7 @@ IMAGE_TRANSFORMERS: dict[str, Specimen] = {
          "mlp_ratio": 8.0, "capacity_factors": [2.0] * 4, "dense_moe_strategy": "leave_first_three_blocks_dense"},
         lambda: {"hidden_states": r(2, 16, 16), "encoder_hidden_states": r(2, 6, 12), "timestep": t(value=0.5),
                  "encoder_hidden_states_mask": ones(2, 6, dtype=torch.int64), "img_shapes": [(1, 4, 4)] * 2},
+        complete=_with_experts,
     ),
     "OmniGenTransformer2DModel": S(
         {"hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 32,

@@ -1,7 +1,8 @@
 """Nested arguments and outputs of a denoiser as JSON data plus tensors, and back.
 
-A tensor is ``{"tensor": HASH}``, a tuple ``{"tuple": [...]}``, a dictionary ``{"dict": {...}}``, an output class its
-fields likewise with ``"class": "module:qualified name"``; lists, numbers, strings and None are themselves.
+A tensor is ``{"tensor": HASH}``, a tuple ``{"tuple": [...]}``, a dictionary ``{"dict": {...}}``, one with whole numbers
+among its keys ``{"pairs": [[KEY, ...], ...]}``, an output class its fields likewise with
+``"class": "module:qualified name"``; lists, numbers, strings and None are themselves.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ def encode(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
         owner = f"{type(value).__module__}:{type(value).__qualname__}"
         return {"dict": _encode_items(name, fields, tensors), "class": owner}
     if isinstance(value, Mapping):
-        return {"dict": _encode_items(name, value, tensors)}
+        items = _encode_items(name, value, tensors)
+        return (
+            {"dict": items} if all(isinstance(key, str) for key in items) else {"pairs": [[*p] for p in items.items()]}
+        )
     if isinstance(value, list | tuple):
         items = [encode(f"{name}.{i}", item, tensors) for i, item in enumerate(value)]
         return items if isinstance(value, list) else {"tuple": items}
@@ -60,11 +64,17 @@ def encode(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     )
 
 
-def _encode_items(name: str, items: Mapping[Any, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _encode_items(name: str, items: Mapping[Any, Any], tensors: dict[str, Tensor]) -> dict[Any, Any]:
     for key in items:
-        if not isinstance(key, str):
-            raise CalibrationError(f"{name} has the key {key!r}; only dictionaries with string keys can be recorded")
+        if not _is_key(key):
+            raise CalibrationError(
+                f"{name} has the key {key!r}; only dictionaries whose keys are strings or whole numbers can be recorded"
+            )
     return {key: encode(f"{name}.{key}", item, tensors) for key, item in items.items()}
+
+
+def _is_key(key: Any) -> bool:
+    return isinstance(key, str) or (isinstance(key, int) and not isinstance(key, bool))
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
@@ -94,11 +104,17 @@ def check_description(node: Any) -> Any:
 
 
 def _check_described(node: dict[str, Any]) -> None:
-    kinds = {("tensor",): str, ("tuple",): list, ("dict",): dict, ("class", "dict"): dict}
+    kinds = {("tensor",): str, ("tuple",): list, ("dict",): dict, ("class", "dict"): dict, ("pairs",): list}
     kind = kinds.get(tuple(sorted(node)))
-    content = next((node[key] for key in ("tensor", "tuple", "dict") if key in node), None)
+    content = next((node[key] for key in ("tensor", "tuple", "dict", "pairs") if key in node), None)
     if kind is None or not isinstance(content, kind) or not isinstance(node.get("class", ""), str):
-        raise ValueError(f"a value is described by 'tensor', 'tuple' or 'dict', got the keys {sorted(node)[:4]}")
+        raise ValueError(
+            f"a value is described by 'tensor', 'tuple', 'dict' or 'pairs', got the keys {sorted(node)[:4]}"
+        )
+    if "pairs" in node:
+        if not all(isinstance(pair, list) and len(pair) == 2 and _is_key(pair[0]) for pair in content):
+            raise ValueError("a dictionary is described by pairs of a key, a string or whole number, and a value")
+        content = dict(content)
     if not isinstance(content, str):
         for item in content.values() if isinstance(content, dict) else content:
             check_description(item)
@@ -122,7 +138,8 @@ def decode(node: Any, fetch: Callable[[str], Tensor]) -> Any:
         return fetch(node["tensor"])
     if "tuple" in node:
         return tuple(decode(item, fetch) for item in node["tuple"])
-    fields = {key: decode(item, fetch) for key, item in node["dict"].items()}
+    items = node["dict"] if "dict" in node else dict(node["pairs"])
+    fields = {key: decode(item, fetch) for key, item in items.items()}
     return _output(node["class"], fields) if "class" in node else fields
 
 
@@ -173,6 +190,8 @@ def is_tensor(leaf: Any) -> bool:
 def leaf_nodes(name: str, node: Any) -> Iterator[tuple[str, Any]]:
     """Dotted paths and leaves (tensors and plain values) of a description, in order."""
     children = node.get("dict", node.get("tuple")) if isinstance(node, dict) else node
+    if isinstance(node, dict) and "pairs" in node:
+        children = dict(node["pairs"])
     if not isinstance(children, dict | list):
         yield name, node
         return

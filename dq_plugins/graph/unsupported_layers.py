@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dq_plugins.compiled import evaluating, unwrap
 from dq_plugins.hooks import hooked
+from dq_plugins.layer_kinds import kind_of
 
 
 def find_unsupported_layers(
@@ -41,8 +42,9 @@ def find_unsupported_layers(
 
 
 def _no_own_weight(module: nn.Module) -> str:
-    if isinstance(module._parameters.get("weight"), nn.Parameter):
-        return ""
+    weight = module._parameters.get("weight")
+    if isinstance(weight, nn.Parameter) and (weight.dim() > 1 or kind_of(module) is not None):
+        return ""  # one of a single dimension, of no layer of PyTorch's, is a row of factors: frequencies, mostly
     if nn.utils.parametrize.is_parametrized(module, "weight") or hasattr(module, "weight_g"):
         return (
             "its weight is computed at each call (a parametrization such as weight_norm); make it permanent, with "

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dq_plugins.errors import DQError
 from dq_plugins.plan import ActivationQuant, InputQuant
 from dq_plugins.quantized.exact_state import ExactState
 
 NAME = "code_widths"
+
+
+class OfQuantizedLayer(dict[str, Any]):
+    """What a state dict notes of a quantized layer. A layer of another kind that reads it is told what it holds.
+
+    Copies and pickles of a state dict have an ordinary dictionary in its place.
+    """
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Raises `DQError`: `WithWidths` does not ask."""
+        raise DQError(
+            "this is the state of a quantized layer, to be loaded into one that is not: its weight is packed. "
+            "What copies weights from one model into another (ControlNetModel.from_unet, UNetMotionModel.from_unet2d, "
+            "load_state_dict) wants the full-precision denoiser: do it first, and quantize then"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OrderedDict, (), None, None, iter(self.items())
+
+    def __deepcopy__(self, memo: Any) -> OrderedDict[str, Any]:
+        return OrderedDict(self)
 
 
 class WithWidths(ExactState):
@@ -26,6 +49,12 @@ class WithWidths(ExactState):
     def state_widths(self, widths: Iterable[int], device: torch.device) -> None:
         """Say which widths the state of this module is for."""
         self.register_buffer(NAME, torch.tensor(list(widths), dtype=torch.int8, device=device))
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        notes = getattr(destination, "_metadata", None)
+        if notes is not None:
+            notes[prefix[:-1]] = OfQuantizedLayer(notes.get(prefix[:-1], {}))
 
     def _load_from_state_dict(
         self,
@@ -45,7 +74,7 @@ class WithWidths(ExactState):
             )
             return
         super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+            state_dict, prefix, dict(local_metadata), strict, missing_keys, unexpected_keys, error_msgs
         )
 
 

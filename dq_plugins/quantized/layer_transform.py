@@ -137,4 +137,5 @@ def restored_weight(layer: nn.Module, weight: Tensor, transform: LayerTransform 
 
 def _weight(layer: nn.Module) -> Tensor:
     weight: Any = layer.weight
-    return weight
+    # stored in 8 bits by layer-wise casting: floating point that few operations take
+    return weight.float() if weight.is_floating_point() and weight.element_size() == 1 else weight

@@ -54,7 +54,8 @@ class TimestepArgument:
     @classmethod
     def of(cls, forward: Callable[..., Any], name: str) -> TimestepArgument | None:
         """The argument ``name`` of a bound forward; None if it has no such argument."""
-        parameters = inspect.signature(forward).parameters
+        # a wrapper that takes over what our forward says of itself (functools.update_wrapper) has its ``self`` too
+        parameters = {n: each for n, each in inspect.signature(forward).parameters.items() if n != "self"}
         outer = name.partition(".")[0]
         if outer not in parameters:
             any_keyword = any(each.kind is each.VAR_KEYWORD for each in parameters.values())

@@ -375,3 +375,16 @@ def test_settings_that_differ_from_those_of_the_recording_are_named(tmp_path):
         record(Denoiser(), asked(steps=(800, 1), seed="1", images="2"), tmp_path, progress=False)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert len(record(Denoiser(), asked(steps=(900, 1), seed="0", images="2"), tmp_path, progress=False)) > 0
+
+
+def test_dictionaries_with_whole_numbers_as_keys_are_recorded_and_given_back(tmp_path):
+    class Residuals(nn.Module):
+        def forward(self, x, t, sizes):
+            return {0: x * t, 3: [x + sizes[1][0]]}
+
+    sizes = {1: [2.0, torch.ones(1)], 0: []}
+    record(Residuals(), lambda d: d(torch.ones(1, 2), torch.tensor([5.0]), sizes), tmp_path)
+    call = next(CalibrationSet.open(tmp_path).calls())
+    assert list(call.inputs["sizes"]) == [1, 0]
+    assert call.output.keys() == {0, 3}
+    assert torch.equal(call.output[3][0], torch.full((1, 2), 3.0))

@@ -1,0 +1,111 @@
+"""Tools that people put on a denoiser before, while or after it is quantized."""
+
+from __future__ import annotations
+
+import dq_torchao
+import pytest
+import torch
+from diffusers import UNet2DModel
+from diffusers_models import outputs, same, unet
+from dq_torchao import TimestepInt8Config, linear_and_conv2d
+from torchao.quantization import quantize_
+
+from dq_plugins.errors import DQError, PlanError
+
+
+def step(model: UNet2DModel, name: str) -> None:
+    quantize_(model, TimestepInt8Config(step=name, groups=2, recipe="fast"), linear_and_conv2d)
+    if name == "prepare":
+        outputs(model)
+
+
+def by_groups(model: UNet2DModel, kind: str = "leaf_level", **more) -> None:
+    blocks = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+    cpu = torch.device("cpu")
+    model.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type=kind, **blocks, **more)
+
+
+def sequentially(model: UNet2DModel) -> None:
+    from accelerate import cpu_offload
+
+    cpu_offload(model, torch.device("cpu"), offload_buffers=True)
+
+
+@pytest.fixture(scope="module")
+def quantized() -> UNet2DModel:
+    model = unet()
+    step(model, "prepare")
+    step(model, "convert")
+    return model
+
+
+@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+@pytest.mark.parametrize("when", ["before", "between", "after"])
+def test_offloading_by_groups_changes_nothing_whenever_it_comes(kind, when, quantized):
+    model = unet()
+    if when == "before":
+        by_groups(model, kind)
+    step(model, "prepare")
+    if when == "between":
+        by_groups(model, kind)
+        outputs(model)
+    step(model, "convert")
+    if when == "after":
+        by_groups(model, kind)
+    assert same(model, quantized)
+
+
+def test_sequential_offloading_comes_after_and_says_so_before(quantized):
+    model = unet()
+    step(model, "prepare")
+    step(model, "convert")
+    sequentially(model)
+    assert same(model, quantized)
+    model = unet()
+    sequentially(model)
+    with pytest.raises(PlanError, match="sequential offloading .* Quantize first"):
+        step(model, "prepare")
+
+
+def test_weights_on_disk_are_not_quantized(tmp_path):
+    model = unet()
+    by_groups(model, offload_to_disk_path=str(tmp_path))
+    with pytest.raises(PlanError, match="group offloading to disk"):
+        step(model, "prepare")
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_layers_stored_in_8_bits_run_in_integers(before, quantized, tmp_path):
+    model = unet()
+    cast = {"storage_dtype": torch.float8_e4m3fn, "compute_dtype": torch.float32}
+    if before:
+        model.enable_layerwise_casting(**cast)
+    step(model, "prepare")
+    step(model, "convert")
+    if not before:
+        model.enable_layerwise_casting(**cast)
+    assert {each.state for each in dq_torchao.execution_report(model).values()} == {"integer"}
+    error = sum(float((a - b).square().sum()) for a, b in zip(outputs(model), outputs(quantized), strict=True))
+    assert error < 0.05 * sum(float(b.square().sum()) for b in outputs(quantized))
+    model.save_pretrained(tmp_path)
+    assert UNet2DModel.from_pretrained(tmp_path).config.quantization_config is not None
+
+
+def test_copying_the_state_of_an_integer_layer_into_another_kind_is_refused(quantized):
+    state = quantized.state_dict()
+    quantized.load_state_dict(state)
+    with pytest.raises(DQError, match="full-precision denoiser"):
+        unet().conv_in.load_state_dict(quantized.conv_in.state_dict())
+    with pytest.raises(DQError, match="from_unet"):
+        unet().load_state_dict(state)
+
+
+def test_states_are_written_and_read_as_ever(quantized, tmp_path):
+    torch.save(quantized.state_dict(), tmp_path / "state.pt")
+    quantized.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+
+
+def test_a_denoiser_that_torch_ao_quantizes_is_refused():
+    model = torch.ao.quantization.quantize_dynamic(unet(), {torch.nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(PlanError, match=r"torch\.ao"):
+        step(model, "prepare")
