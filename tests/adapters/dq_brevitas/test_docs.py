@@ -37,7 +37,20 @@ def names(calls, tmp_path):
 
 
 def test_every_block_of_the_page_is_run():
-    assert len(BLOCKS) == PAGE.count("```python") == 7
+    assert len(BLOCKS) == PAGE.count("```python") == 8
+
+
+def test_the_page_can_be_followed_by_hand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for kind in ("given", "stock"):
+        ((_, code),) = block(kind)
+        exec(code, names)
+    names["stock_model"] = copy.deepcopy(names["model"]).eval()
+    for _, code in block("run"):
+        exec(code, names)
+    assert names["trained_plan"].layers.keys() == names["plan"].layers.keys()
+    assert torch.equal(names["again"](**names["example"]), names["quantized"](**names["example"]))
 
 
 def test_two_lines_make_a_stock_script_timestep_aware(names, calls):
