@@ -31,10 +31,11 @@ def test_plan_prints_widths_and_leaves_no_intermediate_results(folder: Path, cap
     assert len(json.loads((folder / "plan" / "plan.json").read_text())["record"]["groups"]["default"]["edges"]) == 1
 
 
-@pytest.mark.parametrize("command", [["plan", MODEL, "."], ["quantize", MODEL]], ids=["plan", "quantize"])
-def test_two_runs_with_one_folder_do_not_meet(tmp_path: Path, command: list[str], capsys) -> None:
+@pytest.mark.parametrize("command", ["plan", "quantize"])
+def test_two_runs_with_one_folder_do_not_meet(folder: Path, tmp_path: Path, command: str, capsys) -> None:
+    calibration = [str(folder / "calib")] if command == "plan" else []
     with exclusive(tmp_path):
-        assert main([*command, "--out", str(tmp_path)]) == 2
+        assert main([command, MODEL, *calibration, "--out", str(tmp_path)]) == 2
     assert f"another process is writing to {tmp_path}" in capsys.readouterr().err
 
 
