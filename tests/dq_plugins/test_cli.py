@@ -23,7 +23,7 @@ def test_version(capsys) -> None:
     [
         ([], "dq-plugins", "required: COMMAND"),
         (["raport"], "dq-plugins", "there is no command 'raport'; did you mean 'report'"),
-        (["plan", "digits", ".", "--out", "c", "--recipee", "d"], "dq-plugins plan", "did you mean '--recipe'?"),
+        (["quantize", "digits", "--out", "c", "--recipee", "d"], "dq-plugins quantize", "did you mean '--recipe'?"),
         (["list", "passes"], "dq-plugins list", "unrecognized arguments: passes"),
     ],
 )
