@@ -1,7 +1,7 @@
 """Scripts in a process of their own, without waiting each time until torch and diffusers are imported.
 
 A server imports what most scripts use and then forks: each script runs in a fork, in its own folder, under the name
-``__main__``. It runs no operator of torch and starts no thread before it forks.
+``__main__``. It computes on one thread, so that forks find no pool of threads that are not theirs.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ class WarmPython:
     """Runs scripts in forks of a process that has imported what they need; to be used with ``with``."""
 
     def __enter__(self) -> WarmPython:
+        # a fork has none of the threads that a product in the server would have started, and would wait for them
+        one = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         command = [sys.executable, __file__]
-        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=one)
         return self
 
     def __exit__(self, *error: object) -> None:
