@@ -100,12 +100,12 @@ class GPTQ(Pass):
     ) -> Generator[Progress, None, dict[str, WeightQuant]]:
         yield Progress(done, total, f"inputs of {len(chunk)} layers")
         inputs = self._inputs(chunk, plan, context)
+        columns = self.options.columns or (4096 if is_large(context.denoiser) else 9216)
+        options = GPTQOptions(self.options.damping, self.options.act_order, columns)
         found = {}
         for name in inputs:
             yield Progress(done + len(found), total, name)
             layer = context.denoiser.get_submodule(name)
-            columns = self.options.columns or (4096 if is_large(context.denoiser) else 9216)
-            options = GPTQOptions(self.options.damping, self.options.act_order, columns)
             found[name] = self._rounded(layer, plan.layers[name], inputs[name].taken(), options)
         return found
 
