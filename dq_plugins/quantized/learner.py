@@ -54,24 +54,41 @@ class Learned(Generic[Key]):
 
 
 @dataclass(frozen=True)
+class Best:
+    """The best so far of variables that are decided together.
+
+    Attributes:
+        losses: before learning and of these values, float64 ``[2]``.
+        decided: by the place of the variable.
+    """
+
+    __pydantic_config__ = STRICT
+
+    losses: StoredTensor
+    decided: dict[str, StoredTensor]
+
+
+@dataclass(frozen=True)
 class LearnerState:
     """An optimisation that was interrupted.
 
     Attributes:
         iteration: number of finished ones.
         parameters: of the variables, by their place.
+        others: further parameters, in the order of their groups.
         optimisers: their states.
-        losses: before learning and of the best so far, float64 ``[2]``; of use where something is decided.
-        decided: the best so far, by place.
+        drawn: places of the variables that were drawn so far, in the order in which they first were.
+        best: of everything that was judged.
     """
 
     __pydantic_config__ = STRICT
 
     iteration: int
     parameters: dict[str, StoredTensor]
+    others: list[StoredTensor]
     optimisers: list[OptimizerState]
-    losses: StoredTensor
-    decided: dict[str, StoredTensor]
+    drawn: list[str]
+    best: list[Best]
 
 
 class Learner(Generic[Key]):
@@ -114,33 +131,44 @@ class Learner(Generic[Key]):
         groups = list(others)
         self._others = [torch.optim.Adam(groups)] if groups else []
         self._best: dict[Hashable, tuple[Verdict, dict[Key, Tensor]]] = {}
+        self._used: dict[Key, None] = {}
         self._done = 0
 
     def state(self) -> LearnerState:
-        """How far it is, for `restore`; where all variables are decided together."""
+        """How far it is, for `restore`."""
         place = {key: str(i) for i, key in enumerate(self.variables)}
-        verdict, decided = self._best.get("all", (Verdict(math.nan, math.inf), {}))
         return LearnerState(
             self._done,
             {place[key]: v.parameter.detach() for key, v in self.variables.items()},
+            [parameter.detach() for parameter in self._other_parameters()],
             [optimizer_state(each) for each in self._rounding + self._smooth + self._others],
-            torch.tensor([verdict.start_loss, verdict.learned_loss], dtype=torch.float64),
-            {place[key]: value for key, value in decided.items()},
+            [place[key] for key in self._used],
+            [
+                Best(
+                    torch.tensor([verdict.start_loss, verdict.learned_loss], dtype=torch.float64),
+                    {place[key]: value for key, value in decided.items()},
+                )
+                for verdict, decided in self._best.values()
+            ],
         )
 
     @torch.no_grad()
     def restore(self, state: LearnerState) -> None:
         """Go on from there; the next `run` yields the iterations that are left."""
         self._done, keys = state.iteration, list(self.variables)
+        self._used = {keys[int(place)]: None for place in state.drawn}
         for place, parameter in state.parameters.items():
             self.variables[keys[int(place)]].parameter.copy_(parameter)
+        for parameter, value in zip(self._other_parameters(), state.others, strict=True):
+            parameter.copy_(value)
         for optimiser, found in zip(self._rounding + self._smooth + self._others, state.optimisers, strict=True):
             restore_optimizer(optimiser, found)
-        if state.decided:
-            self._best["all"] = (
-                Verdict(*state.losses.tolist()),
-                {keys[int(k)]: value for k, value in state.decided.items()},
-            )
+        for best in state.best:
+            decided = {keys[int(place)]: value for place, value in best.decided.items()}
+            self._best[self.together(next(iter(decided)))] = Verdict(*best.losses.tolist()), decided
+
+    def _other_parameters(self) -> list[Tensor]:
+        return [each for optimiser in self._others for group in optimiser.param_groups for each in group["params"]]
 
     def run(self) -> Generator[int, None, Learned[Key]]:
         """Learn; yields the number of finished iterations.
@@ -154,16 +182,15 @@ class Learner(Generic[Key]):
         Raises:
             RecipeError: the loss is not finite.
         """
-        used = dict[Key, None]()
         unit = self.method.unit(lambda: self._mean_loss({k: v.start() for k, v in self.variables.items()}))
         rounding = [v for v in self.variables.values() if isinstance(v, RoundingVariables)]
         count = sum(v.parameter.numel() for v in rounding)
         for iteration in range(self._done, self.method.iterations):
             drawn = self.drawn(iteration)
-            used |= dict.fromkeys(drawn)
+            self._used |= dict.fromkeys(drawn)
             self._step(iteration, drawn, unit, count)
             if iteration + 1 in self.method.checks:
-                self._check(used)
+                self._check(self._used)
             self._done = iteration + 1
             yield self._done
         found: Learned[Key] = Learned()

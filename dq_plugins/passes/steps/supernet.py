@@ -9,7 +9,7 @@ network calibrated for it alone would be. The inputs of a block are those that t
 recorded call has an assignment of its own, drawn in the same way.
 
 Every block draws from random numbers of its own, and those of the calls are the same whichever block comes next. So
-learning goes on behind the last finished block as if it had never stopped.
+learning goes on behind the last finished block, or inside of the block it was in, as if it had never stopped.
 
 Shapes: ``G`` timestep groups.
 """
@@ -29,14 +29,15 @@ from dq_plugins.calibration import CalibrationSet
 from dq_plugins.graph import Partition
 from dq_plugins.hashing import hash_json
 from dq_plugins.plan import ActivationQuant
-from dq_plugins.progress import Progress, finish
+from dq_plugins.progress import Progress, reported
 from dq_plugins.quantized.block_cache import BlockCache, BlockRecorder, block_loss
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.layer import LayerState
 from dq_plugins.quantized.layer_transform import restored_weight, transformed_weight
-from dq_plugins.quantized.learner import Learner
+from dq_plugins.quantized.learner import Learner, LearnerState
 from dq_plugins.quantized.network import SuperNetwork
 from dq_plugins.quantized.reconstruction_units import Unit, find_units
+from dq_plugins.quantized.resuming import NOTHING_KEPT, resumable
 from dq_plugins.quantized.rounding_methods import MethodName, rounding_method
 from dq_plugins.quantized.width import Width
 from dq_plugins.scratch import Scratch
@@ -44,6 +45,7 @@ from dq_plugins.scratch import Scratch
 Widths = dict[str, Width]
 Draw = Callable[[torch.Generator], Widths]
 Key = tuple[str, int]  # layer and bits
+SHOWN_EVERY = 20  # iterations
 PROBES = 8
 """Recorded calls on which learned rounding is compared with rounding to nearest."""
 
@@ -104,6 +106,7 @@ class LearnedWidths:
 LEARNED: Format[LearnedWidths] = Format(
     "learned-widths", 1, LearnedWidths, what="what was learned of a block's quantizers of all widths"
 )
+NOTHING_LEARNED = UnitResults(LEARNED, None, {})
 
 
 def calibrate(
@@ -112,7 +115,8 @@ def calibrate(
     calibration: CalibrationSet,
     partition: Partition,
     options: CalibrationOptions,
-    kept: UnitResults[LearnedWidths] | None = None,
+    kept: UnitResults[LearnedWidths] = NOTHING_LEARNED,
+    learning: UnitResults[LearnerState] = NOTHING_KEPT,
 ) -> Generator[Progress, None, Candidates]:
     """Learn, beginning with ``candidates``; iterate to run, the generator returns the learned ones.
 
@@ -123,6 +127,7 @@ def calibrate(
         partition: of the denoiser.
         options: settings.
         kept: where finished blocks are; they are not learned again.
+        learning: where the state of the block that is being learned is, see `resumable`.
 
     Raises:
         RecipeError: a loss is not finite.
@@ -132,12 +137,12 @@ def calibrate(
     draws = _draws(candidates, options)
     calls = calibration.spread(options.calls)
     rounds = [(unit, stream) for unit in units for stream in range(len(draws))]
-    kept = kept or UnitResults(LEARNED, None, {})
     with Scratch("supernet", kept.folder) as folder:
         recorder = BlockRecorder(units, calls, folder)
         for done, (unit, stream) in enumerate(rounds):
             yield Progress(done, len(rounds), unit.module)
-            learned = kept.find(f"{unit.module} {stream}")
+            name = f"{unit.module} {stream}"
+            learned = kept.find(name)
             if learned is None:
                 draw, network = draws[stream], SuperNetwork(denoiser, candidates, calibration.timestep_argument)
                 of_calls = _generator(options.seed, "calls", stream)
@@ -145,11 +150,23 @@ def calibrate(
                     states = lambda n=network, d=draw, g=of_calls: n.states(d(g))  # noqa: E731
                     cache = recorder.record(network, unit, states, str(stream))
                     generator = _generator(options.seed, unit.module, stream)
-                    learned = _BlockLearner(network, unit, cache, draw, generator, options).learn()
-                kept.keep(f"{unit.module} {stream}", learned)
+                    block = _BlockLearner(network, unit, cache, draw, generator, options)
+                    learned = yield from _learned(block, learning, name, Progress(done, len(rounds), unit.module))
+                kept.keep(name, learned)
+            learning.forget(name)
             candidates = learned.write(candidates)
     yield Progress(len(rounds), len(rounds), "super-network")
     return candidates
+
+
+def _learned(
+    block: _BlockLearner, learning: UnitResults[LearnerState], name: str, progress: Progress
+) -> Generator[Progress, None, LearnedWidths]:
+    def shown(iteration: int) -> Progress | None:
+        what = f"{progress.what} {iteration}/{block.options.iterations}"
+        return None if iteration % SHOWN_EVERY else progress._replace(what=what)
+
+    return block.found((yield from reported(resumable(block.learner, learning, name), shown)).decided)
 
 
 def _generator(seed: int, *names: str | int) -> torch.Generator:
@@ -195,6 +212,7 @@ class _BlockLearner:
     ) -> None:
         self.network, self.unit, self.cache, self.draw, self.generator = network, unit, cache, draw, generator
         self.options, self.candidates = options, network.candidates
+        self.drawn: list[tuple[Widths, int]] = []
         self.method = rounding_method(options.method, options.iterations, options.learning_rate, options.weight)
         self.rounding = {
             (name, bits): self.method.variables(self._transformed(name), quant)
@@ -208,21 +226,19 @@ class _BlockLearner:
             for bits, quant in self.candidates.activations.get(name, {}).items()
             if isinstance(quant, ActivationQuant)
         }
-        self.widths: Widths = {}
-
-    def learn(self) -> LearnedWidths:
-        """Optimise and decide every rounding."""
-        learner = Learner(
+        self.learner = Learner(
             self.rounding,
             self._loss,
             self.method,
-            others=[{"params": list(self.steps.values()), "lr": self.options.step_rate}],
+            others=[{"params": list(self.steps.values()), "lr": options.step_rate}],
             drawn=self._drawn,
             together=lambda key: key[1],
             judge=self._judge,
-            probes=min(PROBES, len(self.cache)),
+            probes=min(PROBES, len(cache)),
         )
-        decided = finish(learner.run()).decided
+
+    def found(self, decided: Mapping[Key, Tensor]) -> LearnedWidths:
+        """What was learned, with the rounding that was decided."""
         found = LearnedWidths({}, {})
         for (name, bits), step in self.steps.items():
             found.steps.setdefault(name, {})[bits] = step.detach().exp()
@@ -230,18 +246,25 @@ class _BlockLearner:
             found.codes.setdefault(name, {})[bits] = codes.cpu()
         return found
 
-    def _drawn(self, _: int) -> list[Key]:
-        """Widths of the next iteration; the rounding variables among them."""
-        widths = self.draw(self.generator)
-        self.widths = {name: widths[name] for name in self.unit.layers}
-        return [(n, w.weight) for n, w in self.widths.items() if (n, w.weight) in self.rounding]  # type: ignore[misc]
+    def _of(self, iteration: int) -> tuple[Widths, int]:
+        """Widths and recorded call of an iteration; random, and the same wherever learning began."""
+        while len(self.drawn) <= iteration:
+            widths = self.draw(self.generator)
+            index = int(torch.randint(len(self.cache), (), generator=self.generator))
+            self.drawn.append(({name: widths[name] for name in self.unit.layers}, index))
+        return self.drawn[iteration]
 
-    def _loss(self, weights: Mapping[Key, Tensor], _: int) -> Tensor:
+    def _drawn(self, iteration: int) -> list[Key]:
+        """The rounding variables that an iteration moves."""
+        widths, _ = self._of(iteration)
+        return [(n, w.weight) for n, w in widths.items() if (n, w.weight) in self.rounding]  # type: ignore[misc]
+
+    def _loss(self, weights: Mapping[Key, Tensor], iteration: int) -> Tensor:
         """Error of the block at the drawn widths, in a recorded call drawn at random."""
-        index = int(torch.randint(len(self.cache), (), generator=self.generator))
-        states = self.network.states(self.widths)
+        widths, index = self._of(iteration)
+        states = self.network.states(widths)
         for (name, bits), step in self.steps.items():
-            if self.widths[name].activation == bits:
+            if widths[name].activation == bits:
                 scale = self.candidates.activations[name][bits].scale
                 self.network.input(name, bits).scale = scale.to(step.device) * step.exp()
         learning = {name: states[name]._replace(weight=self._restored(name, w)) for (name, _), w in weights.items()}

@@ -31,6 +31,7 @@ from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.quantized.candidates import Candidates, Entry
 from dq_plugins.quantized.exact_tokens import install_tokens
 from dq_plugins.quantized.layer_transform import transform_of
+from dq_plugins.quantized.resuming import STATE
 from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity.sensitivity_table import SensitivityTable
@@ -205,6 +206,7 @@ class TimestepReduction(Pass):
                 context.partition,
                 settings,
                 context.finished(LEARNED, plan, o),
+                context.finished(STATE, plan, o),
             )
         errors = SensitivityTable.of(measured).errors
         return Setting(stepper, runs, grid, candidates, as_noise(errors, transitions), transitions)

@@ -3,14 +3,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from crashes import survives_kills
 from scipy.stats import spearmanr
 
 import dq_plugins as dq
+from dq_plugins.artifact import UnitResults
 from dq_plugins.hashing import weights_hash
-from dq_plugins.passes.steps.supernet import CalibrationOptions, calibrate
+from dq_plugins.passes.steps.supernet import LEARNED, CalibrationOptions, calibrate
 from dq_plugins.passes.width_candidates import candidates_of
 from dq_plugins.progress import finish
+from dq_plugins.quantized import resuming
 from dq_plugins.quantized.layer_transform import transform_of
+from dq_plugins.quantized.learner import Learner
 from dq_plugins.quantized.network import SuperNetwork
 from dq_plugins.quantized.soft_rounding import SoftRounding
 from dq_plugins.quantized.width import Width
@@ -85,6 +89,21 @@ def test_every_width_is_learned_and_nothing_else_moves(setting, shared):
     assert all(moved)
     assert any(q.codes is not None for table in shared.weights.values() for q in table.values())
     assert {n: set(t) for n, t in shared.weights.items()} == {n: set(t) for n, t in candidates.weights.items()}
+
+
+def test_a_kill_inside_of_a_block_costs_one_iteration(setting, tmp_path, monkeypatch):
+    monkeypatch.setattr(resuming, "KEPT_EVERY_S", 0.0)
+    step, iterations = Learner._step, []
+    monkeypatch.setattr(Learner, "_step", lambda *args: (step(*args), iterations.append(1)))
+    denoiser, calibration, partition, candidates = setting
+    options, folder = CalibrationOptions(iterations=3, calls=1), tmp_path / "work"
+
+    def run() -> str:
+        kept = (UnitResults(format, folder, {}) for format in (LEARNED, resuming.STATE))
+        return finish(calibrate(denoiser, candidates, calibration, partition, options, *kept)).hash
+
+    states = survives_kills(run, folder, tmp_path / "store", units=lambda: len(iterations), every=11)
+    assert {state.units % 3 for state in states} == {0, 1, 2}
 
 
 def test_the_regulariser_makes_roundings_decide(setting, monkeypatch):
