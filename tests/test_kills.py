@@ -7,9 +7,11 @@ from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
+import dq_diffusers
 import pytest
 import torch
 from crashes import State, survives_kills
+from diffusers import DiTTransformer2DModel
 from odes import recorded, velocity
 from tiny_pipelines import class_pipeline
 from torch import nn
@@ -187,7 +189,9 @@ def test_super_network(flow, tmp_path, monkeypatch) -> None:
     assert iterations() > 6
 
 
-def test_quantize_from_the_command_line(tmp_path, capsys) -> None:
+@pytest.fixture
+def command(tmp_path, capsys) -> Callable[[], dict[str, bytes | int]]:
+    """`dq-plugins quantize` into ``tmp_path / "out"``; gives what it wrote."""
     model, out = tmp_path / "model", tmp_path / "out"
     class_pipeline().save_pretrained(model)
     options = ["--steps", "2", "--images", "1", "--recipe", "fast", "--classes", "1"]
@@ -199,4 +203,28 @@ def test_quantize_from_the_command_line(tmp_path, capsys) -> None:
         pipeline = [path for path in (out / "pipeline").rglob("*") if path.is_file()]
         return plan | {str(path.relative_to(out)): path.stat().st_size for path in pipeline}
 
-    survives_kills(run, out, tmp_path / "store", within=out / "plan", every=12)
+    return run
+
+
+def test_quantize_from_the_command_line(command, tmp_path) -> None:
+    out = tmp_path / "out"
+    survives_kills(command, out, tmp_path / "store", within=out / "plan", every=12)
+
+
+def test_quantize_from_the_command_line_while_it_records(command, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("dq_plugins.calibration.writer.FREE_SECONDS", 60.0)
+    calls, out = counted(monkeypatch, DiTTransformer2DModel, "forward"), tmp_path / "out"
+    states = survives_kills(command, out, tmp_path / "store", units=calls, within=out / "calib", every=7)
+    assert {state.units for state in states} >= {0, 1}
+
+
+def test_quantize_of_a_pipeline_while_it_records(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("dq_plugins.calibration.writer.FREE_SECONDS", 60.0)
+    calls, work = counted(monkeypatch, DiTTransformer2DModel, "forward"), tmp_path / "work"
+
+    def run() -> str:
+        settings = {"steps": 2, "images": 2, "batch": 1, "progress": False}
+        return dq_diffusers.quantize(class_pipeline(), "fast", workdir=work, **settings).hash
+
+    states = survives_kills(run, work, tmp_path / "store", units=calls, within=work / "calib", every=9)
+    assert len({state.units for state in states}) > 3
