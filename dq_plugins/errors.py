@@ -15,6 +15,10 @@ class DQError(Exception):
     """Base of every error that dq-plugins raises on purpose."""
 
 
+class DQWarning(UserWarning):
+    """Every warning of this library: it went on, with something that the caller would not expect."""
+
+
 class RegistryError(DQError):
     """A plugin is unknown, in conflict, denied, incompatible or broken."""
 

@@ -24,7 +24,7 @@ import brevitas.config as brevitas_config
 import torch
 from torch import Tensor, nn
 
-from dq_plugins.errors import CalibrationError
+from dq_plugins.errors import CalibrationError, DQWarning
 from dq_plugins.timesteps import TimestepContext, select_for_input
 
 Reduction = Literal["mean", "max"]
@@ -125,6 +125,7 @@ class TimestepTable(nn.Module):
             warnings.warn(
                 f"timestep groups {empty} of {len(self.counts)} ({self.groups!r}) saw no calibration data and keep "
                 f"{source}. Calibrate on a schedule that visits every group, or use fewer groups.",
+                DQWarning,
                 stacklevel=2,
             )
         with torch.no_grad():

@@ -14,7 +14,7 @@ from dq_diffusers.recording import Drawn, sampler
 from dq_diffusers.schedules import install_schedule
 from dq_plugins.application import apply, executor
 from dq_plugins.calibration import record
-from dq_plugins.errors import DQError, NeverCalledError
+from dq_plugins.errors import DQError, DQWarning, NeverCalledError
 from dq_plugins.full_precision import require_full_precision
 from dq_plugins.plan import QuantPlan
 from dq_plugins.recipe import Recipe, make_plan
@@ -129,7 +129,7 @@ def quantize(
             except NeverCalledError:
                 if len(denoisers) == 1:
                     raise
-                warnings.warn(f"sampling never called {name!r}: it stays in full precision", stacklevel=2)
+                warnings.warn(f"sampling never called {name!r}: it stays in full precision", DQWarning, stacklevel=2)
                 continue
             work = None if workdir is None else place / "work"
             plans[name] = make_plan(denoiser, calibration, recipe, workdir=work, **recipe_options)

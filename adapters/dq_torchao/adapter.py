@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import nn
 
 from dq_plugins.compiled import unwrap
-from dq_plugins.errors import PlanError
+from dq_plugins.errors import DQWarning, PlanError
 from dq_plugins.plan import LayerPlan, QuantPlan
 from dq_plugins.quantized.attention import MakeSite, QuantizedAttention
 from dq_plugins.quantized.installation import install_plan
@@ -112,7 +112,7 @@ def _measured(
         return {}
     timings = tune(model, plan, example_inputs)
     if not any(timing.integer_pays for timing in timings.values()):
-        warnings.warn(NOTHING_GAINED.format(count=len(timings)), stacklevel=3)
+        warnings.warn(NOTHING_GAINED.format(count=len(timings)), DQWarning, stacklevel=3)
     return timings
 
 

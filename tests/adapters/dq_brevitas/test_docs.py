@@ -66,7 +66,7 @@ def test_two_lines_make_a_stock_script_timestep_aware(names, calls):
     grouped = dict(names, denoiser=TinyDenoiser())
     exec(changed, grouped)
     assert not timestep_proxies(stock["model"])
-    assert {len(p.scale_table()) for p in timestep_proxies(grouped["model"]).values()} == {8}
+    assert {len(p.scale_table()) for p in timestep_proxies(grouped["model"]).values()} == {4}
     full = TinyDenoiser()
 
     def worst(model):
