@@ -24,18 +24,33 @@ def require_module(denoiser: Any) -> None:
     raise DQError(f"a denoiser is a torch.nn.Module, and this is a {type(denoiser).__name__}.{hint}")
 
 
-def require_values(denoiser: nn.Module) -> None:
-    """Raise `PlanError` where an offloading tool keeps the weights of a denoiser elsewhere while it does not run."""
+QUANTIZE_FIRST = (
+    "Quantize first and offload then; pipe.remove_all_hooks() takes accelerate's off. Offloading by whole models, and "
+    "by groups in memory, may be on before."
+)
+SAVE_FIRST = (
+    "Save first and offload then; pipe.remove_all_hooks() takes accelerate's off. Offloading by whole models, and by "
+    "groups in memory, may be on."
+)
+
+
+def require_values(denoiser: nn.Module, advice: str = QUANTIZE_FIRST, error: type[DQError] = PlanError) -> None:
+    """Raise where an offloading tool keeps the weights of a denoiser elsewhere while it does not run.
+
+    Args:
+        denoiser: looked at with its hooks.
+        advice: what to do, the end of the message.
+        error: its class.
+    """
     for name, module in denoiser.named_modules():
-        meta = any(tensor.is_meta for tensor in module.parameters(recurse=False))
+        meta = any(tensor.is_meta for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
         hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {}).values()
         on_disk = any(getattr(getattr(hook, "group", None), "offload_to_disk_path", None) for hook in hooks)
         if (meta and hasattr(module, "_hf_hook")) or on_disk:
             how = "group offloading to disk" if on_disk else "sequential offloading (a hook of accelerate)"
-            raise PlanError(
+            raise error(
                 f"the weights of this {type(denoiser).__name__} are not in memory: {how} holds those of "
-                f"{name or 'the denoiser'!r}. Quantize first and offload then; pipe.remove_all_hooks() takes "
-                "accelerate's off. Offloading by whole models, and by groups in memory, may be on before."
+                f"{name or 'the denoiser'!r}. {advice}"
             )
 
 

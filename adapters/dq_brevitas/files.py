@@ -23,6 +23,7 @@ from dq_brevitas.dynamic import dynamic_inputs
 from dq_brevitas.weights import quantized_layers
 from dq_plugins.artifact import STRICT, Format, StoredTensor
 from dq_plugins.errors import DQError
+from dq_plugins.full_precision import SAVE_FIRST, require_values
 from dq_plugins.plan import DynamicActivationQuant
 from dq_plugins.timesteps import TimestepContext, TimestepGroups, argument_of, attach_context, context_of
 
@@ -69,7 +70,11 @@ def save(model: nn.Module, folder: str | Path) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        DQError: an offloading tool holds the weights.
     """
+    require_values(model, SAVE_FIRST, DQError)
     context = context_of(model)
     groups = {} if context is None else context.groups
     record = ModelRecord(

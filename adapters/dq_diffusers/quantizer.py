@@ -34,6 +34,7 @@ from torchao.quantization import quantize_
 from dq_diffusers.config import DQConfig
 from dq_diffusers.dtypes import cast_unsaved, main_dtype, noted_dtypes
 from dq_plugins.errors import CheckpointError, DQError
+from dq_plugins.full_precision import SAVE_FIRST, require_values
 
 FUSED_PROJECTIONS = frozenset({"to_qkv", "to_kv", "to_added_qkv"})
 """What ``fuse_qkv_projections`` calls the layers that it adds."""
@@ -221,6 +222,9 @@ def make_savable(model: Any, config: CheckpointConfig) -> None:
     """Let ``save_pretrained`` of a denoiser that was quantized in place write it, and ``from_pretrained`` read it."""
     if not isinstance(model, ModelMixin) or not hasattr(model, "config"):
         return  # one of several nets has no config of its own, and diffusers saves each of them by itself
+    if not isinstance(getattr(model, "hf_quantizer", None), DQQuantizer):
+        # a quantizer sees the state alone, in which what lies on disk is memory that nobody has written to
+        model.register_state_dict_pre_hook(_require_values)
     wrapped = DQConfig(config=config, dtypes=noted_dtypes(model))
     wrapped.note_step_policy(model)
     model.hf_quantizer = DQQuantizer(wrapped, pre_quantized=True)
@@ -231,6 +235,10 @@ def make_savable(model: Any, config: CheckpointConfig) -> None:
     model.register_to_config(quantization_config=wrapped)
     for name in set_later.keys() & model.config.keys():
         setattr(model.config, name, set_later[name])
+
+
+def _require_values(model: nn.Module, *_: Any) -> None:
+    require_values(model, SAVE_FIRST, DQError)
 
 
 def _devices(device_map: Any) -> tuple[Any, ...]:

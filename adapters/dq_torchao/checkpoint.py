@@ -21,6 +21,7 @@ from torchao.core.config import config_to_dict
 from dq_plugins.artifact.files import check_place
 from dq_plugins.atomic import replacing
 from dq_plugins.errors import CheckpointError, DQError, PlanError, TimestepError
+from dq_plugins.full_precision import SAVE_FIRST, require_values
 from dq_plugins.quantized.attention import QuantizedAttention
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.adapter import install
@@ -45,7 +46,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         The folder.
 
     Raises:
-        DQError: ``model`` is not quantized.
+        DQError: ``model`` is not quantized, or an offloading tool holds its weights.
     """
     config = checkpoint_config_of(model)
     if config is None:
@@ -53,6 +54,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
             f"this {type(model).__name__} was not quantized by dq_torchao, so there is nothing to save that torch does "
             "not save: apply a plan to it first, or save its state_dict with safetensors"
         )
+    require_values(model, SAVE_FIRST, DQError)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import dq_torchao
 import pytest
 import torch
@@ -72,6 +74,39 @@ def test_weights_on_disk_are_not_quantized(tmp_path):
     by_groups(model, offload_to_disk_path=str(tmp_path))
     with pytest.raises(PlanError, match="group offloading to disk"):
         step(model, "prepare")
+
+
+@pytest.mark.parametrize("kind", ["leaf_level", "block_level", "sequential", "disk"])
+@pytest.mark.parametrize("write", [UNet2DModel.save_pretrained, dq_torchao.save])
+def test_weights_that_are_elsewhere_are_not_saved(kind, write, quantized, tmp_path):
+    from accelerate import disk_offload
+    from accelerate.hooks import remove_hook_from_module
+
+    model = copy.deepcopy(quantized)
+    write(model, tmp_path / "saved")
+    before = (tmp_path / "saved").rglob("*.safetensors")
+    before = {path: path.read_bytes() for path in before}
+    if kind == "sequential":
+        sequentially(model)
+    elif kind == "disk":
+        disk_offload(model, tmp_path / "offloaded", torch.device("cpu"), offload_buffers=True)
+    else:
+        by_groups(model, kind, offload_to_disk_path=str(tmp_path))
+    assert same(model, quantized)
+    with pytest.raises(DQError, match="are not in memory: .* Save first"):
+        write(model, tmp_path / "saved")
+    assert {path: path.read_bytes() for path in before} == before
+    if kind in ("sequential", "disk"):
+        write(remove_hook_from_module(model, recurse=True), tmp_path / "again")
+        assert same(model, quantized)
+
+
+@pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+def test_groups_in_memory_are_saved(kind, quantized, tmp_path):
+    model = copy.deepcopy(quantized)
+    by_groups(model, kind)
+    model.save_pretrained(tmp_path)
+    assert same(UNet2DModel.from_pretrained(tmp_path), quantized)
 
 
 @pytest.mark.parametrize("before", [True, False])
