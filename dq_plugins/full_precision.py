@@ -9,9 +9,14 @@ from torch import nn
 from dq_plugins.errors import CalibrationError, DQError, PlanError
 from dq_plugins.timesteps import context_of
 
-QUANTIZERS = frozenset({"bitsandbytes", "brevitas", "nncf", "optimum", "sdnq", "torchao"})
+QUANTIZERS = frozenset(
+    {"bitsandbytes", "brevitas", "hqq", "modelopt", "nncf", "nunchaku", "optimum", "quanto", "sdnq", "torchao"}
+)
 """Packages whose layers and tensors are quantized ones. So are those of ``torch.ao``, and of modules that are named
 ``quantizers``."""
+
+MARKS = ("is_loaded_in_4bit", "is_loaded_in_8bit", "qweight", "W_q", "SCB", "quant_state")
+"""Attributes that other tools leave on what they quantized, whatever its class: flags, codes, scales."""
 
 
 def require_module(denoiser: Any) -> None:
@@ -76,6 +81,12 @@ def quantized_by(denoiser: nn.Module) -> str:
             package, *inside = type(part).__module__.split(".")
             if package in QUANTIZERS or "quantizers" in inside or (package, *inside[:1]) == ("torch", "ao"):
                 return f"{name!r} is or holds a {type(part).__module__}.{type(part).__name__}"
+            for mark in MARKS:
+                if (value := getattr(part, mark, None)) is not None and value is not False:
+                    return f"{name or 'the denoiser'!r} is or holds a {type(part).__name__} with an attribute {mark!r}"
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, nn.Parameter) and not (weight.is_floating_point() or weight.is_complex()):
+            return f"the weight of {name!r} holds {str(weight.dtype).removeprefix('torch.')} numbers"
     return ""
 
 

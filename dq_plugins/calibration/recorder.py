@@ -23,7 +23,7 @@ from dq_plugins.calibration.writer import CalibrationWriter
 from dq_plugins.compiled import evaluating
 from dq_plugins.errors import CalibrationError, NeverCalledError
 from dq_plugins.exclusive import exclusive
-from dq_plugins.full_precision import require_module, require_uncached
+from dq_plugins.full_precision import require_full_precision, require_uncached
 from dq_plugins.graph.arguments import find_timestep_argument, forward_signature, named_leaves
 from dq_plugins.lookalike import Lookalike, change_class, lookalike
 from dq_plugins.workers import pool
@@ -65,11 +65,12 @@ def record(
         The complete calibration set.
 
     Raises:
+        PlanError: the denoiser is quantized already, or its weights are offloaded.
         TimestepError: the denoiser has no timestep argument, or a call's timestep is malformed.
         CalibrationError: a call holds NaN or infinity, ``sample`` never called the denoiser, it did something else
             than the calls on disk, or ``out`` holds something else.
     """
-    require_module(denoiser)
+    require_full_precision(denoiser)
     require_uncached(denoiser)
     argument = find_timestep_argument(denoiser, timestep)
     with exclusive(out, error=CalibrationError):

@@ -28,6 +28,10 @@ def case(tmp_path_factory):
     return denoiser, calibration, plan, folder
 
 
+def linear(denoiser: nn.Module) -> nn.Linear:
+    return next(m for m in denoiser.modules() if isinstance(m, nn.Linear))
+
+
 def by_torchao(denoiser: nn.Module) -> nn.Module:
     from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
@@ -52,15 +56,49 @@ def by_diffusers(denoiser: nn.Module) -> nn.Module:
         pass
 
     GGUFLinear.__module__ = "diffusers.quantizers.gguf.utils"
-    next(m for m in denoiser.modules() if isinstance(m, nn.Linear)).__class__ = GGUFLinear
+    linear(denoiser).__class__ = GGUFLinear
     return denoiser
 
 
 @pytest.mark.parametrize("quantize", [by_torchao, by_brevitas, by_diffusers])
-def test_a_denoiser_of_another_quantizer_is_refused_by_name(case, quantize) -> None:
+def test_a_denoiser_of_another_quantizer_is_refused_by_name(case, quantize, tmp_path) -> None:
     quantized = quantize(copy.deepcopy(case[0]))
     with pytest.raises(PlanError, match=rf"TinyDenoiser is quantized already: .*{quantize.__name__[3:]}"):
         dq.make_plan(quantized, case[1], "fast", progress=False)
+    with pytest.raises(PlanError, match="quantized already"):
+        dq.record(quantized, sampler(), tmp_path / "calib", progress=False)
+    assert not (tmp_path / "calib").exists()
+
+
+def flagged(denoiser: nn.Module) -> None:
+    denoiser.is_loaded_in_8bit = True
+
+
+def with_codes_beside(denoiser: nn.Module) -> None:
+    linear(denoiser).register_buffer("qweight", torch.zeros(2, dtype=torch.int32))
+
+
+def with_a_state(denoiser: nn.Module) -> None:
+    linear(denoiser).weight.quant_state = {"absmax": torch.ones(1)}
+
+
+def of_whole_numbers(denoiser: nn.Module) -> None:
+    layer = linear(denoiser)
+    layer.weight = nn.Parameter(layer.weight.detach().char(), requires_grad=False)
+
+
+@pytest.mark.parametrize(
+    ("mark", "evidence"),
+    [(flagged, "is_loaded_in_8bit"), (with_codes_beside, "qweight"), (with_a_state, "quant_state"),
+     (of_whole_numbers, "int8 numbers")],
+)  # fmt: skip
+def test_a_denoiser_that_only_attributes_show_to_be_quantized_is_refused(case, mark, evidence: str) -> None:
+    denoiser = copy.deepcopy(case[0])
+    denoiser.is_loaded_in_8bit = denoiser.is_loaded_in_4bit = False  # as a loader leaves them
+    require_full_precision(denoiser)
+    mark(denoiser)
+    with pytest.raises(PlanError, match=f"quantized already: .*{evidence}"):
+        require_full_precision(denoiser)
 
 
 @pytest.mark.parametrize("backend", ["simulate", "torchao", "brevitas"])
