@@ -52,7 +52,7 @@ class TimestepActQuantProxyFromInjector(ActQuantProxyFromInjector):
         old = self.timestep_context
         self.timestep_context = context
         if old is not None and old.groups.get(self.groups) == context.groups[self.groups]:
-            self.quant_injector = self.quant_injector.let(timestep_context=context)
+            self._inject(context)
             for module in self.modules():
                 if isinstance(module, TimestepTable):
                     module.context = context
@@ -69,10 +69,21 @@ class TimestepActQuantProxyFromInjector(ActQuantProxyFromInjector):
             self.fused_activation_quant_proxy = None
             self.is_quant_enabled = False
             return
-        self.quant_injector = self.quant_injector.let(timestep_context=context)
+        self._inject(context)
         super().init_tensor_quant()
         self.balanced = balance_of(self) is not None
         beside_weight(self)
+
+    def _inject(self, context: TimestepContext) -> None:
+        """Put the context into the injector.
+
+        An injector with another attribute is a subclass, and every loaded state asks for one: it derives from the
+        injector as it was without a context of this proxy, or there would be a longer chain of classes each time.
+        """
+        derived, plain = self.__dict__.get("_injected", (None, None))
+        plain = plain if self.quant_injector is derived else self.quant_injector
+        self.quant_injector = plain.let(timestep_context=context)
+        self._injected = self.quant_injector, plain
 
     def forward(self, x: Any) -> Any:
         """Quantize a layer's input."""

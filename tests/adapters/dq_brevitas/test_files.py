@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from artifacts import edit_file, edit_record
@@ -7,6 +10,7 @@ from brevitas import quant as stock
 from brevitas.graph.calibrate import bias_correction_mode
 from brevitas.graph.gptq import gptq_mode
 from dq_brevitas import BrevitasAdapter, attach_timesteps, load, quantizers, save
+from dq_brevitas.proxy import timestep_proxies
 
 from dq_plugins.errors import DQError
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser
@@ -30,6 +34,20 @@ def test_a_loaded_model_equals_the_saved_one_groups_and_all(saved, quantize, cal
     assert context_of(fresh).groups == {"default": GROUPS}
     assert context_of(fresh).out_of_range == "nearest"
     assert sorted(path.name for path in folder.iterdir()) == ["model.safetensors"]
+
+
+def test_loading_again_and_again_leaves_nothing_behind(saved, quantize):
+    _, folder = saved
+    fresh = load(quantize(ACT, input_bit_width=5), folder)
+
+    def bases() -> list[int]:
+        return [len(proxy.quant_injector.__mro__) for proxy in timestep_proxies(fresh).values()]
+
+    before, context = bases(), weakref.ref(context_of(fresh))
+    load(load(fresh, folder), folder)
+    assert bases() == before
+    gc.collect()
+    assert context() is None
 
 
 def test_a_model_made_from_a_plan_loads_into_the_plan_applied_again(tmp_path, calls):
