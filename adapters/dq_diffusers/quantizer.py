@@ -121,7 +121,7 @@ class DQQuantizer(DiffusersQuantizer):
         if not self.dtype_given:
             main = main_dtype({name: entry.dtype for name, entry in self.files.entries.items()})
             cast_unsaved(model, self.quantization_config.dtypes, main)
-        rebuild(model, self.config)
+        rebuild(model, self.config, self.files.entries)
         expected = model.state_dict()
         self.files.check(expected)
         self.exact = frozenset(set(expected) - plain)
@@ -195,7 +195,7 @@ class DQQuantizer(DiffusersQuantizer):
                 f"the denoiser has an IP-Adapter ({adapters[0]!r} and {len(adapters) - 1} other tensors), and a config "
                 "of diffusers has no place for one: from_pretrained could not build it again. Save with "
                 "dq_torchao.save(denoiser, folder), build the full-precision denoiser with its adapter, and "
-                "dq_torchao.load(denoiser, folder); or quantize and save without, and load the adapter afterwards"
+                "dq_torchao.load(denoiser, folder); or take it off (pipe.unload_ip_adapter()), save, and load it again"
             )
         metadata = integrity_metadata(state_dict, config_to_dict(self.config))
         owners = {name.rpartition(".")[0] for name in state_dict}

@@ -8,7 +8,7 @@ loaded denoiser computes the same bits. A library that saves models in a form of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,14 +91,14 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
         )
     files.verify(raw)
     config = config_from_json(raw, CheckpointConfig)
-    rebuild(model, config)
+    rebuild(model, config, files.entries)
     files.check(model.state_dict())
     with _damage_named():
         model.load_state_dict(dict(files.tensors()), assign=True)
     return finish(model.to(device).eval(), config)
 
 
-def rebuild(model: nn.Module, config: CheckpointConfig) -> nn.Module:
+def rebuild(model: nn.Module, config: CheckpointConfig, stored: Iterable[str]) -> nn.Module:
     """Give a full-precision denoiser the structure of a quantized one, in place; the values are still to be loaded.
 
     What will be loaded is on the meta device afterwards, and takes no memory.
@@ -106,6 +106,8 @@ def rebuild(model: nn.Module, config: CheckpointConfig) -> nn.Module:
     Args:
         model: the denoiser; may be on the meta device itself.
         config: of the checkpoint.
+        stored: names of its tensors. A layer that has none of them, and that the denoiser does not have either, was
+            taken off before the denoiser was saved, as an adapter may be.
 
     Raises:
         CheckpointError: the config names layers that the denoiser does not have.
@@ -113,6 +115,10 @@ def rebuild(model: nn.Module, config: CheckpointConfig) -> nn.Module:
     """
     plan = config.skeleton(model)
     modules = dict(model.named_modules())
+    owners = {".".join(parts[:i]) for name in stored if (parts := name.split(".")) for i in range(1, len(parts))}
+    for decided in (plan.layers, plan.attention):
+        for name in decided.keys() - modules.keys() - owners:
+            del decided[name]
     if unknown := [name for name in (*plan.layers, *plan.attention) if name not in modules]:
         raise CheckpointError(
             f"the checkpoint is of a quantized {plan.model} with a layer {unknown[0]!r} ({len(unknown)} such), which "

@@ -7,9 +7,10 @@ import copy
 import dq_torchao
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers_models import outputs, same, unet
 from dq_torchao import TimestepInt8Config, linear_and_conv2d
+from tiny_pipelines import text_pipeline
 from torchao.quantization import quantize_
 
 from dq_plugins.errors import DQError, PlanError
@@ -144,3 +145,68 @@ def test_a_denoiser_that_torch_ao_quantizes_is_refused():
     model = torch.ao.quantization.quantize_dynamic(unet(), {torch.nn.Linear}, dtype=torch.qint8)
     with pytest.raises(PlanError, match=r"torch\.ao"):
         step(model, "prepare")
+
+
+SEEN = torch.randn(1, 1, 6, generator=torch.Generator().manual_seed(1))
+"""What an image encoder makes of a picture."""
+
+
+def adapted(model: UNet2DConditionModel) -> UNet2DConditionModel:
+    """The denoiser with an IP-Adapter of random weights."""
+    rng = torch.Generator().manual_seed(2)
+    attention = [name.removesuffix(".processor") for name in model.attn_processors if name.endswith("attn2.processor")]
+    keys = {}
+    for i, name in enumerate(attention):
+        shape = model.get_submodule(name).to_k.out_features, model.config.cross_attention_dim
+        keys |= {f"{2 * i + 1}.to_{part}_ip.weight": torch.randn(*shape, generator=rng) for part in "kv"}
+    width = model.config.cross_attention_dim
+    image = {"proj.weight": torch.randn(4 * width, 6, generator=rng), "proj.bias": torch.zeros(4 * width)}
+    image |= {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
+    model._load_ip_adapter_weights([{"image_proj": image, "ip_adapter": keys}])
+    return model
+
+
+@torch.no_grad()
+def seen(model: UNet2DConditionModel, image: torch.Tensor | None = SEEN) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(0)
+    x, words = torch.randn(1, 3, 4, 4, generator=rng), torch.randn(1, 4, 8, generator=rng)
+    more = None if image is None else {"image_embeds": [image]}
+    return model(x, torch.tensor(500), words, added_cond_kwargs=more).sample
+
+
+def as_near(found: torch.Tensor, full: torch.Tensor) -> bool:
+    return bool((found - full).square().sum() < 0.02 * full.square().sum())
+
+
+@pytest.fixture(scope="module")
+def with_adapter() -> UNet2DConditionModel:
+    model = adapted(text_pipeline().unet)
+    quantize_(model, TimestepInt8Config(step="prepare", groups=1, recipe="fast"), linear_and_conv2d)
+    seen(model)
+    quantize_(model, TimestepInt8Config(step="convert"), linear_and_conv2d)
+    return model
+
+
+def test_an_ip_adapter_is_there_after_quantization_and_kept_by_our_own_files(with_adapter, tmp_path):
+    full = adapted(text_pipeline().unet)
+    assert as_near(seen(with_adapter), seen(full))
+    assert not as_near(seen(text_pipeline().unet, None), seen(full))
+    with pytest.raises(DQError, match=r"IP-Adapter .*unload_ip_adapter\(\)"):
+        with_adapter.save_pretrained(tmp_path / "pretrained")
+    dq_torchao.save(with_adapter, tmp_path / "own")
+    loaded = dq_torchao.load(adapted(text_pipeline().unet), tmp_path / "own")
+    assert torch.equal(seen(loaded), seen(with_adapter))
+
+
+def test_an_ip_adapter_that_was_taken_off_leaves_a_denoiser_that_can_be_saved(with_adapter, tmp_path):
+    pipe = text_pipeline()
+    pipe.unet = copy.deepcopy(with_adapter)
+    pipe.unet.encoder_hid_proj = None  # as pipelines' unload_ip_adapter
+    pipe.unet.config.encoder_hid_dim_type = None
+    pipe.unet.set_default_attn_processor()
+    pipe.unet.save_pretrained(tmp_path)
+    for again in (tmp_path, tmp_path / "again"):
+        loaded = UNet2DConditionModel.from_pretrained(again)
+        assert torch.equal(seen(loaded, None), seen(pipe.unet, None))
+        loaded.save_pretrained(tmp_path / "again")
+    assert as_near(seen(adapted(loaded)), seen(with_adapter))
