@@ -7,7 +7,7 @@ import argparse
 from dq_plugins.commands.arguments import MODEL_HELP, model, plan_folder, registered
 
 HELP = "Apply a plan to a model and show how each layer executes: integer, simulated or full precision, and why."
-EXAMPLE = "dq-plugins apply examples/denoisers/digits plan/ --backend torchao"
+EXAMPLE = "dq-plugins apply digits plan/ --backend torchao"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from dq_plugins.commands.arguments import MODEL_HELP, calibration_folder, model,
 from dq_plugins.report import Table
 
 HELP = "Measure the output error of a plan on recorded calls, per timestep."
-EXAMPLE = "dq-plugins evaluate examples/denoisers/digits plan/ held-out-calib/ --backend torchao --backend simulate"
+EXAMPLE = "dq-plugins evaluate digits plan/ held-out-calib/ --backend torchao --backend simulate"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from dq_plugins.commands.arguments import MODEL_HELP, model, plan_folder
 
 HELP = "Write a denoiser with a plan's widths and rounding as the int8 safetensors file that ComfyUI reads."
-EXAMPLE = "dq-plugins export examples/denoisers/digits plan/ --out digits-int8.safetensors"
+EXAMPLE = "dq-plugins export digits plan/ --out digits-int8.safetensors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 HELP = "Sample with a quantized run and in full precision, compare the images, and fail where a limit is broken."
 EXAMPLE = """
-dq-plugins quantize examples/denoisers/digits --out run/
+dq-plugins quantize digits --out run/
 dq-plugins gate run/ --min-psnr 25 --max frechet=5       # exit status 0: passed, 1: a limit is broken
 """
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action="append",
             default=[],
             metavar="METRIC=VALUE",
-            help=f"{what} value of a registered metric (dq-plugins list metric), for the worst image; metrics of sets "
+            help=f"{what} value of a registered metric (dq-plugins list --kind metric), for the worst image; metrics of sets "
             "look at all images together; repeatable",
         )
     parser.add_argument("--images", type=positive, default=8, help="images to compare, other ones than for calibration")

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="whose code to import, to see whether it is broken",
     )
     parser.add_argument(
-        "--seconds", type=float, default=PATIENCE_S, help="how long one plugin of others may take to load (default: 60)"
+        "--seconds", type=float, default=PATIENCE_S, help="how long one plugin of others may take to load"
     )
     parser.add_argument("--json", action="store_true", help="print a JSON list of records")
 

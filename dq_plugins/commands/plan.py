@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 HELP = "Make a quantization plan from a model and its calibration set."
 EXAMPLE = """
-dq-plugins record examples/denoisers/digits --out calib/ --steps 20 --images 16
-dq-plugins plan examples/denoisers/digits calib/ --recipe default --weight-bits 8 --act-bits 8 --out plan/
+dq-plugins record digits --out calib/ --steps 20 --images 16
+dq-plugins plan digits calib/ --recipe default --weight-bits 8 --act-bits 8 --out plan/
 """
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of every command that runs a recipe."""
     parser.add_argument(
-        "--recipe", type=registered("recipe"), default="default", help="registered recipe (see dq-plugins recipes)"
+        "--recipe", type=registered("recipe"), default="default", help="recipe by name, see dq-plugins recipes"
     )
     parser.add_argument("--weight-bits", type=positive, default=8, help="target width of weights")
     parser.add_argument(
@@ -62,7 +62,7 @@ def add_worker_argument(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=1,
         metavar="N",
-        help="processes that share the work, with the same result (default: 1); give each a part of the cores: "
+        help="processes that share the work, with the same result; give each a part of the cores: "
         "OMP_NUM_THREADS",
     )
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 HELP = "Quantize the denoiser of a diffusers pipeline: record, plan, apply, measure."
-EXAMPLE = "dq-plugins quantize examples/denoisers/digits --recipe default --weight-bits 8 --out ./quantized"
+EXAMPLE = "dq-plugins quantize digits --recipe default --weight-bits 8 --out ./quantized"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

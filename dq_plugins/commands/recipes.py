@@ -11,6 +11,9 @@ from dq_plugins import registry
 from dq_plugins.commands.arguments import registered
 
 HELP = "Explain the recipes: what each is for, what it costs, and its passes in order."
+GENERAL = ("fast", "default", "best", "low-bit")
+"""Shown first; the others are for a subject of their own."""
+USE = "dq-plugins quantize PIPELINE --recipe NAME --out FOLDER    # --option PASS.NAME=VALUE changes an option of a pass"
 EXAMPLE = """\
 dq-plugins recipes
 dq-plugins recipes best --json
@@ -23,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    found = [explained(name) for name in args.names or registry.names("recipe")]
-    print(json.dumps(found, indent=1) if args.json else "\n\n".join(map(paragraph, found)))
+    general_first = sorted(registry.names("recipe"), key=lambda name: (*(name != each for each in GENERAL), name))
+    found = [explained(name) for name in args.names or general_first]
+    print(json.dumps(found, indent=1) if args.json else "\n\n".join([*map(paragraph, found), USE]))
     return 0
 
 

@@ -36,5 +36,5 @@ def lpips(reference: Tensor, output: Tensor, *, value_range: float | None = None
     except (ImportError, OSError) as error:  # no torchvision; no network and no copy of the weights
         raise DQError(
             f"metric 'lpips' needs the weights of torchvision's AlexNet, and they are not here: {error}. Put them into "
-            "torch.hub.get_dir()/checkpoints, or judge by another metric (`dq-plugins list metric`)"
+            "torch.hub.get_dir()/checkpoints, or judge by another metric (`dq-plugins list --kind metric`)"
         ) from error

@@ -23,7 +23,6 @@ def test_python_blocks_run(document: Path, warm_python: WarmPython, tmp_path: Pa
     blocks = BLOCK.findall(document.read_text())
     if not blocks:
         pytest.skip(f"{document.name} has no Python blocks")
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
     script = tmp_path / "document.py"
     script.write_text("\n".join(f"# block {i + 1} of {document.name}\n{block}" for i, block in enumerate(blocks)))
     done = warm_python.run(script)

@@ -73,7 +73,7 @@ class ExemptionFindings:
 
 
 class ExemptLayers(Pass):
-    """Take the quantizers off layers whose error is not worth what they save."""
+    """Keep layers in full precision whose error is not worth what they save."""
 
     name = "exempt-layers"
     requires = ("weight-ranges",)

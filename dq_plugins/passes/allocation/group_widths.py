@@ -69,7 +69,7 @@ class GroupWidthFindings:
 
 
 class GroupWidths(Pass):
-    """Write ``layer.activation.group_bits``."""
+    """Choose the width of every layer's input in every timestep group, by an exact program."""
 
     name = "group-widths"
     requires = ("weight-ranges", "timestep-groups", "activation-ranges")

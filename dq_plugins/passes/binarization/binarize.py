@@ -36,7 +36,7 @@ def binary_weight(weight: Tensor) -> WeightQuant:
 
 
 class Binarize(Pass):
-    """One bit a weight, and where a second basis helps training."""
+    """Give weights one bit, and mark where a second basis helps training."""
 
     name = "binarize"
     after = ("bit-allocation", "timestep-reduction", *TRANSFORMING)

@@ -32,7 +32,7 @@ from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 
 class ChannelBalance(Pass):
-    """Move the spread of input channels into the weights, exact in full precision, where it lowers the error."""
+    """Scale loud input channels down and their weights up, where it lowers the error."""
 
     name = "channel-balance"
     after = ("calibration-timesteps",)

@@ -64,7 +64,7 @@ class Fitted:
 
 
 class SamplerCorrecting(Pass):
-    """Write ``plan.sampler_correction``."""
+    """Choose coefficients of the sampler that make up for quantization errors."""
 
     name = "sampler-correction"
     requires = ("weight-ranges",)

@@ -31,7 +31,7 @@ NO_WEIGHT = Reason("its weight has no quantizer")
 
 
 class ActivationRanges(Pass):
-    """Give every layer's input its range: one, one for each timestep group, or one for each token."""
+    """Choose the range of every layer's input: fixed, by timestep group, or by token."""
 
     name = "activation-ranges"
     after = ("calibration-timesteps", "timestep-groups", *TRANSFORMING)

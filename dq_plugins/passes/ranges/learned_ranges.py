@@ -41,7 +41,7 @@ UNIT: Format[LearnedUnit] = Format("learned-ranges", 1, LearnedUnit, what="learn
 
 
 class LearnedRanges(Pass):
-    """Learn the activation ranges that a plan has, for the groups that it has."""
+    """Learn ranges, weight scales and corrections against recorded outputs."""
 
     name = "learned-ranges"
     requires = ("activation-ranges",)

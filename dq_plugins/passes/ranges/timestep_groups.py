@@ -45,7 +45,7 @@ class GroupCurve:
 
 
 class TimestepGrouping(Pass):
-    """Choose which timesteps share their ranges: for all layers together, or for each layer."""
+    """Choose which timesteps share ranges."""
 
     name = "timestep-groups"
     after = ("calibration-timesteps",)

@@ -20,7 +20,7 @@ from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 
 class WeightRanges(Pass):
-    """Give every layer's weight its scale, with nearest rounding."""
+    """Choose the scale of every weight, and round to nearest."""
 
     name = "weight-ranges"
     after = TRANSFORMING

@@ -35,7 +35,7 @@ LEAST_BLOCK = 4
 
 
 class ChannelRotation(Pass):
-    """Write ``layer.rotation`` where it lowers the error of the layer's output."""
+    """Rotate input channels so that one range fits all, where it lowers the error of the layer's output."""
 
     name = "rotation"
     after = ("calibration-timesteps", "channel-balance")

@@ -55,7 +55,7 @@ class Offer(NamedTuple):
 
 
 class LowRankBranch(Pass):
-    """Write ``layer.low_rank`` where it lowers the error of the layer's output."""
+    """Add a low-rank branch of 16 bits to weights, where it lowers the error of the layer's output."""
 
     name = "low-rank"
     after = ("calibration-timesteps", "channel-balance", "rotation")

@@ -39,7 +39,7 @@ class StepExceptions:
 
 
 class StepExceptionsPass(Pass):
-    """Split the timestep groups at the ends, and keep inputs there in floating point."""
+    """Keep inputs in floating point at the first and last steps."""
 
     name = "step-exceptions"
     requires = ("activation-ranges",)

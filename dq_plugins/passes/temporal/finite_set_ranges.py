@@ -47,7 +47,7 @@ def exact_ranges(block: TemporalBlock, points: FiniteSet, weights: dict[str, Ten
 
 
 class FiniteSetRanges(Pass):
-    """One exact range for every timestep in the temporal block."""
+    """Give the temporal block one exact range for every timestep."""
 
     name = "finite-set-ranges"
     requires = ("weight-ranges",)

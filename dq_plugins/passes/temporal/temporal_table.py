@@ -23,7 +23,7 @@ from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 
 class TemporalTable(Pass):
-    """Look the temporal features up instead of computing them."""
+    """Look up what depends on the timestep alone, instead of computing it."""
 
     name = "temporal-table"
     after = ("temporal-reconstruction", "finite-set-ranges", "timestep-reduction")

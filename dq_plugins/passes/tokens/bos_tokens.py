@@ -24,7 +24,7 @@ ROLES = frozenset({"cross_attention_key", "cross_attention_value"})
 
 
 class BosTokens(Pass):
-    """Compute outlier tokens of text embeddings exactly, and narrow the ranges of the layers they no longer reach."""
+    """Compute outlier tokens of text embeddings exactly, so that they no longer widen ranges."""
 
     name = "bos-tokens"
     after = ("weight-ranges", "timestep-groups", "activation-ranges")

@@ -4,7 +4,7 @@ from dq_plugins.recipe import Recipe, Step
 
 FAST = Recipe(
     "fast",
-    "min-max ranges in uniform timestep groups: seconds, and good at 8 bits",
+    "a first look, good at 8 bits: min-max ranges in uniform timestep groups; costs seconds after sampling",
     (
         Step("weight-ranges", {"method": "minmax"}),
         Step("timestep-groups", {"method": "uniform"}),
@@ -14,7 +14,7 @@ FAST = Recipe(
 
 RANGES = Recipe(
     "ranges",
-    "error-minimising ranges in optimal timestep groups, from statistics of inputs alone",
+    "ranges of least error in optimal timestep groups, from statistics of inputs alone; costs about what fast does",
     (
         Step("weight-ranges"),
         Step("timestep-groups"),
@@ -24,7 +24,8 @@ RANGES = Recipe(
 
 DEFAULT = Recipe(
     "default",
-    "balanced inputs, compensating rounding, and no error that every step repeats: what most people should use",
+    "what most people should use: balanced inputs, weights rounded by GPTQ, outputs corrected; costs 5 to 15 times the "
+    "sampling that it observes",
     (
         Step("channel-balance"),
         Step("weight-ranges", {"embedding_bits": 8, "method": "later"}),
@@ -38,8 +39,8 @@ DEFAULT = Recipe(
 
 BEST = Recipe(
     "best",
-    "default, with ranges per token where they win; then blocks and the whole denoiser learned against recorded "
-    "outputs: minutes to hours, the best images",
+    "the best pictures: default with ranges per token where they win, then learned against recorded outputs; costs 20 to "
+    "50 times the sampling that it observes",
     (
         Step("channel-balance"),
         Step("weight-ranges", {"embedding_bits": 8, "method": "later"}),
@@ -55,7 +56,8 @@ BEST = Recipe(
 
 LOW_BIT = Recipe(
     "low-bit",
-    "best for 4 bits and below: rotated inputs, a low-rank branch, weight scales in groups of 32 inputs; torchao alone",
+    "for 4 bits and below, on torchao alone: best with rotated inputs, a low-rank branch and weight scales in groups of "
+    "32 inputs; costs more than best",
     (
         Step("rotation"),
         Step("low-rank"),
@@ -66,7 +68,7 @@ LOW_BIT = Recipe(
 
 TFMQ = Recipe(
     "tfmq",
-    "TFMQ-DM: temporal block reconstructed from t alone, one range per timestep for it; blocks reconstructed after it",
+    "TFMQ-DM: what depends on the timestep alone is reconstructed first, then the blocks; costs minutes",
     (
         Step("weight-ranges", {"embedding_bits": 8}),
         Step("timestep-groups"),
@@ -79,7 +81,7 @@ TFMQ = Recipe(
 
 TFMQ_PAPER = Recipe(
     "tfmq-paper",
-    "TFMQ-DM with the settings and the exceptions of its released code (hours on a CPU)",
+    "TFMQ-DM with the settings and the exceptions of its released code; costs hours on a CPU",
     (
         Step(
             "weight-ranges",
@@ -106,7 +108,7 @@ TFMQ_PAPER = Recipe(
 
 BINARYDM = Recipe(
     "binarydm",
-    "BinaryDM: one bit a weight; where training starts, see dq_plugins.passes.binarization",
+    "BinaryDM: one bit a weight, as the start of training (docs/binarydm.md)",
     (
         Step("binarize"),
         Step("timestep-groups", {"groups": 1}),
