@@ -35,19 +35,21 @@ def folder(text: str) -> str:
 
 
 def plan_folder(text: str) -> str:
-    """A folder with a plan."""
+    """A folder with a plan, or that of a run with one."""
     return _folder_with("plan.json", "a plan", "quantize", text)
 
 
 def calibration_folder(text: str) -> str:
-    """A folder with recorded calls."""
+    """A folder with recorded calls, or that of a run with them."""
     return _folder_with("manifest.json", "recorded calls", "record", text)
 
 
 def _folder_with(file: str, what: str, command: str, text: str) -> str:
     if not (Path(folder(text)) / file).is_file():
-        inside = [path.parent.name for path in sorted(Path(text).glob(f"*/{file}"))]
-        hint = f"did you mean {Path(text, inside[0])}" if inside else f"`dq-plugins {command}` writes such a folder"
+        inside = [str(path.parent) for path in sorted(Path(text).glob(f"*/{file}"))]
+        if len(inside) == 1:  # the folder of a run
+            return inside[0]
+        hint = f"give one of {', '.join(inside)}" if inside else f"`dq-plugins {command}` writes such a folder"
         raise argparse.ArgumentTypeError(f"{text!r} does not hold {what}: {file} is missing; {hint}")
     return text
 

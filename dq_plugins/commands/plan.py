@@ -62,8 +62,7 @@ def add_worker_argument(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=1,
         metavar="N",
-        help="processes that share the work, with the same result; give each a part of the cores: "
-        "OMP_NUM_THREADS",
+        help="processes that share the work, with the same result; give each a part of the cores: OMP_NUM_THREADS",
     )
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import dq_plugins
-from dq_plugins.cli import main
+from dq_plugins.cli import COMMANDS, main
 
 
 def test_version(capsys) -> None:
@@ -60,3 +60,13 @@ sys.exit(main(["list"]))
     running.stdout.close()
     assert running.stderr.read() == ""
     assert running.wait() == 141
+
+
+@pytest.mark.parametrize("command", sorted({*COMMANDS} - {"completion"}))
+def test_every_command_can_answer_in_json_and_shows_an_example(command: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert "--json" in text
+    assert "example:\n  " in text
+    assert f"dq-plugins {command}" in text.partition("example:")[2]

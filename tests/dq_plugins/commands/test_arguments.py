@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dq_plugins.cli import main
+from dq_plugins.cli import main, parse
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -37,12 +37,15 @@ def test_a_folder_without_a_pipeline_is_told_from_one_that_is_missing(capsys, tm
     assert "model_index.json is missing" in refused(capsys, "plan", str(tmp_path), str(tmp_path), "--out", "x")
 
 
-def test_a_folder_without_a_plan_or_calls_is_refused_and_the_one_meant_is_named(capsys, tmp_path):
+def test_a_folder_of_a_run_stands_for_the_one_plan_in_it_and_others_are_refused(capsys, tmp_path):
     (tmp_path / "plan").mkdir()
     said = refused(capsys, "apply", "digits", str(tmp_path))
     assert "plan.json is missing; `dq-plugins quantize` writes such a folder" in said
     (tmp_path / "plan" / "plan.json").touch()
-    assert f"did you mean {tmp_path / 'plan'}" in refused(capsys, "report", str(tmp_path))
+    assert parse(["report", str(tmp_path)]).plan == str(tmp_path / "plan")
+    (tmp_path / "plan-2").mkdir()
+    (tmp_path / "plan-2" / "plan.json").touch()
+    assert f"give one of {tmp_path / 'plan'}, {tmp_path / 'plan-2'}" in refused(capsys, "report", str(tmp_path))
     assert "manifest.json is missing" in refused(capsys, "plan", "digits", str(tmp_path), "--out", "x")
 
 
@@ -64,7 +67,7 @@ def test_quantize_checks_recipe_widths_and_backend_before_it_records(capsys, tmp
 def test_help_and_wrong_arguments_do_not_wait_for_torch():
     code = """
 import sys
-from dq_plugins.cli import main
+from dq_plugins.cli import main, parse
 try:
     main(sys.argv[1:])
 except SystemExit:
