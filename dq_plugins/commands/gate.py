@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action="append",
             default=[],
             metavar="METRIC=VALUE",
-            help=f"{what} value of a registered metric (dq-plugins list --kind metric), for the worst image; metrics of sets "
-            "look at all images together; repeatable",
+            help=f"{what} value of a registered metric (dq-plugins list --kind metric), for the worst image; "
+            "metrics of sets look at all images together; repeatable",
         )
     parser.add_argument("--images", type=positive, default=8, help="images to compare, other ones than for calibration")
     parser.add_argument(

@@ -13,9 +13,7 @@ from dq_plugins.commands.arguments import registered
 HELP = "Explain the recipes: what each is for, what it costs, and its passes in order."
 GENERAL = ("fast", "default", "best", "low-bit")
 """Shown first; the others are for a subject of their own."""
-USE = (
-    "dq-plugins quantize PIPELINE --recipe NAME --out FOLDER    # --option PASS.NAME=VALUE changes an option of a pass"
-)
+USE = "dq-plugins quantize PIPELINE --recipe NAME --out FOLDER    # --option PASS.NAME=VALUE sets an option"
 EXAMPLE = """\
 dq-plugins recipes
 dq-plugins recipes best --json

@@ -39,8 +39,8 @@ DEFAULT = Recipe(
 
 BEST = Recipe(
     "best",
-    "the best pictures: default with ranges per token where they win, then learned against recorded outputs; costs 20 to "
-    "50 times the sampling that it observes",
+    "the best pictures: default with ranges per token where they win, then learned against recorded outputs; costs 20 "
+    "to 50 times the sampling that it observes",
     (
         Step("channel-balance"),
         Step("weight-ranges", {"embedding_bits": 8, "method": "later"}),
@@ -56,8 +56,8 @@ BEST = Recipe(
 
 LOW_BIT = Recipe(
     "low-bit",
-    "for 4 bits and below, on torchao alone: best with rotated inputs, a low-rank branch and weight scales in groups of "
-    "32 inputs; costs more than best",
+    "for 4 bits and below, on torchao alone: best with rotated inputs, a low-rank branch and weight scales in groups "
+    "of 32 inputs; costs more than best",
     (
         Step("rotation"),
         Step("low-rank"),
