@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import webbrowser
 from pathlib import Path
@@ -76,9 +77,15 @@ def run(args: argparse.Namespace) -> int:
 
 def next_steps(page: Path, out: Path) -> str:
     """Which file to look at, and what to type next."""
-    return f"""Open {page} in a browser: pictures, errors, speed, every layer.
-
-Next:
-  dq-plugins quantize PIPELINE --out quantized/   the same for a diffusers pipeline of yours, saved to be loaded
-  dq-plugins recipes                              what default did, and what else there is
-  dq-plugins diff {out / "plan"} OTHER            this plan beside another"""
+    program = (
+        "dq-plugins" if shutil.which("dq-plugins") else sys.argv[0]
+    )  # `make demo` has it in an environment of its own
+    steps = {
+        "quantize PIPELINE --out quantized/": "the same for a diffusers pipeline of yours, saved for from_pretrained",
+        f"demo --weight-bits 4 --out {out.parent}": "the same with 4-bit weights",
+        "recipes": "what the recipe did, and what others there are",
+        f"diff {out / 'plan'} OTHER": "this plan beside another",
+    }
+    width = max(map(len, steps))
+    lines = [f"  {program} {command:{width}}  {what}" for command, what in steps.items()]
+    return "\n".join([f"Open {page} in a browser: pictures, errors, speed, every layer.", "", "Next:", *lines])
