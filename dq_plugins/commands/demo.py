@@ -77,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
 
 def next_steps(page: Path, out: Path) -> str:
     """Which file to look at, and what to type next."""
-    program = (
-        "dq-plugins" if shutil.which("dq-plugins") else sys.argv[0]
-    )  # `make demo` has it in an environment of its own
+    # `make demo` has the program in an environment that is not on the path
+    started = sys.argv[0] if Path(sys.argv[0]).name == "dq-plugins" else "dq-plugins"
+    program = "dq-plugins" if shutil.which("dq-plugins") else started
     steps = {
         "quantize PIPELINE --out quantized/": "the same for a diffusers pipeline of yours, saved for from_pretrained",
         f"demo --weight-bits 4 --out {out.parent}": "the same with 4-bit weights",
