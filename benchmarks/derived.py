@@ -212,6 +212,14 @@ def by_images(data: Mapping[str, Any]) -> Derived:
     return found
 
 
+def first_picture(data: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of each stage, of what comes before an installation and after a loading, and of all."""
+    seconds = data["seconds"]
+    setup = seconds["clone"] + seconds["environment"]
+    picture = sum(seconds[stage] for stage in ("record", "plan", "prepare", "first picture"))
+    return {**seconds, "setup": setup, "picture": picture, "all": sum(seconds.values())}
+
+
 DERIVATIONS: dict[str, Callable[[Mapping[str, Any]], Derived]] = {
     each.__name__: each
     for each in (
@@ -227,6 +235,7 @@ DERIVATIONS: dict[str, Callable[[Mapping[str, Any]], Derived]] = {
         binarydm,
         peers,
         transforms,
+        first_picture,
     )
 } | dict.fromkeys(("group_widths", "group_steps", "sampler_correction", "caching"), by_images)
 

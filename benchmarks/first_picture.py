@@ -1,6 +1,7 @@
 """Seconds from nothing to the first quantized picture, stage by stage, in a folder of its own that goes away again.
 
     python benchmarks/first_picture.py [--model digits] [--record]
+    python benchmarks/first_picture.py --commit REVISION --extras dev --record first_picture-before
 
 Needs nothing but Python and git: the checkout is cloned, an environment made, and everything installed as a user would.
 What pip has in its cache is used unless ``--no-cache`` is given. The load of the machine stands beside the times.
@@ -32,9 +33,9 @@ def done(stage):
     times[stage], began = now - began, now
 
 import dq_plugins as dq, dq_diffusers
-from dq_diffusers.recording import denoiser_of, sampler
+from dq_diffusers.recording import denoiser_of, load_pipeline, sampler
 done("import")
-pipe = dq_diffusers.load_pipeline(dq.bundled(sys.argv[1]))
+pipe = load_pipeline(dq.bundled(sys.argv[1]))
 pipe.set_progress_bar_config(disable=True)
 name, denoiser = denoiser_of(pipe)
 done("load")
@@ -60,21 +61,22 @@ def timed(what: str, *command: str, folder: Path | None = None) -> tuple[float, 
     return time.perf_counter() - began, done.stdout
 
 
-def measure(folder: Path, model: str, recipe: str, pip_options: list[str]) -> dict[str, float]:
+def measure(folder: Path, args: argparse.Namespace) -> dict[str, float]:
     """Seconds of each stage, in order."""
     code, python = folder / "code", folder / "venv" / "bin" / "python"
     torch = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
-    install = (str(python), "-m", "pip", "install", "--quiet", *pip_options)
-    package = f"{code}[torchao,diffusers]"
-    times = {
-        "clone": timed("clone", "git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(code))[0],
+    install = (str(python), "-m", "pip", "install", "--quiet", *(["--no-cache-dir"] if args.no_cache else []))
+    package = f"{code}[{args.extras}]"
+    times = {"clone": timed("clone", "git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(code))[0]}
+    subprocess.run(["git", "-C", str(code), "checkout", "--quiet", args.commit], check=True)
+    times |= {
         "environment": timed("environment", sys.executable, "-m", "venv", str(folder / "venv"))[0],
         "install torch": timed("install torch", *install, torch)[0],
         "install the rest": timed("install the rest", *install, "--constraint", str(code / "constraints.txt"), package)[
             0
         ],
     }
-    _, printed = timed("import to first picture", str(python), "-c", STAGES, model, recipe, folder=folder)
+    _, printed = timed("import to first picture", str(python), "-c", STAGES, args.model, args.recipe, folder=folder)
     return {**times, **json.loads(re.findall(r"^times (.*)$", printed, re.MULTILINE)[-1])}
 
 
@@ -83,19 +85,25 @@ def main() -> None:
     parser.add_argument("--model", default="digits", choices=["digits", "emoji"])
     parser.add_argument("--recipe", default="fast")
     parser.add_argument("--no-cache", action="store_true", help="download everything again")
-    parser.add_argument("--record", action="store_true", help="keep the result in benchmarks/results")
+    parser.add_argument("--commit", default="HEAD", help="of the checkout, to compare with an earlier one")
+    parser.add_argument("--extras", default="torchao,diffusers", help="what is installed")
+    parser.add_argument("--record", nargs="?", const="first_picture", help="keep the result in benchmarks/results")
     args = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
-        times = measure(Path(folder), args.model, args.recipe, ["--no-cache-dir"] if args.no_cache else [])
+        times = measure(Path(folder), args)
     loads = (load, os.getloadavg()[0])
     print("| stage | seconds |\n|---|---|")
     for stage, seconds in {**times, "all": sum(times.values())}.items():
         print(f"| {stage} | {seconds:.1f} |")
     print(f"\nLoad before and after: {loads[0]:.1f}, {loads[1]:.1f}, on {os.cpu_count()} cores.")
     if args.record:
-        facts = {"model": args.model, "recipe": args.recipe, "load": loads, "cores": os.cpu_count(), "seconds": times}
-        (RESULT / "first-picture.json").write_text(json.dumps(facts, indent=1) + "\n")
+        commit = subprocess.check_output(
+            ["git", "-C", str(ROOT), "rev-parse", "--short", args.commit], text=True
+        ).strip()
+        facts = {"model": args.model, "recipe": args.recipe, "commit": commit, "extras": args.extras}
+        facts |= {"load": loads, "cores": os.cpu_count(), "seconds": times}
+        (RESULT / f"{args.record}.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":
