@@ -25,7 +25,7 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks
 
-# changed files of every kind are read: half an hour; FUZZ="--engine atheris" lets coverage steer (pip install atheris)
+# changed files of every kind are read: minutes; FUZZ="--engine atheris" lets coverage steer (pip install atheris)
 fuzz: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz $(FUZZ)
 

@@ -73,6 +73,12 @@ class WithWidths(ExactState):
                 f"{own.tolist()}. Apply the plan that the state was made with, then load it."
             )
             return
+        if found is None and f"{prefix}weight" in state_dict and "weight" not in self._parameters:
+            error_msgs.append(
+                f"{prefix.rstrip('.')}: the state is of a full-precision layer, and this one holds integers. Load it "
+                "into the full-precision denoiser, and quantize that."
+            )
+            return
         super()._load_from_state_dict(
             state_dict, prefix, dict(local_metadata), strict, missing_keys, unexpected_keys, error_msgs
         )

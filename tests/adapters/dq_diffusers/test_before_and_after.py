@@ -136,6 +136,13 @@ def test_copying_the_state_of_an_integer_layer_into_another_kind_is_refused(quan
         unet().load_state_dict(state)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_full_precision_weights_are_not_loaded_into_integer_layers(strict, quantized):
+    model = copy.deepcopy(quantized)
+    with pytest.raises(RuntimeError, match="conv_in: the state is of a full-precision layer"):
+        model.load_state_dict(unet(1).state_dict(), strict=strict)
+
+
 def test_states_are_written_and_read_as_ever(quantized, tmp_path):
     torch.save(quantized.state_dict(), tmp_path / "state.pt")
     quantized.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
