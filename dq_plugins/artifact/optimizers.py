@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dq_plugins.artifact.codec import StoredTensor
+from dq_plugins.errors import ArtifactError
 
 OptimizerState = dict[str, dict[str, StoredTensor]]
 """State by index of the parameter and by name; the numbers are tensors in every torch optimizer that has state."""
@@ -20,6 +21,18 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Ten
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Put a state in place; the hyper-parameters stay those of this run."""
+    """Put a state in place; the hyper-parameters stay those of this run.
+
+    Raises:
+        ArtifactError: it is of other parameters. Fused optimizers read as much memory as a parameter has.
+    """
+    parameters = {str(i): p for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+    for index, values in state.items():
+        for name, value in values.items():
+            if index not in parameters or value.shape not in ((), parameters[index].shape):
+                raise ArtifactError(
+                    f"the state of an optimizer is damaged, or of another one: {name!r} of parameter {index} has shape "
+                    f"{list(value.shape)}"
+                )
     found = {int(index): dict(values) for index, values in state.items()}
     optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})

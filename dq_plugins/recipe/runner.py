@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from dq_plugins import registry
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.compiled import uncompiled, unwrap
-from dq_plugins.errors import RecipeError, RegistryError
+from dq_plugins.errors import DQError, RecipeError, RegistryError
 from dq_plugins.full_precision import require_full_precision, require_uncached
 from dq_plugins.hashing import weights_hash
 from dq_plugins.layer_kinds import kind_of
@@ -92,6 +92,22 @@ def _chosen_calls(calibration: Source, plan: QuantPlan) -> Source:
     if chosen is None:
         return calibration
     return calibration.subset(per_timestep=dict(zip(chosen.timesteps, chosen.visits, strict=True)))
+
+
+@contextmanager
+def _resuming(name: str, folder: Path | None) -> Iterator[None]:
+    """Say so where a pass fails that went on from results of an earlier run: they may have been altered."""
+    resumes = folder is not None and folder.is_dir() and any(folder.iterdir())
+    try:
+        yield
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if not resumes or isinstance(error, DQError | torch.OutOfMemoryError):
+            raise
+        raise RecipeError(
+            f"pass {name!r} could not go on from the intermediate results in {folder} ({type(error).__name__}: "
+            f"{error}). Where they were altered or damaged, delete that folder; the same command then begins the pass "
+            "again."
+        ) from error
 
 
 def _run_pass(instance: Pass, plan: QuantPlan, context: PassContext, progress: bool) -> None:
@@ -208,7 +224,8 @@ def make_plan(
             context.transforms = {n: t for n, layer in plan.layers.items() if (t := transform_of(layer)) is not None}
             context.calibration = _chosen_calls(calibration, plan)
             began = time.perf_counter()
-            _run_pass(each, plan, context, progress)
+            with _resuming(name, context.workdir):
+                _run_pass(each, plan, context, progress)
             log.info("pass %s took %.1f s", name, time.perf_counter() - began)
             provider = plugin_code(registry.find("pass", name)) or None
             plan.passes.append(PassRecord(name, each.options.model_dump(mode="json"), provider))

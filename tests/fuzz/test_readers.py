@@ -15,7 +15,7 @@ from dq_plugins.errors import DQError
 
 KINDS = (
     "recording", "plan", "plan with everything", "torchao", "brevitas", "config of diffusers", "plan in a config",
-    "statistics", "measurement", "block", "sweep", "group search", "evolution", "training",
+    "statistics", "measurement", "block", "sweep", "group search", "evolution", "training", "interrupted run",
 )  # fmt: skip
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -44,7 +44,7 @@ def test_a_changed_file_is_refused_in_our_words_or_read(found, kind):
             refused += 1
 
     attempt()
-    assert refused
+    assert refused or kind == "interrupted run"  # which makes again what it cannot read
 
 
 # a library loaded before may have set the processor to treat subnormal numbers as 0

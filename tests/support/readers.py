@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import dq_brevitas.files
 import dq_torchao
@@ -29,8 +34,11 @@ from dq_plugins.passes.rounding.gptq import SWEEP
 from dq_plugins.passes.steps.evolution import STATE as EVOLUTION
 from dq_plugins.passes.steps.evolution import SearchState
 from dq_plugins.plan import PLAN, WeightQuant
+from dq_plugins.quantized import resuming
 from dq_plugins.quantized.learned_values import LearnedUnit
+from dq_plugins.quantized.learner import Learner
 from dq_plugins.quantized.statistics import TIMESTEP, InputStatistics
+from dq_plugins.recipe import Recipe, Step, pass_context
 from dq_plugins.sensitivity.measure import MEASURED
 from dq_plugins.testing.denoiser import TinyDenoiser, example_inputs, sample
 
@@ -67,7 +75,7 @@ def readers(folder: Path) -> dict[str, Reader]:
         "config of diffusers": _config(folder / "diffusers"),
         "plan in a config": _embedded(plan, folder / "embedded"),
     }
-    return found | _states(folder)
+    return found | _states(folder) | {"interrupted run": _interrupted(model, calibration, folder / "interrupted")}
 
 
 def _reader(file: SealedFile, read: Callable[[], object]) -> Reader:
@@ -138,6 +146,34 @@ def _embedded(plan: dq.QuantPlan, folder: Path) -> Reader:
         current[:] = [change_record(rng, json.loads(json.dumps(whole)))]
 
     return Reader(change, lambda: config_from_json(current[0], PlanConfig).resolve())
+
+
+def _interrupted(model: torch.nn.Module, calibration: dq.CalibrationSet, folder: Path) -> Reader:
+    """A run that was killed in its second block: what was found of the first, and how far the second was."""
+    options = {"iterations": 3, "calls": 1}
+    recipe = Recipe("interrupted", "", (Step("weight-ranges"), Step("block-reconstruction", options)))
+    step, steps, traced = Learner._step, count(), pass_context.partition(model, calibration.example_inputs())
+
+    def run(place: Path) -> None:
+        with patch.object(pass_context, "partition", lambda *_, **__: traced):
+            dq.make_plan(model, calibration, recipe, weight_bits=4, workdir=place, progress=False)
+
+    def interrupt(*args: Any) -> None:
+        if next(steps) > 4:
+            raise KeyboardInterrupt
+        step(*args)
+
+    with suppress(KeyboardInterrupt), patch.object(Learner, "_step", interrupt):  # noqa: SIM117
+        with patch.object(resuming, "KEPT_EVERY_S", 0.0):
+            run(folder)
+    files = [SealedFile(path) for path in sorted((folder / "01-block-reconstruction").glob("*.safetensors"))]
+    assert len(files) == 2
+
+    def read() -> None:
+        with TemporaryDirectory(dir=folder.parent) as place:
+            run(shutil.copytree(folder, Path(place) / "work"))
+
+    return Reader(lambda rng: rng.choice(files).change(rng), read)
 
 
 def _states(folder: Path) -> dict[str, Reader]:

@@ -16,7 +16,7 @@ from torch import nn
 
 from dq_plugins.artifact import STRICT, Format, StoredTensor
 from dq_plugins.artifact.optimizers import OptimizerState, optimizer_state, restore_optimizer
-from dq_plugins.errors import CheckpointError
+from dq_plugins.errors import ArtifactError, CheckpointError
 from dq_plugins.passes.binarization.callback import BinaryDMCallback
 
 
@@ -87,6 +87,6 @@ def load_checkpoint(
         model.load_state_dict(state.model)
         restore_optimizer(optimizer, state.optimizer)
         callback.load_state_dict(state.callback)
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (ArtifactError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a checkpoint of this model and optimizer: {error}") from error
     return state.step, state.notes

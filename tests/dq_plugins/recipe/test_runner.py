@@ -192,6 +192,21 @@ def test_a_damaged_intermediate_result_runs_again(case, tmp_path, counting) -> N
     assert counting.runs == 2
 
 
+def test_results_that_a_pass_cannot_go_on_from_are_named(case, tmp_path, counting, monkeypatch) -> None:
+    recipe = Recipe("r", "", (Step("counting"),))
+
+    def run(self, plan, context) -> None:
+        (context.workdir / "unit").touch()
+        raise KeyError("up")
+
+    monkeypatch.setattr(counting, "run", run)
+    for _ in range(2):
+        with pytest.raises(KeyError if not list(tmp_path.rglob("unit")) else RecipeError) as caught:
+            dq.make_plan(*case, recipe, workdir=tmp_path, progress=False)
+    assert str(tmp_path / "00-counting") in str(caught.value)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
 @pytest.mark.parametrize(
     ("steps", "message"),
     [
