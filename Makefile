@@ -57,6 +57,7 @@ first-picture:
 $(DEMO): pyproject.toml constraints.txt
 	@echo "1/3 making an environment in $(VENV)"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip  # an older one is silent while it unpacks
 	@echo "2/3 installing $(TORCH), the largest download"
 	$(BIN)/python -m pip install "$(TORCH)"
 	@echo "3/3 installing torchao, diffusers and what they need"

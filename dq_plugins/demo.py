@@ -6,6 +6,7 @@ Every figure is measured in the run that prints it.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -168,7 +169,8 @@ def _latency(models: Mapping[str, nn.Module], calls: CalibrationSet, rounds: int
 
 
 def _compiled_latency(models: Mapping[str, nn.Module], calls: CalibrationSet, rounds: int) -> dict[str, Latency]:
-    with torch._inductor.config.patch(freezing=True):
+    with torch._inductor.config.patch(freezing=True), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "To copy construct from a tensor")  # inductor's own
         compiled = {f"{name}, compiled": torch.compile(copy.deepcopy(m)) for name, m in models.items()}
         return _times(compiled, calls, rounds)
 

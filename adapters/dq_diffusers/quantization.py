@@ -74,8 +74,9 @@ def quantize(
         draw: samples the calibration images itself, given the pipeline, instead of ``prompts``, ``call`` and the like.
             It must do the same every time: seed it inside.
         backend_options: options of the backend, for example ``out_of_range="nearest"``. With backend ``"torchao"``,
-            ``uniform_timesteps`` is on unless given: pipelines sample a batch at one timestep, and a compiled denoiser
-            that knows this is faster. Pass False to call the denoiser with a timestep for each sample.
+            ``uniform_timesteps`` is on unless given, where every recorded call had one timestep, as most pipelines'
+            have: a compiled denoiser that knows this is faster. Pass False to call the denoiser with a timestep for
+            each sample.
 
     Returns:
         The plan, to be saved, compared, or applied elsewhere; by component where there are several.
@@ -117,10 +118,8 @@ def quantize(
 
     recipe_options: dict[str, Any] = {"weight_bits": weight_bits, "act_bits": act_bits, "seed": seed}
     recipe_options |= {"options": options, "progress": progress}
-    if backend == "torchao":
-        backend_options.setdefault("uniform_timesteps", True)  # a pipeline samples its batch at one timestep
     plans: dict[str, QuantPlan] = {}
-    examples: dict[str, Any] = {}
+    found: dict[str, dict[str, Any]] = {}  # options of the backend that the recorded calls decide
     with Scratch("quantize") as temporary:
         for name, denoiser in denoisers.items():
             place = Path(temporary if workdir is None else workdir) / (name if len(denoisers) > 1 else "")
@@ -133,11 +132,12 @@ def quantize(
                 continue
             work = None if workdir is None else place / "work"
             plans[name] = make_plan(denoiser, calibration, recipe, workdir=work, **recipe_options)
+            found[name] = {"uniform_timesteps": calibration.uniform} if backend == "torchao" else {}
             if prefer == "fastest":
-                examples[name] = {"prefer": prefer, "example_inputs": calibration.example_inputs()}
+                found[name] |= {"prefer": prefer, "example_inputs": calibration.example_inputs()}
     for name, plan in plans.items():  # after all were recorded in full precision
         denoiser = denoisers[name].eval().requires_grad_(False)
-        apply(denoiser, plan, backend, inplace=True, **examples.get(name, {}) | backend_options)
+        apply(denoiser, plan, backend, inplace=True, **found[name] | backend_options)
         install_schedule(pipe, plan)
     return next(iter(plans.values())) if len(denoisers) == 1 else plans
 

@@ -116,6 +116,11 @@ class CalibrationSet:
         return tuple(sorted({t for _, t in self._selection}))
 
     @property
+    def uniform(self) -> bool:
+        """Whether all samples and tokens of a call have one timestep, in every call."""
+        return all(len(call.distinct) == 1 for call in self._manifest.calls)
+
+    @property
     def timestep_range(self) -> tuple[float, float]:
         """Timesteps for which ranges learned here are taken to hold: the recorded ones, and one gap beyond.
 

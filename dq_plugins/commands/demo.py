@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import shutil
 import sys
 import webbrowser
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from dq_plugins.bundled_denoisers import NAMES
@@ -39,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from dq_plugins.atomic import replacing
     from dq_plugins.demo import expected_seconds, run_demo
     from dq_plugins.plots import pairs_of_images
+    from dq_plugins.progress import on_terminal
     from dq_plugins.report.demo_page import demo_page, summary_table
     from dq_plugins.report.execution import execution_table
     from dq_plugins.stages import Stages
@@ -46,12 +50,13 @@ def run(args: argparse.Namespace) -> int:
     name = f"{args.model}-W{args.weight_bits}A{args.act_bits}-{args.recipe}-{args.groups}-groups-seed-{args.seed}"
     out = Path(args.out) / name
     file = sys.stderr if args.json else sys.stdout
-    # tqdm's write leaves the progress bar of a pass whole
-    stages = Stages(
-        expected_seconds(args.model, args.recipe, compiled=not args.no_compile),
-        say=lambda line: (tqdm.write(line, file), file.flush()),
-    )
-    with stages.heard():
+
+    def say(line: str) -> None:
+        tqdm.write(line, file)  # leaves the progress bar of a pass whole
+        file.flush()
+
+    stages = Stages(expected_seconds(args.model, args.recipe, compiled=not args.no_compile), say=say)
+    with stages.heard(), nullcontext() if on_terminal() else passes_told(say):
         result = run_demo(
             out,
             args.model,
@@ -73,6 +78,21 @@ def run(args: argparse.Namespace) -> int:
     if args.open:
         webbrowser.open(page.absolute().as_uri())
     return 0
+
+
+@contextmanager
+def passes_told(say: Callable[[str], object]) -> Iterator[None]:
+    """While the block runs, each pass that has ended is told: for a log, where no progress bar shows it."""
+    runner, handler = logging.getLogger("dq_plugins.recipe.runner"), logging.Handler()
+    handler.emit = lambda record: say(f"           {record.getMessage()}")  # type: ignore[method-assign]
+    level = runner.level
+    runner.setLevel(logging.INFO)
+    runner.addHandler(handler)
+    try:
+        yield
+    finally:
+        runner.removeHandler(handler)
+        runner.setLevel(level)
 
 
 def next_steps(page: Path, out: Path) -> str:

@@ -52,6 +52,7 @@ def test_command_writes_a_page_and_a_picture(tmp_path: Path, capsys, monkeypatch
     told = capsys.readouterr().out
     assert f"Open {folder / 'report.html'}" in told
     assert "dq-plugins quantize" in told.partition("Next:")[2]
+    assert "pass activation-ranges took" in told  # nobody sees bars here
 
 
 def test_a_compiled_denoiser_that_is_slower_is_a_doubt(result: DemoResult) -> None:
