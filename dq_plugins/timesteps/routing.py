@@ -155,15 +155,13 @@ def attach_context(denoiser: nn.Module, context: TimestepContext, argument: str)
     _call_every_layer(denoiser)
     original = type(denoiser)
     of_class = TimestepArgument.of(original.forward.__get__(denoiser), argument)
-    outside = TimestepArgument.of(denoiser.forward, argument) if "forward" in vars(denoiser) else None
+    outside = _outside(denoiser, argument, of_class) if "forward" in vars(denoiser) else None
     if of_class is None and outside is None:
         parameters = inspect.signature(denoiser.forward).parameters
         raise TimestepError(
             f"the denoiser's forward has no argument {argument!r}; it has: {', '.join(parameters)}. "
             "Name the one that carries the timestep with timestep='...'."
         )
-    if "forward" in vars(denoiser):
-        outside = outside or of_class
     try:
         if not issubclass(original, Routed):
             change_class(denoiser, routed_class(original))
@@ -173,6 +171,12 @@ def attach_context(denoiser: nn.Module, context: TimestepContext, argument: str)
             f"({error}). Build the denoiser from its Python class."
         ) from error
     object.__setattr__(denoiser, ROUTE, Route(context, of_class or outside, outside))
+
+
+def _outside(denoiser: nn.Module, argument: str, of_class: TimestepArgument | None) -> TimestepArgument | None:
+    """The argument among those that the instance's own forward takes; a wrapper that does not name it passes it on."""
+    named = argument.partition(".")[0] in inspect.signature(denoiser.forward).parameters
+    return TimestepArgument.of(denoiser.forward, argument) if named or of_class is None else of_class
 
 
 def _call_every_layer(model: nn.Module) -> None:
