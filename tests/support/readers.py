@@ -75,7 +75,11 @@ def readers(folder: Path) -> dict[str, Reader]:
         "config of diffusers": _config(folder / "diffusers"),
         "plan in a config": _embedded(plan, folder / "embedded"),
     }
-    return found | _states(folder) | {"interrupted run": _interrupted(model, calibration, folder / "interrupted")}
+    shutil.copytree(
+        folder / "calibration", folder / "own"
+    )  # the other is changed, and this one is read as it is mapped
+    own = dq.CalibrationSet.open(folder / "own")
+    return found | _states(folder) | {"interrupted run": _interrupted(model, own, folder / "interrupted")}
 
 
 def _reader(file: SealedFile, read: Callable[[], object]) -> Reader:
