@@ -135,7 +135,7 @@ def run_demo(
     if compiled:
         say("compiled", "compiling both denoisers, and measuring the time of a call again")
         latency |= _compiled_latency({"fp32": denoiser, "int8": quantized}, held_out, rounds)
-    say("report", "writing the report")
+    say("report", "measuring how far ranges move over time, and writing the report")
     return DemoResult(
         plan=plan,
         images={"fp32": reference, f"W{weight_bits}A{act_bits}": drawn},
