@@ -40,6 +40,8 @@ def lines(
     if chosen is not None:
         axis.plot(*[[value] for value in chosen], "k*", markersize=13, label="chosen", zorder=5)
     axis.set(xlabel=x_label, ylabel=y_label, xscale="log" if log_x else "linear", yscale="log" if log_y else "linear")
+    if not log_x and all(float(value).is_integer() for x, _ in series.values() for value in x):
+        axis.xaxis.get_major_locator().set_params(integer=True)  # there are no 2.5 groups
     if len(axis.lines) > 1:
         axis.legend(frameon=False, fontsize=8)
     return figure

@@ -106,6 +106,5 @@ def next_steps(page: Path, out: Path) -> str:
         "recipes": "what the recipe did, and what others there are",
         f"diff {out / 'plan'} OTHER": "this plan beside another",
     }
-    width = max(map(len, steps))
-    lines = [f"  {program} {command:{width}}  {what}" for command, what in steps.items()]
+    lines = [f"  # {what}\n  {program} {command}" for command, what in steps.items()]
     return "\n".join([f"Open {page} in a browser: pictures, errors, speed, every layer.", "", "Next:", *lines])

@@ -80,7 +80,8 @@ def summary_table(result: DemoResult) -> Table:
         pair = [result.latency.get(f"{label}, {mode}") for label in ("fp32", "int8")]
         if pair[0] and pair[1]:
             ratio = pair[0].median / pair[1].median
-            rows.append([f"denoiser call, {mode}, fp32 -> int8", f"{pair[0]} -> {pair[1]} ({ratio:.2f}x faster)"])
+            gain = f"{ratio:.2f}x faster" if ratio >= 1 else f"{1 / ratio:.2f}x slower"
+            rows.append([f"denoiser call, {mode}, fp32 -> int8", f"{pair[0]} -> {pair[1]} ({gain})"])
     states = Counter(e.state for e in result.executions.values())
     rows.append(["layers", ", ".join(f"{n} {state}" for state, n in states.most_common())])
     return Table(["measured", "value"], rows)

@@ -17,3 +17,10 @@ def test_legend_names_the_curves_and_the_chosen_point_but_not_a_curve_alone():
     (axis,) = lines({"ours": ([1, 2], [3, 4])}, "x", "y", log_y=True).axes
     assert axis.get_legend() is None
     assert (axis.get_xscale(), axis.get_yscale()) == ("linear", "log")
+
+
+def test_what_is_counted_has_whole_ticks() -> None:
+    ticks = lines({"error": ([1, 2, 3, 4], [4.0, 2.0, 1.0, 0.5])}, "groups", "error").axes[0].get_xticks()
+    assert all(float(tick).is_integer() for tick in ticks)
+    ticks = lines({"error": ([0.25, 0.5, 1.0], [4.0, 2.0, 1.0])}, "bits", "error").axes[0].get_xticks()
+    assert not all(float(tick).is_integer() for tick in ticks)

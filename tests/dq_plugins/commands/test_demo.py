@@ -60,3 +60,9 @@ def test_a_compiled_denoiser_that_is_slower_is_a_doubt(result: DemoResult) -> No
     assert doubts(result) == []
     (said,) = doubts(replace(result, latency={"int8, eager": fast, "int8, compiled": slow}))
     assert "int8" in said
+
+
+def test_a_slower_denoiser_is_called_slower(result: DemoResult) -> None:
+    slow, fast = Latency(3.0, 3.0, 3.0, 3.0), Latency(1.5, 1.5, 1.5, 1.5)
+    assert "(2.00x slower)" in str(summary_table(replace(result, latency={"fp32, eager": fast, "int8, eager": slow})))
+    assert "(2.00x faster)" in str(summary_table(replace(result, latency={"fp32, eager": slow, "int8, eager": fast})))
