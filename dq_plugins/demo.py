@@ -6,6 +6,7 @@ Every figure is measured in the run that prints it.
 from __future__ import annotations
 
 import copy
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -61,6 +62,26 @@ def expected_seconds(model: str, recipe: str, *, compiled: bool) -> dict[str, fl
         return {}
     found = SECONDS if compiled else {stage: s for stage, s in SECONDS.items() if stage != "compiled"}
     return {**found, "plan": found["plan"] * SHARES[recipe]}
+
+
+def best_threads(model: str) -> int:
+    """One thread, or as many as PyTorch takes: what calls a bundled denoiser faster here.
+
+    They are small, and threads that wait for each other on a machine that others use are many times slower than one.
+    """
+    most = torch.get_num_threads()
+    pipe, denoiser = load_denoiser(bundled(model))
+    sample = adapter("diffusers").sampler(pipe, steps=2, images=8, batch=8)
+    seconds: dict[int, float] = {}
+    try:
+        for count in (1, most) * 2 if most > 1 else ():  # the first calls of each also allocate
+            torch.set_num_threads(count)
+            began = time.perf_counter()
+            sample(denoiser)
+            seconds[count] = time.perf_counter() - began
+    finally:
+        torch.set_num_threads(most)
+    return min(seconds, key=seconds.__getitem__, default=most)
 
 
 def run_demo(

@@ -31,16 +31,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--act-bits", type=positive, default=8, help="width of activations")
     parser.add_argument("--groups", type=positive, default=8, help="timestep groups")
     parser.add_argument("--no-compile", action="store_true", help="skip the compiled denoisers: most of the time")
+    parser.add_argument("--threads", type=positive, help="of PyTorch (default: one, or all, what is faster here)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the calibration images")
     parser.add_argument("--open", action="store_true", help="show the report in the browser")
     parser.add_argument("--json", action="store_true", help="print the figures and the file's name as one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
+    import torch
     from tqdm import tqdm
 
     from dq_plugins.atomic import replacing
-    from dq_plugins.demo import expected_seconds, run_demo
+    from dq_plugins.demo import best_threads, expected_seconds, run_demo
     from dq_plugins.plots import pairs_of_images
     from dq_plugins.progress import on_terminal
     from dq_plugins.report.demo_page import demo_page, summary_table
@@ -56,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
         file.flush()
 
     stages = Stages(expected_seconds(args.model, args.recipe, compiled=not args.no_compile), say=say)
+    torch.set_num_threads(args.threads or best_threads(args.model))
     with stages.heard(), nullcontext() if on_terminal() else passes_told(say):
         result = run_demo(
             out,

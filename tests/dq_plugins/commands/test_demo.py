@@ -3,6 +3,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from dq_plugins import demo
 from dq_plugins.cli import main
@@ -41,7 +42,8 @@ def test_a_second_run_uses_what_is_recorded(out: Path, result: DemoResult) -> No
 
 def test_command_writes_a_page_and_a_picture(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(demo, "run_demo", small)
-    assert main(["demo", "--model", "digits", "--recipe", "fast", "--no-compile", "--out", str(tmp_path)]) == 0
+    given = ["--model", "digits", "--recipe", "fast", "--no-compile", "--threads", "1", "--out", str(tmp_path)]
+    assert main(["demo", *given]) == 0
     (folder,) = tmp_path.iterdir()
     assert folder.name == "digits-W8A8-fast-8-groups-seed-0"
     assert (folder / "images.png").stat().st_size > 1000
@@ -66,3 +68,16 @@ def test_a_slower_denoiser_is_called_slower(result: DemoResult) -> None:
     slow, fast = Latency(3.0, 3.0, 3.0, 3.0), Latency(1.5, 1.5, 1.5, 1.5)
     assert "(2.00x slower)" in str(summary_table(replace(result, latency={"fp32, eager": fast, "int8, eager": slow})))
     assert "(2.00x faster)" in str(summary_table(replace(result, latency={"fp32, eager": slow, "int8, eager": fast})))
+
+
+def test_one_thread_is_taken_where_more_are_slower(monkeypatch) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        seconds = {1: 1.0, 2: 5.0}
+        clock = iter(t for count in (1, 2, 1, 2) for t in (0.0, seconds[count]))
+        monkeypatch.setattr(demo.time, "perf_counter", lambda: next(clock))
+        assert demo.best_threads("digits") == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
