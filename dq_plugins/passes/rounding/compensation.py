@@ -11,10 +11,13 @@ the inverse of H that its own form takes. Cholesky's factors are lower triangles
 to that in which they are rounded. Because H is not centred, the mean of the output is kept as well as its variations.
 
 Of a layer with very many columns H would take gigabytes and a minute (``K^2`` numbers, ``K^3 / 3`` products). Such a
-layer is rounded part by part, each with the H of its own columns. What the parts so far did to the output,
-``D = sum of E X_part^T``, all columns still to come make up for before the next part is rounded, as they do in GPTQ:
+layer is rounded part by part. With ``X_p`` the inputs of a part and ``X_l`` those of all later ones, in terms of rows,
 
-    W += D (G + damping)^-1 X,    G = sum over columns still to come of X X^T
+    A = X_l X_l^T + damping          the part's columns add  D A'^-1 X_p,      D = sum of E X^T over the parts before
+                                     and see  H_p = damping (X_p^T A^-1 X_p + 1),
+
+where ``A'`` is the A of the part before. These are again the codes of the whole (by the matrix inversion lemma, H_p is
+the Schur complement of the later columns in H), for ``R^2`` numbers.
 
 Source: Frantar et al. 2022 (GPTQ), algorithm 1, with its order by descending diagonal of H ("act-order") and its
 damping of the diagonal; in the form of Chee et al. 2023 (QuIP), section 3, which proves that the two are equal.
@@ -24,6 +27,7 @@ Shapes: ``O`` outputs, ``K`` products per output (columns), ``R`` rows of the in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -141,48 +145,60 @@ def compensated_codes(weight: Tensor, rows: Tensor, quant: WeightQuant, options:
     scale, zeros = quant.steps(weight).expand_as(weight), torch.as_tensor(quant.zeros(weight)).expand_as(weight)
     codes = torch.empty(weight.shape, dtype=torch.int8 if quant.bits <= 8 else torch.int16)
     parts, damping = order.tensor_split(-(-len(order) // options.columns)), options.damping * float(importance.mean())
-    remaining = _Remaining(rows, damping) if len(parts) > 1 else None
+    later = _Later(rows, parts[1:], damping)
     for part in parts:
         columns = part.flip(0)  # the last one is rounded first
         x = rows[:, columns].float()  # [R, k]
-        wanted = weight[:, columns].float()
-        if remaining is not None:
-            wanted = wanted + remaining.compensation(x)
+        wanted = weight[:, columns].float() + later.compensation(x)
+        remaining = second_moments(later.beyond(x))  # [k, k]
         quantizer = scale[:, columns].float(), zeros[:, columns]
-        found = _rounded_columns(wanted, _factor(second_moments(x), damping), *quantizer, integer_range(quant.bits))
+        found = _rounded_columns(wanted, _factor(remaining, damping), *quantizer, integer_range(quant.bits))
         codes[:, columns] = found.to(codes.dtype)
-        if remaining is not None:
-            remaining.take(x, weight[:, columns] - dequantize(found, *quantizer))
+        later.take(x, weight[:, columns] - dequantize(found, *quantizer))
     return codes
 
 
-class _Remaining:
-    """What columns still to be rounded make up for: D and G of the module.
+class _Later:
+    """What the columns of later parts make up for: A of the module and its factor, and D.
 
     Args:
         rows: ``[R, K]``.
-        damping: of G.
+        parts: columns of each part but the first.
+        damping: of A.
     """
 
-    def __init__(self, rows: Tensor, damping: float) -> None:
-        self.gram = torch.zeros(len(rows), len(rows))  # G, [R, R]
-        for some in rows.split(BLOCK * BLOCK, 1):
-            self.gram.addmm_(some.float(), some.float().T)
-        self.damping = damping
-        self.shift: Tensor | None = None  # D, [O, R]
+    def __init__(self, rows: Tensor, parts: Sequence[Tensor], damping: float) -> None:
+        self._damping, self._left = damping, len(parts)
+        self._gram: Tensor | None = None  # A without damping, [R, R]
+        for part in parts:
+            product = second_moments(rows[:, part].float().T)
+            self._gram = product if self._gram is None else self._gram.add_(product)
+        self._factor: Tensor | None = None  # of A, [R, R]
+        self._shift: Tensor | None = None  # D, [O, R]
 
     def compensation(self, x: Tensor) -> Tensor:
-        """What the columns of inputs ``[R, k]`` have to add: ``[O, k]``."""
-        lower = None if self.shift is None else _factor(self.gram.clone(), self.damping)
-        if self.shift is None or lower is None:
+        """What the columns of inputs ``[R, k]``, the next part, have to add for parts before: ``[O, k]``."""
+        if self._shift is None or self._factor is None:
             return torch.zeros(())
-        return torch.cholesky_solve(self.shift.T, lower).T @ x
+        return torch.cholesky_solve(self._shift.T, self._factor).T @ x
+
+    def beyond(self, x: Tensor) -> Tensor:
+        """What of the inputs ``[R, k]`` of the part in hand later parts cannot make up for, ``[R, k]``."""
+        if self._gram is None or not self._left:
+            return x
+        if self._shift is not None:
+            self._gram.sub_(second_moments(x.T))  # of the first part it never held any
+        self._factor = _factor(self._gram.clone(), self._damping)
+        if self._factor is None:
+            return x
+        return torch.linalg.solve_triangular(self._factor, x, upper=False).mul_(self._damping**0.5)
 
     def take(self, x: Tensor, errors: Tensor) -> None:
         """Columns have been rounded; by how much less than their weight: ``[O, k]``."""
-        self.gram.addmm_(x, x.T, alpha=-1)
-        product = errors @ x.T
-        self.shift = product if self.shift is None else self.shift.add_(product)
+        if self._left:
+            product = errors @ x.T
+            self._shift = product if self._shift is None else self._shift.add_(product)
+            self._left -= 1
 
 
 def _rounded_columns(

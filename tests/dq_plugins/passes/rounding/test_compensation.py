@@ -62,15 +62,13 @@ def test_uncorrelated_inputs_leave_nothing_to_make_up_for():
     assert torch.equal(compensated_codes(weight, rows, quant, GPTQOptions(columns=5)), quant.quantize(weight))
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_parts_make_up_for_the_errors_of_those_before_them(seed):
+@pytest.mark.parametrize("columns", [1, 12, 24])
+@pytest.mark.parametrize("seed", range(3))
+def test_parts_are_rounded_as_the_whole(seed, columns):
     weight, x, quant = problem(seed, columns=48)
     whole = compensated_codes(weight, x, quant)
-    # with one column each, parts are the same algorithm: each column is corrected by the columns from it on
-    single = compensated_codes(weight, x, quant, GPTQOptions(columns=1))
-    assert (single == whole).float().mean() > 0.99
-    parts = compensated_codes(weight, x, quant, GPTQOptions(columns=12))
-    assert output_error(weight, parts, quant, x) < 1.7 * output_error(weight, whole, quant, x)
+    parts = compensated_codes(weight, x, quant, GPTQOptions(columns=columns))
+    assert (parts == whole).float().mean() > 0.99
 
 
 def test_a_later_part_takes_what_the_codes_before_it_did_to_the_output():
