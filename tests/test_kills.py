@@ -166,8 +166,8 @@ def test_learning(case, tmp_path, monkeypatch, step: Step) -> None:
 
 
 def test_exempt_layers(case, tmp_path, monkeypatch) -> None:
-    tried = counted(monkeypatch, exempt_layers, "replayed_error")
-    plan_survives(case, tmp_path, (*RANGES, Step("exempt-layers", {"runs": 1})), tried, every=2)
+    tried = counted(monkeypatch, exempt_layers, "output_error")
+    plan_survives(case, tmp_path, (*RANGES, Step("exempt-layers", {"calls": 2})), tried, every=2)
 
 
 SEARCH = {"generations": 1, "population": 3, "parents": 2, "mutants": 2, "crossovers": 1, "seconds": 0.5, "steps": (3,)}

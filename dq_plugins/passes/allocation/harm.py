@@ -8,12 +8,13 @@ compared. Errors of layers are nearly uncorrelated, so their powers add up to th
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dq_plugins.calibration import CalibrationSet
+from dq_plugins.calibration import CalibrationSet, Call
 from dq_plugins.hooks import hooked
 from dq_plugins.quantized.layer import LayerState
 from dq_plugins.quantized.run import QuantizedRun, States
@@ -22,7 +23,21 @@ LOOKED_AT = 2
 """Recorded samples that are looked at."""
 
 
-def own_errors(run: QuantizedRun, states: States, calls: CalibrationSet) -> dict[str, float]:
+def output_error(run: QuantizedRun, quantized: States, calls: Iterable[Call]) -> float:
+    """Squared error of the denoiser's output over its power, with these layers quantized; ``run`` is open.
+
+    Summed in float64.
+    """
+    run.use(quantized)
+    error = power = 0.0
+    with torch.no_grad():
+        for call in calls:
+            error += float((call.run(run.denoiser) - call.output).double().square().sum())
+            power += float(call.output.double().square().sum())
+    return error / max(power, 1e-300)
+
+
+def own_errors(run: QuantizedRun, states: States, calls: Iterable[Call]) -> dict[str, float]:
     """Squared error of each layer's output over its power, on the inputs of full precision.
 
     Args:
@@ -46,7 +61,7 @@ def own_errors(run: QuantizedRun, states: States, calls: CalibrationSet) -> dict
 
     run.use({})
     with torch.no_grad(), hooked({name: run.modules[name] for name in states}, after=compare):
-        for call in calls.calls():
+        for call in calls:
             call.run(run.denoiser)
     return {name: error / max(power, 1e-300) for name, (error, power) in sums.items()}
 
@@ -61,17 +76,11 @@ def harm(run: QuantizedRun, states: States, calibration: CalibrationSet, count: 
         calibration: recorded calls.
         count: of layers, at most.
     """
-    calls = calibration.spread(LOOKED_AT, LOOKED_AT)
+    calls = list(calibration.spread(LOOKED_AT, LOOKED_AT).calls())
     own = own_errors(run, states, calls)
     worst = sorted(own, key=own.__getitem__, reverse=True)[:count]
-
-    def error(quantized: States) -> float:
-        run.use(quantized)
-        with torch.no_grad():
-            return sum(float((c.run(run.denoiser) - c.output).double().square().sum()) for c in calls.calls())
-
-    alone = {name: error({name: states[name]}) for name in worst}
-    left, shares = max(error(states), sum(alone.values()), 1e-300), {}
+    alone = {name: output_error(run, {name: states[name]}, calls) for name in worst}
+    left, shares = max(output_error(run, states, calls), sum(alone.values()), 1e-300), {}
     for name in sorted(alone, key=alone.__getitem__, reverse=True):
         shares[name] = alone[name] / left
         left = max(left - alone[name], 1e-300)

@@ -33,7 +33,7 @@ DEFAULT = Recipe(
         Step("timestep-groups"),
         Step("activation-ranges", {"observer": "by-width"}),
         Step("bias-correction"),
-        Step("exempt-layers", {"optional": True, "runs": 1, "images": 1}),
+        Step("exempt-layers"),
     ),
 )
 
@@ -50,7 +50,7 @@ BEST = Recipe(
         Step("block-reconstruction", {"iterations": 100, "most_bits": 6, "samples": 80}),
         Step("bias-correction"),
         Step("learned-ranges", {"learn": ("ranges", "scales", "corrections"), "passes": 1.5, "images": 2, "looks": 4}),
-        Step("exempt-layers", {"optional": True, "runs": 1}),
+        Step("exempt-layers"),
     ),
 )
 

@@ -33,7 +33,7 @@ def test_the_layer_that_was_spoilt_is_found_first(case, plan) -> None:
     run = planned_run(case[0], plan)
     states = planned_states(run, plan)
     with run:
-        own = own_errors(run, states, case[1])
+        own = own_errors(run, states, case[1].calls())
         shares = harm(run, states, case[1], 3)
     assert max(own, key=own.__getitem__) == BAD
     assert own[BAD] > 100 * sorted(own.values())[-2]
