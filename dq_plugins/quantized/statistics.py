@@ -76,9 +76,19 @@ class LayerRecord:
 SAMPLE = 1 << 17
 """Values of a layer's input that enter the histogram, at least, for each call; its ends are those of all values."""
 
+PIECE = 1 << 14
+"""Values that one thread squares and adds up in float32, whatever the number of threads."""
+
 TIMESTEP: Format[dict[str, LayerRecord]] = Format(
     "statistics", 2, dict[str, LayerRecord], CalibrationError, "statistics of a timestep"
 )
+
+
+def _squares(values: Tensor) -> float:
+    """Sum of squares of float32 values ``[n]``: float32 in pieces, whose sums are added in float64."""
+    pieces = sum(float(piece.dot(piece)) for piece in values.split(PIECE))
+    # too large, or so small that their squares are not normal numbers: several times as slow
+    return pieces if 1e-30 < pieces < 1e38 else float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
 
 
 class InputStatistics(Observer):
@@ -93,7 +103,7 @@ class InputStatistics(Observer):
 
     def observe(self, values: Tensor) -> None:
         """Add the values to the histogram and to the sum of squares."""
-        self.squares += float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
+        self.squares += _squares(values)
         # an odd step meets all channels and positions, whose numbers are mostly even
         some = values[:: 2 * (len(values) // (2 * SAMPLE)) + 1]
         self.histogram.update(some, *(float(v) for v in some.aminmax()))

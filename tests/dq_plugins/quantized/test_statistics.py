@@ -299,3 +299,9 @@ def test_a_layer_that_runs_at_some_timesteps_only_has_its_range_in_the_groups_of
         calls = record(model, sample, tmp_path / recipe, progress=False)
         plan = make_plan(model, calls, recipe, options=options, progress=False)
         assert (plan.layers["early"].activation.scale > 1e-2).all(), recipe
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-25, 1e30, 0.0])
+def test_squares_are_summed_at_any_magnitude(size):
+    values = size * torch.randn(50_000, generator=torch.Generator().manual_seed(0))
+    assert statistics._squares(values) == pytest.approx(float(values.double().square().sum()), rel=1e-5)
