@@ -75,9 +75,7 @@ def readers(folder: Path) -> dict[str, Reader]:
         "config of diffusers": _config(folder / "diffusers"),
         "plan in a config": _embedded(plan, folder / "embedded"),
     }
-    shutil.copytree(
-        folder / "calibration", folder / "own"
-    )  # the other is changed, and this one is read as it is mapped
+    shutil.copytree(folder / "calibration", folder / "own")  # the other changes, and this one is read where it lies
     own = dq.CalibrationSet.open(folder / "own")
     return found | _states(folder) | {"interrupted run": _interrupted(model, own, folder / "interrupted")}
 
