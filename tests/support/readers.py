@@ -151,7 +151,7 @@ def _embedded(plan: dq.QuantPlan, folder: Path) -> Reader:
 
 
 def _interrupted(model: torch.nn.Module, calibration: dq.CalibrationSet, folder: Path) -> Reader:
-    """A run that was killed in its second block: what was found of the first, and how far the second was."""
+    """A run that was killed in its last block: what was found of the others, and how far this one was."""
     options = {"iterations": 3, "calls": 1}
     recipe = Recipe("interrupted", "", (Step("weight-ranges"), Step("block-reconstruction", options)))
     step, steps, traced = Learner._step, count(), pass_context.partition(model, calibration.example_inputs())
@@ -161,7 +161,7 @@ def _interrupted(model: torch.nn.Module, calibration: dq.CalibrationSet, folder:
             dq.make_plan(model, calibration, recipe, weight_bits=4, workdir=place, progress=False)
 
     def interrupt(*args: Any) -> None:
-        if next(steps) > 4:
+        if next(steps) >= 14:
             raise KeyboardInterrupt
         step(*args)
 
@@ -169,7 +169,7 @@ def _interrupted(model: torch.nn.Module, calibration: dq.CalibrationSet, folder:
         with patch.object(resuming, "KEPT_EVERY_S", 0.0):
             run(folder)
     files = [SealedFile(path) for path in sorted((folder / "01-block-reconstruction").glob("*.safetensors"))]
-    assert len(files) == 2
+    assert len(files) == 5
 
     def read() -> None:
         with TemporaryDirectory(dir=folder.parent) as place:
