@@ -223,7 +223,7 @@ def test_a_timestep_that_is_visited_again_goes_on_where_it_was(tmp_path):
     a, b = (c.statistics(["layer"]) for c in (many, once))
     assert a.timesteps == (100.0, 900.0)
     assert torch.equal(a.error_table("layer", 4).error, b.error_table("layer", 4).error)
-    assert a.mean_square("layer").tolist() == pytest.approx(b.mean_square("layer").tolist(), rel=1e-12)
+    assert a.mean_square("layer").tolist() == pytest.approx(b.mean_square("layer").tolist(), rel=1e-6)  # float32
 
 
 def test_only_the_running_timesteps_are_in_memory(tmp_path):
