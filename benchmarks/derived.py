@@ -212,12 +212,9 @@ def by_images(data: Mapping[str, Any]) -> Derived:
     return found
 
 
-def first_picture(data: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds of each stage, of what comes before an installation and after a loading, and of all."""
-    seconds = data["seconds"]
-    setup = seconds["clone"] + seconds["environment"]
-    picture = sum(seconds[stage] for stage in ("record", "plan", "prepare", "first picture"))
-    return {**seconds, "setup": setup, "picture": picture, "all": sum(seconds.values())}
+def first_picture(data: Mapping[str, Any]) -> Derived:
+    """Seconds of each stage and of all, on the wall and of CPU time."""
+    return {kind: {**data[kind], "all": sum(data[kind].values())} for kind in ("seconds", "cpu") if kind in data}
 
 
 DERIVATIONS: dict[str, Callable[[Mapping[str, Any]], Derived]] = {

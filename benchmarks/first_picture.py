@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -25,12 +26,12 @@ RESULT = ROOT / "benchmarks" / "results"
 # each stage in the same process, as in a script of a user
 STAGES = """
 import json, sys, time
-times, began = {}, time.perf_counter()
+times, began = {}, (time.perf_counter(), time.process_time())
 
 def done(stage):
     global began
-    now = time.perf_counter()
-    times[stage], began = now - began, now
+    now = time.perf_counter(), time.process_time()
+    times[stage], began = (now[0] - began[0], now[1] - began[1]), now
 
 import dq_plugins as dq, dq_diffusers
 from dq_diffusers.recording import denoiser_of, load_pipeline, sampler
@@ -51,18 +52,28 @@ print("times", json.dumps(times))
 """
 
 
-def timed(what: str, *command: str, folder: Path | None = None) -> tuple[float, str]:
-    """Seconds that a command takes, and what it printed."""
+Times = tuple[float, float]
+"""Seconds on the wall, and of CPU time, which depends little on what else runs."""
+
+
+def used() -> float:
+    """Seconds of CPU time of all commands so far."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
+
+
+def timed(what: str, *command: str, folder: Path | None = None) -> tuple[Times, str]:
+    """What a command takes, and what it printed."""
     print(f"{what} ...", file=sys.stderr, flush=True)
-    began = time.perf_counter()
+    began, before = time.perf_counter(), used()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{what} failed:\n{done.stderr[-3000:]}")
-    return time.perf_counter() - began, done.stdout
+    return (time.perf_counter() - began, used() - before), done.stdout
 
 
-def measure(folder: Path, args: argparse.Namespace) -> dict[str, float]:
-    """Seconds of each stage, in order."""
+def measure(folder: Path, args: argparse.Namespace) -> dict[str, Times]:
+    """Times of each stage, in order."""
     code, python = folder / "code", folder / "venv" / "bin" / "python"
     torch = next(line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch=="))
     install = (str(python), "-m", "pip", "install", "--quiet", *(["--no-cache-dir"] if args.no_cache else []))
@@ -77,7 +88,8 @@ def measure(folder: Path, args: argparse.Namespace) -> dict[str, float]:
         ],
     }
     _, printed = timed("import to first picture", str(python), "-c", STAGES, args.model, args.recipe, folder=folder)
-    return {**times, **json.loads(re.findall(r"^times (.*)$", printed, re.MULTILINE)[-1])}
+    stages = json.loads(re.findall(r"^times (.*)$", printed, re.MULTILINE)[-1])
+    return {**times, **{stage: tuple(both) for stage, both in stages.items()}}
 
 
 def main() -> None:
@@ -93,16 +105,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         times = measure(Path(folder), args)
     loads = (load, os.getloadavg()[0])
-    print("| stage | seconds |\n|---|---|")
-    for stage, seconds in {**times, "all": sum(times.values())}.items():
-        print(f"| {stage} | {seconds:.1f} |")
+    print("| stage | seconds | CPU time, seconds |\n|---|---|---|")
+    for stage, (seconds, cpu) in {**times, "all": tuple(map(sum, zip(*times.values(), strict=True)))}.items():
+        print(f"| {stage} | {seconds:.1f} | {cpu:.1f} |")
     print(f"\nLoad before and after: {loads[0]:.1f}, {loads[1]:.1f}, on {os.cpu_count()} cores.")
     if args.record:
         commit = subprocess.check_output(
             ["git", "-C", str(ROOT), "rev-parse", "--short", args.commit], text=True
         ).strip()
         facts = {"model": args.model, "recipe": args.recipe, "commit": commit, "extras": args.extras}
-        facts |= {"load": loads, "cores": os.cpu_count(), "seconds": times}
+        facts |= {"load": loads, "cores": os.cpu_count()}
+        facts |= {name: {stage: both[i] for stage, both in times.items()} for i, name in enumerate(("seconds", "cpu"))}
         (RESULT / f"{args.record}.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 

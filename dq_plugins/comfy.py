@@ -76,7 +76,7 @@ def _obstacle(layer: Any, plan: LayerPlan) -> str:
     kind, weight = kind_of(layer), plan.weight
     assert weight is not None
     if kind is None or kind.name != "linear":
-        return f"ComfyUI runs linear layers alone in integers, this is a {plan.kind}"
+        return f"ComfyUI runs linear layers alone in integers, this is {plan.kind}"
     if weight.zero_point is not None:
         return "its weight has zero points (symmetric_weights=True makes a plan without)"
     if weight.bits > 8:
