@@ -57,8 +57,10 @@ def run(args: argparse.Namespace) -> int:
         tqdm.write(line, file)  # leaves the progress bar of a pass whole
         file.flush()
 
-    stages = Stages(expected_seconds(args.model, args.recipe, compiled=not args.no_compile), say=say)
+    if args.threads is None:
+        say("trying whether one thread or all of them are faster here")
     torch.set_num_threads(args.threads or best_threads(args.model))
+    stages = Stages(expected_seconds(args.model, args.recipe, compiled=not args.no_compile), say=say)
     with stages.heard(), nullcontext() if on_terminal() else passes_told(say):
         result = run_demo(
             out,
