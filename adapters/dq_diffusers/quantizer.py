@@ -222,7 +222,7 @@ def make_savable(model: Any, config: CheckpointConfig) -> None:
     """Let ``save_pretrained`` of a denoiser that was quantized in place write it, and ``from_pretrained`` read it."""
     if not isinstance(model, ModelMixin) or not hasattr(model, "config"):
         return  # one of several nets has no config of its own, and diffusers saves each of them by itself
-    if not isinstance(getattr(model, "hf_quantizer", None), DQQuantizer):
+    if getattr(getattr(model, "hf_quantizer", None), "modules", None) is None:  # not here before
         # a quantizer sees the state alone, in which what lies on disk is memory that nobody has written to
         model.register_state_dict_pre_hook(_require_values)
     wrapped = DQConfig(config=config, dtypes=noted_dtypes(model))
