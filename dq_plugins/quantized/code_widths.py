@@ -48,7 +48,8 @@ class WithWidths(ExactState):
 
     def state_widths(self, widths: Iterable[int], device: torch.device) -> None:
         """Say which widths the state of this module is for."""
-        self.register_buffer(NAME, torch.tensor(list(widths), dtype=torch.int8, device=device))
+        self._widths = list(widths)  # what the module is built for, whatever the buffer holds (`Module.to_empty`)
+        self.register_buffer(NAME, torch.tensor(self._widths, dtype=torch.int8, device=device))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -66,11 +67,11 @@ class WithWidths(ExactState):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        found, own = state_dict.get(prefix + NAME), self.code_widths
-        if isinstance(found, Tensor) and not (found.is_meta or own.is_meta) and found.tolist() != own.tolist():
+        found = state_dict.get(prefix + NAME)
+        if isinstance(found, Tensor) and not found.is_meta and found.tolist() != self._widths:
             error_msgs.append(
                 f"{prefix.rstrip('.')}: the state is of a layer with other widths, {found.tolist()} instead of "
-                f"{own.tolist()}. Apply the plan that the state was made with, then load it."
+                f"{self._widths}. Apply the plan that the state was made with, then load it."
             )
             return
         if found is None and f"{prefix}weight" in state_dict and "weight" not in self._parameters:

@@ -136,6 +136,12 @@ def test_copying_the_state_of_an_integer_layer_into_another_kind_is_refused(quan
         unet().load_state_dict(state)
 
 
+def test_a_denoiser_without_values_takes_a_state(quantized):
+    model = copy.deepcopy(quantized).to("meta").to_empty(device="cpu")
+    model.load_state_dict(quantized.state_dict())
+    assert same(model, quantized)
+
+
 @pytest.mark.parametrize("strict", [True, False])
 def test_full_precision_weights_are_not_loaded_into_integer_layers(strict, quantized):
     model = copy.deepcopy(quantized)
