@@ -19,7 +19,8 @@ def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     """The components that sampling calls with a timestep, by attribute name, those of usual names first.
 
     Several: experts for different timesteps (``transformer`` and ``transformer_2``), or a ControlNet beside a U-Net.
-    Of several ControlNets in one component each is one: ``controlnet.nets.0``.
+    Of several ControlNets in one component each is one: ``controlnet.nets.0``. A module that stands under two names
+    is there under the first.
     """
     found: dict[str, nn.Module] = {}
     for name, part in pipe.components.items():
@@ -27,7 +28,9 @@ def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
             nets = getattr(part, "nets", None)
             together = isinstance(nets, nn.ModuleList)
             found |= {f"{name}.nets.{i}": net for i, net in enumerate(nets)} if together else {name: part}
-    return {name: found[name] for name in (*(n for n in _USUAL_NAMES if n in found), *found)}
+    ordered = {name: found[name] for name in (*(n for n in _USUAL_NAMES if n in found), *found)}
+    first = {id(part): name for name, part in reversed(ordered.items())}
+    return {name: part for name, part in ordered.items() if first[id(part)] == name}
 
 
 def denoiser_of(pipe: Any) -> tuple[str, nn.Module]:

@@ -56,6 +56,15 @@ def test_all_components_that_take_a_timestep_are_denoisers():
     assert denoiser_of(pipe) == ("transformer", pipe.transformer)
 
 
+def test_one_module_under_two_names_is_quantized_once():
+    pipe = experts()
+    pipe.register_modules(transformer_2=pipe.transformer)
+    plan = dq_diffusers.quantize(pipe, "fast", **FEW)
+    assert isinstance(plan, QuantPlan)
+    assert pipe.transformer_2 is pipe.transformer
+    assert draw(pipe).isfinite().all()
+
+
 def test_each_gets_a_plan_over_its_own_timesteps_saved_and_loaded_with_the_pipeline(tmp_path):
     pipe = experts()
     plans = dq_diffusers.quantize(pipe, "fast", **FEW)
