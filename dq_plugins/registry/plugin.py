@@ -104,7 +104,7 @@ class Plugin:
     @property
     def summary(self) -> str:
         """One line of what it does, as its definition says, found without importing anything; empty if it is silent."""
-        return summary_at(self.location, self.target.partition(":")[2])
+        return summary_at(self.location, self.target.partition(":")[2]).replace("``", "")
 
     def load(self) -> Any:
         """The object; imported at the first use, and tried again after a failure.
