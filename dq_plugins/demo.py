@@ -71,7 +71,7 @@ def best_threads(model: str) -> int:
     """
     most = torch.get_num_threads()
     pipe, denoiser = load_denoiser(bundled(model))
-    sample = adapter("diffusers").sampler(pipe, steps=2, images=8, batch=8)
+    sample = adapter("diffusers").sampler(pipe, steps=1, images=8, batch=8)
     seconds: dict[int, float] = {}
     try:
         for count in (1, most) * 2 if most > 1 else ():  # the first calls of each also allocate
