@@ -40,18 +40,18 @@ PROMPTS = {
 }
 
 SECONDS = {
-    "load": 3.0,
-    "record": 8.0,
-    "plan": 70.0,
-    "reference": 7.0,
-    "apply": 6.0,
-    "errors": 2.0,
+    "load": 1.0,
+    "record": 9.0,
+    "plan": 75.0,
+    "reference": 8.0,
+    "apply": 8.0,
+    "errors": 3.0,
     "eager": 5.0,
-    "compiled": 80.0,
-    "report": 6.0,
+    "compiled": 180.0,
+    "report": 8.0,
 }
-"""A guess of what each stage takes with ``default``: half of one run beside other work. The proportions count, because
-the estimate scales them by what the finished stages took."""
+"""A guess of what each stage takes with ``default``: of runs on one thread, beside other work. The
+proportions count, because the estimate scales them by what the finished stages took."""
 SHARES = {"fast": 0.1, "default": 1.0}
 """Of the planning of ``default``; of other recipes nothing is guessed."""
 
