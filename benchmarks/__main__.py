@@ -13,6 +13,8 @@ COMMANDS = {
     "latency": ["benchmarks.latency"],
     "size": ["benchmarks.size", "--full-size"],
     "full-size": ["benchmarks.full_size"],
+    "planning-w8a8": ["benchmarks.planning", "--weight-bits", "8"],
+    "planning-w4a8": ["benchmarks.planning", "--weight-bits", "4"],
     "weight-only": ["benchmarks.weight_only"],
     "temporal-table": ["benchmarks.temporal_table", "--full-size"],
     "tfmq-digits": ["benchmarks.tfmq", "--model", "digits"],
