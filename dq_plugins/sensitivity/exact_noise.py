@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from dq_plugins import registry
-from dq_plugins.calibration import CalibrationSet, first_tensor
+from dq_plugins.calibration import CalibrationSet, Call, first_tensor
 from dq_plugins.errors import DQError
 from dq_plugins.quantized.candidates import Candidates, Entry
 from dq_plugins.quantized.network import SuperNetwork
@@ -30,10 +30,16 @@ def output_noise(
     Returns:
         ``sum (y - y^)^2`` and ``sum y^2``.
     """
-    noise = signal = 0.0
-    with SuperNetwork(denoiser, candidates, calibration.timestep_argument) as network, torch.no_grad():
+    with SuperNetwork(denoiser, candidates, calibration.timestep_argument) as network:
         network.switch(widths_of(entries))
-        for call in calibration.calls():
+        return noise_and_signal(denoiser, calibration.calls())
+
+
+def noise_and_signal(denoiser: nn.Module, calls: Iterable[Call]) -> tuple[float, float]:
+    """``sum (y - y^)^2`` and ``sum y^2`` of the output that the denoiser now gives to recorded calls, in float64."""
+    noise = signal = 0.0
+    with torch.no_grad():
+        for call in calls:
             reference = call.output.double()
             noise += float((call.run(denoiser).double() - reference).square().sum())
             signal += float(reference.square().sum())

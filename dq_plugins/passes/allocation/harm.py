@@ -18,22 +18,16 @@ from dq_plugins.calibration import CalibrationSet, Call
 from dq_plugins.hooks import hooked
 from dq_plugins.quantized.layer import LayerState
 from dq_plugins.quantized.run import QuantizedRun, States
+from dq_plugins.sensitivity.exact_noise import noise_and_signal
 
 LOOKED_AT = 2
 """Recorded samples that are looked at."""
 
 
 def output_error(run: QuantizedRun, quantized: States, calls: Iterable[Call]) -> float:
-    """Squared error of the denoiser's output over its power, with these layers quantized; ``run`` is open.
-
-    Summed in float64.
-    """
+    """Squared error of the denoiser's output over its power, with these layers quantized; ``run`` is open."""
     run.use(quantized)
-    error = power = 0.0
-    with torch.no_grad():
-        for call in calls:
-            error += float((call.run(run.denoiser) - call.output).double().square().sum())
-            power += float(call.output.double().square().sum())
+    error, power = noise_and_signal(run.denoiser, calls)
     return error / max(power, 1e-300)
 
 

@@ -154,7 +154,8 @@ def compensated_codes(weight: Tensor, rows: Tensor, quant: WeightQuant, options:
         quantizer = scale[:, columns].float(), zeros[:, columns]
         found = _rounded_columns(wanted, _factor(remaining, damping), *quantizer, integer_range(quant.bits))
         codes[:, columns] = found.to(codes.dtype)
-        later.take(x, weight[:, columns] - dequantize(found, *quantizer))
+        if later.parts:
+            later.take(x, weight[:, columns] - dequantize(found, *quantizer))
     return codes
 
 
@@ -165,10 +166,13 @@ class _Later:
         rows: ``[R, K]``.
         parts: columns of each part but the first.
         damping: of A.
+
+    Attributes:
+        parts: how many are still to come after the part in hand.
     """
 
     def __init__(self, rows: Tensor, parts: Sequence[Tensor], damping: float) -> None:
-        self._damping, self._left = damping, len(parts)
+        self._damping, self.parts = damping, len(parts)
         self._gram: Tensor | None = None  # A without damping, [R, R]
         for part in parts:
             product = second_moments(rows[:, part].float().T)
@@ -184,7 +188,7 @@ class _Later:
 
     def beyond(self, x: Tensor) -> Tensor:
         """What of the inputs ``[R, k]`` of the part in hand later parts cannot make up for, ``[R, k]``."""
-        if self._gram is None or not self._left:
+        if self._gram is None or not self.parts:
             return x
         if self._shift is not None:
             self._gram.sub_(second_moments(x.T))  # of the first part it never held any
@@ -194,11 +198,10 @@ class _Later:
         return torch.linalg.solve_triangular(self._factor, x, upper=False).mul_(self._damping**0.5)
 
     def take(self, x: Tensor, errors: Tensor) -> None:
-        """Columns have been rounded; by how much less than their weight: ``[O, k]``."""
-        if self._left:
-            product = errors @ x.T
-            self._shift = product if self._shift is None else self._shift.add_(product)
-            self._left -= 1
+        """Columns have been rounded; by how much less than their weight: ``[O, k]``. Their successor is in hand now."""
+        product = errors @ x.T
+        self._shift = product if self._shift is None else self._shift.add_(product)
+        self.parts -= 1
 
 
 def _rounded_columns(
