@@ -89,19 +89,22 @@ def affine_parameters(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) 
     return scale, zero_point
 
 
-def token_parameters(x: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """`affine_parameters` of every vector along the last dimension, from its own extremes.
+def dynamic_parameters(x: Tensor, bits: int, *, symmetric: bool, spatial: int = 0) -> tuple[Tensor, Tensor]:
+    """`affine_parameters` of every token of a linear layer's input, or every sample of a convolution's, from its own
+    extremes.
 
     Args:
-        x: ``[..., C]``.
+        x: ``[..., C]``, or ``[N, C, *positions]`` with ``spatial`` dimensions of positions; ``N`` may be missing.
         bits: width of the code.
         symmetric: whether the zero point is fixed at 0.
+        spatial: number of dimensions that the layer slides over.
 
     Returns:
-        ``(scale, zero_point)``: float32 and int32, ``[..., 1]``.
+        ``(scale, zero_point)``: float32 and int32, ``[..., 1]`` or ``[N, 1, *1]``.
     """
+    axes = tuple(range(-1 - spatial, 0))
     # not aminmax, which is more than ten times slower along a dimension on a CPU
-    return affine_parameters(x.amin(-1, keepdim=True), x.amax(-1, keepdim=True), bits, symmetric=symmetric)
+    return affine_parameters(x.amin(axes, keepdim=True), x.amax(axes, keepdim=True), bits, symmetric=symmetric)
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, q_min: int | Tensor, q_max: int | Tensor) -> Tensor:

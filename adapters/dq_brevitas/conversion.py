@@ -142,7 +142,7 @@ def freeze_timestep_group(model: nn.Module, group: int | Mapping[str, int]) -> n
 
     Raises:
         TimestepError: no such group, or several sets of groups and one number.
-        DQError: balanced input channels, for which stock quantizers have no factors, or ranges per token.
+        DQError: balanced input channels, for which stock quantizers have no factors, or dynamic ranges.
 
     Example:
         >>> graphs = [freeze_timestep_group(denoiser, g) for g in range(8)]  # doctest: +SKIP
@@ -152,7 +152,7 @@ def freeze_timestep_group(model: nn.Module, group: int | Mapping[str, int]) -> n
         raise TimestepError("the model has no timestep context; call dq_brevitas.attach_timesteps(model, groups) first")
     if dynamic := dynamic_inputs(model):
         raise DQError(
-            f"the input of layer {next(iter(dynamic))!r} has a range for each token, for which no group has "
+            f"the input of layer {next(iter(dynamic))!r} has dynamic ranges, for which no group has "
             "parameters; give it ranges by timestep group"
         )
     for name, layer in quantized_layers(model).items():

@@ -1,8 +1,9 @@
-"""Activation quantizers with a range for each token, measured as the input comes: nothing is calibrated or learned.
+"""Activation quantizers with a range for each token of a linear layer, each sample of a convolution, measured as the
+input comes: nothing is calibrated or learned.
 
 Brevitas' own dynamic quantizers have other scales (a symmetric range is divided by ``2^(b-1)``) and send gradients into
-them. These are the quantizer of a plan, `dq_plugins.quantized.layer.TokenQuantizer`, in the place that Brevitas has for
-it, so the two agree bit for bit.
+them. These are the quantizer of a plan, `dq_plugins.quantized.layer.DynamicQuantizer`, in the place that Brevitas has
+for it, so the two agree bit for bit.
 """
 
 from __future__ import annotations
@@ -17,15 +18,16 @@ from brevitas.proxy.runtime_quant import DynamicActQuantProxyFromInjector
 from torch import Tensor, nn
 
 from dq_brevitas.proxy import beside_weight
-from dq_plugins.errors import DQError
 from dq_plugins.layer_kinds import LAYER_KINDS, kind_of
 from dq_plugins.plan import DynamicActivationQuant
-from dq_plugins.quantized.layer import TokenQuantizer
+from dq_plugins.quantized.layer import DynamicQuantizer
 from dq_plugins.quantized.layer_transform import LayerTransform
 
 
 class TokenQuant(nn.Module):
-    """Quantizes every vector along the last dimension by its own range. Maps to ``tensor_quant``.
+    """Quantizes every token, or every sample of a convolution's input, by its own range. Maps to ``tensor_quant``.
+
+    It is a linear layer's until its proxy says of what kind the layer is.
 
     Args:
         bit_width: width of the code.
@@ -37,7 +39,7 @@ class TokenQuant(nn.Module):
         super().__init__()
         transform = None if balance is None else LayerTransform(balance)
         quant, kind = DynamicActivationQuant(bit_width, symmetric), LAYER_KINDS["linear"]
-        self.tokens = TokenQuantizer(quant, torch.device("cpu"), transform, kind)
+        self.tokens = DynamicQuantizer(quant, torch.device("cpu"), transform, kind)
         self.tokens.register_load_state_dict_pre_hook(host.keep_what_is_missing)
         self.bit_width_impl = BitWidthConst(bit_width)
         self.observer_only = False  # Brevitas sets it while it calibrates
@@ -58,18 +60,11 @@ class TokenActQuantProxyFromInjector(DynamicActQuantProxyFromInjector):
         return False
 
     def init_tensor_quant(self) -> None:
-        """Build the quantizer from the injector.
-
-        Raises:
-            DQError: the layer is no linear one.
-        """
-        kind = kind_of(self.tracked_module_list[0])
-        if kind is not None and kind.name != "linear":
-            raise DQError(
-                f"ranges per token are for linear layers, whose input ends in channels; a {kind.name} layer sums over "
-                "positions that would have scales of their own"
-            )
+        """Build the quantizer from the injector."""
         super().init_tensor_quant()
+        kind = kind_of(self.tracked_module_list[0])
+        if kind is not None:
+            self.tensor_quantizer.tokens.kind = kind
         beside_weight(self)
 
     def create_quant_tensor(self, qt_args: Any, x: Any) -> Any:
@@ -92,7 +87,7 @@ class TokenActQuantProxyFromInjector(DynamicActQuantProxyFromInjector):
 
 
 class Int8DynamicActPerTokenFloat(ExtendedInjector):
-    """8-bit signed activations of linear layers, a scale for each token, from its largest value."""
+    """8-bit signed activations, a scale for each token (each sample of a convolution), from its largest value."""
 
     proxy_class = TokenActQuantProxyFromInjector
     tensor_quant = TokenQuant
@@ -101,13 +96,14 @@ class Int8DynamicActPerTokenFloat(ExtendedInjector):
 
 
 class Int8DynamicAsymmetricActPerTokenFloat(Int8DynamicActPerTokenFloat):
-    """8-bit activations of linear layers, a scale and an integer zero point for each token, from its extremes."""
+    """8-bit activations, a scale and an integer zero point for each token (each sample of a convolution), from its
+    extremes."""
 
     symmetric = False
 
 
 def dynamic_inputs(model: nn.Module) -> dict[str, DynamicActivationQuant]:
-    """Layers of a Brevitas model whose inputs have a range for each token, and how each is quantized."""
+    """Layers of a Brevitas model whose inputs have dynamic ranges, and how each is quantized."""
     return {
         name: layer.input_quant.planned
         for name, layer in model.named_modules()

@@ -160,4 +160,4 @@ def _check_widths(record: ModelRecord, model: nn.Module) -> None:
 def _ranges(quant: DynamicActivationQuant | None) -> str:
     if quant is None:
         return "ranges that are calibrated"
-    return f"{'symmetric' if quant.symmetric else 'asymmetric'} ranges per token"
+    return f"{'symmetric' if quant.symmetric else 'asymmetric'} dynamic ranges"

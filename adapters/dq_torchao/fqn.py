@@ -119,10 +119,13 @@ def _layer_config(plan: LayerPlan, layer: nn.Module, rank: int | None) -> AOBase
     if activation is None:
         return _weight_only(kind, layer, weight)
     return (
-        _dynamic(plan, weight, activation)
+        _dynamic(plan, kind, weight, activation)
         if isinstance(activation, DynamicActivationQuant)
         else _static(plan, kind, rank)
     )
+
+
+NO_CONVOLUTION = "torchao's int8 tensor has no convolution"
 
 
 def _weight_only(kind: LayerKind, layer: nn.Module, weight: WeightQuant) -> AOBaseConfig | str:
@@ -140,7 +143,11 @@ def _weight_only(kind: LayerKind, layer: nn.Module, weight: WeightQuant) -> AOBa
     return IntxWeightOnlyConfig(weight_dtype=dtype, granularity=PerAxis(0), mapping_type=mapping)
 
 
-def _dynamic(plan: LayerPlan, weight: WeightQuant, activation: DynamicActivationQuant) -> AOBaseConfig | str:
+def _dynamic(
+    plan: LayerPlan, kind: LayerKind, weight: WeightQuant, activation: DynamicActivationQuant
+) -> AOBaseConfig | str:
+    if kind.spatial:
+        return NO_CONVOLUTION
     if (weight.bits, activation.bits) != (8, 8) or not (weight.symmetric and activation.symmetric):
         return f"torchao's dynamic config is W8A8 without zero points, and this is {plan.width}"
     return Int8DynamicActivationInt8WeightConfig(granularity=PerRow(), set_inductor_config=False)
@@ -151,7 +158,7 @@ def _static(plan: LayerPlan, kind: LayerKind, rank: int | None) -> AOBaseConfig 
     assert weight is not None
     assert isinstance(activation, ActivationQuant)
     if kind.spatial:
-        return "torchao's int8 tensor has no convolution"
+        return NO_CONVOLUTION
     if (weight.bits, activation.bits) != (8, 8) or not weight.symmetric:
         return f"torchao's static config is W8A8 with symmetric weights, and this is {plan.width}" + (
             "" if weight.symmetric else " with a zero point"

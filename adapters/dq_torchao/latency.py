@@ -68,7 +68,7 @@ def latency_table(
         example_inputs: keyword arguments of one call, of the batch and image size to be fast at.
         weight_choices: widths of weights.
         act_choices: widths of inputs; none: weights alone are quantized.
-        dynamic: linear layers whose ranges are dynamic, such as those of a plan for which ``layer.dynamic``.
+        dynamic: layers whose ranges are dynamic, such as those of a plan for which ``layer.dynamic``.
         plan: whose balances, rotations and low-rank branches layers have at every width; none by default.
         rounds: timed calls of each form; the median counts.
 

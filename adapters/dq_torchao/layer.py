@@ -10,9 +10,9 @@ depend on the input, so it is computed once. The correction of the group is adde
 channels of the input are divided by a balance, the codes are those of ``x`` times ``1 / (s[g] balance)``: one
 multiplication of the input, as without it. A rotation of the input is a small product in float32 before it.
 
-Rows of the input that have parameters of their own (samples of several timesteps, tokens with dynamic ranges) are
-multiplied as bare codes, and rescaled afterwards. A timestep group may have a narrower code, which the same kernel
-multiplies, or none: its inputs stay in floating point and meet the dequantized weight.
+Rows of the input that have parameters of their own (samples of several timesteps; with dynamic ranges, tokens, or the
+samples of a convolution) are multiplied as bare codes, and rescaled afterwards. A timestep group may have a narrower
+code, which the same kernel multiplies, or none: its inputs stay in floating point and meet the dequantized weight.
 
 Shapes: ``O`` outputs, ``K`` products per output, ``C`` input channels, ``G`` groups, ``N`` batch.
 """
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from dq_plugins.affine import code_ranges, per_row, token_parameters
+from dq_plugins.affine import code_ranges, dynamic_parameters, per_row
 from dq_plugins.errors import DQError, TimestepError
 from dq_plugins.plan import ActivationQuant, BiasCorrection, DynamicActivationQuant, InputQuant, LayerPlan
 from dq_plugins.quantized.code_widths import input_widths
@@ -316,26 +316,56 @@ class IntegerLayer(PackedWeight):
         return None if bias is None else bias.to(kernel_dtype(bias))
 
     def _dynamic(self, x: Tensor, quant: DynamicActivationQuant, row: Tensor | None) -> Tensor:
-        """Every token by its own range, as `dq_plugins.quantized.layer.quantize_tokens`."""
-        values = self._transformed(x)
-        scale, zero_point = token_parameters(values, quant.bits, symmetric=quant.symmetric)  # [..., 1]
-        codes = activation_codes(values, scale.reciprocal(), zero_point + code_offset(x.device), quant.bits)
+        """Every token, or sample, by its own range: `dq_plugins.quantized.layer.quantize_dynamically`."""
+        form = {"bits": quant.bits, "symmetric": quant.symmetric, "spatial": self._kind.spatial}
+        if self._kind.spatial and self.input_rotation is None:
+            values = x
+            scale, zero_point = dynamic_parameters(self._channel_extremes(x), **form)  # [N, 1, *1]
+            factor = scale.reciprocal() if self.inverse_balance is None else scale.reciprocal() * self.inverse_balance
+        else:
+            values = self._transformed(x)
+            scale, zero_point = dynamic_parameters(values, **form)  # [..., 1]
+            factor = scale.reciprocal()
+        # not for a linear layer's only token, which would come out an ulp other than among others
+        single = bool(self._kind.spatial) and scale.numel() == 1 and (row is None or row.numel() == 1)
+        stored = zero_point + code_offset(x.device)
+        codes = activation_codes(self.padded(values, wholly=not single), factor, stored, quant.bits)
+        if single:
+            one_range = scale.reshape(1), stored.reshape(1)
+            return self.multiply(codes, *one_range, self._bias(row), kernel_dtype(x)).to(result_dtype(x))
         return self._by_rows(codes, scale, None if quant.symmetric else zero_point, row).to(result_dtype(x))
+
+    def _channel_extremes(self, x: Tensor) -> Tensor:
+        """Least and largest value of each channel of each sample, divided by the balance: ``[N, C, *1, 2]``."""
+        positions = tuple(range(-self._kind.spatial, 0))
+        ends = torch.cat([x.amin(positions, keepdim=True), x.amax(positions, keepdim=True)], -1).float()
+        return ends if self.inverse_balance is None else ends * self.inverse_balance
 
     def _by_rows(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None, row: Tensor | None) -> Tensor:
         """The kernels take one scale: multiply the bare codes, then apply each row's own parameters."""
         one = scale.new_ones(1)
         bare_zero = scale.new_full((1,), code_offset(codes.device), dtype=torch.int32)
         y = self.multiply(codes, one, bare_zero, None, torch.float32, wholly=True)
+        offset = self._offset(y, row)
         # in place: in eager mode, memory for another result costs more than the product
-        if zero_point is not None:
+        if zero_point is not None and self._kind.spatial:
+            shift = scale * zero_point * self.code_sums(codes)  # [N, O, *1]
+            offset = -shift if offset is None else offset - shift
+        elif zero_point is not None:
             y.addcmul_(zero_point.to(y.dtype), self.code_sums(codes), value=-1)
-        y.mul_(scale)
-        if row is not None and row.numel() > 1 and self.bias_correction is not None:
-            y.add_(rows_for_output(self._kind, self.bias_correction, row, y))
-            row = None
-        bias = self._bias(row)
-        return y if bias is None else y.add_(self._kind.per_output(bias))
+        if offset is None:
+            return y.mul_(scale)
+        if torch.compiler.is_compiling():
+            return y * scale + offset
+        return torch.addcmul(offset.detach().to(y.dtype), y.detach(), scale, out=y)
+
+    def _offset(self, y: Tensor, row: Tensor | None) -> Tensor | None:
+        """Bias and correction, as they broadcast against the output ``y``."""
+        if row is None or row.numel() == 1 or self.bias_correction is None:
+            bias = self._bias(row)
+            return None if bias is None else self._kind.per_output(bias)
+        rows, bias = rows_for_output(self._kind, self.bias_correction, row, y), self._bias(None)
+        return rows if bias is None else rows + self._kind.per_output(bias)
 
     def code_sums(self, codes: Tensor) -> Tensor:
         """``s_w sum_k w``, as it broadcasts against the output; ``codes`` are those of a wholly padded input."""

@@ -15,10 +15,12 @@ from dq_plugins.plan.brief import brief
 
 @dataclass(frozen=True)
 class DynamicActivationQuant:
-    """Quantizer of a linear layer's input whose ranges are the input's own: one (scale, zero point) for each token.
+    """Quantizer of a layer's input whose ranges are the input's own: one (scale, zero point) for each token of a linear
+    layer, for each sample of a convolution, which sums over positions.
 
     A token is a vector along the last dimension. Its range is that of its values, divided by the layer's balance if it
-    has one; see `dq_plugins.affine.token_parameters`. Nothing is stored and nothing is ever clipped.
+    has one, and likewise a sample's; see `dq_plugins.affine.dynamic_parameters`. Nothing is stored and nothing is ever
+    clipped.
 
     Attributes:
         bits: width of the code.

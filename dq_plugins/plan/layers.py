@@ -6,7 +6,8 @@ A quantized layer ``y = f(x, w) + b`` computes, with whatever of it the plan has
 
 ``g`` is the timestep group of the call, ``l`` the low-rank branch.
 
-A linear layer may have dynamic ranges instead of those of groups: each token of its input is quantized by its own.
+A layer may have dynamic ranges instead of those of groups: each token of a linear layer's input, each sample of a
+convolution's, is quantized by its own.
 
 A new kind of decision about a layer is one more field of `LayerPlan` (or of a quantizer), with the default None,
 ``metadata=FEATURE`` and a check of its shape in ``__post_init__``. File, hash, comparison and round trip follow from
@@ -29,6 +30,7 @@ from torch import Tensor
 from dq_plugins.affine import MAX_BITS, MIN_BITS, dequantize, fake_quantize, integer_range, per_row, quantize
 from dq_plugins.artifact import STRICT, StoredTensor
 from dq_plugins.errors import PlanError
+from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.plan.brief import brief
 from dq_plugins.plan.dynamic_ranges import DynamicActivationQuant
 from dq_plugins.plan.low_rank import LowRank
@@ -301,10 +303,11 @@ class LayerPlan:
     low_rank: LowRank | None = field(default=None, metadata=FEATURE)
 
     def __post_init__(self) -> None:
-        if self.dynamic and self.kind not in ("linear", ""):
+        kind = LAYER_KINDS.get(self.kind)
+        if self.dynamic and self.kind and (kind is None or kind.lookup):
             raise PlanError(
-                f"dynamic ranges are for linear layers, whose input has one vector for each token; a {self.kind} layer "
-                "sums over positions that would have scales of their own. Use ranges by timestep group for it."
+                f"dynamic ranges are for linear layers and convolutions, not for a layer of kind {self.kind!r}. Use "
+                "ranges by timestep group for it."
             )
         if self.balance is not None:
             _require(scale_fault(self.balance), "balance")

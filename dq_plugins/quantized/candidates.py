@@ -16,7 +16,7 @@ from dq_plugins.hashing import hash_json, hash_tensors
 from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, WeightQuant
 from dq_plugins.plan.decisions import Operand
-from dq_plugins.quantized.layer import quantize_input, quantize_tokens
+from dq_plugins.quantized.layer import quantize_dynamically, quantize_input
 from dq_plugins.quantized.layer_transform import LayerTransform, fake_weight
 from dq_plugins.timesteps import TimestepGroups, by_sample_or_token, fewest_entries
 
@@ -130,7 +130,7 @@ class Candidates:
         """
         quant, transform = self.activations[name][bits], self.transforms.get(name)
         if isinstance(quant, DynamicActivationQuant):
-            return quantize_tokens(x, quant, transform, kind_of(layer))
+            return quantize_dynamically(x, quant, transform, kind_of(layer))
         index = fewest_entries(self.groups[quant.groups].index(by_sample_or_token(timestep)))
         widths = quant.group_bits or bits
         return quantize_input(x, quant.scale, quant.zero_point, index, widths, transform, kind_of(layer))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dq_plugins.affine import code_ranges, fake_quantize, integer_range, token_parameters
+from dq_plugins.affine import code_ranges, dynamic_parameters, fake_quantize, integer_range
 from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import LayerKind, kind_of
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, LayerPlan, WeightQuant
@@ -74,20 +74,22 @@ def quantize_input(
     return torch.where(floating, x, quantize(x, s, z, low, high))
 
 
-def quantize_tokens(
+def quantize_dynamically(
     x: Tensor, quant: DynamicActivationQuant, transform: InputTransform | None = None, kind: LayerKind | None = None
 ) -> Tensor:
-    """Simulated quantization of a linear layer's input by token; gradients pass straight through, ranges get none.
+    """Simulated quantization of each token, or of each sample of a convolution's input, by its own range; gradients
+    pass straight through, ranges get none.
 
     Args:
-        x: ``[..., C]``.
+        x: ``[..., C]``, or ``[N, C, *positions]``.
         quant: width and form.
         transform: see `quantize_input`.
-        kind: of the layer.
+        kind: of the layer; None: a linear one.
     """
     values = x.float() if transform is None or kind is None else transform.of_input(kind, x)
     known = values.detach()
-    s, z = token_parameters(known, quant.bits, symmetric=quant.symmetric)
+    spatial = 0 if kind is None else kind.spatial
+    s, z = dynamic_parameters(known, quant.bits, symmetric=quant.symmetric, spatial=spatial)
     values = fake_quantize(known, s, z, *integer_range(quant.bits)) + (values - known)
     return (values if transform is None or kind is None else transform.input_restored(kind, values)).to(x.dtype)
 
@@ -117,13 +119,13 @@ class InputQuantizer(InputTransform, WithWidths):
         self.kind = kind
 
 
-class TokenQuantizer(InputQuantizer):
-    """Simulated quantizer of a linear layer's input, each token by its own range.
+class DynamicQuantizer(InputQuantizer):
+    """Simulated quantizer of a layer's input with dynamic ranges.
 
     Args:
         quant: width and form.
         device: where the transform lives.
-        transform: see `quantize_tokens`.
+        transform: see `quantize_dynamically`.
         kind: of the layer.
     """
 
@@ -140,7 +142,7 @@ class TokenQuantizer(InputQuantizer):
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize ``x``."""
-        return quantize_tokens(x, self.quant, self, self.kind)
+        return quantize_dynamically(x, self.quant, self, self.kind)
 
     def extra_repr(self) -> str:
         """Width and form."""
@@ -201,7 +203,7 @@ def input_quantizer(
     """The simulated quantizer of a layer's input that a plan asks for; see the two classes."""
     kind = kind_of(layer)
     if isinstance(quant, DynamicActivationQuant):
-        return TokenQuantizer(quant, device, transform, kind)
+        return DynamicQuantizer(quant, device, transform, kind)
     return ActivationQuantizer(quant, context, device, transform, kind)
 
 

@@ -91,7 +91,7 @@ def export_onnx_qcdq(
     Raises:
         MissingDependencyError: onnx, onnxscript or onnxoptimizer is not installed.
         TimestepError: the graph could not see the timestep, so it would hold one group for ever.
-        DQError: a width above 8 bits, which QuantizeLinear does not have, balanced input channels, or ranges per token.
+        DQError: a width above 8 bits, which QuantizeLinear does not have, balanced input channels, or dynamic ranges.
     """
     for package in ("onnxscript", "onnxoptimizer"):
         require(package, "export", "export to ONNX")
@@ -136,7 +136,7 @@ def onnxruntime_options() -> Any:
 def _check_layers(model: nn.Module) -> None:
     if dynamic := dynamic_inputs(model):
         raise DQError(
-            f"the input of layer {next(iter(dynamic))!r} has a range for each token, and QuantizeLinear knows its "
+            f"the input of layer {next(iter(dynamic))!r} has dynamic ranges, and QuantizeLinear knows its "
             "scale beforehand. Use dq_brevitas.export_torch, or ranges by timestep group."
         )
     for name, layer in quantized_layers(model).items():

@@ -1,4 +1,4 @@
-"""Pass ``activation-ranges``: the clip range of every layer's input in every timestep group."""
+"""Pass ``activation-ranges``: the clip range of every layer's input in every timestep group, or its own."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from dq_plugins.passes.activations import (
 from dq_plugins.passes.ranges.dynamic import dynamic_gains, halves
 from dq_plugins.passes.shared_inputs import TRANSFORMING
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, QuantPlan, Reason, Section
+from dq_plugins.quantized.input_rows import has_rows
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.timesteps import TimestepGroups
 
@@ -31,7 +32,7 @@ NO_WEIGHT = Reason("its weight has no quantizer")
 
 
 class ActivationRanges(Pass):
-    """Choose the range of every layer's input: fixed, by timestep group, or by token."""
+    """Choose the range of every layer's input: fixed, by timestep group, by token, or by sample."""
 
     name = "activation-ranges"
     after = ("calibration-timesteps", "timestep-groups", *TRANSFORMING)
@@ -44,7 +45,7 @@ class ActivationRanges(Pass):
                 ``"minmax"``, any other registered observer, or ``"by-width"``: min-max from 8 bits, else mse.
             power: p of the error norm of ``"mse"``.
             ranges: ``"static"``: by timestep group; ``"dynamic"``: linear layers measure the range of each token at run
-                time, other layers as before; ``"measured"``: a linear layer does where that wins ``dynamic_gain``.
+                time, convolutions that of each sample; ``"measured"``: a layer does where that wins ``dynamic_gain``.
             dynamic_gain: dB less error of a layer's output, on calls that its ranges by group were not chosen on.
         """
 
@@ -83,13 +84,13 @@ class ActivationRanges(Pass):
         self, plan: QuantPlan, context: PassContext, bits: Mapping[str, int]
     ) -> Generator[Progress, None, dict[str, InputQuant]]:
         """Quantizers with dynamic ranges, of the layers that are to have them."""
-        linear = {n: width for n, width in bits.items() if plan.layers[n].kind == "linear" and width > 1}
-        if self.options.ranges == "static" or not linear:
+        layers = {n: b for n, b in bits.items() if b > 1 and has_rows(context.denoiser.get_submodule(n))}
+        if self.options.ranges == "static" or not layers:
             return {}
         if self.options.ranges == "dynamic":
-            return {n: DynamicActivationQuant(width, context.targets.symmetric_acts) for n, width in linear.items()}
+            return {n: DynamicActivationQuant(width, context.targets.symmetric_acts) for n, width in layers.items()}
         fitted, judged = halves(context)
-        gains = yield from dynamic_gains(judged, static_quantizers(plan, fitted, linear), plan.groups)
+        gains = yield from dynamic_gains(judged, static_quantizers(plan, fitted, layers), plan.groups)
         plan.sections[self.name] = Section({"dynamic_gain": {n: round(gain, 3) for n, (_, gain) in gains.items()}})
         return {n: quant for n, (quant, gain) in gains.items() if gain >= self.options.dynamic_gain}
 

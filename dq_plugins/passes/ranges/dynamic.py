@@ -1,26 +1,30 @@
-"""Ranges per token or by timestep group: which of the two leaves a linear layer the smaller error.
+"""Dynamic ranges or ranges by timestep group: which of the two leaves a layer the smaller error.
 
 The layer's output is compared on sampled rows of recorded calls. Ranges by group come from half of the calls and are
-judged on the other half, where inputs may leave them; ranges per token fit every input.
+judged on the other half, where inputs may leave them; the range of each token, or of each sample of a convolution's
+input, fits every input.
 
-Shapes: ``R`` sampled rows, ``C`` input channels, ``O`` outputs. Sums are float64.
+Shapes: ``P`` groups of channels of a convolution (1 for a linear layer), ``R`` sampled rows, ``K`` products per output,
+``O`` outputs. Sums are float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import log10
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from dq_plugins.affine import dynamic_parameters, fake_quantize, integer_range
+from dq_plugins.layer_kinds import kind_of
 from dq_plugins.observers.streaming import stream_inputs
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant
 from dq_plugins.progress import Progress
-from dq_plugins.quantized.input_rows import input_rows
-from dq_plugins.quantized.layer import quantize_tokens
-from dq_plugins.quantized.layer_transform import transformed_weight
+from dq_plugins.quantized.input_rows import input_rows, weight_matrix
+from dq_plugins.quantized.layer_transform import LayerTransform, transformed_weight
 from dq_plugins.recipe import PassContext
 from dq_plugins.timesteps import TimestepGroups
 
@@ -36,7 +40,7 @@ Gains = dict[str, tuple[DynamicActivationQuant, float]]
 def dynamic_gains(
     context: PassContext, static: Mapping[str, ActivationQuant], groups: Mapping[str, TimestepGroups]
 ) -> Generator[Progress, None, Gains]:
-    """Compare the errors of linear layers' outputs under both kinds of ranges.
+    """Compare the errors of layers' outputs under both kinds of ranges.
 
     Args:
         context: of the calls to judge on.
@@ -50,20 +54,49 @@ def dynamic_gains(
     dynamic = {n: [DynamicActivationQuant(quant.bits, symmetric) for symmetric in forms] for n, quant in static.items()}
     layers: dict[str, Any] = {name: context.denoiser.get_submodule(name) for name in static}
     transforms = context.transforms
-    weights = {n: transformed_weight(m, transforms.get(n)).detach().float() for n, m in layers.items()}  # [O, C]
+    weights = {n: _weight_matrix(m, transforms.get(n)) for n, m in layers.items()}
     errors = {name: [0.0] * (1 + len(forms)) for name in static}
 
     def compare(name: str, x: Tensor, timestep: float) -> None:
         group = groups[static[name].groups].of(timestep)
-        rows = input_rows(layers[name], x, ROWS, context.generator("rows", name, str(timestep)))[0]  # [R, C]
-        quantized = [static[name].fake_quantize(rows, group), *(quantize_tokens(rows, q) for q in dynamic[name])]
-        for form, each in enumerate(quantized):
-            errors[name][form] += float(((each - rows) @ weights[name].T).double().square().sum())
+        generator = context.generator("rows", name, str(timestep))
+        for rows, parameters in _rows(layers[name], x, dynamic[name], generator):
+            quantized = [static[name].fake_quantize(rows, group)]
+            quantized += [fake_quantize(rows, *given, *integer_range(static[name].bits)) for given in parameters]
+            for form, each in enumerate(quantized):
+                wrong = (each - rows) @ weights[name].transpose(1, 2)  # [P, R, O/P]
+                errors[name][form] += float(wrong.double().square().sum())
 
     timesteps = context.calibration.timesteps
     for t in stream_inputs(context.denoiser, context.calibration, tuple(static), compare, transforms=transforms):
-        yield Progress(timesteps.index(t) + 1, len(timesteps), f"ranges per token, t = {t:g}")
+        yield Progress(timesteps.index(t) + 1, len(timesteps), f"dynamic ranges, t = {t:g}")
     return {name: _better(dynamic[name], errors[name]) for name in static}
+
+
+def _weight_matrix(layer: nn.Module, transform: LayerTransform | None) -> Tensor:
+    """float32 ``[P, O/P, K]``: the weight that meets the layer's transformed input."""
+    return weight_matrix(layer, transformed_weight(layer, transform).detach().float())
+
+
+def _rows(
+    layer: Any, x: Tensor, forms: Sequence[DynamicActivationQuant], generator: torch.Generator
+) -> Iterator[tuple[Tensor, list[tuple[Tensor, Tensor]]]]:
+    """Sampled rows ``[P, R, K]`` of a layer's transformed input, and their scales and zero points for every form.
+
+    Zeros around a sample are among its rows; every range has an exact zero.
+    """
+    kind: Any = kind_of(layer)
+    if kind.spatial == 0:
+        rows = input_rows(layer, x, ROWS, generator)
+        yield rows, [dynamic_parameters(rows, form.bits, symmetric=form.symmetric) for form in forms]
+        return
+    samples = x.split(1) if x.dim() == kind.spatial + 2 else [x[None]]
+    for sample in samples:
+        rows = input_rows(layer, sample, -(-ROWS // len(samples)), generator)
+        ranges = [
+            dynamic_parameters(sample, form.bits, symmetric=form.symmetric, spatial=kind.spatial) for form in forms
+        ]
+        yield rows, [(scale.reshape(1), zero_point.reshape(1)) for scale, zero_point in ranges]
 
 
 def _better(forms: list[DynamicActivationQuant], errors: list[float]) -> tuple[DynamicActivationQuant, float]:

@@ -1,4 +1,4 @@
-"""Linear layers with a range for each token in Brevitas models."""
+"""Layers with a range for each token, or each sample, in Brevitas models."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ from torchao_models import GROUPS, corrected_plan
 import dq_plugins as dq
 from dq_plugins.errors import DQError
 from dq_plugins.hashing import weights_hash
+from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, QuantPlan, WeightQuant
-from dq_plugins.quantized.layer import quantize_tokens
+from dq_plugins.quantized.layer import quantize_dynamically
 from dq_plugins.quantized.simulate import SimulateAdapter
 from dq_plugins.testing.denoiser import TinyDenoiser
 from dq_plugins.testing.plans import handmade_plan
@@ -45,13 +46,13 @@ BOTH = pytest.mark.parametrize("symmetric", [False, True])
 
 
 def plan_of(symmetric: bool = True, bits: int = 8, *, corrected: bool = True) -> QuantPlan:
-    """Every linear layer by token, one weight with learned codes; balanced and corrected by group, or not."""
+    """Every layer by token or sample, one weight with learned codes; balanced and corrected by group, or not."""
     model = TinyDenoiser()
     plan = handmade_plan(model)
     if corrected:
         plan = all_corrected(plan, model)
     for layer in plan.layers.values():
-        if layer.kind == "linear":
+        if layer.kind in ("linear", "conv2d"):
             layer.activation = DynamicActivationQuant(bits, symmetric)
     up = plan.layers["up"]
     up.weight = replace(up.weight, codes=(up.weight.quantize(model.up.weight) + 1).clamp(-128, 127))
@@ -86,12 +87,24 @@ def test_by_hand_each_row_has_its_own_range(injector):
     x = torch.randn(4, 5, 24) * torch.logspace(-4, 3, 20).reshape(4, 5, 1)
     x[0, 0], x[1, 1], x[2, 2] = 0.0, 3.0, x[2, 2].abs()
     found = layer.input_quant(x)
-    assert torch.equal(found, quantize_tokens(x, DynamicActivationQuant(6, injector.symmetric)))
+    assert torch.equal(found, quantize_dynamically(x, DynamicActivationQuant(6, injector.symmetric)))
     assert torch.equal(found[3, 4], layer.input_quant(x[3, 4]))
     assert int(layer.input_quant.bit_width()) == 6
     assert all(name.endswith(".code_widths") for name in layer.input_quant.state_dict())  # nothing was calibrated
     with pytest.raises(RuntimeError, match="input-dependant"):
         layer.input_quant.scale()
+
+
+@pytest.mark.parametrize("injector", [Int8DynamicActPerTokenFloat, Int8DynamicAsymmetricActPerTokenFloat])
+def test_by_hand_each_sample_of_a_convolution_has_its_own_range(injector):
+    layer = qnn.QuantConv2d(4, 6, 3, input_quant=injector)
+    x = torch.randn(3, 4, 5, 6) * torch.tensor([1e-3, 1.0, 1e4]).reshape(3, 1, 1, 1)
+    found, quant = layer.input_quant(x), DynamicActivationQuant(8, injector.symmetric)
+    assert torch.equal(found, quantize_dynamically(x, quant, kind=LAYER_KINDS["conv2d"]))
+    again = qnn.QuantConv2d(4, 6, 3, input_quant=injector)
+    again.load_state_dict(layer.state_dict())  # which makes the quantizers anew
+    assert torch.equal(again.input_quant(x), found)
+    assert torch.equal(layer(x)[:1], layer(x[:1]))
 
 
 @BOTH
@@ -214,9 +227,7 @@ def test_what_was_trained_is_saved_and_loaded_bit_for_bit(symmetric, calls, tmp_
 
 def test_other_ranges_than_were_saved_are_refused_by_layer(tmp_path):
     save(applied(plan_of(symmetric=False)), tmp_path)
-    with pytest.raises(
-        DQError, match="'condition' was saved with asymmetric ranges per token; .* symmetric ranges per"
-    ):
+    with pytest.raises(DQError, match="'condition' was saved with asymmetric dynamic ranges; .* symmetric dynamic"):
         load(applied(plan_of(symmetric=True)), tmp_path)
     with pytest.raises(DQError, match="'condition' was saved with asymmetric .* ranges that are calibrated"):
         load(applied(all_corrected(handmade_plan(TinyDenoiser()), TinyDenoiser())), tmp_path)
@@ -245,14 +256,12 @@ def test_inference_mode_and_torch_export_compute_the_same(symmetric, corrected, 
 
 def test_what_needs_a_constant_scale_says_so(calls):
     model = applied(plan_of(corrected=False))
-    with pytest.raises(DQError, match="'time_in' has a range for each token, and QuantizeLinear"):
+    with pytest.raises(DQError, match="has dynamic ranges, and QuantizeLinear"):
         export_onnx_qcdq(model, kwargs=calls[0])
-    with pytest.raises(DQError, match="'time_in' has a range for each token"):
+    with pytest.raises(DQError, match="has dynamic ranges"):
         freeze_timestep_group(model, 0)
     with pytest.raises(DQError, match="a dynamic quantizer already follows the timestep"):
         convert_to_timestep(model, GROUPS)
-    with pytest.raises(DQError, match="ranges per token are for linear layers"):
-        qnn.QuantConv2d(4, 4, 3, input_quant=Int8DynamicActPerTokenFloat)
     biased = qnn.QuantLinear(4, 4, bias=True, input_quant=Int8DynamicActPerTokenFloat, bias_quant=Int32Bias)
     with pytest.raises(RuntimeError, match="Input scale required"):
         biased(torch.randn(2, 4))
@@ -260,6 +269,9 @@ def test_what_needs_a_constant_scale_says_so(calls):
 
 def test_inputs_by_group_stay_so_beside_inputs_by_token():
     plan = plan_of()
+    plan.layers["first"].activation = (
+        all_corrected(handmade_plan(TinyDenoiser()), TinyDenoiser()).layers["first"].activation
+    )
     read = plan_from_model(applied(plan), plan.schedule, base=plan)
     assert isinstance(read.layers["first"].activation, ActivationQuant)
     assert torch.equal(read.layers["first"].activation.scale, plan.layers["first"].activation.scale)

@@ -51,6 +51,8 @@ def test_dynamic_ranges_have_two_bits_or_more(bits):
         DynamicActivationQuant(bits)
 
 
-def test_dynamic_ranges_are_for_linear_layers():
-    with pytest.raises(PlanError, match="dynamic ranges are for linear layers.*conv2d"):
-        LayerPlan("conv2d", activation=DynamicActivationQuant(8))
+@pytest.mark.parametrize("kind", ["embedding", "mine"])
+def test_dynamic_ranges_are_for_layers_that_multiply(kind):
+    with pytest.raises(PlanError, match=f"dynamic ranges are for linear layers and convolutions.*{kind}"):
+        LayerPlan(kind, activation=DynamicActivationQuant(8))
+    assert LayerPlan("conv2d", activation=DynamicActivationQuant(8)).dynamic

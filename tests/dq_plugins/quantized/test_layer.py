@@ -17,7 +17,7 @@ from dq_plugins.quantized.layer import (
     LayerState,
     QuantizedLayer,
     planned_state,
-    quantize_tokens,
+    quantize_dynamically,
     simulate_layer,
 )
 from dq_plugins.quantized.layer_transform import LayerTransform
@@ -123,7 +123,7 @@ def test_a_module_without_a_weight_is_refused():
 def test_dynamic_ranges_use_the_extremes_of_each_token(bits, symmetric):
     x = X * torch.logspace(-5, 4, 12).reshape(4, 3, 1)
     x[0, 0], x[1, 1] = 0.0, 2.5
-    found = quantize_tokens(x, DynamicActivationQuant(bits, symmetric))
+    found = quantize_dynamically(x, DynamicActivationQuant(bits, symmetric))
     for row, quantized in zip(x.flatten(0, 1), found.flatten(0, 1), strict=True):
         low, high = min(float(row.min()), 0.0), max(float(row.max()), 0.0)
         step = max(-low, high) / max(2 ** (bits - 1) - 1, 1) if symmetric else (high - low) / (2**bits - 1)
@@ -136,9 +136,9 @@ def test_dynamic_ranges_use_the_extremes_of_each_token(bits, symmetric):
 
 def test_dynamic_ranges_are_those_of_the_balanced_input():
     balance, quant = torch.linspace(0.2, 5, 8), DynamicActivationQuant(4)
-    balanced = quantize_tokens(X, quant, LayerTransform(balance), LAYER_KINDS["linear"])
-    torch.testing.assert_close(balanced, quantize_tokens(X / balance, quant) * balance)
-    assert not torch.allclose(balanced, quantize_tokens(X, quant))
+    balanced = quantize_dynamically(X, quant, LayerTransform(balance), LAYER_KINDS["linear"])
+    torch.testing.assert_close(balanced, quantize_dynamically(X / balance, quant) * balance)
+    assert not torch.allclose(balanced, quantize_dynamically(X, quant))
 
 
 def test_dynamic_ranges_pass_gradients_and_need_no_timestep():

@@ -1,4 +1,4 @@
-"""A layer whose tokens are of very unlike size, and one whose tokens are alike: only the first wants its own ranges."""
+"""Layers whose tokens, or samples, are of very unlike size, and others: only the first want ranges of their own."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ from dq_plugins.passes.width_candidates import candidates_of
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant
 from dq_plugins.recipe import PassContext, Recipe, Step
 
+LAYERS = {"alike", "unlike", "positive", "patch", "samples"}
 SCHEDULE = (900.0, 700.0, 500.0, 300.0, 100.0)
 
 
 class Tokens(nn.Module):
-    """``sample [B, 16, 8]``; layer ``unlike`` sees tokens from 0.01 to 100, layer ``positive`` no negative value."""
+    """``sample [B, 16, 8]``; layer ``unlike`` sees tokens from 0.01 to 100, layer ``positive`` no negative value,
+    convolution ``samples`` samples orders of magnitude apart, convolution ``patch`` some that are alike."""
 
     def __init__(self) -> None:
         super().__init__()
         self.alike, self.unlike, self.positive = nn.Linear(16, 8), nn.Linear(16, 8), nn.Linear(8, 8)
-        self.patch = nn.Conv1d(16, 16, 1)
+        self.patch, self.samples = nn.Conv1d(16, 16, 1), nn.Conv1d(16, 16, 3, padding=1)
         self.register_buffer("sizes", torch.logspace(-2, 2, 16)[:, None])
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
         x = torch.tanh(sample) + timestep.reshape(-1, 1, 1) / 1e4
         both = torch.cat([x, -x], -1)  # as far to either side, so that a zero point would win nothing
         wide = self.alike(both) + self.unlike(both * self.sizes) / self.sizes
-        return self.patch(wide + self.positive(x.abs() * self.sizes))
+        size = 10 ** sample[:, :1, :1]  # [B, 1, 1]
+        wide = wide + self.samples(x * size) / size + self.positive(x.abs() * self.sizes)
+        return self.patch(torch.sin(10 * wide))
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +69,26 @@ def dynamic(plan: dq.QuantPlan) -> dict[str, bool]:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_measured_where_tokens_are_unlike_with_zero_points_where_those_win(case, bits, before):
     plan = make(case, *before, act_bits=bits, ranges="measured")
-    assert dynamic(plan) == {"unlike": True, "positive": False}
+    assert {"unlike": True, "positive": False}.items() < dynamic(plan).items()
+    assert set(dynamic(plan)) == {"unlike", "positive", "samples"}
     gains = plan.sections["activation-ranges"].data["dynamic_gain"]
-    assert gains["unlike"] > 5 > 3 > gains["alike"]
+    assert min(gains["unlike"], gains["samples"]) > 5 > 3 > max(gains["alike"], gains["patch"])
 
 
 def test_without_zero_points_none_are_tried(case):
-    assert dynamic(make(case, ranges="measured", symmetric_acts=True)) == {"unlike": True, "positive": True}
+    assert dynamic(make(case, ranges="measured", symmetric_acts=True)) == dict.fromkeys(
+        ("unlike", "positive", "samples"), True
+    )
 
 
 def test_the_gain_that_is_asked_for_decides(case):
     assert not dynamic(make(case, ranges="measured", dynamic_gain=200))
-    assert set(dynamic(make(case, ranges="measured", dynamic_gain=-200))) == {"alike", "unlike", "positive"}
+    assert set(dynamic(make(case, ranges="measured", dynamic_gain=-200))) == LAYERS
 
 
-def test_dynamic_means_every_linear_layer_and_convolutions_keep_their_tables(case):
+def test_dynamic_means_every_layer(case):
     plan = make(case, ranges="dynamic")
-    assert dynamic(plan) == dict.fromkeys(("alike", "unlike", "positive"), False)
-    assert isinstance(plan.layers["patch"].activation, ActivationQuant)
+    assert dynamic(plan) == dict.fromkeys(LAYERS, False)
     assert all(layer.unquantized_reason is None for layer in plan.layers.values())
 
 
@@ -106,7 +112,7 @@ def test_the_output_is_closer_and_comes_back_from_disk(case, tmp_path):
     assert error(case, measured) < 0.9 * error(case, static)
     assert dq.QuantPlan.load(measured.save(tmp_path)) == measured
     assert "W8A6 dynamic" in repr(measured)
-    assert measured.features["dynamic_ranges"] == ("positive", "unlike")
+    assert measured.features["dynamic_ranges"] == ("positive", "samples", "unlike")
 
 
 def test_corrections_keep_the_groups_that_the_ranges_would_have(case):
@@ -138,7 +144,7 @@ def test_learning_leaves_dynamic_ranges_and_learns_the_rest_around_them(case):
     learn = Step("learned-ranges", {"learn": ("ranges", "scales", "corrections"), "passes": 1.0})
     before, after = make(case, ranges="measured"), make(case, ranges="measured", after=(learn,))
     assert after.learned_ranges == {"alike", "patch"}
-    for name in ("unlike", "positive"):
+    for name in ("unlike", "positive", "samples"):
         assert after.layers[name].activation == before.layers[name].activation
         assert after.layers[name].bias_correction is not None
     assert error(case, after) <= error(case, before)
