@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from dq_plugins.affine import code_ranges, dynamic_parameters, per_row
+from dq_plugins.affine import code_ranges, per_row
 from dq_plugins.errors import DQError, TimestepError
 from dq_plugins.plan import ActivationQuant, BiasCorrection, DynamicActivationQuant, InputQuant, LayerPlan
 from dq_plugins.quantized.code_widths import input_widths
@@ -39,6 +39,7 @@ from dq_torchao.kernels import (
     StoredWeight,
     activation_codes,
     code_offset,
+    dynamic_codes,
     is_frozen,
     kernel_dtype,
     plain_codes,
@@ -317,29 +318,24 @@ class IntegerLayer(PackedWeight):
 
     def _dynamic(self, x: Tensor, quant: DynamicActivationQuant, row: Tensor | None) -> Tensor:
         """Every token, or sample, by its own range: `dq_plugins.quantized.layer.quantize_dynamically`."""
-        form = {"bits": quant.bits, "symmetric": quant.symmetric, "spatial": self._kind.spatial}
-        if self._kind.spatial and self.input_rotation is None:
-            values = x
-            scale, zero_point = dynamic_parameters(self._channel_extremes(x), **form)  # [N, 1, *1]
-            factor = scale.reciprocal() if self.inverse_balance is None else scale.reciprocal() * self.inverse_balance
-        else:
-            values = self._transformed(x)
-            scale, zero_point = dynamic_parameters(values, **form)  # [..., 1]
-            factor = scale.reciprocal()
-        # not for a linear layer's only token, which would come out an ulp other than among others
-        single = bool(self._kind.spatial) and scale.numel() == 1 and (row is None or row.numel() == 1)
+        rotated = self.input_rotation is not None
+        values, factor = (self._transformed(x), None) if rotated else (x, self.inverse_balance)
+        codes, scale, zero_point = dynamic_codes(values, factor, quant, self._kind.spatial)
         stored = zero_point + code_offset(x.device)
-        codes = activation_codes(self.padded(values, wholly=not single), factor, stored, quant.bits)
-        if single:
+        # not for a linear layer's only token, which would come out an ulp other than among others
+        if self._kind.spatial and scale.numel() == 1 and (row is None or row.numel() == 1):
             one_range = scale.reshape(1), stored.reshape(1)
+            codes = self._padded_codes(codes, stored)
             return self.multiply(codes, *one_range, self._bias(row), kernel_dtype(x)).to(result_dtype(x))
+        codes = self._padded_codes(codes, stored, wholly=True)
         return self._by_rows(codes, scale, None if quant.symmetric else zero_point, row).to(result_dtype(x))
 
-    def _channel_extremes(self, x: Tensor) -> Tensor:
-        """Least and largest value of each channel of each sample, divided by the balance: ``[N, C, *1, 2]``."""
-        positions = tuple(range(-self._kind.spatial, 0))
-        ends = torch.cat([x.amin(positions, keepdim=True), x.amax(positions, keepdim=True)], -1).float()
-        return ends if self.inverse_balance is None else ends * self.inverse_balance
+    def _padded_codes(self, codes: Tensor, zero_point: Tensor, wholly: bool = False) -> Tensor:
+        """`padded`, with the code of zero in the place of zeros; bytes wrap around."""
+        if self.padded(codes[:0], wholly).shape == codes[:0].shape:
+            return codes
+        zero = zero_point.to(codes.dtype)
+        return self.padded(codes - zero, wholly) + zero
 
     def _by_rows(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None, row: Tensor | None) -> Tensor:
         """The kernels take one scale: multiply the bare codes, then apply each row's own parameters."""

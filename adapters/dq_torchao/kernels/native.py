@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from dq_plugins.atomic import replacing
 from dq_plugins.errors import DQError
 
-SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in ("attention", "codes", "gelu"))
+SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in ("attention", "codes", "dynamic_codes", "gelu"))
 HEADERS = (Path(__file__).with_name("avx512.h"),)
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mfma")
 FLAGS += tuple(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni"))
@@ -77,6 +77,9 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     pointer, long, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     found.dq_codes.argtypes = [pointer, pointer, long, long, pointer, whole, pointer, whole, whole, whole]
     found.dq_codes.restype = None
+    found.dq_dynamic_codes.argtypes = [pointer, pointer, long, long, long, pointer, whole, whole, whole, whole]
+    found.dq_dynamic_codes.argtypes += [ctypes.c_float, pointer, pointer, whole]
+    found.dq_dynamic_codes.restype = None
     found.dq_gelu.argtypes = [pointer, pointer, long, whole]
     found.dq_gelu.restype = None
     found.dq_attention.argtypes = [pointer]
