@@ -102,6 +102,7 @@ def _converted(name: str, old: nn.Module) -> TimestepActQuantProxyFromInjector:
         timestep_context=None,
         timestep_groups=DEFAULT_GROUPS,
         timestep_reduction="mean",
+        timestep_rows=None,
     )
     if "scaling_stats_op" not in injector:  # a range given as a constant comes without a statistic
         injector = injector.let(scaling_stats_op=StatsOp.MAX)

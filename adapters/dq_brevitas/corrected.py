@@ -44,6 +44,7 @@ class CorrectionProxy(ActQuantProxyFromInjector):
                 self.timestep_context or TimestepContext({}),
                 kind,
                 torch.device("cpu") if device.type == "meta" else device,  # where Brevitas builds layers
+                injector.timestep_rows,
             )
             self.correction.register_load_state_dict_pre_hook(host.keep_what_is_missing)
 
@@ -90,6 +91,7 @@ class PlanCorrection(NoneActQuant):
 
     proxy_class = CorrectionProxy
     timestep_context = None
+    timestep_rows = None
 
 
 def timestep_parts(model: nn.Module) -> dict[str, TimestepActQuantProxyFromInjector | CorrectionProxy]:

@@ -38,7 +38,7 @@ from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, LayerPlan, QuantPlan, WeightQuant
 from dq_plugins.quantized.layer_transform import fake_weight, per_input, transform_of
-from dq_plugins.timesteps import TimestepContext
+from dq_plugins.timesteps import RowOrder, TimestepContext
 
 
 class _PlanQuant(ExtendedInjector):
@@ -151,6 +151,7 @@ def activation_quantizer(
     name: str = "the layer",
     context: TimestepContext | None = None,
     balance: Tensor | None = None,
+    rows: RowOrder | None = None,
 ) -> type[ExtendedInjector]:
     """Brevitas activation quantizer of one layer, with the plan's table.
 
@@ -159,6 +160,7 @@ def activation_quantizer(
         name: of the layer, for messages.
         context: the timestep context; None waits for `attach_timesteps`.
         balance: what the channels of the input are divided by, as it broadcasts against the input.
+        rows: where the samples of a call are in the input.
 
     Returns:
         An injector for ``input_quant``.
@@ -172,6 +174,7 @@ def activation_quantizer(
         bit_width=quant.bits,
         timestep_context=context,
         timestep_groups=quant.groups,
+        timestep_rows=rows,
         scaling_table_init=scale * _threshold(quant.bits, signed=symmetric),
         signed=symmetric,
     )
@@ -239,11 +242,12 @@ def _input_for(
     if isinstance(planned.activation, DynamicActivationQuant):
         bits, symmetric = planned.activation.bits, planned.activation.symmetric
         return Int8DynamicActPerTokenFloat.let(bit_width=bits, symmetric=symmetric, balance=balance)
-    return activation_quantizer(planned.activation, name, context, balance)
+    return activation_quantizer(planned.activation, name, context, balance, planned.rows)
 
 
 def _correction_for(plan: QuantPlan, name: str, context: TimestepContext | None) -> type[ExtendedInjector] | None:
     correction = plan.layers.get(name, LayerPlan("")).bias_correction
     if correction is None:
         return None
-    return PlanCorrection.let(bias_correction=correction, timestep_context=context)
+    rows = plan.layers[name].rows
+    return PlanCorrection.let(bias_correction=correction, timestep_context=context, timestep_rows=rows)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dq_brevitas.balanced import balance_of
 from dq_brevitas.table import TimestepTable
 from dq_plugins.errors import TimestepError
-from dq_plugins.timesteps import TimestepContext
+from dq_plugins.timesteps import RowOrder, TimestepContext
 
 
 class TimestepActQuantProxyFromInjector(ActQuantProxyFromInjector):
@@ -36,6 +36,11 @@ class TimestepActQuantProxyFromInjector(ActQuantProxyFromInjector):
     def groups(self) -> str:
         """Name of the timestep groups this quantizer uses."""
         return self.quant_injector.timestep_groups
+
+    @property
+    def rows(self) -> RowOrder | None:
+        """Where the samples of a call are in what is quantized; None: not known."""
+        return self.quant_injector.timestep_rows
 
     def bind(self, context: TimestepContext) -> None:
         """Use ``context`` from now on; the tables survive if the groups are the same.

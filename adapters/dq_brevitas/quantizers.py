@@ -51,6 +51,7 @@ class TimestepActMixin(ExtendedInjector):
     timestep_context = None
     timestep_groups = DEFAULT_GROUPS
     timestep_reduction = "mean"
+    timestep_rows = None
 
 
 class ShiftedTimestepActMixin(TimestepActMixin):

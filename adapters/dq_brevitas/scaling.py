@@ -15,7 +15,7 @@ from brevitas.function import abs_binary_sign_grad
 from torch import Tensor, nn
 
 from dq_brevitas.table import Reduction, TimestepTable
-from dq_plugins.timesteps import TimestepContext
+from dq_plugins.timesteps import RowOrder, TimestepContext
 
 
 class TimestepScaling(TimestepTable):
@@ -29,6 +29,7 @@ class TimestepScaling(TimestepTable):
         timestep_groups: name of the groups in it.
         timestep_reduction: ``"mean"`` or ``"max"`` over calls.
         scaling_table_init: ``[G]`` known values of ``scale * int_threshold``.
+        timestep_rows: where the samples of a call are in what is quantized.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class TimestepScaling(TimestepTable):
         scaling_min_val: float | None = None,
         timestep_reduction: Reduction = "mean",
         scaling_table_init: Tensor | None = None,
+        timestep_rows: RowOrder | None = None,
     ) -> None:
         super().__init__(
             timestep_context,
@@ -56,6 +58,7 @@ class TimestepScaling(TimestepTable):
             initial=scaling_table_init,
             write=restrict_scaling_impl.restrict_init_module(),
             read=_RestrictValue(restrict_scaling_impl),
+            rows=timestep_rows,
         )
         self.clamp_scaling = _ClampValue(scaling_min_val)
 
@@ -91,6 +94,7 @@ class TimestepZeroPoint(TimestepTable):
         timestep_groups: name of the groups in it.
         timestep_reduction: ``"mean"`` or ``"max"`` over calls.
         zero_point_table_init: ``[G]`` known values of ``scale * zero_point``.
+        timestep_rows: where the samples of a call are in what is quantized.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class TimestepZeroPoint(TimestepTable):
         zero_point_stats_momentum: float | None = DEFAULT_MOMENTUM,
         timestep_reduction: Reduction = "mean",
         zero_point_table_init: Tensor | None = None,
+        timestep_rows: RowOrder | None = None,
     ) -> None:
         super().__init__(
             timestep_context,
@@ -116,6 +121,7 @@ class TimestepZeroPoint(TimestepTable):
             zero_point_stats_input_view_shape_impl,
             empty=0.0,
             initial=zero_point_table_init,
+            rows=timestep_rows,
         )
         self.scale_shift_zero_point = _ScaleShiftZeroPoint(int_quant, quantize_zero_point)
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import CalibrationError, DQWarning
-from dq_plugins.timesteps import TimestepContext, select_for_input
+from dq_plugins.timesteps import RowOrder, TimestepContext, select_for_input
 
 Reduction = Literal["mean", "max"]
 
@@ -45,6 +45,7 @@ class TimestepTable(nn.Module):
         initial: ``[G]`` known entries; collecting is skipped unless `restart` is called.
         write: entries -> parameter (a power-of-two scale is learned as its logarithm).
         read: parameter -> entries.
+        rows: where the samples of a call are in what is quantized; None: not known.
     """
 
     dq_quantizer_state = True
@@ -63,6 +64,7 @@ class TimestepTable(nn.Module):
         initial: Tensor | None,
         write: nn.Module | None = None,
         read: nn.Module | None = None,
+        rows: RowOrder | None = None,
     ) -> None:
         super().__init__()
         if reduction not in ("mean", "max"):
@@ -72,7 +74,7 @@ class TimestepTable(nn.Module):
             raise CalibrationError(
                 f"timestep groups {groups!r} are {size}, but the initial table has shape {tuple(initial.shape)}"
             )
-        self.context, self.groups = context, groups
+        self.context, self.groups, self.rows = context, groups, rows
         self.collect_stats_steps, self.momentum, self.reduction = steps, momentum, reduction
         self.local_loss_mode = False
         self.stats, self.view = stats, view
@@ -98,7 +100,7 @@ class TimestepTable(nn.Module):
 
     def select(self, table: Tensor, x: Tensor) -> Tensor:
         """Entries of the samples of ``x``: 0-d, or ``[N, 1, ..., 1]``."""
-        return select_for_input(table, self.context.index(self.groups).to(table.device), x)
+        return select_for_input(table, self.context.index(self.groups).to(table.device), x, rows=self.rows)
 
     @torch.compiler.disable
     def observe(self, x: Tensor) -> Tensor:
@@ -141,10 +143,11 @@ class TimestepTable(nn.Module):
 
     def _rows(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
         numbers = torch.arange(len(self.counts), device=x.device)
-        rows = self.select(numbers, x).reshape(-1)
+        rows = self.select(numbers, x)
         if rows.numel() == 1:
             yield int(rows), x
             return
+        rows = rows.reshape(rows.shape[:2] if rows.dim() > 1 and rows.shape[1] > 1 else -1)  # [S, B] or [N]
         for group in rows.unique().tolist():
             yield group, x[rows == group]
 

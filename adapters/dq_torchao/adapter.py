@@ -31,7 +31,16 @@ from dq_torchao.timestep_state import install_timestep_state
 from dq_torchao.tuning import tune
 
 IMPLEMENTED = frozenset(
-    {"balance", "bias_correction", "dynamic_ranges", "group_scale", "group_widths", "low_rank", "rotation"}
+    {
+        "balance",
+        "bias_correction",
+        "dynamic_ranges",
+        "group_scale",
+        "group_widths",
+        "low_rank",
+        "rotation",
+        "row_order",
+    }
 )
 """What layers of this adapter can do of `QuantPlan.features`."""
 

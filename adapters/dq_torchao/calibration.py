@@ -17,12 +17,13 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 
 from dq_plugins import recipe as recipes
 from dq_plugins import registry
-from dq_plugins.calibration.call import bind
+from dq_plugins.calibration.call import bind, timestep_of, timestep_values
 from dq_plugins.compiled import uncompiled, unwrap
 from dq_plugins.errors import CalibrationError
 from dq_plugins.full_precision import require_full_precision, require_values
 from dq_plugins.graph import find_timestep_argument
 from dq_plugins.graph.arguments import forward_signature, map_leaves
+from dq_plugins.graph.row_order import find_row_orders
 from dq_plugins.layer_kinds import kind_name
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.sampled import SampledStatistics
@@ -51,6 +52,7 @@ class CalibrationContext(TimestepContext):
         self.config, self.argument = config, argument
         self.collector = Collector()
         self.example: dict[str, Any] | None = None
+        self.probing = False
         self.hooks: dict[str, Any] = {}
         self.watch: Any = None
         self.uncompiled = ExitStack()
@@ -58,17 +60,29 @@ class CalibrationContext(TimestepContext):
     @torch.compiler.disable  # a wrapper of torch.compile around the denoiser would trace how statistics are kept
     def observe(self, name: str, x: Tensor) -> None:
         """See the input of layer ``name``, at the timestep of the forward that is running."""
-        self.collector.see(name, x, self.selection.timestep)
+        if not self.probing:
+            self.collector.see(name, x, self.selection.timestep)
 
     @torch.compiler.disable
     def see_call(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keep the arguments of the first call, to find out from the denoiser's graph what its layers are for."""
+        """Keep the arguments of the first call, to find out from the denoiser's graph what its layers are for.
+
+        At the first one of several timesteps, find out which rows of the layers' inputs belong to which sample.
+        """
+        if self.probing:
+            return
+        try:
+            named = bind(forward_signature(denoiser), args, kwargs)
+        except (CalibrationError, TypeError):  # arguments without names cannot be given again
+            return
         if self.example is None:
-            try:
-                named = bind(forward_signature(denoiser), args, kwargs)
-            except (CalibrationError, TypeError):  # arguments without names cannot be given again
-                return
             self.example = map_leaves(named, lambda _, x: x.detach().clone() if isinstance(x, Tensor) else x)
+        if not self.collector.rows and len(timestep_values(timestep_of(named, self.argument))) > 1:
+            self.probing = True
+            try:
+                self.collector.rows = find_row_orders(denoiser, named, self.argument, "", self.hooks)
+            finally:
+                self.probing = False
 
     def __deepcopy__(self, memo: object) -> NoReturn:
         raise CalibrationError("a denoiser that is being calibrated cannot be copied; convert it first")

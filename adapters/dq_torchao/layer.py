@@ -33,7 +33,7 @@ from dq_plugins.plan import ActivationQuant, BiasCorrection, DynamicActivationQu
 from dq_plugins.quantized.code_widths import input_widths
 from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.output_correction import rows_for_output
-from dq_plugins.timesteps import TimestepContext, select_for_input
+from dq_plugins.timesteps import RowOrder, TimestepContext, select_for_input
 from dq_torchao.columns import selected_column
 from dq_torchao.kernels import (
     StoredWeight,
@@ -93,6 +93,7 @@ class IntegerLayer(PackedWeight):
         context: what selects the group.
         execution: how this layer runs.
         parameter_key: what tells layers apart that quantize one input differently.
+        rows: where the samples of a call are in its input.
     """
 
     operator: ClassVar[str]
@@ -115,6 +116,7 @@ class IntegerLayer(PackedWeight):
     context: TimestepContext
     execution: Execution
     parameter_key: ParameterKey
+    rows: RowOrder | None = None
 
     @classmethod
     def from_float(cls, layer: nn.Module, plan: LayerPlan, context: TimestepContext) -> IntegerLayer:
@@ -132,7 +134,7 @@ class IntegerLayer(PackedWeight):
         assert plan.activation is not None
         integer = cls.in_place_of(layer, plan.weight, transform_of(plan))
         integer.store_tables(plan.activation, plan.bias_correction)
-        integer.context = context
+        integer.context, integer.rows = context, plan.rows
         return integer
 
     def store_tables(self, quant: InputQuant, correction: BiasCorrection | None = None) -> None:
@@ -235,9 +237,8 @@ class IntegerLayer(PackedWeight):
         assert self.act_scale is not None
         assert self.act_zero_point is not None
         if index.numel() > 1 or (row is not None and row.numel() > 1):
-            scale, zero_point = (
-                select_for_input(table, index, x, self._kind.spatial) for table in (self.act_scale, self.act_zero_point)
-            )
+            where = index, x, self._kind.spatial, self.rows
+            scale, zero_point = (select_for_input(t, *where) for t in (self.act_scale, self.act_zero_point))
             stored = zero_point + code_offset(x.device)
             codes = self._narrowed(self._codes(self.padded(x, wholly=True), scale, stored), index, x)
             return self._by_rows(codes, scale, zero_point, row).to(result_dtype(x))
@@ -255,14 +256,14 @@ class IntegerLayer(PackedWeight):
         """Codes of the widest group, cut to those that the group of each sample has."""
         if self.act_low is None or self.act_high is None:
             return codes
-        ends = (select_for_input(end, index, x, self._kind.spatial) for end in (self.act_low, self.act_high))
+        ends = (select_for_input(end, index, x, self._kind.spatial, self.rows) for end in (self.act_low, self.act_high))
         low, high = ((end + code_offset(x.device)).to(codes.dtype) for end in ends)
         return torch.minimum(torch.maximum(codes, low), high)
 
     def _partly_floating(self, x: Tensor, index: Tensor, row: Tensor | None) -> Tensor:
         """Samples of some groups in floating point. Eager code looks which; a graph computes both and chooses."""
         assert self.act_floating is not None
-        floating = select_for_input(self.act_floating, index, x, self._kind.spatial)
+        floating = select_for_input(self.act_floating, index, x, self._kind.spatial, self.rows)
         if floating.numel() > 1 or torch.compiler.is_compiling():
             integers = self._with_branch(self._by_groups(x, index, row), x)
             return torch.where(floating, self._floating(x, row), integers)
@@ -274,7 +275,7 @@ class IntegerLayer(PackedWeight):
         if row is None or self.bias_correction is None:
             return y
         if row.numel() > 1:
-            return (y + rows_for_output(self._kind, self.bias_correction, row, y)).to(y.dtype)
+            return (y + rows_for_output(self._kind, self.bias_correction, row, y, self.rows)).to(y.dtype)
         correction = self.bias_correction.index_select(0, row).reshape(-1)
         return (y + self._kind.per_output(correction)).to(y.dtype)
 
@@ -360,7 +361,7 @@ class IntegerLayer(PackedWeight):
         if row is None or row.numel() == 1 or self.bias_correction is None:
             bias = self._bias(row)
             return None if bias is None else self._kind.per_output(bias)
-        rows, bias = rows_for_output(self._kind, self.bias_correction, row, y), self._bias(None)
+        rows, bias = rows_for_output(self._kind, self.bias_correction, row, y, self.rows), self._bias(None)
         return rows if bias is None else rows + self._kind.per_output(bias)
 
     def code_sums(self, codes: Tensor) -> Tensor:

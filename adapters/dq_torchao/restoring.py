@@ -138,7 +138,7 @@ def _simulate_instead(layer: IntegerLayer, reason: str) -> None:
     exchange(layer, former)
     rotation = None if layer.input_rotation is None else layer.input_rotation.planned
     low_rank, parts = layer.low_rank, {"balance": balance, "bias_correction": correction, "rotation": rotation}
-    plan = LayerPlan("", activation=activation, low_rank=low_rank, **parts)
+    plan = LayerPlan("", activation=activation, low_rank=low_rank, rows=layer.rows, **parts)
     simulate_layer(layer, plan, layer.context)
     dtype = str(layer.weight_dtype).removeprefix("torch.")
     layer.execution = Execution("simulated", layer.execution.width, "", dtype, reason).stored_by(layer)

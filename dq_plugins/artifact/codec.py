@@ -15,6 +15,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, PlainValidator, TypeAdapter, ValidationError, ValidationInfo, WithJsonSchema
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from dq_plugins.errors import DQError
 
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 """``__pydantic_config__`` of every dataclass that goes to disk."""
+CODES, MANY = (torch.int8, torch.int16), 1 << 16
+"""Tensors of these types and of so many numbers are not copied by `encode`."""
 
 
 def _look_up(name: Any, info: ValidationInfo) -> Tensor:
@@ -46,8 +49,7 @@ def encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         tensors: filled.
     """
     if isinstance(value, Tensor):
-        # clone: views of one storage cannot be written side by side, and a slice would drag its whole storage along
-        tensors[path] = value.detach().cpu().clone().contiguous()
+        tensors[path] = _apart(value.detach().cpu().contiguous(), tensors)
         return path
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
@@ -65,6 +67,17 @@ def encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [encode(each, _join(path, "/", str(i)), tensors) for i, each in enumerate(value)]
     return value
+
+
+def _apart(plain: Tensor, others: Mapping[str, Tensor]) -> Tensor:
+    """A tensor that can be written beside others: no view of a storage of theirs, nor of a longer one.
+
+    Many codes of a weight are not copied, nobody changes them in place: those of a large denoiser take gigabytes.
+    """
+    if plain.dtype not in CODES or plain.numel() < MANY:
+        return plain.clone()
+    twice = any(each.dtype in CODES and each.data_ptr() == plain.data_ptr() for each in others.values())
+    return plain.clone() if twice else plain
 
 
 def _join(path: str, separator: str, part: str) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from dq_plugins.artifact.codec import CODES
 
 MEBIBYTE = 1 << 20
 
@@ -38,13 +41,17 @@ def check_length(found: int, path: Path, most_mb: int) -> None:
         raise ValueError(f"the record of {path} takes {found} bytes; at most {most_mb} MiB are read")
 
 
-def read_tensors(path: Path, *, mapped: bool = False) -> tuple[dict[str, str], dict[str, Tensor]]:
+Mapped = bool | Literal["codes"]
+"""Whether tensors lie in the file and are read when they are used; ``"codes"``: those of int8 and int16 do."""
+
+
+def read_tensors(path: Path, *, mapped: Mapped = False) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Metadata and tensors of a safetensors file.
 
     Args:
         path: of the file.
-        mapped: the tensors lie in the file and are read when they are used. Copy what is computed with: on the mapped
-            file's alignment some kernels round differently.
+        mapped: see `Mapped`. Copy what is computed with in floating point: on the mapped file's alignment some kernels
+            round differently.
 
     Raises:
         ValueError: it is missing, or no safetensors; what its header claims does not fit its size.
@@ -56,4 +63,5 @@ def read_tensors(path: Path, *, mapped: bool = False) -> tuple[dict[str, str], d
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}. It is truncated or damaged") from error
-    return metadata, tensors if mapped else {name: tensor.clone() for name, tensor in tensors.items()}
+    stays = {True: lambda _: True, False: lambda _: False, "codes": lambda tensor: tensor.dtype in CODES}[mapped]
+    return metadata, {name: tensor if stays(tensor) else tensor.clone() for name, tensor in tensors.items()}

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from dq_plugins.artifact.codec import adapter, decode, encode
 from dq_plugins.artifact.envelope import Envelope
-from dq_plugins.artifact.files import check_length, read_bounded, read_tensors
+from dq_plugins.artifact.files import Mapped, check_length, read_bounded, read_tensors
 from dq_plugins.artifact.strict_json import parse_json
 from dq_plugins.atomic import replacing, write_atomically
 from dq_plugins.errors import ArtifactError, DQError
@@ -226,13 +226,13 @@ class Format(Generic[T]):
         """
         return self._value(*self._load(Path(path)), str(path))
 
-    def find(self, path: str | Path, settings: Mapping[str, Any], *, mapped: bool = False) -> T | None:
+    def find(self, path: str | Path, settings: Mapping[str, Any], *, mapped: Mapped = False) -> T | None:
         """The value at a path, if it depends on these settings and was written by this release; None otherwise.
 
         Args:
             path: of the artifact; there may be none.
             settings: what `write` was given.
-            mapped: see `read_tensors`.
+            mapped: see `Mapped`.
 
         Raises:
             DQError: something is there, and it is damaged.
@@ -289,13 +289,13 @@ class Format(Generic[T]):
         """
         return self._load(Path(path), mapped=True)[0].settings or {}
 
-    def _load(self, path: Path, *, mapped: bool = False) -> tuple[Envelope, dict[str, Tensor]]:
+    def _load(self, path: Path, *, mapped: Mapped = False) -> tuple[Envelope, dict[str, Tensor]]:
         if path.suffix == ".json":
             return self._load_text(path, mapped)
         with self._reading(path):
             return self._load_single(path, mapped)
 
-    def _load_text(self, path: Path, mapped: bool) -> tuple[Envelope, dict[str, Tensor]]:
+    def _load_text(self, path: Path, mapped: Mapped) -> tuple[Envelope, dict[str, Tensor]]:
         while True:
             envelope = self._load_envelope(path)
             digest = envelope.tensors_hash
@@ -312,7 +312,7 @@ class Format(Generic[T]):
         with self._reading(path):
             return read_bounded(path, self.record_mb)
 
-    def _tensors_beside(self, path: Path, envelope: Envelope, mapped: bool) -> dict[str, Tensor]:
+    def _tensors_beside(self, path: Path, envelope: Envelope, mapped: Mapped) -> dict[str, Tensor]:
         if envelope.tensors_hash is None:
             return {}
         with self._reading(path):
@@ -330,7 +330,7 @@ class Format(Generic[T]):
                 raise
             raise self.error(f"{error}. {self.remedy}") from error
 
-    def _load_single(self, path: Path, mapped: bool) -> tuple[Envelope, dict[str, Tensor]]:
+    def _load_single(self, path: Path, mapped: Mapped) -> tuple[Envelope, dict[str, Tensor]]:
         metadata, tensors = read_tensors(path, mapped=mapped)
         text = metadata.get(METADATA_KEY)
         if text is None or len(metadata) > 1:

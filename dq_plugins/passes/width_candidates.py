@@ -54,7 +54,9 @@ def _make(
     used = {q.groups for widths in activations.values() for q in widths.values() if isinstance(q, ActivationQuant)}
     weights = {name: _weights(plan, context, name, weight_choices) for name in order}
     transforms = {name: context.transforms[name] for name in order if name in context.transforms}
-    return Candidates(weights, activations, {name: plan.groups[name] for name in sorted(used)}, transforms)
+    return Candidates(
+        weights, activations, {name: plan.groups[name] for name in sorted(used)}, transforms, plan.row_orders
+    )
 
 
 def _weights(plan: QuantPlan, context: PassContext, name: str, choices: Sequence[int]) -> dict[int, WeightQuant]:

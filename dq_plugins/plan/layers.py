@@ -36,6 +36,7 @@ from dq_plugins.plan.dynamic_ranges import DynamicActivationQuant
 from dq_plugins.plan.low_rank import LowRank
 from dq_plugins.plan.rotation import Rotation
 from dq_plugins.plan.validity import code_fault, finite_fault, scale_fault, zero_point_fault
+from dq_plugins.timesteps import RowOrder
 
 FEATURE = {"feature": True}
 """Metadata of a field that changes what is computed: an adapter that does not implement it must refuse the plan."""
@@ -138,7 +139,10 @@ class WeightQuant:
 
     def fake_quantize(self, weight: Tensor) -> Tensor:
         """The weight the quantized layer computes with, in ``weight.dtype``."""
-        return dequantize(self.quantize(weight).float(), self.steps(weight), self.zeros(weight)).to(weight.dtype)
+        codes, steps = self.quantize(weight).float(), self.steps(weight)
+        if steps.requires_grad:
+            return dequantize(codes, steps, self.zeros(weight)).to(weight.dtype)
+        return codes.sub_(self.zeros(weight)).mul_(steps).to(weight.dtype)  # the same in one piece of memory
 
 
 @dataclass
@@ -287,6 +291,7 @@ class LayerPlan:
         low_rank: l, a part of the weight that is left out of what is quantized, and multiplies the input as it comes;
             of linear layers, and of convolutions without groups.
         bias_correction: what is added to its output.
+        rows: where the samples of a call are in its input; None: not known.
     """
 
     __pydantic_config__ = STRICT
@@ -301,6 +306,7 @@ class LayerPlan:
     bias_correction: BiasCorrection | None = field(default=None, metadata=FEATURE)
     rotation: Rotation | None = field(default=None, metadata=FEATURE)
     low_rank: LowRank | None = field(default=None, metadata=FEATURE)
+    rows: RowOrder | None = None
 
     def __post_init__(self) -> None:
         kind = LAYER_KINDS.get(self.kind)
@@ -322,7 +328,8 @@ class LayerPlan:
         found = [f.name for f in fields(self) if f.metadata == FEATURE and getattr(self, f.name) is not None]
         widths = isinstance(self.activation, ActivationQuant) and self.activation.group_bits is not None
         grouped = self.weight is not None and self.weight.group_scale is not None
-        more = {"dynamic_ranges": self.dynamic, "group_widths": widths, "group_scale": grouped}
+        order = self.quantized and self.rows not in (None, "first")
+        more = {"dynamic_ranges": self.dynamic, "group_widths": widths, "group_scale": grouped, "row_order": order}
         return (*found, *(name for name, present in more.items() if present))
 
     @property

@@ -30,7 +30,7 @@ from dq_plugins.plan.fitting import misfit, rows_misfit
 from dq_plugins.plan.layers import FEATURE, ActivationQuant, LayerPlan
 from dq_plugins.plan.overview import overview, overview_html
 from dq_plugins.plan.section import Section
-from dq_plugins.timesteps import Schedule, TimestepGroups
+from dq_plugins.timesteps import RowOrder, Schedule, TimestepGroups
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,11 @@ class QuantPlan:
     sampler_correction: SamplerCorrection | None = None
     attention: dict[str, AttentionPlan] = field(default_factory=dict)
     tracer: str = ""
+
+    @property
+    def row_orders(self) -> dict[str, RowOrder | None]:
+        """Where the samples of a call are in the input of each layer."""
+        return {name: layer.rows for name, layer in self.layers.items()}
 
     def layer(self, name: str) -> LayerPlan:
         """Entry of one layer; an unknown name raises `PlanError` with close matches."""

@@ -181,7 +181,9 @@ def quantize_attention(module: nn.Module, site: QuantizedAttention) -> ExitStack
 def simulated_attention(module: nn.Module, plan: AttentionPlan, context: TimestepContext) -> QuantizedAttention:
     """The simulated attention of a module that a plan describes."""
     device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-    return QuantizedAttention(**{n: ActivationQuantizer(q, context, device) for n, q in plan.quantizers.items()})
+    return QuantizedAttention(
+        **{n: ActivationQuantizer(q, context, device, rows="first") for n, q in plan.quantizers.items()}
+    )
 
 
 MakeSite = Callable[[str, nn.Module, AttentionPlan, TimestepContext], QuantizedAttention | None]

@@ -18,7 +18,7 @@ from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant,
 from dq_plugins.plan.decisions import Operand
 from dq_plugins.quantized.layer import quantize_dynamically, quantize_input
 from dq_plugins.quantized.layer_transform import LayerTransform, fake_weight
-from dq_plugins.timesteps import TimestepGroups, by_sample_or_token, fewest_entries
+from dq_plugins.timesteps import RowOrder, TimestepGroups, by_sample_or_token, fewest_entries
 
 
 class Entry(NamedTuple):
@@ -58,12 +58,14 @@ class Candidates:
         activations: layer -> bits -> quantizer of the layer's input.
         groups: the timestep groups that the activation quantizers name.
         transforms: of the inputs of some layers; their quantizers are those of transformed inputs and weights.
+        rows: where the samples of a call are in the inputs of layers.
     """
 
     weights: Mapping[str, Mapping[int, WeightQuant]]
     activations: Mapping[str, Mapping[int, InputQuant]]
     groups: Mapping[str, TimestepGroups] = field(default_factory=dict)
     transforms: Mapping[str, LayerTransform] = field(default_factory=dict)
+    rows: Mapping[str, RowOrder | None] = field(default_factory=dict)
 
     def entries(self) -> list[Entry]:
         """All entries: layers in their order, weights before activations, widths ascending."""
@@ -133,7 +135,8 @@ class Candidates:
             return quantize_dynamically(x, quant, transform, kind_of(layer))
         index = fewest_entries(self.groups[quant.groups].index(by_sample_or_token(timestep)))
         widths = quant.group_bits or bits
-        return quantize_input(x, quant.scale, quant.zero_point, index, widths, transform, kind_of(layer))
+        parameters = quant.scale, quant.zero_point, index, widths
+        return quantize_input(x, *parameters, transform, kind_of(layer), self.rows.get(name))
 
     def subset(self, entries: list[Entry]) -> Candidates:
         """Only the candidates of some entries."""

@@ -29,10 +29,14 @@ from dq_plugins.quantized.layer_transform import (
     transform_of,
     transformed_weight,
 )
+from dq_plugins.quantized.memory import give_back
 from dq_plugins.quantized.output_correction import OutputCorrection
 from dq_plugins.quantized.rotate import Rotate
 from dq_plugins.quantized.straight_through import FakeQuantize
-from dq_plugins.timesteps import TimestepContext, select_for_input
+from dq_plugins.timesteps import RowOrder, TimestepContext, select_for_input
+
+MUCH = 1 << 24
+"""Bytes of a weight made for one call, after which free memory goes back to the system."""
 
 
 def quantize_input(
@@ -43,6 +47,7 @@ def quantize_input(
     bits: int | Sequence[int | None],
     transform: InputTransform | None = None,
     kind: LayerKind | None = None,
+    rows: RowOrder | None = None,
 ) -> Tensor:
     """Simulated quantization of a layer's input by timestep group; gradients pass straight through.
 
@@ -57,12 +62,13 @@ def quantize_input(
         bits: width of the code, or the widths of all groups, ``[G]``; None: floating point.
         transform: of the input; ``kind`` of layer is needed with it.
         kind: of the layer.
+        rows: where the samples are in ``x``.
     """
     if transform is not None and kind is not None and transform.rotate is not None:
-        values = quantize_input(transform.of_input(kind, x), scale, zero_point, index, bits, kind=kind)
+        values = quantize_input(transform.of_input(kind, x), scale, zero_point, index, bits, kind=kind, rows=rows)
         return transform.input_restored(kind, values).to(x.dtype)
-    spatial = 0 if kind is None else kind.spatial
-    s, z = (select_for_input(table.to(x.device), index.to(x.device), x, spatial) for table in (scale, zero_point))
+    where = index.to(x.device), x, 0 if kind is None else kind.spatial, rows
+    s, z = (select_for_input(table.to(x.device), *where) for table in (scale, zero_point))
     if transform is not None and kind is not None and transform.balance is not None:
         s = s * kind.per_output(transform.balance).to(x.device)
     differentiable = torch.is_grad_enabled() and any(each.requires_grad for each in (x, s, z))
@@ -70,7 +76,7 @@ def quantize_input(
     if isinstance(bits, int):
         return quantize(x, s, z, *integer_range(bits))
     tables = code_ranges(bits)
-    low, high, floating = (select_for_input(t.to(x.device), index.to(x.device), x, spatial) for t in tables)
+    low, high, floating = (select_for_input(t.to(x.device), *where) for t in tables)
     return torch.where(floating, x, quantize(x, s, z, low, high))
 
 
@@ -160,6 +166,7 @@ class ActivationQuantizer(InputQuantizer):
         device: where the parameters live.
         transform: see `quantize_input`.
         kind: of the layer.
+        rows: where the samples of a call are in its input.
     """
 
     exact_state = ("scale", "balance")
@@ -174,9 +181,10 @@ class ActivationQuantizer(InputQuantizer):
         device: torch.device,
         transform: LayerTransform | None = None,
         kind: LayerKind | None = None,
+        rows: RowOrder | None = None,
     ) -> None:
         super().__init__(device, transform, kind)
-        self.groups, self.bits, self.context = quant.groups, quant.bits, context
+        self.groups, self.bits, self.context, self.rows = quant.groups, quant.bits, context, rows
         self.group_bits = quant.group_bits
         self.state_widths(input_widths(quant), device)
         self.register_buffer("scale", quant.scale.to(device, copy=True))
@@ -186,7 +194,7 @@ class ActivationQuantizer(InputQuantizer):
         """Quantize and dequantize ``x``."""
         index = self.context.index(self.groups)
         bits = self.group_bits or self.bits
-        return quantize_input(x, self.scale, self.zero_point, index, bits, self, self.kind)
+        return quantize_input(x, self.scale, self.zero_point, index, bits, self, self.kind, self.rows)
 
     def extra_repr(self) -> str:
         """Width and groups."""
@@ -199,12 +207,13 @@ def input_quantizer(
     layer: nn.Module,
     device: torch.device,
     transform: LayerTransform | None = None,
+    rows: RowOrder | None = None,
 ) -> InputQuantizer:
     """The simulated quantizer of a layer's input that a plan asks for; see the two classes."""
     kind = kind_of(layer)
     if isinstance(quant, DynamicActivationQuant):
         return DynamicQuantizer(quant, device, transform, kind)
-    return ActivationQuantizer(quant, context, device, transform, kind)
+    return ActivationQuantizer(quant, context, device, transform, kind, rows)
 
 
 class LayerState(NamedTuple):
@@ -281,7 +290,10 @@ class QuantizedLayer:
             module._parameters["weight"] = weight()  # type: ignore[assignment]
 
         def after(module: nn.Module, *_: Any) -> None:
-            module._parameters["weight"] = self.full
+            made, module._parameters["weight"] = module._parameters["weight"], self.full
+            if made is not None and made.nbytes > MUCH:
+                del made
+                give_back()
 
         self._made = [
             self.module.register_forward_pre_hook(before),
@@ -348,9 +360,9 @@ def planned_state(
         values = make if streamed and (transform is None or transform.branch(weight) is None) else make()
     kind = kind_of(module)
     if plan.activation is not None and quantize_inputs:
-        quantizer = input_quantizer(plan.activation, context, module, weight.device, transform)
+        quantizer = input_quantizer(plan.activation, context, module, weight.device, transform, plan.rows)
     if plan.bias_correction is not None and kind is not None:
-        correction = OutputCorrection(plan.bias_correction, context, kind, weight.device)
+        correction = OutputCorrection(plan.bias_correction, context, kind, weight.device, plan.rows)
     return LayerState(values, quantizer, correction, transform and transform.branch(weight))
 
 

@@ -128,7 +128,7 @@ class PlannedVariables:
             kind = kind_of(module)
             assert kind is not None
             table = _no_correction(module, layer)
-            state = state._replace(correction=OutputCorrection(table, self.run.context, kind, value.device))
+            state = state._replace(correction=OutputCorrection(table, self.run.context, kind, value.device, layer.rows))
         assert isinstance(state.correction, OutputCorrection)
         state.correction.values = value
         return state

@@ -93,7 +93,8 @@ class SuperNetwork(QuantizedRun):
         if (name, bits) not in self._inputs:
             quant = self._candidate("activation", name, bits)
             device, transform = self.full_weight(name).device, self.candidates.transforms.get(name)
-            self._inputs[name, bits] = input_quantizer(quant, self.context, self.modules[name], device, transform)
+            given = self.modules[name], device, transform, self.candidates.rows.get(name)
+            self._inputs[name, bits] = input_quantizer(quant, self.context, *given)
         return self._inputs[name, bits]
 
     def _candidate(self, operand: str, name: str, bits: int) -> Any:

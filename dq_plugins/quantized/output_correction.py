@@ -11,7 +11,7 @@ from torch import Tensor
 from dq_plugins.layer_kinds import LayerKind
 from dq_plugins.plan import BiasCorrection
 from dq_plugins.quantized.exact_state import ExactState
-from dq_plugins.timesteps import TimestepContext, fit_to_input
+from dq_plugins.timesteps import RowOrder, TimestepContext, fit_to_input
 
 
 class OutputCorrection(ExactState):
@@ -22,6 +22,7 @@ class OutputCorrection(ExactState):
         context: of the denoiser.
         kind: of the layer whose output it is.
         device: where the table lives.
+        rows: where the samples of a call are in its input, and in its output.
     """
 
     exact_state = ("values",)
@@ -29,10 +30,15 @@ class OutputCorrection(ExactState):
     values: Tensor
 
     def __init__(
-        self, correction: BiasCorrection, context: TimestepContext, kind: LayerKind, device: torch.device
+        self,
+        correction: BiasCorrection,
+        context: TimestepContext,
+        kind: LayerKind,
+        device: torch.device,
+        rows: RowOrder | None = None,
     ) -> None:
         super().__init__()
-        self.groups, self.context, self.kind = correction.groups, context, kind
+        self.groups, self.context, self.kind, self.rows = correction.groups, context, kind, rows
         self.register_buffer("values", correction.values.to(device, copy=True))
 
     def forward(self, y: Tensor) -> Tensor:
@@ -40,10 +46,10 @@ class OutputCorrection(ExactState):
         if self.groups is None:
             return y + self.kind.per_output(self.values[0]).to(y.dtype)
         index = self.context.index(self.groups).to(self.values.device)
-        return y + rows_for_output(self.kind, self.values, index, y).to(y.dtype)
+        return y + rows_for_output(self.kind, self.values, index, y, self.rows).to(y.dtype)
 
 
-def rows_for_output(kind: LayerKind, table: Tensor, index: Tensor, y: Tensor) -> Tensor:
+def rows_for_output(kind: LayerKind, table: Tensor, index: Tensor, y: Tensor, rows: RowOrder | None = None) -> Tensor:
     """Rows of a table for the samples or tokens of a layer's output, as they broadcast against it.
 
     Args:
@@ -51,10 +57,11 @@ def rows_for_output(kind: LayerKind, table: Tensor, index: Tensor, y: Tensor) ->
         table: ``[G, O]``.
         index: ``[1]``, ``[B]`` or ``[B, T]``.
         y: the output, see `dq_plugins.timesteps.fit_to_input`.
+        rows: likewise.
     """
     if index.numel() == 1:
         return kind.per_output(table.index_select(0, index.reshape(-1)).reshape(-1))
-    fitted = fit_to_input(index, y, kind.spatial)  # [N], [S, B] or [B, T]
+    fitted = fit_to_input(index, y, kind.spatial, rows)  # [N], [S, B] or [B, T]
     return spread_channels(kind, table.index_select(0, fitted.reshape(-1)).reshape(*fitted.shape, -1), y)
 
 

@@ -16,7 +16,16 @@ from dq_plugins.quantized.table_lookup import Outside
 from dq_plugins.timesteps import NonFinite, OutOfRange, TimestepContext
 
 IMPLEMENTED = frozenset(
-    {"balance", "bias_correction", "dynamic_ranges", "group_scale", "group_widths", "low_rank", "rotation"}
+    {
+        "balance",
+        "bias_correction",
+        "dynamic_ranges",
+        "group_scale",
+        "group_widths",
+        "low_rank",
+        "rotation",
+        "row_order",
+    }
 )
 
 

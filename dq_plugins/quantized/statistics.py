@@ -34,7 +34,7 @@ from dq_plugins.observers.observer import Observer
 from dq_plugins.observers.streaming import Receive, located, require_reached, stream_inputs
 from dq_plugins.quantized.layer_transform import LayerTransform
 from dq_plugins.scratch import Scratch
-from dq_plugins.timesteps import by_sample_or_token, fit_to_input
+from dq_plugins.timesteps import RowOrder, by_sample_or_token, fit_to_input
 from dq_plugins.workers import pool, shares
 
 
@@ -142,6 +142,9 @@ class Collector:
             collector and its `Statistics`.
         source: what the values come from; a file of another source counts as absent.
         bins: resolution of the histograms, see `Histogram`.
+
+    Attributes:
+        rows: where the samples of a call are in the inputs of layers, for calls of several timesteps.
     """
 
     def __init__(
@@ -152,6 +155,7 @@ class Collector:
             TIMESTEP, self._owner.path if self._owner is not None else folder, {**(source or {}), "bins": bins}
         )
         self.bins = bins
+        self.rows: Mapping[str, RowOrder | None] = {}
         self._open: dict[float, dict[str, InputStatistics]] = {}
         self._seen: set[float] = set()
         self._lock = threading.Lock()  # threads may share a denoiser
@@ -181,7 +185,7 @@ class Collector:
         """
         t = by_sample_or_token(torch.as_tensor(timestep, dtype=torch.float64).cpu())
         values = sorted(set(t.reshape(-1).tolist()))
-        owner = fit_to_input(t, x) if len(values) > 1 else t
+        owner = fit_to_input(t, x, rows=self.rows.get(layer)) if len(values) > 1 else t
         with self._lock:
             self.visit(values)
             for value in values:

@@ -22,7 +22,7 @@ from dq_plugins.affine import per_row
 from dq_plugins.errors import TimestepError
 from dq_plugins.layer_kinds import LAYER_KINDS, kind_of
 from dq_plugins.plan import QuantPlan, TabulatedBlock, TabulatedOutput
-from dq_plugins.timesteps import TimestepContext, fit_to_input
+from dq_plugins.timesteps import RowOrder, TimestepContext, fit_to_input
 
 Outside = Literal["error", "live"]
 
@@ -37,6 +37,7 @@ class TableLookup(nn.Module):
         scale: float32 ``[T]``, of int8 rows.
         dtype: dtype of the output.
         live: the full-precision layer, to compute timesteps that the table lacks; None makes them an error.
+        order: where the samples of a call are in the layer's input.
     """
 
     timesteps: Tensor
@@ -52,12 +53,13 @@ class TableLookup(nn.Module):
         scale: Tensor | None = None,
         dtype: torch.dtype = torch.float32,
         live: nn.Module | None = None,
+        order: RowOrder | None = None,
     ) -> None:
         super().__init__()
         self.register_buffer("timesteps", timesteps)
         self.register_buffer("rows", rows)
         self.register_buffer("scale", scale)
-        self.context, self.dtype, self.live = context, dtype, live
+        self.context, self.dtype, self.live, self.order = context, dtype, live, order
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows for the timesteps of the running call; only the number of samples of ``x`` is read."""
@@ -72,11 +74,11 @@ class TableLookup(nn.Module):
                 return self.live(x)
             known = None
         if index.numel() > 1:
-            index = fit_to_input(index, x)
+            index = fit_to_input(index, x, rows=self.order)
         out = self._rows(index.reshape(-1))
         if known is not None:
             unknown = (~known).to(torch.uint8)
-            unknown = fit_to_input(unknown, x) if unknown.numel() > 1 else unknown
+            unknown = fit_to_input(unknown, x, rows=self.order) if unknown.numel() > 1 else unknown
             out = out.masked_fill(per_row(unknown.reshape(-1), out) > 0, math.nan)
         if index.numel() == 1:
             return out.expand(x.shape[0], *out.shape[1:])
@@ -169,6 +171,7 @@ def install_tables(
             scale=None if output.scale is None else output.scale.to(weight.device),
             dtype=weight.dtype,
             live=layer if fallback == "live" else None,
+            order=plan.layers[name].rows,
         )
         stack.callback(model.set_submodule, name, layer)
         _replace(model, name, lookup)

@@ -17,11 +17,14 @@ from dq_plugins.calibration import CalibrationSet
 from dq_plugins.errors import DQError
 from dq_plugins.graph import Partition, partition
 from dq_plugins.graph.partition import untraced
+from dq_plugins.graph.row_order import find_row_orders
 from dq_plugins.graph.unsupported_layers import find_unsupported_layers
 from dq_plugins.hashing import hash_json
 from dq_plugins.plan import QuantPlan, Reason, Targets
 from dq_plugins.quantized.layer_transform import LayerTransform
+from dq_plugins.quantized.memory import codes_where
 from dq_plugins.quantized.sampled import SampledStatistics
+from dq_plugins.timesteps import RowOrder
 
 T = TypeVar("T")
 
@@ -85,6 +88,15 @@ class PassContext:
                 pass  # a recording would need the graph; statistics of layers do without, and without roles
         return untraced(self.denoiser, calibration.observed, calibration.timestep_argument)
 
+    @cached_property
+    def row_orders(self) -> dict[str, RowOrder | None]:
+        """Where the samples of a call are in the inputs of layers, as far as that is known."""
+        calibration, part = self.calibration, self.partition
+        if isinstance(calibration, SampledStatistics) and calibration.example is None:
+            return {}
+        example = calibration.example_inputs()
+        return find_row_orders(self.denoiser, example, part.timestep, part.sample_argument, part.layers)
+
     def stream(self, *names: str) -> int:
         """Seed of a random stream of the running pass, below 2^63; other names, or another pass, another stream.
 
@@ -106,7 +118,7 @@ class PassContext:
             options: of the pass; likewise.
         """
         settings = {"plan": plan.hash, "options": options, "seed": self.seed, "calibration": self.calibration.hash}
-        return UnitResults(format, self.workdir, settings)
+        return UnitResults(format, self.workdir, settings, codes_where(self.denoiser))
 
     def shared(self, key: Any, compute: Callable[[], T]) -> T:
         """Result of ``compute``, kept for later passes of the same run under a hashable ``key``."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dq_plugins.artifact.files import Mapped
 from dq_plugins.errors import ArtifactError, PlanError, RecipeError
 from dq_plugins.exclusive import exclusive
 from dq_plugins.plan import PLAN, QuantPlan
@@ -32,10 +33,13 @@ class StepResults:
         root: folder of the run; None: nothing is kept, and nothing is found.
         settings: of the run.
         out: folder for the finished plan; None: it stays with the last step.
+        mapped: where the tensors of plans that are read are, see `dq_plugins.artifact.files.Mapped`.
     """
 
-    def __init__(self, root: str | Path | None, settings: RunSettings, out: str | Path | None = None) -> None:
-        self.settings, self._per_step = settings, per_step(settings)
+    def __init__(
+        self, root: str | Path | None, settings: RunSettings, out: str | Path | None = None, mapped: Mapped = False
+    ) -> None:
+        self.settings, self._per_step, self._mapped = settings, per_step(settings), mapped
         self._out = None if out is None else Path(out)
         self._root = self._out / WORK_NAME if self._out is not None and root is None else root and Path(root)
         names = [f"{i:02d}-{name}" for i, name in enumerate(settings.passes)]
@@ -79,7 +83,7 @@ class StepResults:
         if self._out is None:
             return None
         try:
-            return PLAN.find(self._out / PLAN_NAME, self._per_step[-1])
+            return PLAN.find(self._out / PLAN_NAME, self._per_step[-1], mapped=self._mapped)
         except PlanError:
             return None  # damaged: it is made again
 
@@ -89,7 +93,8 @@ class StepResults:
             return len(self._per_step), plan
         for i in reversed(range(len(self._folders or ()))):
             try:
-                plan = PLAN.find(self._folders[i] / PLAN_NAME, self._per_step[i])  # type: ignore[index]
+                path = self._folders[i] / PLAN_NAME  # type: ignore[index]
+                plan = PLAN.find(path, self._per_step[i], mapped=self._mapped)
                 if plan is not None:
                     return i + 1, plan
             except PlanError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,14 @@ from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan, Reason, Targets
 from dq_plugins.progress import Progress
 from dq_plugins.provenance import library_code, plugin_code
 from dq_plugins.quantized.layer_transform import transform_of
+from dq_plugins.quantized.memory import codes_where, give_back
 from dq_plugins.quantized.sampled import SampledStatistics
 from dq_plugins.recipe.definition import Recipe
 from dq_plugins.recipe.pass_context import PassContext
 from dq_plugins.recipe.pass_protocol import Pass
 from dq_plugins.recipe.results import StepResults
 from dq_plugins.recipe.run_settings import RunSettings
+from dq_plugins.scratch import Scratch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,7 +50,8 @@ RECURRENT = Reason(
 def empty_plan(context: PassContext, recipe: str) -> QuantPlan:
     """A plan that lists every layer of the denoiser and quantizes none."""
     layers = {
-        name: LayerPlan(kind=info.kind, roles=frozenset(info.roles)) for name, info in context.partition.layers.items()
+        name: LayerPlan(kind=info.kind, roles=frozenset(info.roles), rows=context.row_orders.get(name))
+        for name, info in context.partition.layers.items()
     }
     for name, reason in context.left_out.items():
         layers[name] = LayerPlan(context.traced.layers[name].kind, unquantized_reason=reason)
@@ -214,8 +217,13 @@ def make_plan(
     }
     chosen = {**recipe.targets, **{name: value for name, value in given.items() if value is not None}}
     context = PassContext(denoiser, calibration, Targets(weight_bits, act_bits, **chosen), seed)
-    results = StepResults(workdir, _run_settings(recipe, passes, context, model_hash), out)
-    with results.opened(), _frozen(denoiser), torch.no_grad(), uncompiled(denoiser):
+    mapped = codes_where(denoiser)
+    scratch = Scratch("plan") if mapped and workdir is None and out is None else nullcontext(workdir)
+    with ExitStack() as stack:
+        settings = _run_settings(recipe, passes, context, model_hash)
+        results = StepResults(stack.enter_context(scratch), settings, out, mapped)
+        for each in (results.opened(), _frozen(denoiser), torch.no_grad(), uncompiled(denoiser)):
+            stack.enter_context(each)
         done, plan = results.last()
         plan = plan or empty_plan(context, recipe.name)
         for step, each in enumerate(passes[done:], done):
@@ -230,6 +238,8 @@ def make_plan(
             provider = plugin_code(registry.find("pass", name)) or None
             plan.passes.append(PassRecord(name, each.options.model_dump(mode="json"), provider))
             results.keep(step, plan)
+            if mapped:
+                give_back()
         if weights_hash(denoiser) != model_hash:
             raise RecipeError(f"a pass of recipe {recipe.name!r} changed the denoiser's weights; passes only read them")
         results.finish(plan.validate())

@@ -6,6 +6,7 @@ from dq_plugins.timesteps.groups import TimestepGroups
 from dq_plugins.timesteps.routing import argument_of, attach_context, context_of, detach_context, route_of
 from dq_plugins.timesteps.schedule import Schedule
 from dq_plugins.timesteps.selection import (
+    RowOrder,
     Selection,
     by_sample_or_token,
     fewest_entries,
@@ -17,6 +18,7 @@ from dq_plugins.timesteps.selection import (
 __all__ = [
     "NonFinite",
     "OutOfRange",
+    "RowOrder",
     "Schedule",
     "Selection",
     "TimestepContext",

@@ -7,8 +7,9 @@ Shapes: ``G`` groups; ``B`` samples and ``T`` tokens of a call. An index is ``[1
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import TimestepError
@@ -84,7 +85,22 @@ def by_sample_or_token(timestep: Tensor) -> Tensor:
     return timestep.reshape(len(timestep), -1)
 
 
-def fit_to_input(index: Tensor, x: Tensor, spatial: int = 0) -> Tensor:
+RowOrder = Literal["first", "second", "fastest", "mixed"]
+"""Where the B samples of a call are in a layer's input ``x``:
+
+- ``first``: dimension 0 has B entries, or k B, of which k that follow each other belong to one sample;
+- ``second``: dimension 1 has B entries: ``[S, B, ..., C]``;
+- ``fastest``: dimension 0 has k B entries, of which every B-th belongs to one sample;
+- ``mixed``: nothing of the kind.
+"""
+
+NO_ORDER = (
+    "the samples of this batch have different timesteps, and it is not known which rows of the input of a layer belong "
+    "to which sample ({}). Call the denoiser with one timestep for the whole batch"
+)
+
+
+def fit_to_input(index: Tensor, x: Tensor, spatial: int = 0, rows: RowOrder | None = None) -> Tensor:
     """The index of every sample or token, in the leading dimensions of a layer's input.
 
     A layer may see other rows than the tokens that have timesteps: the text, a whole image, tokens and text in one
@@ -93,42 +109,76 @@ def fit_to_input(index: Tensor, x: Tensor, spatial: int = 0) -> Tensor:
 
     Args:
         index: ``[B]``, ``[B, T]``, or ``[1, T]`` for all samples: groups, or the timesteps themselves.
-        x: ``[N, ...]``. N is a multiple of B: where a layer folded frames or tokens into the batch, consecutive rows
-            belong to one sample. ``[S, B, C]`` with S other than B is read as a sequence of batches, as layers of some
-            transformers see it. With one timestep per token or frame it is ``[B, T, C]``, ``[B, k T, C]`` where each
-            frame has k tokens, ``[T, B, C]``, or ``[k B T, ...]`` after folding.
+        x: ``[N, ...]``, of the samples in the order that ``rows`` says. With one timestep per token or frame it has T
+            or k T tokens of each sample, in that order, where the order of samples has a place for them.
         spatial: dimensions that a kernel slides over: the second dimension of ``x`` then holds channels.
+        rows: where samples are; None: not known, and where the shape of ``x`` leaves that open, the index has to be
+            the same for all. Shapes leave it open where N is not B, or ``x`` is ``[B, B, C]``.
 
     Returns:
         ``[N]``, ``[S, B]`` or ``[B, k T]``.
 
     Raises:
-        TimestepError: ``x`` does not have these samples.
+        TimestepError: ``x`` does not have these samples, or the shape leaves it open which rows are whose. In a
+            compiled graph, and on an accelerator, the device asserts it.
     """
+    if index.dim() == 2 and index.shape[0] == 1 and x.dim() == 3 and not spatial:
+        index = index.expand(x.shape[0] if rows != "second" else x.shape[1], -1)  # packed tokens, the same for all
+    samples, order = index.shape[0], rows or _by_shape(index, x, spatial)
+    if order == "first" and x.shape[0] % samples == 0:
+        return _samples_first(index, x, spatial)
+    if order == "second" and x.dim() > 2 and x.shape[1] == samples:
+        return _sequence_first(index, x.shape[0])
+    if order == "fastest" and x.shape[0] % samples == 0:
+        return _sequence_first(index, x.shape[0] // samples).reshape(-1)
+    if index.dim() == 2 and _readable(index) and bool((index == index[:1]).all()):  # then nothing hangs on the order
+        return index.t() if x.shape[:2] == index.shape[::-1] else _samples_first(index, x, spatial)
+    return _same_for_all(index, x, rows)
+
+
+def _readable(index: Tensor) -> bool:
+    return index.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _by_shape(index: Tensor, x: Tensor, spatial: int) -> RowOrder:
+    """The only order of samples that a shape allows; ``mixed`` where it leaves that open."""
+    sequence = x.dim() == 3 and not spatial and x.shape[1] == len(index)
+    if len(index) == 1 or (x.shape[0] == len(index) and not sequence):
+        return "first"
+    return "second" if sequence and x.shape[0] % len(index) else "mixed"
+
+
+def _samples_first(index: Tensor, x: Tensor, spatial: int) -> Tensor:
+    samples, each = index.shape[0], x.shape[0] // index.shape[0]
     if index.dim() == 2:
-        if x.dim() == 3 and not spatial and index.shape[0] == 1:
-            index = index.expand(x.shape[0], -1)  # of packed tokens, the same for all samples
-        samples, tokens = index.shape
-        if x.dim() == 3 and not spatial:
-            if x.shape[0] == samples and x.shape[1] % tokens == 0:
-                return index.repeat_interleave(x.shape[1] // tokens, 1)
-            if tuple(x.shape[:2]) == (tokens, samples):
-                return index.t()
+        tokens = index.shape[1]
+        if x.dim() == 3 and not spatial and each == 1 and x.shape[1] % tokens == 0:
+            return index.repeat_interleave(x.shape[1] // tokens, 1)
         if x.shape[0] % (samples * tokens) == 0:
             return index.reshape(-1).repeat_interleave(x.shape[0] // (samples * tokens), 0)
         index = index.amax(1)
-    samples = index.shape[0]
-    if x.dim() == 3 and not spatial and x.shape[0] != samples == x.shape[1]:
-        return index.expand(x.shape[0], samples)
-    if x.shape[0] % samples:
-        raise TimestepError(
-            f"a layer sees a batch of {x.shape[0]}, which is not a multiple of the {samples} timesteps of this "
-            "call; call the denoiser with one timestep for the whole batch"
-        )
-    return index.repeat_interleave(x.shape[0] // samples, 0)
+    return index.repeat_interleave(each, 0)
 
 
-def select_for_input(table: Tensor, index: Tensor, x: Tensor, spatial: int = 0) -> Tensor:
+def _sequence_first(index: Tensor, length: int) -> Tensor:
+    """``[S, B]``, of S rows in a sequence for each sample."""
+    if index.dim() == 2 and length % index.shape[1] == 0:
+        return index.t().repeat_interleave(length // index.shape[1], 0)
+    return (index if index.dim() == 1 else index.amax(1)).expand(length, -1)
+
+
+def _same_for_all(index: Tensor, x: Tensor, rows: RowOrder | None) -> Tensor:
+    """``[N]``, of an index that is the same for all samples and tokens."""
+    fault = NO_ORDER.format(f"shape {tuple(x.shape)}, {len(index)} timesteps, order {rows or 'not known'}")
+    values = index.reshape(-1)
+    if not _readable(index):
+        torch._assert_async((values == values[0]).all(), fault)
+    elif not bool((values == values[0]).all()):
+        raise TimestepError(fault)
+    return values[:1].expand(x.shape[0])
+
+
+def select_for_input(table: Tensor, index: Tensor, x: Tensor, spatial: int = 0, rows: RowOrder | None = None) -> Tensor:
     """Entries of ``table`` for the samples or tokens of ``x``, shaped to broadcast against it.
 
     Args:
@@ -136,6 +186,7 @@ def select_for_input(table: Tensor, index: Tensor, x: Tensor, spatial: int = 0) 
         index: ``[1]``, ``[B]`` or ``[B, T]``.
         x: a layer's input, see `fit_to_input`.
         spatial: see `fit_to_input`.
+        rows: likewise.
 
     Returns:
         ``[]`` for one timestep or one group, else ``[N, 1, ..., 1]``, ``[S, B, 1]`` or ``[B, T, 1, ..., 1]``.
@@ -147,6 +198,6 @@ def select_for_input(table: Tensor, index: Tensor, x: Tensor, spatial: int = 0) 
         return table.reshape(())
     if index.numel() == 1:
         return table.index_select(0, index.reshape(-1)).reshape(())
-    fitted = fit_to_input(index, x, spatial)
+    fitted = fit_to_input(index, x, spatial, rows)
     selected = table.index_select(0, fitted.reshape(-1))
     return selected.reshape(*fitted.shape, *[1] * (x.dim() - fitted.dim()))

@@ -48,9 +48,8 @@ def layer_plan(
     scale, zero_point = affine_parameters(low, high, act_bits, symmetric=symmetric)
     kind = type(layer).__name__.lower()
     activation = ActivationQuant(act_bits, "all", scale, zero_point)
-    return LayerPlan(
-        kind, weight=WeightQuant(weight_bits, weight_scale), activation=activation, unquantized_reason=None
-    )
+    weight = WeightQuant(weight_bits, weight_scale)
+    return LayerPlan(kind, weight=weight, activation=activation, unquantized_reason=None, rows="first")
 
 
 def corrected_plan(model: nn.Module, groups: TimestepGroups = GROUPS, **options: bool | int) -> QuantPlan:

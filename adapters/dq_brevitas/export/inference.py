@@ -31,7 +31,7 @@ class TimestepInferenceHandler(InferenceHandler):
     def prepare_for_export(self, module: TimestepActQuantProxyFromInjector) -> None:
         """Snapshot the tables."""
         bits = module.bit_width()
-        self.context, self.groups = module.timestep_context, module.groups
+        self.context, self.groups, self.rows = module.timestep_context, module.groups, module.rows
         quantizer = module.tensor_quantizer.int_quant
         self.round, self.reciprocal = quantizer.float_to_int_impl, isinstance(quantizer, ReciprocalIntQuant)
         self.low = float(min_int(module.is_signed, module.is_narrow_range, bits))
@@ -55,7 +55,7 @@ class TimestepInferenceHandler(InferenceHandler):
     def forward(self, x: Tensor, unused_scale: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Quantize and dequantize with the parameters of the running timestep."""
         index = self.context.index(self.groups).to(self.scales.device)
-        scale, zero_point = (select_for_input(t, index, x) for t in (self.scales, self.zero_points))
+        scale, zero_point = (select_for_input(t, index, x, rows=self.rows) for t in (self.scales, self.zero_points))
         if self.balance is not None:
             scale = scale * self.balance
         y = self.dequantize(self.quantize(x, scale, zero_point), scale, zero_point).to(x.dtype)

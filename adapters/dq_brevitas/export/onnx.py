@@ -37,7 +37,7 @@ class TimestepQCDQHandler(StdQCDQCastONNXActQuantProxyHandler):
         """Snapshot the tables, in the dtypes ONNX wants."""
         self.validate(module)
         bits = module.bit_width()
-        self.context, self.groups = module.timestep_context, module.groups
+        self.context, self.groups, self.rows = module.timestep_context, module.groups, module.rows
         self.dtype = self.signed_dtype(bits, module.is_signed)
         self.register_buffer("scales", module.scale_table().detach().float().clone())
         self.register_buffer("zero_points", module.zero_point_table().detach().float())
@@ -48,7 +48,7 @@ class TimestepQCDQHandler(StdQCDQCastONNXActQuantProxyHandler):
     def symbolic_execution(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Emit the operations for ``x``."""
         index = self.context.index(self.groups)
-        scale, zero_point = (select_for_input(t, index, x) for t in (self.scales, self.zero_points))
+        scale, zero_point = (select_for_input(t, index, x, rows=self.rows) for t in (self.scales, self.zero_points))
         axis = 0 if scale.dim() else None
         flat = scale.reshape(-1) if scale.dim() else scale
         zero = zero_point.reshape(flat.shape).to(self.dtype)

@@ -177,7 +177,8 @@ class ExemptLayers(Pass):
 
 def exempted(layer: LayerPlan, why: str) -> LayerPlan:
     """The plan of a layer that stays in full precision, with the figures that say why."""
-    return LayerPlan(layer.kind, layer.roles, unquantized_reason=Reason(f"exempt-layers: {why}", "measured"))
+    reason = Reason(f"exempt-layers: {why}", "measured")
+    return LayerPlan(layer.kind, layer.roles, unquantized_reason=reason, rows=layer.rows)
 
 
 def _cost(context: PassContext, name: str) -> LayerCost:

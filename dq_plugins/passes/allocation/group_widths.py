@@ -123,7 +123,9 @@ class GroupWidths(Pass):
         found = activation_candidates(plan, context, layers, self.options.choices)
         used = {quant.groups for widths in found.values() for quant in widths.values()}  # type: ignore[union-attr]
         transforms = {name: context.transforms[name] for name in layers if name in context.transforms}
-        candidates = Candidates({}, found, {name: plan.groups[name] for name in sorted(used)}, transforms)
+        candidates = Candidates(
+            {}, found, {name: plan.groups[name] for name in sorted(used)}, transforms, plan.row_orders
+        )
         image = yield from self._measured(plan, context, candidates)
         problem = GroupProblem(plan, context, candidates, image, self.options)
         yield Progress(0, 1, "solving")

@@ -61,7 +61,7 @@ class BiasCorrecting(Pass):
         groups = {n: plan.groups[g] if g else TimestepGroups(()) for n, g in names.items()}
         run = planned_run(context.denoiser, plan, whole=True, out_of_range="nearest")
         calls = context.calibration.spread(self.options.calls, self.options.samples)
-        errors = MeanErrors(run, planned_states(run, plan, spare_memory=True), groups)
+        errors = MeanErrors(run, planned_states(run, plan, spare_memory=True), groups, plan.row_orders)
         for done, call in enumerate(calls.calls(), 1):
             errors.see(call)
             yield Progress(done, len(calls), "mean errors")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from dq_plugins.hooks import hooked
 from dq_plugins.layer_kinds import LayerKind, kind_of
 from dq_plugins.quantized.output_correction import spread_channels
 from dq_plugins.quantized.run import QuantizedRun, States
-from dq_plugins.timesteps import TimestepGroups, by_sample_or_token, fit_to_input
+from dq_plugins.timesteps import RowOrder, TimestepGroups, by_sample_or_token, fit_to_input
 
 
 class MeanErrors:
@@ -39,10 +40,17 @@ class MeanErrors:
         run: of the denoiser, closed.
         states: what its layers compute with when they are quantized.
         groups: timestep groups of each layer to correct.
+        rows: where the samples of a call are in the input of each layer, and in its output.
     """
 
-    def __init__(self, run: QuantizedRun, states: States, groups: Mapping[str, TimestepGroups]) -> None:
-        self.run, self.states, self.groups = run, states, groups
+    def __init__(
+        self,
+        run: QuantizedRun,
+        states: States,
+        groups: Mapping[str, TimestepGroups],
+        rows: Mapping[str, RowOrder | None] = MappingProxyType({}),
+    ) -> None:
+        self.run, self.states, self.groups, self.rows = run, states, groups, rows
         self._layers = {name: run.modules[name] for name in groups}
         self._sums: dict[str, Tensor] = {}  # [3, G, O]: numbers, sums and sums of squares of samples' errors
 
@@ -51,12 +59,12 @@ class MeanErrors:
         means: dict[str, list[Tensor]] = defaultdict(list)  # of every use of the layer in this call
 
         def keep(name: str, args: Any, kwargs: Any, output: Tensor) -> None:
-            means[name].append(channel_means(self._layers[name], output))
+            means[name].append(self._means(name, output))
 
         def correct(name: str, args: Any, kwargs: Any, output: Tensor) -> Tensor:
-            layer, exact = self._layers[name], means[name].pop(0)
-            correction = self._add(name, call.timestep, exact - channel_means(layer, output))  # [N, O]
-            return output + _spread(layer, correction, output)
+            correction = self._add(name, call.timestep, means[name].pop(0) - self._means(name, output))  # [N, O]
+            first = _samples_first(output, self.rows.get(name))
+            return output + _samples_first(_spread(self._layers[name], correction, first), self.rows.get(name))
 
         with hooked(self._layers, after=keep):
             call.run(self.run.denoiser)
@@ -78,6 +86,9 @@ class MeanErrors:
         nearest = (torch.arange(len(table))[:, None] - visited).abs().argmin(1)
         return table[visited[nearest]].float()
 
+    def _means(self, layer: str, output: Tensor) -> Tensor:
+        return channel_means(self._layers[layer], _samples_first(output, self.rows.get(layer)))
+
     def _add(self, layer: str, timesteps: Tensor, errors: Tensor) -> Tensor:
         """See the mean error of every sample of a call, ``[N, O]``; gives the mean of each sample's group, ``[N, O]``.
 
@@ -86,12 +97,18 @@ class MeanErrors:
         groups = self.groups[layer]
         index = groups.index(by_sample_or_token(timesteps)).cpu()
         if index.numel() > 1:
-            index = fit_to_input(index, errors)
+            order = self.rows.get(layer)
+            index = fit_to_input(index, errors, rows="first" if order == "second" else order)
         index = index.expand(len(errors))
         seen = torch.stack([torch.ones_like(errors), errors, errors.square()]).double()  # [3, N, O]
         of_call = seen.new_zeros(3, len(groups), errors.shape[1]).index_add_(1, index, seen)
         self._sums[layer] = self._sums.get(layer, 0) + of_call
         return (of_call[1] / of_call[0].clamp(min=1))[index].to(errors.dtype)
+
+
+def _samples_first(output: Tensor, rows: RowOrder | None) -> Tensor:
+    """``[B, S, ..., O]`` of a layer that sees ``[S, B, ..., C]``, or the other way round."""
+    return output.transpose(0, 1) if rows == "second" and output.dim() > 2 else output
 
 
 def channel_means(layer: nn.Module, output: Tensor) -> Tensor:

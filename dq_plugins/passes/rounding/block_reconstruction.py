@@ -110,7 +110,7 @@ class BlockReconstruction(Pass):
                 block = finished.find(unit.module)
                 if block is None:
                     block = yield from self._unit(unit, done, recorder, run, states, plan, context, learning)
-                    finished.keep(unit.module, block)
+                    block = finished.keep(unit.module, block)
                 learning.forget(unit.module)
                 block.write(plan, context.denoiser)
                 states |= planned_states(run, plan, unit.layers, quantize_inputs=inputs)

@@ -31,7 +31,7 @@ from dq_plugins.passes.rounding.compensation import (
 from dq_plugins.plan import LayerPlan, QuantPlan, WeightQuant
 from dq_plugins.quantized.input_rows import has_rows, input_rows, weight_matrix
 from dq_plugins.quantized.layer_transform import transform_of, transformed_input, transformed_weight
-from dq_plugins.quantized.memory import is_large, weight_bytes
+from dq_plugins.quantized.memory import give_back, is_large, weight_bytes
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 MEBIBYTE = 1 << 20
@@ -89,9 +89,11 @@ class GPTQ(Pass):
             weights = finished.find(unit)
             if weights is None:
                 weights = yield from self._sweep(chunk, plan, context, done, len(layers))
-                finished.keep(unit, weights)
+                weights = finished.keep(unit, weights)
             for name, weight in weights.items():
                 plan.layers[name].weight = weight
+            if is_large(context.denoiser):
+                give_back()
             done += len(chunk)
             yield Progress(done, len(layers), chunk[-1])
 
@@ -103,7 +105,8 @@ class GPTQ(Pass):
         columns = self.options.columns or (4096 if is_large(context.denoiser) else 9216)
         options = GPTQOptions(self.options.damping, self.options.act_order, columns)
         found = {}
-        for name in inputs:
+        # the largest last, when the rows of all others are gone
+        for name in sorted(inputs, key=lambda name: context.denoiser.get_submodule(name).weight.numel()):
             yield Progress(done + len(found), total, name)
             layer = context.denoiser.get_submodule(name)
             found[name] = self._rounded(layer, plan.layers[name], inputs[name].taken(), options)

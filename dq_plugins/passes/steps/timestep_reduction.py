@@ -271,7 +271,7 @@ def kept_widths(plan: QuantPlan) -> Candidates:
     weights = {n: {p.weight.bits: p.weight} for n, p in plan.layers.items() if p.weight is not None}
     inputs = {n: {p.activation.bits: p.activation} for n, p in plan.layers.items() if p.activation is not None}
     transforms = {n: t for n, p in plan.layers.items() if p.quantized and (t := transform_of(p)) is not None}
-    return Candidates(weights, inputs, dict(plan.groups), transforms)
+    return Candidates(weights, inputs, dict(plan.groups), transforms, plan.row_orders)
 
 
 def layer_choices(candidates: Candidates, context: PassContext, latency: LatencyTable) -> tuple[LayerChoices, ...]:

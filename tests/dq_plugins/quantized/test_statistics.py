@@ -9,7 +9,7 @@ from torch import nn
 from dq_plugins import make_plan
 from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
 from dq_plugins.calibration import record
-from dq_plugins.errors import CalibrationError
+from dq_plugins.errors import CalibrationError, TimestepError
 from dq_plugins.observers import observe_groups, optimal_groups
 from dq_plugins.observers.minmax import MinMaxObserver
 from dq_plugins.observers.streaming import stream_inputs
@@ -236,6 +236,9 @@ def test_only_the_running_timesteps_are_in_memory(tmp_path):
 def test_rows_of_samples_with_their_own_timesteps_are_told_apart():
     collector = Collector()
     x = torch.tensor([[1.0], [2.0], [3.0], [4.0], [5.0], [6.0]])  # two rows a sample
+    with pytest.raises(TimestepError, match="which rows"):
+        collector.see("layer", x, torch.tensor([900, 100, 900]))
+    collector.rows = {"layer": "first"}
     collector.see("layer", x, torch.tensor([900, 100, 900]))
     found = collector.statistics(["layer"])
     assert found.low("layer").tolist() == [3.0, 1.0]

@@ -2,13 +2,22 @@ import pytest
 import torch
 
 from dq_plugins.errors import TimestepError
-from dq_plugins.timesteps import by_sample_or_token, fewest_entries, fit_to_input, select_for_input, unpacked
+from dq_plugins.timesteps import (
+    RowOrder,
+    by_sample_or_token,
+    fewest_entries,
+    fit_to_input,
+    select_for_input,
+    unpacked,
+)
 
 TABLE = torch.tensor([1.0, 2.0, 3.0])
 
 
-def selected(index: list, x: torch.Tensor, table: torch.Tensor = TABLE) -> torch.Tensor:
-    return select_for_input(table, torch.tensor(index), x)
+def selected(
+    index: list, x: torch.Tensor, table: torch.Tensor = TABLE, rows: RowOrder | None = "first"
+) -> torch.Tensor:
+    return select_for_input(table, torch.tensor(index), x, rows=rows)
 
 
 def test_one_timestep_selects_one_entry() -> None:
@@ -24,20 +33,44 @@ def test_samples_select_their_own_and_folded_rows_belong_to_one_sample() -> None
     assert selected([2, 0], torch.zeros(2, 5)).tolist() == [[3], [1]]
     assert selected([2, 0], torch.zeros(4, 5, 6)).shape == (4, 1, 1)
     assert selected([2, 0], torch.zeros(4, 5)).flatten().tolist() == [3, 3, 1, 1]
-    with pytest.raises(TimestepError, match="batch of 3.*2 timesteps"):
+    with pytest.raises(TimestepError, match=r"shape \(3, 5\), 2 timesteps"):
         selected([2, 0], torch.zeros(3, 5))
 
 
 @pytest.mark.parametrize("length", [6, 7])
 def test_a_sequence_of_batches_selects_along_the_batch(length: int) -> None:
-    assert selected([2, 0], torch.zeros(length, 2, 5)).flatten(1).tolist() == [[3, 1]] * length
+    found = selected([2, 0], torch.zeros(length, 2, 5), rows="second")
+    assert found.flatten(1).tolist() == [[3, 1]] * length
     assert selected([2, 0], torch.zeros(2, length, 5)).flatten(1).tolist() == [[3], [1]]
+
+
+def test_samples_that_lie_fastest_select_their_own() -> None:
+    assert selected([2, 0], torch.zeros(6, 5), rows="fastest").flatten().tolist() == [3, 1] * 3
+    assert selected([2, 0], torch.zeros(2, 2, 5), rows="second").squeeze(-1).tolist() == [[3, 1], [3, 1]]
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (2, 2, 5), (4, 2, 5), (3, 5)])
+def test_where_the_shape_leaves_it_open_whose_rows_they_are_different_timesteps_are_an_error(shape) -> None:
+    for rows in (None, "mixed"):
+        with pytest.raises(TimestepError, match="one timestep for the whole batch"):
+            selected([2, 0], torch.zeros(shape), rows=rows)
+        assert selected([2, 2], torch.zeros(shape), rows=rows).unique().tolist() == [3]
+
+
+def test_shapes_that_leave_nothing_open_need_no_order() -> None:
+    assert selected([2, 0], torch.zeros(2, 5), rows=None).flatten().tolist() == [3, 1]
+    assert selected([2, 0], torch.zeros(2, 4, 5), rows=None).flatten().tolist() == [3, 1]
+    assert selected([2, 0], torch.zeros(3, 2, 5), rows=None).flatten(1).tolist() == [[3, 1]] * 3
+    tokens = [[0, 1, 2], [0, 1, 2]]  # the same in all samples: nothing hangs on their order
+    assert selected(tokens, torch.zeros(6, 5), rows=None).flatten().tolist() == [1, 2, 3, 1, 2, 3]
 
 
 def test_tokens_select_their_own() -> None:
     index = [[0, 1, 2], [2, 2, 0]]
     assert selected(index, torch.zeros(2, 3, 8)).tolist() == [[[1], [2], [3]], [[3], [3], [1]]]
-    assert selected(index, torch.zeros(3, 2, 8)).squeeze(-1).t().tolist() == [[1, 2, 3], [3, 3, 1]]
+    second = selected(index, torch.zeros(3, 2, 8), rows="second")
+    assert second.squeeze(-1).t().tolist() == [[1, 2, 3], [3, 3, 1]]
+    assert selected(index, torch.zeros(6, 8), rows="fastest").flatten().tolist() == [1, 3, 2, 3, 3, 1]
     assert selected(index, torch.zeros(6, 8)).flatten().tolist() == [1, 2, 3, 3, 3, 1]
 
 
@@ -58,7 +91,7 @@ def test_rows_that_are_not_the_tokens_are_at_the_largest_timestep_of_their_sampl
 def test_channels_are_no_tokens() -> None:
     index = torch.tensor([[0, 1, 0], [2, 2, 0]])
     assert fit_to_input(index, torch.zeros(2, 3, 8), spatial=1).tolist() == [1, 2]
-    assert fit_to_input(index[:, 0], torch.zeros(4, 2, 8), spatial=1).tolist() == [0, 0, 2, 2]
+    assert fit_to_input(index[:, 0], torch.zeros(4, 2, 8), spatial=1, rows="first").tolist() == [0, 0, 2, 2]
 
 
 @pytest.mark.parametrize(
