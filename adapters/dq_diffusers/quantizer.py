@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +225,7 @@ def make_savable(model: Any, config: CheckpointConfig) -> None:
         return  # one of several nets has no config of its own, and diffusers saves each of them by itself
     if getattr(getattr(model, "hf_quantizer", None), "modules", None) is None:  # not here before
         # a quantizer sees the state alone, in which what lies on disk is memory that nobody has written to
-        model.register_state_dict_pre_hook(_require_values)
+        model.register_state_dict_pre_hook(partial(_require_savable, fused=_fused(model)))
     wrapped = DQConfig(config=config, dtypes=noted_dtypes(model))
     wrapped.note_step_policy(model)
     model.hf_quantizer = DQQuantizer(wrapped, pre_quantized=True)
@@ -237,8 +238,21 @@ def make_savable(model: Any, config: CheckpointConfig) -> None:
         setattr(model.config, name, set_later[name])
 
 
-def _require_values(model: nn.Module, *_: Any) -> None:
+def _require_savable(model: nn.Module, *_: Any, fused: frozenset[str] = frozenset()) -> None:
     require_values(model, SAVE_FIRST, DQError)
+    if separate := sorted(fused - _fused(model)):
+        raise DQError(
+            f"the projections of attention were fused when the denoiser was quantized, and are not now ({separate[0]!r} "
+            f"and {len(separate) - 1} others): what is quantized does not run, and a loaded denoiser would be fused. "
+            "Fuse them again (fuse_qkv_projections), or quantize the denoiser without fusing them"
+        )
+
+
+def _fused(model: nn.Module) -> frozenset[str]:
+    """What computes with fused projections: processors of attention made for it, or modules that hold the layers."""
+    processors = getattr(model, "attn_processors", {}).items()
+    made_for_it = {name for name, processor in processors if "Fused" in type(processor).__name__}
+    return made_for_it | {name for name, _ in model.named_modules() if name.rpartition(".")[2] in FUSED_PROJECTIONS}
 
 
 def _devices(device_map: Any) -> tuple[Any, ...]:

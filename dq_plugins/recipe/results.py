@@ -14,7 +14,7 @@ from dq_plugins.errors import ArtifactError, PlanError, RecipeError
 from dq_plugins.exclusive import exclusive
 from dq_plugins.plan import PLAN, QuantPlan
 from dq_plugins.plan.quant_plan import PLAN_NAME
-from dq_plugins.recipe.run_settings import RUN, RUN_NAME, RunSettings, per_step
+from dq_plugins.recipe.run_settings import RUN, RUN_NAME, RunSettings, of_last_step, per_step
 from dq_plugins.scratch import is_scratch, remove_abandoned
 
 log = logging.getLogger(__name__)
@@ -59,10 +59,23 @@ class StepResults:
         with exclusive(self._root):
             remove_abandoned(self._out or self._root)
             if self._finished() is None:
+                self._say_what_goes()
                 self._claim(self._root)
             for folder in [each for each in self._root.rglob("*") if each.is_dir() and not is_scratch(each)]:
                 remove_abandoned(folder)
             yield
+
+    def _say_what_goes(self) -> None:
+        """Warn of a finished plan of another run, in whose place this run's plan will be."""
+        if self._out is None or not (self._out / PLAN_NAME).exists():
+            return
+        try:
+            found = of_last_step(PLAN.settings_of(self._out / PLAN_NAME))
+        except ArtifactError:
+            return  # damaged
+        others = [] if found is None else self.settings.differences(found) or self.settings.other_code(found)
+        what = "; ".join(others) or "it was changed or saved by hand"
+        log.warning("%s holds a finished plan of another run (%s), which this one will replace", self._out, what)
 
     def _claim(self, root: Path) -> None:
         found = _claimed(root)

@@ -81,6 +81,17 @@ def per_step(settings: RunSettings) -> list[dict[str, Any]]:
     return [{**given, "steps": steps[: i + 1]} for i in range(len(steps))]
 
 
+def of_last_step(found: dict[str, Any]) -> RunSettings | None:
+    """The run that the settings of its last step belong to, see `per_step`; None where they are no such settings."""
+    try:
+        steps = found["steps"]
+        given = {name: found[name] for name in ("weights", "calibration", "seed", "code")}
+        passes, options = [step["pass"] for step in steps], [step["options"] for step in steps]
+        return RunSettings(targets=Targets(**found["targets"]), passes=passes, options=options, **given)
+    except (KeyError, TypeError):
+        return None
+
+
 def _text(value: Any) -> str:
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -342,6 +342,33 @@ def test_projections_fused_before_quantization_are_saved_and_loaded(tmp_path):
     assert torch.equal(loaded(**call).sample, model(**call).sample)
 
 
+def transformer() -> FluxTransformer2DModel:
+    """Its attention lets go of the fused layers, where the U-Net's keeps them."""
+    torch.manual_seed(0)
+    return FluxTransformer2DModel(
+        in_channels=4, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=1,
+        joint_attention_dim=8, pooled_projection_dim=8, axes_dims_rope=[4, 4, 8],
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("make", [fusable, transformer])
+def test_projections_separated_after_quantization_are_not_saved_as_fused_ones(make, loaded, tmp_path):
+    model = make()
+    model.fuse_qkv_projections()
+    dq_torchao.apply(model, denoiser_plan(model))
+    if loaded:
+        model.save_pretrained(tmp_path / "fused")
+        model = type(model).from_pretrained(tmp_path / "fused")
+    model.unfuse_qkv_projections()
+    with pytest.raises(DQError, match=r"fused when the denoiser was quantized.*Fuse them again"):
+        model.save_pretrained(tmp_path / "separate")
+    assert not list((tmp_path / "separate").glob("*.safetensors"))
+    if make is fusable:
+        model.fuse_qkv_projections()
+        model.save_pretrained(tmp_path / "again")
+
+
 def test_modules_added_after_quantization_are_not_saved_into_a_checkpoint_that_cannot_be_loaded(tmp_path):
     model = fusable()
     dq_torchao.apply(model, denoiser_plan(model))

@@ -184,6 +184,27 @@ def test_a_finished_plan_is_not_made_again_and_another_run_in_its_folder_stays(c
     assert not (out / "work").exists()
 
 
+def test_a_finished_plan_of_another_run_is_replaced_with_a_word(case, tmp_path, counting, caplog) -> None:
+    def make(**options):
+        caplog.clear()
+        made = dq.make_plan(*case, Recipe("r", "", (Step("counting"),)), out=tmp_path, progress=False, **options)
+        return made, "".join(each.getMessage() for each in caplog.records if each.name.startswith("dq_plugins"))
+
+    _, nothing = make()
+    _, again = make()
+    assert (nothing, again) == ("", "")
+    counting.fail = True
+    with pytest.raises(KeyboardInterrupt):
+        make(weight_bits=4)
+    assert f"{tmp_path} holds a finished plan of another run (weight_bits is 4 here and 8 there)" in caplog.text
+    assert dq.QuantPlan.load(tmp_path).targets.weight_bits == 8  # until the other one is whole
+    counting.fail = False
+    assert "which this one will replace" in make(weight_bits=4)[1]
+    other, _ = make()
+    other.save(tmp_path)  # by hand: it says no longer what it follows from
+    assert "changed or saved by hand" in make(seed=1)[1]
+
+
 def test_a_damaged_intermediate_result_runs_again(case, tmp_path, counting) -> None:
     recipe = Recipe("r", "", (Step("counting"),))
     dq.make_plan(*case, recipe, workdir=tmp_path, progress=False)
