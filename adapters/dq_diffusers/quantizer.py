@@ -242,9 +242,10 @@ def _require_savable(model: nn.Module, *_: Any, fused: frozenset[str] = frozense
     require_values(model, SAVE_FIRST, DQError)
     if separate := sorted(fused - _fused(model)):
         raise DQError(
-            f"the projections of attention were fused when the denoiser was quantized, and are not now ({separate[0]!r} "
-            f"and {len(separate) - 1} others): what is quantized does not run, and a loaded denoiser would be fused. "
-            "Fuse them again (fuse_qkv_projections), or quantize the denoiser without fusing them"
+            "the projections of attention were fused when the denoiser was quantized, and are not now "
+            f"({separate[0]!r} and {len(separate) - 1} others): "
+            "what is quantized does not run, and a loaded denoiser would be fused. Fuse them again"
+            " (fuse_qkv_projections), or quantize the denoiser without fusing them"
         )
 
 

@@ -16,7 +16,7 @@ from dq_plugins.compiled import evaluating, unwrap
 from dq_plugins.errors import CalibrationError, close_matches
 from dq_plugins.hooks import hooked
 from dq_plugins.layer_kinds import LayerKind, kind_of
-from dq_plugins.timesteps import by_sample_or_token, fit_to_input
+from dq_plugins.timesteps import RowOrder, by_sample_or_token, fit_to_input
 
 Receive = Callable[[str, Tensor, float], None]
 
@@ -39,6 +39,7 @@ def stream_inputs(
     *,
     timesteps: Sequence[float] | None = None,
     transforms: Transforms = MappingProxyType({}),
+    rows: Mapping[str, RowOrder | None] = MappingProxyType({}),
     progress: bool = False,
 ) -> Iterator[float]:
     """Repeat the recorded calls of each timestep, and hand every input of every layer to ``receive``.
@@ -54,6 +55,7 @@ def stream_inputs(
             different timesteps, with those of the tokens that have this one, ``[n, C]``, if there are any.
         timesteps: which timesteps, in which order; all, ascending, by default.
         transforms: of the inputs of some layers; what is handed out is transformed.
+        rows: where the samples of a call are in the inputs of layers.
         progress: show a progress bar.
 
     Yields:
@@ -71,7 +73,7 @@ def stream_inputs(
     reached: set[str] = set()
     for t in tqdm(selected, desc="observing", unit="timestep", disable=not progress, leave=False):
         for call in calibration.calls(t):
-            before = _receiver(receive, reached, t, transforming, _rows_at(t, call.timestep, modules))
+            before = _receiver(receive, reached, t, transforming, _rows_at(t, call.timestep, modules, rows))
             # before any other hook: one that quantizes the input must not change what is observed
             with hooked(modules, before=before, first=True), evaluating(denoiser):
                 call.run(denoiser)
@@ -115,7 +117,9 @@ def _receiver(
     return before
 
 
-def _rows_at(timestep: float, of_call: Tensor, modules: Mapping[str, nn.Module]) -> Callable[[str, Tensor], Tensor]:
+def _rows_at(
+    timestep: float, of_call: Tensor, modules: Mapping[str, nn.Module], orders: Mapping[str, RowOrder | None]
+) -> Callable[[str, Tensor], Tensor]:
     """What of a layer's input is at a timestep, where tokens of the call have different ones."""
     tokens = by_sample_or_token(of_call)
     if tokens.dim() < 2 or bool((tokens == timestep).all()):
@@ -123,7 +127,7 @@ def _rows_at(timestep: float, of_call: Tensor, modules: Mapping[str, nn.Module])
 
     def rows(name: str, x: Tensor) -> Tensor:
         kind = kind_of(modules[name])
-        return x[(fit_to_input(tokens, x, kind.spatial if kind else 0) == timestep).to(x.device)]
+        return x[(fit_to_input(tokens, x, kind.spatial if kind else 0, orders.get(name)) == timestep).to(x.device)]
 
     return rows
 

@@ -61,7 +61,7 @@ def statistics(context: PassContext, layers: tuple[str, ...], also: Receive | No
             return found
     folder = context.workdir / "statistics" if context.workdir and also is None else None
     given = context.denoiser, context.calibration, layers
-    known.append(collect(*given, folder=folder, transforms=context.transforms, also=also))
+    known.append(collect(*given, folder=folder, transforms=context.transforms, rows=context.row_orders, also=also))
     return known[-1]
 
 

@@ -345,6 +345,7 @@ def collect(
     folder: str | Path | None = None,
     bins: int = BINS,
     transforms: Mapping[str, LayerTransform] = MappingProxyType({}),
+    rows: Mapping[str, RowOrder | None] = MappingProxyType({}),
     also: Receive | None = None,
     progress: bool = False,
 ) -> Statistics:
@@ -358,6 +359,7 @@ def collect(
             A temporary folder, deleted with the result, by default.
         bins: resolution of the histograms, see `Histogram`.
         transforms: of the inputs of some layers.
+        rows: where the samples of a call are in them.
         also: told every input too, as `dq_plugins.observers.streaming.stream_inputs` would.
         progress: show a progress bar, where one process collects; see `dq_plugins.workers` for several.
 
@@ -367,11 +369,14 @@ def collect(
     hashes = {layer: transforms[layer].hash for layer in layers if layer in transforms}
     source = {"calibration": calibration.hash, "layers": list(layers), "transforms": hashes}
     collector = Collector(folder, source=source, bins=bins)
+    collector.rows = dict(rows)
     todo = [t for t in calibration.timesteps if not collector.holds(t)]
     sharing = pool()
     if sharing.count > 1 and len(todo) > 1 and also is None:
         # a timestep is one process's and one file: nothing is added up over processes, so the result is the same
-        run = partial(_see_timesteps, denoiser, calibration, layers, collector.folder, source, bins, dict(transforms))
+        run = partial(
+            _see_timesteps, denoiser, calibration, layers, collector.folder, source, bins, dict(transforms), dict(rows)
+        )
         sharing.run([partial(run, share) for share in shares(todo, sharing.count)])
         if not any(collector.holds(t) for t in todo):
             raise CalibrationError(
@@ -401,7 +406,14 @@ def _see_into(
             also(layer, x, timestep)
 
     for _ in stream_inputs(
-        denoiser, calibration, layers, receive, timesteps=timesteps, transforms=transforms, progress=progress
+        denoiser,
+        calibration,
+        layers,
+        receive,
+        timesteps=timesteps,
+        transforms=transforms,
+        rows=collector.rows,
+        progress=progress,
     ):
         collector.visit(())  # finished: to disk
 
@@ -414,7 +426,10 @@ def _see_timesteps(
     source: Mapping[str, Any],
     bins: int,
     transforms: Mapping[str, LayerTransform],
+    rows: Mapping[str, RowOrder | None],
     timesteps: Sequence[float],
 ) -> None:
     """A worker's share of `collect`, into files."""
-    _see_into(Collector(folder, source=source, bins=bins), denoiser, calibration, layers, timesteps, transforms)
+    collector = Collector(folder, source=source, bins=bins)
+    collector.rows = rows
+    _see_into(collector, denoiser, calibration, layers, timesteps, transforms)
