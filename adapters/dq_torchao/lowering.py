@@ -19,7 +19,8 @@ from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.conv import IntegerConv1d, IntegerConv2d, IntegerConv3d
 from dq_torchao.conv_transpose import IntegerConvTranspose1d, IntegerConvTranspose2d, IntegerConvTranspose3d
-from dq_torchao.kernels import kernel_for
+from dq_torchao.kernels import kernel_dtype, kernel_for
+from dq_torchao.kernels.product import OWN_KERNEL, takes, takes_conv2d
 from dq_torchao.layer import IntegerLayer
 from dq_torchao.linear import IntegerLinear
 from dq_torchao.packed_weight import can_pack, counterpart, pack_layer
@@ -132,10 +133,21 @@ def lower_layer(layer: nn.Module, plan: LayerPlan, context: TimestepContext, tim
     else:
         integer = integer_class(type(layer)).from_float(layer, folded(layer, plan), context)
         kernel = kernel_for(integer.operator, weight.device)
-        execution = Execution("integer", plan.width, kernel.name, kernel.compute, str(timing or ""))
+        name = OWN_KERNEL if own_kernel(integer) else kernel.name
+        execution = Execution("integer", plan.width, name, kernel.compute, str(timing or ""))
     execution = execution.stored_by(layer)
     layer.execution = execution  # type: ignore[assignment]
     return execution
+
+
+def own_kernel(layer: IntegerLayer) -> bool:
+    """Whether a kernel of ours multiplies in an integer layer; see `dq_torchao.kernels.product`."""
+    weight = torch.empty(0, dtype=layer.weight_dtype, device=layer.weight_packed.device)
+    if weight.device.type != "cpu" or not takes(kernel_dtype(weight), None):
+        return False
+    if layer.operator == "linear":
+        return True
+    return takes_conv2d(layer.weight_shape, getattr(layer, "groups", 1), getattr(layer, "output_padding", ()))
 
 
 def mark_full_precision(layer: nn.Module, plan: LayerPlan, reason: str) -> Execution:

@@ -23,8 +23,9 @@ from filelock import FileLock, Timeout
 from dq_plugins.atomic import replacing
 from dq_plugins.errors import DQError
 
-SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in ("attention", "codes", "dynamic_codes", "gelu"))
-HEADERS = (Path(__file__).with_name("avx512.h"),)
+NAMES = ("attention", "codes", "dynamic_codes", "gelu", "product")
+SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in NAMES)
+HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("avx512", "product"))
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mfma")
 FLAGS += tuple(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni"))
 LIBRARIES = ("-ltorch_cpu", "-lc10")
@@ -83,6 +84,7 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.dq_gelu.argtypes = [pointer, pointer, long, whole]
     found.dq_gelu.restype = None
     found.dq_attention.argtypes = [pointer]
+    found.dq_product.argtypes = [pointer]
     return found
 
 

@@ -1,6 +1,7 @@
 """The integer operators on x86 CPUs: oneDNN's prepacked int8 linear and convolution, uint8 x int8 -> int32.
 
-The kernels subtract the zero point themselves and treat padded borders as real zeros.
+The kernels subtract the zero point themselves and treat padded borders as real zeros. What a kernel of ours takes goes
+there (`dq_torchao.kernels.product`): it is faster.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from torch import Tensor
 from dq_plugins.errors import DQError
 from dq_torchao.kernels.operators import Kernel
 from dq_torchao.kernels.packing import PackedWeights, unpack_codes
+from dq_torchao.kernels.panels import Panels, panels, plain
 from dq_torchao.kernels.phases import conv2d_codes
+from dq_torchao.kernels.product import LINEAR, product, takes, takes_conv2d
 
 _PACKED = PackedWeights()
 _NO_POST_OP = ("none", [], "")
@@ -52,8 +55,10 @@ def plain_codes(
             "a layer's packed weight was released (dq_torchao.release_weights), so its weight can be laid out only "
             "where it has run before; call dq_torchao.restore_weights(model) before you copy single tensors of it"
         )
-    plain = layout[0].to_dense()
-    return plain.t().contiguous() if len(shape) == 2 else plain.reshape(tuple(shape))
+    if isinstance(layout, Panels):
+        return plain(layout.panels, layout.shape).reshape(tuple(shape))
+    dense = layout[0].to_dense()
+    return dense.t().contiguous() if len(shape) == 2 else dense.reshape(tuple(shape))
 
 
 def release(weight: Tensor) -> Tensor | None:
@@ -105,6 +110,23 @@ def conv2d_layout(
     return torch.ops.onednn.qconv_prepack(codes, weight_scale, 1.0, 128, *window, input_shape)
 
 
+def in_panels(
+    weight: Tensor,
+    shape: list[int],
+    bits: int,
+    signs: bool,
+    zero_point: Tensor | None,
+    group_scale: Tensor | None,
+) -> Panels:
+    """A packed weight as the product of ours takes it, made once."""
+
+    def pack() -> Panels:
+        codes = plain_codes(weight, shape, bits, signs, zero_point, group_scale)
+        return Panels(panels(codes), codes.flatten(1).sum(1, dtype=torch.int32), tuple(shape))
+
+    return _PACKED.get(weight, ("panels", *shape), pack)
+
+
 @torch.library.impl("dq_torchao::int8_linear", "CPU")
 def _linear(
     codes: Tensor,
@@ -120,10 +142,13 @@ def _linear(
     bias: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
+    stored = (weight, weight_shape, weight_bits, weight_signs, weight_zero_point, weight_group_scale)
+    if takes(dtype, bias):
+        laid_out = in_panels(*stored)
+        return product(codes, scale, zero_point, laid_out.panels, laid_out.sums, weight_scale, bias, *LINEAR)
+
     def pack() -> tuple[Tensor, Tensor]:
-        stored = (weight, weight_shape, weight_bits, weight_signs, weight_zero_point, weight_group_scale)
-        layout = linear_layout(*stored)
-        return layout, no_zero_points(weight_shape[0])
+        return linear_layout(*stored), no_zero_points(weight_shape[0])
 
     layout, zeros = _PACKED.get(weight, "linear", pack)
     quantized = (codes.contiguous(), scale, zero_point, layout, weight_scale, zeros)
@@ -152,10 +177,14 @@ def _conv2d(
     dtype: torch.dtype,
 ) -> Tensor:
     shape = list(codes.shape)
+    stored = (weight, weight_shape, weight_bits, weight_signs, weight_zero_point, weight_group_scale)
+    if takes(dtype, bias) and takes_conv2d(weight_shape, groups, transposed):
+        window = (weight_shape[2:], stride, padding, dilation)
+        laid_out = in_panels(*stored)
+        return product(codes, scale, zero_point, laid_out.panels, laid_out.sums, weight_scale, bias, *window)
     window = (stride, padding, dilation, groups)
 
     def pack() -> tuple[Tensor, Tensor]:
-        stored = (weight, weight_shape, weight_bits, weight_signs, weight_zero_point, weight_group_scale)
         return conv2d_layout(*stored, weight_scale, *window, transposed, shape), no_zero_points(weight_shape[0])
 
     layout, zeros = _PACKED.get(weight, tuple(shape), pack)
@@ -165,5 +194,5 @@ def _conv2d(
 
 def prepacked_bytes(weight: Tensor) -> int:
     """Bytes that the forms of a packed weight take which the kernels hold."""
-    held = [tensor for layout in _PACKED.layouts(weight) for tensor in layout]
+    held = [each for layout in _PACKED.layouts(weight) for each in layout if isinstance(each, Tensor)]
     return sum(torch.ops.mkldnn._nbytes(t) if t.is_mkldnn else t.nbytes for t in held)

@@ -6,6 +6,7 @@ import pickle
 import dq_torchao
 import pytest
 import torch
+from dq_torchao.kernels import native
 from torch import nn
 from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
@@ -111,7 +112,10 @@ def test_a_region_does_not_freeze_the_group_of_one_call():
 
 
 @pytest.mark.parametrize("freezing", [False, True])
-def test_compiled_model_runs_the_integer_kernels(freezing):
+@pytest.mark.parametrize("compiler", [False, True])
+def test_compiled_model_runs_the_integer_kernels(freezing, compiler, monkeypatch):
+    if not compiler:
+        monkeypatch.setattr(native, "why_not", lambda: "as it is without a compiler")
     model = build()
     dq_torchao.apply(model, denoiser_plan(model))
     torch.compiler.reset()
@@ -121,7 +125,11 @@ def test_compiled_model_runs_the_integer_kernels(freezing):
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             compiled(**batch(100.0))
     calls = {event.key: event.count for event in profile.key_averages()}
-    assert (calls["onednn::qlinear_pointwise"], calls["onednn::qconv_pointwise"]) == (2, 2)
+    if native.why_not():
+        assert (calls["onednn::qlinear_pointwise"], calls["onednn::qconv_pointwise"]) == (2, 2)
+    else:
+        names = ["dq_torchao::product"] if freezing else ["dq_torchao::int8_linear", "dq_torchao::int8_conv2d"]
+        assert sum(calls[name] for name in names) == 4
     assert ("dq_torchao::int8_linear" in calls) is not freezing  # inductor's own operators where weights are frozen
     assert "aten::convolution" not in calls
     assert not any("pack" in name or "layout" in name for name in calls)  # weights are laid out once

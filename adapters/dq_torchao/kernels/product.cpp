@@ -1,0 +1,133 @@
+// Linear layers and convolutions on codes: y = s s_w (sum_k (q - z) w) + b, as `dq_torchao.layer` states it.
+//
+// A convolution is the same product: a row of the left operand is what lies under the kernel at one pixel, which is
+// never written out. Codes are channels last, so for each tap of the kernel it is a run of channels, a fixed distance
+// from the pixel. Where the image has a border, it is copied with one of zero points first.
+
+#include "product.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+// Fields in the order of `dq_torchao.kernels.product`. A linear layer is an image of one row, one pixel for each of its
+// rows, and a kernel of one tap.
+struct ProductJob {
+  const uint8_t* codes;  // [samples, height, width, channels]
+  const int8_t* panels;  // of the weight, [taps][channels] by [outputs]; see product.h
+  const int32_t* sums;   // [outputs], of the weight's codes
+  const float *weight_scale, *bias;  // [outputs]; bias may be null
+  const float* scale;
+  const int32_t* zero_point;
+  float* output;  // [samples, rows, columns, outputs]
+  int64_t samples, height, width, channels, outputs, rows, columns;
+  int64_t kernel[2], stride[2], padding[2], dilation[2];
+  int32_t threads;
+};
+
+namespace {
+
+constexpr int64_t BLOCK = 16 * TILE_ROWS;  // rows that a thread multiplies by one panel after the other
+constexpr int64_t WORTH = 1 << 18;         // products that are worth a second thread
+
+struct Image {
+  const uint8_t* codes;
+  int64_t row, sample;  // bytes from one to the next
+};
+
+template <int REGISTERS>
+void multiply(const ProductJob& job, const Image& image, const int64_t* taps, int64_t from, int64_t to, int64_t column) {
+  const int64_t words = (job.channels + 3) / 4, tap_count = job.kernel[0] * job.kernel[1];
+  const int64_t left = job.outputs - column;
+  const __m512 scale = _mm512_set1_ps(*job.scale);
+  const __m512i minus_zero = _mm512_set1_epi32(-*job.zero_point);
+  __m512 factor[REGISTERS], bias[REGISTERS];
+  __m512i begin[REGISTERS];
+  for (int j = 0; j < REGISTERS; j++) {
+    const __mmask16 lanes = first(left - j * LANES);
+    factor[j] = _mm512_mul_ps(scale, _mm512_maskz_loadu_ps(lanes, job.weight_scale + column + j * LANES));
+    bias[j] = job.bias ? _mm512_maskz_loadu_ps(lanes, job.bias + column + j * LANES) : _mm512_setzero_ps();
+    begin[j] = _mm512_mullo_epi32(minus_zero, _mm512_maskz_loadu_epi32(lanes, job.sums + column + j * LANES));
+  }
+  const __mmask16 last = first(left - (REGISTERS - 1) * LANES);
+  const int8_t* panel = job.panels + column * tap_count * words * 4;
+  const int64_t pixels = job.rows * job.columns, step = job.stride[1] * job.channels;
+  int64_t y = from % pixels / job.columns, x = from % job.columns;
+  const uint8_t* line = image.codes + from / pixels * image.sample + y * job.stride[0] * image.row;
+  const auto tile = [&](auto count, int64_t at) DQ_INLINE {
+    constexpr int ROWS = decltype(count)::value;
+    const uint8_t* rows[ROWS];
+    for (int i = 0; i < ROWS; i++) {
+      rows[i] = line + x * step;
+      if (++x < job.columns) continue;
+      x = 0;
+      line += job.stride[0] * image.row;
+      if (++y < job.rows) continue;
+      y = 0;
+      line += image.sample - job.rows * job.stride[0] * image.row;
+    }
+    float* output = job.output + at * job.outputs + column;
+    multiply_tile<ROWS, REGISTERS>(
+        rows, taps, tap_count, words, panel, [&](int j) DQ_INLINE { return begin[j]; },
+        [&](int i, int j, __m512i sum) DQ_INLINE {
+          const __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor[j], bias[j]);
+          _mm512_mask_storeu_ps(output + i * job.outputs + j * LANES, j + 1 < REGISTERS ? 0xFFFF : last, y);
+        });
+  };
+  for (; from + TILE_ROWS <= to; from += TILE_ROWS) tile(std::integral_constant<int, TILE_ROWS>(), from);
+  switch (to - from) {
+    case 5: return tile(std::integral_constant<int, 5>(), from);
+    case 4: return tile(std::integral_constant<int, 4>(), from);
+    case 3: return tile(std::integral_constant<int, 3>(), from);
+    case 2: return tile(std::integral_constant<int, 2>(), from);
+    case 1: return tile(std::integral_constant<int, 1>(), from);
+  }
+}
+
+}  // namespace
+
+// Whether it has computed ``job->output``.
+extern "C" int dq_product(const ProductJob* given) {
+  const ProductJob& job = *given;
+  const int64_t height = job.height + 2 * job.padding[0], width = job.width + 2 * job.padding[1];
+  Image image{job.codes, width * job.channels, height * width * job.channels};
+  std::unique_ptr<uint8_t, void (*)(void*)> bordered{nullptr, free};
+  const int64_t all = job.samples * job.rows * job.columns, blocks = (all + BLOCK - 1) / BLOCK;
+  const int64_t panels = (job.outputs + PANEL - 1) / PANEL, tap_count = job.kernel[0] * job.kernel[1];
+  const bool parallel = all * job.outputs * job.channels * tap_count > WORTH;
+  if (job.padding[0] || job.padding[1]) {
+    bordered.reset(static_cast<uint8_t*>(malloc(job.samples * image.sample)));
+    if (!bordered) return 0;
+    image.codes = bordered.get();
+    const int64_t before = job.padding[1] * job.channels, line = job.width * job.channels;
+#pragma omp parallel for num_threads(job.threads) if (parallel)
+    for (int64_t i = 0; i < job.samples * height; i++) {
+      uint8_t* to = bordered.get() + i * image.row;
+      const int64_t y = i % height - job.padding[0];
+      if (y < 0 || y >= job.height) {
+        memset(to, *job.zero_point, image.row);
+        continue;
+      }
+      memset(to, *job.zero_point, before);
+      memcpy(to + before, job.codes + (i / height * job.height + y) * line, line);
+      memset(to + before + line, *job.zero_point, before);
+    }
+  }
+  const std::unique_ptr<int64_t[]> taps(new (std::nothrow) int64_t[tap_count]);
+  if (!taps) return 0;
+  for (int64_t t = 0; t < tap_count; t++)
+    taps[t] = t / job.kernel[1] * job.dilation[0] * image.row + t % job.kernel[1] * job.dilation[1] * job.channels;
+#pragma omp parallel for num_threads(job.threads) if (parallel)
+  for (int64_t i = 0; i < blocks * panels; i++) {
+    const int64_t from = i / panels * BLOCK, to = std::min(from + BLOCK, all), column = i % panels * PANEL;
+    switch (std::min(TILE_REGISTERS, (job.outputs - column + LANES - 1) / LANES)) {
+      case 1: multiply<1>(job, image, taps.get(), from, to, column); break;
+      case 2: multiply<2>(job, image, taps.get(), from, to, column); break;
+      case 3: multiply<3>(job, image, taps.get(), from, to, column); break;
+      default: multiply<4>(job, image, taps.get(), from, to, column);
+    }
+  }
+  return 1;
+}
