@@ -20,6 +20,7 @@ OWN = (
     "bias_correction",
     "low_rank_down",
     "low_rank_up",
+    "low_rank_scale",
     "rotation.matrix",
     "input_quantizer.scale",
     "output_correction.values",

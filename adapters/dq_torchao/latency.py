@@ -84,7 +84,8 @@ def latency_table(
     table, floating = {}, 0.0
     for name, calls in layouts.items():
         layer, like = layers[name], _like(plan, name, name in dynamic)
-        key = (layer_key(layer), tuple(calls), like.features, like.low_rank and like.low_rank.rank)
+        branch = like.low_rank and (like.low_rank.rank, like.low_rank.down.dtype)
+        key = (layer_key(layer), tuple(calls), like.features, branch)
         if key not in known:
             own = acts if calls[0].dtype.is_floating_point else (None,)
             known[key] = _times(layer, calls, [Width(w, a) for w in weights for a in own], rounds, like)

@@ -30,6 +30,7 @@ from typing_extensions import Self
 from dq_plugins.affine import code_ranges, per_row
 from dq_plugins.errors import DQError, TimestepError
 from dq_plugins.plan import ActivationQuant, BiasCorrection, DynamicActivationQuant, InputQuant, LayerPlan
+from dq_plugins.plan.low_rank import scaled_down
 from dq_plugins.quantized.code_widths import input_widths
 from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.output_correction import rows_for_output
@@ -226,7 +227,8 @@ class IntegerLayer(PackedWeight):
         """``y`` and the low-rank branch: two thin products of the input as it comes, in its dtype."""
         if self.low_rank_down is None or self.low_rank_up is None:
             return y
-        return y + self.multiply_floats(x, self.low_rank_down.to(x.dtype), self.low_rank_up.to(x.dtype))
+        down = scaled_down(self.low_rank_down, self.low_rank_scale, x.dtype, x.device)
+        return y + self.multiply_floats(x, down, self.low_rank_up.to(x.dtype))
 
     def multiply_floats(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         """What this layer makes of ``x`` with the weight ``up @ down``, without a bias."""

@@ -53,11 +53,13 @@ class PackedWeight(WithWidths):
         inverse_balance: float32, one over the plan's balance, as it broadcasts against the layer's input (``[C]``, or
             ``[C, 1, 1]`` for a 2-d convolution); None without one. The codes are those of the weight times the balance.
         input_rotation: R, of the divided channels; None without one.
-        low_rank_down: float16 ``[r, K]``, of the low-rank branch beside the quantized weight; None without one.
-        low_rank_up: float16 ``[O, r]``; None likewise.
+        low_rank_down: float16 ``[r, K]``, or codes of int8, of the low-rank branch beside the quantized weight; None
+            without one.
+        low_rank_up: ``[O, r]``, likewise.
+        low_rank_scale: float32 ``[r]``, of the codes; None without them.
     """
 
-    exact_state = ("weight_scale", "inverse_balance", "low_rank_down", "low_rank_up")
+    exact_state = ("weight_scale", "inverse_balance", "low_rank_down", "low_rank_up", "low_rank_scale")
 
     weight_packed: Tensor
     weight_scale: Tensor
@@ -71,6 +73,7 @@ class PackedWeight(WithWidths):
     input_rotation: Rotate | None
     low_rank_down: Tensor | None
     low_rank_up: Tensor | None
+    low_rank_scale: Tensor | None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Called with arguments, the floating-point layer that it stands for.
@@ -109,8 +112,9 @@ class PackedWeight(WithWidths):
         inverse = None if balance is None else layer._kind.per_output(balance.to(weight.device).reciprocal())
         layer.register_buffer("inverse_balance", inverse)
         branch = None if transform is None else transform.low_rank
-        for part in ("down", "up"):
-            layer.register_buffer(f"low_rank_{part}", branch and getattr(branch, part).to(weight.device, copy=True))
+        for part in ("down", "up", "scale"):
+            held = None if branch is None else getattr(branch, part)
+            layer.register_buffer(f"low_rank_{part}", None if held is None else held.to(weight.device, copy=True))
         rotate = None if transform is None else transform.rotate
         layer.register_module("input_rotation", None if rotate is None else copy.deepcopy(rotate).to(weight.device))
         return layer
@@ -163,7 +167,7 @@ class PackedWeight(WithWidths):
         if self.inverse_balance is not None:
             weight *= self._kind.per_input(self.inverse_balance.flatten(), weight)
         if self.low_rank_down is not None and self.low_rank_up is not None:
-            branch = thin_product(self.low_rank_down, self.low_rank_up, weight)
+            branch = thin_product(self.low_rank_down, self.low_rank_up, weight, self.low_rank_scale)
             parts = (weight, branch)  # side by side where the layer gets its input twice
             weight = torch.cat(parts, 1) if self.__dict__.get("input_beside") else sum(parts)
         return derived(weight.to(self.weight_dtype))
@@ -173,7 +177,7 @@ class PackedWeight(WithWidths):
         """The low-rank branch."""
         if self.low_rank_down is None or self.low_rank_up is None:
             return None
-        return LowRank(self.low_rank_down, self.low_rank_up)
+        return LowRank(self.low_rank_down, self.low_rank_up, self.low_rank_scale)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self.weight_dtype = fn(torch.empty(0, dtype=self.weight_dtype, device=self.weight_scale.device)).dtype

@@ -93,6 +93,7 @@ def check_values(model: nn.Module) -> None:
             for part in ("low_rank_down", "low_rank_up"):
                 values: Tensor | None = getattr(layer, part)
                 _check(name, part, "" if values is None else finite_fault(values.float()))
+            _check(name, "low_rank_scale", _scale_fault(layer.low_rank_scale))
             if layer.weight_group_scale is not None and not int(layer.weight_group_scale.min()):
                 _check(name, "weight_group_scale", "must be at least 1, found 0")
         if isinstance(layer, Rotate):

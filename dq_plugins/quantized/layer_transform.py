@@ -63,7 +63,8 @@ class LayerTransform(InputTransform):
         """sha256 over it."""
         parts = {"balance": self.balance, "matrix": None if self.rotate is None else self.rotate.matrix}
         if self.low_rank is not None:
-            parts |= {"down": self.low_rank.down, "up": self.low_rank.up}
+            branch = {"down": self.low_rank.down, "up": self.low_rank.up, "scale": self.low_rank.scale}
+            parts |= {name: part for name, part in branch.items() if part is not None}
         kind = None if self.rotate is None else self.rotate.kind
         return hash_json([kind, hash_tensors({name: part for name, part in parts.items() if part is not None})])
 

@@ -1,4 +1,4 @@
-"""Pass ``low-rank``: a branch of small rank in floating point that takes what few bits cannot.
+"""Pass ``low-rank``: a branch of small rank, in floating point or in 8 bits, that takes what few bits cannot.
 
     f(x, w)  ~  f(Q(x'), Q(w'))  +  f(x, l)              w' of w - l,  l = up down
 
@@ -55,7 +55,7 @@ class Offer(NamedTuple):
 
 
 class LowRankBranch(Pass):
-    """Add a low-rank branch of 16 bits to weights, where it lowers the error of the layer's output."""
+    """Add a low-rank branch of 16 or 8 bits to weights, where it lowers the error of the layer's output."""
 
     name = "low-rank"
     after = ("calibration-timesteps", "channel-balance", "rotation")
@@ -66,6 +66,7 @@ class LowRankBranch(Pass):
         Attributes:
             ranks: what r may be. One alone is that of every layer; several are shared out under ``bytes``.
             bytes: what all branches may take together; the ranks of least summed error are found exactly.
+            bits: of both matrices: 16, in floating point, or 8, codes with a scale for each direction.
             methods: what is tried beside none.
             most: largest share of a layer's weights that the branch may have; layers where r is more have none.
             most_bits: wider weights have none.
@@ -78,6 +79,7 @@ class LowRankBranch(Pass):
 
         ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field((16,), min_length=1)
         bytes: int | None = Field(None, ge=0)
+        bits: Literal[8, 16] = 16
         methods: tuple[LowRankMethod, ...] = Field(("weight", "weighted-error"), min_length=1)
         most: float = Field(0.25, gt=0, le=1)
         most_bits: int = Field(6, ge=1, le=16)
@@ -140,6 +142,8 @@ class LowRankBranch(Pass):
         ]
         for rank in ranks:
             branches = [each.truncated(rank) for each in whole if each is not None]
+            if self.options.bits == 8:
+                branches = [each.in_8_bits() for each in branches]
             errors = [
                 held_out_error([layer], seen, held_out, LayerTransform(balance, rotate, branch), targets)
                 for branch in branches

@@ -35,7 +35,9 @@ LAYERS = {
 }
 
 
-def transformed(plan: LayerPlan, layer: nn.Module, *, kind: str = "hadamard", balanced: bool = True) -> LayerPlan:
+def transformed(
+    plan: LayerPlan, layer: nn.Module, *, kind: str = "hadamard", balanced: bool = True, branch_bits: int = 16
+) -> LayerPlan:
     """The same plan, with everything that a layer's input and weight may go through."""
     g = torch.Generator().manual_seed(0)
     plan = corrected(plan, layer) if balanced else plan
@@ -46,6 +48,7 @@ def transformed(plan: LayerPlan, layer: nn.Module, *, kind: str = "hadamard", ba
     rank = LowRank(
         (torch.randn(2, layer.weight[0].numel(), generator=g) / 8).half(), torch.randn(outputs, 2, generator=g).half()
     )
+    rank = rank.in_8_bits() if branch_bits == 8 else rank
     plan = replace(plan, rotation=Rotation(kind, 4, matrix), low_rank=rank)
     largest = transformed_weight(layer, transform_of(plan)).detach().flatten(1).abs().amax(1).float()
     plan.weight = replace(plan.weight, scale=largest / integer_range(plan.weight.bits)[1])
@@ -67,7 +70,7 @@ def test_agrees_with_simulation(name, kind, timesteps):
     torch.manual_seed(0)
     layer, shape = LAYERS[name]()
     x, context = torch.randn(shape) * 3, TimestepContext({"all": GROUPS})
-    plan = transformed(layer_plan(layer), layer, kind=kind)
+    plan = transformed(layer_plan(layer), layer, kind=kind, branch_bits=8 if kind == "matrix" else 16)
     simulated = simulate_layer(copy.deepcopy(layer), plan, context)
     assert lower_layer(layer, plan, context).state == "integer"
     with torch.no_grad(), context.select(torch.tensor(timesteps)):
@@ -80,7 +83,7 @@ def test_other_forms(form, dtype):
     torch.manual_seed(0)
     layer, shape = LAYERS["linear"]()
     layer, x, context = layer.to(dtype), torch.randn(shape).to(dtype), TimestepContext({"all": GROUPS})
-    plan = transformed(layer_plan(layer), layer)
+    plan = transformed(layer_plan(layer), layer, branch_bits=8)
     if form == "weights alone":
         plan = replace(plan, activation=None, unquantized_reason=Reason("weights alone"))
     else:
@@ -98,10 +101,10 @@ def outputs(model: nn.Module) -> list[torch.Tensor]:
     return [model(x, torch.tensor(t)) for t in (*TIMESTEPS, [100.0, 900.0])]
 
 
-@pytest.mark.parametrize("kind", ["hadamard", "matrix"])
-def test_a_denoiser_agrees_with_simulation_and_comes_back_from_disk(kind, tmp_path):
+@pytest.mark.parametrize(("kind", "branch_bits"), [("hadamard", 8), ("matrix", 16)])
+def test_a_denoiser_agrees_with_simulation_and_comes_back_from_disk(kind, branch_bits, tmp_path):
     model, simulated = build(), build()
-    plan = transformed_plan(model, kind=kind)
+    plan = transformed_plan(model, kind=kind, branch_bits=branch_bits)
     plan.layers["up"] = replace(plan.layers["up"], activation=None, unquantized_reason=Reason("weights alone"))
     plan.layers["up"].bias_correction = None
     plan.layers["down"].activation.bits = 16
@@ -118,7 +121,7 @@ def test_a_denoiser_agrees_with_simulation_and_comes_back_from_disk(kind, tmp_pa
 @pytest.mark.parametrize("freezing", [False, True])
 def test_compiled(freezing):
     model = build()
-    plan = transformed_plan(model)
+    plan = transformed_plan(model, branch_bits=8 if freezing else 16)
     plan.layers["up"] = replace(plan.layers["up"], activation=None, unquantized_reason=Reason("weights alone"))
     plan.layers["up"].bias_correction = None
     plan.layers["down"].activation.bits = 16
@@ -179,10 +182,12 @@ def test_groups_in_floating_point_have_the_branch_once():
             assert sqnr(simulated(x), layer(x)) > 45
 
 
-@pytest.mark.parametrize(("part", "value"), [("low_rank_up", torch.nan), ("weight_group_scale", 0)])
+@pytest.mark.parametrize(
+    ("part", "value"), [("low_rank_up", torch.nan), ("low_rank_scale", -1.0), ("weight_group_scale", 0)]
+)
 def test_impossible_values_in_a_checkpoint_are_refused(part, value, tmp_path):
     model = build()
-    plan = transformed_plan(model)
+    plan = transformed_plan(model, branch_bits=8 if part == "low_rank_scale" else 16)
     plan.layers["up"].weight.group_scale = torch.ones(32, 2, dtype=torch.uint8)
     dq_torchao.apply(model, plan)
     getattr(model.up, part).view(-1)[0] = value

@@ -29,12 +29,13 @@ CONTEXT = TimestepContext({"all": TimestepGroups(())})
 
 
 def made(
-    name: str, rank: int, balanced: bool = True, rotated: bool = True
+    name: str, rank: int, balanced: bool = True, rotated: bool = True, bits: int = 16
 ) -> tuple[nn.Module, torch.Tensor, LayerPlan]:
     torch.manual_seed(rank)
     layer, shape = LAYERS[name]()
     layer, x = layer.double().requires_grad_(False), torch.randn(shape).double()
     low_rank = LowRank(torch.randn(rank, layer.weight[0].numel()).half() / 4, torch.randn(6, rank).half() / 4)
+    low_rank = low_rank.in_8_bits() if bits == 8 else low_rank
     balance, rotation = torch.rand(16) + 0.5 if balanced else None, Rotation("hadamard", 8) if rotated else None
     plan = LayerPlan("", balance=balance, rotation=rotation, low_rank=low_rank, unquantized_reason=None)
     return layer, x, plan
@@ -47,9 +48,12 @@ def outputs(layer: nn.Module, weight: torch.Tensor, x: torch.Tensor) -> torch.Te
 
 
 @settings(deadline=None, max_examples=40)
-@given(name=st.sampled_from(list(LAYERS)), rank=st.integers(1, 5), balanced=st.booleans(), rotated=st.booleans())
-def test_exact_in_full_precision(name, rank, balanced, rotated):
-    layer, x, plan = made(name, rank, balanced, rotated)
+@given(
+    name=st.sampled_from(list(LAYERS)), rank=st.integers(1, 5), balanced=st.booleans(), rotated=st.booleans(),
+    bits=st.sampled_from([8, 16]),
+)  # fmt: skip
+def test_exact_in_full_precision(name, rank, balanced, rotated, bits):
+    layer, x, plan = made(name, rank, balanced, rotated, bits)
     expected, transform = layer(x), transform_of(plan)
     branch = transform.branch(layer.weight)
     rest = transform.weight_restored(layer, transform.of_weight(layer, layer.weight))
@@ -121,3 +125,30 @@ def test_impossible_branches_are_refused(down, up, message):
 def test_a_branch_of_another_layer_is_told():
     with pytest.raises(PlanError, match=r"for a weight \(4, 5\), and the layer's is \(4, 6\)"):
         LowRank(torch.zeros(2, 5).half(), torch.zeros(4, 2).half()).weight(torch.zeros(4, 6))
+
+
+def test_codes_of_8_bits_are_those_of_each_direction():
+    """Directions of very different size lose alike: to nearest, at most half a step of 127 in both matrices."""
+    torch.manual_seed(0)
+    down, up = torch.randn(3, 20) * torch.tensor([[1.0], [1e-2], [0.0]]), torch.randn(7, 3)
+    whole = LowRank(down.half(), up.half())
+    small = whole.in_8_bits()
+    assert (small.down.dtype, small.up.dtype, small.nbytes) == (torch.int8, torch.int8, 3 * 20 + 7 * 3 + 3 * 4)
+    like = torch.zeros(7, 20)
+    for rank in (1, 2, 3):
+        parts = [each.truncated(rank).weight(like) for each in (whole, small)]
+        assert float((parts[0] - parts[1]).norm() / parts[0].norm()) < 0.01
+    second = [each.weight(like) - each.truncated(1).weight(like) for each in (whole, small)]
+    assert float((second[0] - second[1]).norm() / second[0].norm()) < 0.01
+
+
+def test_codes_come_with_a_scale_and_nothing_else_does():
+    codes = LowRank(torch.randn(2, 8).half(), torch.randn(4, 2).half()).in_8_bits()
+    for parts, message in (
+        ((codes.down, codes.up), "float16"),
+        ((codes.down.half(), codes.up.half(), codes.scale), "int8 beside a scale"),
+        ((codes.down, codes.up, codes.scale[:1]), "scale of a low-rank branch must have the shape"),
+        ((codes.down, codes.up, -codes.scale), "scale of a low-rank branch must be positive"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            LowRank(*parts)

@@ -88,6 +88,14 @@ def test_fewer_bits_lose_less(case) -> None:
     assert sqnr(case, plan) > sqnr(case, make(case, *AFTER)) + 0.5
 
 
+def test_in_8_bits_it_takes_half_the_bytes_and_serves_as_well(case) -> None:
+    plans = [make(case, Step("low-rank", {"ranks": (4,), "most": 0.6, "bits": bits}), *AFTER) for bits in (16, 8)]
+    assert branched(plans[0]) == branched(plans[1])
+    sizes = [sum(plan.layers[name].low_rank.nbytes for name in branched(plan)) for plan in plans]
+    assert sizes[1] < 0.6 * sizes[0]
+    assert sqnr(case, plans[1]) > sqnr(case, plans[0]) - 0.2
+
+
 def test_layers_too_small_have_none(case) -> None:
     assert not branched(make(case, Step("low-rank", {"ranks": (16,)}), *AFTER))
 
@@ -97,7 +105,7 @@ def test_stacked_saved_resumed_and_in_integers(case, act_bits, tmp_path) -> None
     steps = (
         Step("channel-balance", {"least_gain": 0.0}),
         Step("rotation", {"least_gain": 0.0}),
-        Step("low-rank", {"ranks": (2,), "least_gain": 0.0}),
+        Step("low-rank", {"ranks": (2,), "least_gain": 0.0, "bits": 16 if act_bits else 8}),
         Step("weight-ranges"),
         Step("gptq"),
         *(AFTER[1:] if act_bits else ()),
