@@ -44,6 +44,11 @@ class DiffusersAdapter:
         pipe.save_pretrained(folder)
         return Path(folder)
 
+    def forget_adapters(self, denoiser: nn.Module) -> None:
+        """The LoRA adapters of a denoiser have been merged: it is one without."""
+        if hasattr(denoiser, "_hf_peft_config_loaded"):
+            denoiser._hf_peft_config_loaded = None  # type: ignore[assignment]
+
     def make_savable(self, denoiser: nn.Module, config: Any) -> None:
         """Let ``save_pretrained`` write a quantized denoiser; see `dq_diffusers.quantizer.make_savable`."""
         from dq_diffusers.quantizer import make_savable  # needs torchao

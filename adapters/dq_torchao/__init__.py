@@ -19,6 +19,7 @@ from dq_torchao.fqn import FqnLowering, to_fqn_config  # noqa: E402
 from dq_torchao.intx import intx_tensor  # noqa: E402
 from dq_torchao.latency import LatencyTable, latency_table  # noqa: E402
 from dq_torchao.layer_filter import LayerFilter, linear_and_conv2d  # noqa: E402
+from dq_torchao.lora import merge_lora  # noqa: E402
 from dq_torchao.plan_config import PlanConfig  # noqa: E402
 from dq_torchao.regions import compile_regions, repeated_blocks  # noqa: E402
 from dq_torchao.releasing import release_weights, restore_weights  # noqa: E402
@@ -45,6 +46,7 @@ __all__ = [
     "latency_table",
     "linear_and_conv2d",
     "load",
+    "merge_lora",
     "prepare",
     "release_weights",
     "repeated_blocks",

@@ -265,8 +265,9 @@ class DerivedWeight(Tensor):
     def data(self, value: Tensor) -> NoReturn:
         raise DQError(
             "the weight of a quantized layer is packed, and what is read from it is a copy, so nothing can be merged "
-            "into it. Merge (fuse_lora) into the full-precision denoiser and quantize that, or leave the adapter "
-            "beside the quantized layers, where it works unmerged."
+            "into it. Merge (fuse_lora) into the full-precision denoiser and quantize that, leave the adapter beside "
+            "the quantized layers, where it works unmerged, or make it part of their low-rank branches: "
+            "dq_torchao.merge_lora(denoiser)."
         )
 
 

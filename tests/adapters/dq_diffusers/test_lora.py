@@ -12,7 +12,8 @@ from torch import nn
 from torchao_models import denoiser_plan
 
 from dq_plugins.errors import DQError
-from dq_plugins.plan import Reason
+from dq_plugins.plan import LowRank, Reason
+from dq_plugins.timesteps import context_of
 
 peft = pytest.importorskip("peft")
 
@@ -100,3 +101,96 @@ def test_a_denoiser_with_an_adapter_is_not_saved_as_one_without(tmp_path):
         model.save_pretrained(tmp_path)
     with pytest.raises(DQError, match="save_lora_adapter"):
         dq_torchao.save(model, tmp_path)
+
+
+def branched(branch_bits: int = 16, **options) -> UNet2DConditionModel:
+    """A quantized U-Net some of whose layers have a branch of their own, and some are in full precision."""
+    model, g = unet(), torch.Generator().manual_seed(3)
+    plan = denoiser_plan(model)
+    for name, layer in plan.layers.items():
+        weight = model.get_submodule(name).weight
+        if name.endswith("to_q"):
+            down, up = torch.randn(2, weight[0].numel(), generator=g) / 8, torch.randn(len(weight), 2, generator=g) / 8
+            layer.low_rank = LowRank(down.half(), up.half())
+            layer.low_rank = layer.low_rank.in_8_bits() if branch_bits == 8 else layer.low_rank
+        if name.endswith("attn2.to_v"):  # its weight takes the adapter
+            layer.weight, layer.activation, layer.unquantized_reason = None, None, Reason("full precision")
+        if name.endswith("conv1"):
+            layer.activation.bits = 16 if options.get("wide") else 8
+    return dq_torchao.apply(model, plan)
+
+
+def layer_calls(model: nn.Module) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Input and output of every layer with an adapter, at one timestep."""
+    found = {}
+    layers = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+    hooks = [
+        module.register_forward_hook(lambda _, args, out, name=name: found.update({name: (args[0], out)}))
+        for name, module in layers.items()
+    ]
+    run(model, 900.0)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def assert_layers_agree(model: nn.Module, calls: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for name, (x, y) in calls.items():
+        with context_of(model).select(900.0):
+            torch.testing.assert_close(model.get_submodule(name)(x), y, rtol=2e-3, atol=2e-3 * float(y.abs().max()))
+
+
+@pytest.mark.parametrize("base", ["integers", "weights alone", "simulated", "branches", "branches in 8 bits"])
+@torch.no_grad()
+def test_merged_into_branches_an_adapter_does_what_it_does_beside_the_layers(base, tmp_path):
+    make = {
+        "integers": quantized, "weights alone": lambda: quantized(weight_only=True),
+        "simulated": lambda: branched(wide=True), "branches": branched, "branches in 8 bits": lambda: branched(8),
+    }[base]  # fmt: skip
+    model = with_adapter(make())
+    model.set_adapters(["default"], weights=[0.7])
+    calls, before, plain = layer_calls(model), run(model, 900.0), run(make(), 900.0)
+    assert dq_torchao.merge_lora(model) == len(calls) > 4
+    assert_layers_agree(model, calls)
+    # rounding differences of float16 tip codes of 8 bits in later layers
+    assert float((run(model, 900.0) - before).norm() / (plain - before).norm()) < 0.1
+    assert not any("lora" in name or "base_layer" in name for name, _ in model.named_modules())
+    model.save_pretrained(tmp_path / "library")
+    dq_torchao.save(model, tmp_path / "ours")
+    for loaded in (
+        UNet2DConditionModel.from_pretrained(tmp_path / "library"),
+        dq_torchao.load(unet(), tmp_path / "ours"),
+    ):
+        assert torch.equal(run(loaded, 100.0), run(model, 100.0))
+
+
+@torch.no_grad()
+def test_two_adapters_are_merged_at_once_and_others_can_follow():
+    model = with_adapter(quantized())
+    torch.manual_seed(5)
+    config = peft.LoraConfig(r=3, target_modules=TARGETS, init_lora_weights=False)
+    model.add_adapter(config, adapter_name="second")
+    with pytest.raises(DQError, match=r"adapter 'default' of layer .* is not active"):
+        dq_torchao.merge_lora(model)
+    model.set_adapters(["default", "second"], weights=[1.0, 0.5])
+    calls = layer_calls(model)
+    dq_torchao.merge_lora(model)
+    assert_layers_agree(model, calls)
+    assert {layer.low_rank.rank for name, layer in model.named_modules() if name.endswith("to_q")} == {5}
+    with pytest.raises(DQError, match="has no LoRA adapter"):
+        dq_torchao.merge_lora(model)
+    calls = layer_calls(with_adapter(model))
+    dq_torchao.merge_lora(model)
+    assert_layers_agree(model, calls)
+
+
+def test_what_a_branch_does_not_hold_is_refused_and_nothing_changes():
+    with pytest.raises(DQError, match="not quantized"):
+        dq_torchao.merge_lora(with_adapter(unet()))
+    model = quantized(weight_only=True)
+    model.add_adapter(peft.LoraConfig(r=2, target_modules=TARGETS, lora_bias=True, init_lora_weights=False))
+    with torch.no_grad():
+        before = run(model, 500.0)
+        with pytest.raises(DQError, match="bias of its own"):
+            dq_torchao.merge_lora(model)
+        assert torch.equal(run(model, 500.0), before)
