@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from dq_plugins.affine import affine_parameters
+from dq_plugins.affine import MAX_BITS, affine_parameters
 from dq_plugins.passes.activations import (
     DEFAULT_GROUPS,
     Ranges,
@@ -47,12 +47,15 @@ class ActivationRanges(Pass):
             ranges: ``"static"``: by timestep group; ``"dynamic"``: linear layers measure the range of each token at run
                 time, convolutions that of each sample; ``"measured"``: a layer does where that wins ``dynamic_gain``.
             dynamic_gain: dB less error of a layer's output, on calls that its ranges by group were not chosen on.
+            sample_bits: fewest bits of a convolution's input for which ``"measured"`` tries ranges per sample. Below,
+                one far value in a sample costs all others too much: ranges that cut it off make the better images.
         """
 
         observer: str = "mse"
         power: float = Field(2.0, gt=0)
         ranges: Literal["static", "dynamic", "measured"] = "static"
         dynamic_gain: float = 1.0
+        sample_bits: int = Field(6, ge=2, le=MAX_BITS)
 
     options: Options
     Options: ClassVar[type[PassOptions]] = Options
@@ -84,15 +87,18 @@ class ActivationRanges(Pass):
         self, plan: QuantPlan, context: PassContext, bits: Mapping[str, int]
     ) -> Generator[Progress, None, dict[str, InputQuant]]:
         """Quantizers with dynamic ranges, of the layers that are to have them."""
+        o = self.options
         layers = {n: b for n, b in bits.items() if b > 1 and has_rows(context.denoiser.get_submodule(n))}
-        if self.options.ranges == "static" or not layers:
+        if o.ranges == "measured":
+            layers = {n: b for n, b in layers.items() if plan.layers[n].kind == "linear" or b >= o.sample_bits}
+        if o.ranges == "static" or not layers:
             return {}
-        if self.options.ranges == "dynamic":
+        if o.ranges == "dynamic":
             return {n: DynamicActivationQuant(width, context.targets.symmetric_acts) for n, width in layers.items()}
         fitted, judged = halves(context)
         gains = yield from dynamic_gains(judged, static_quantizers(plan, fitted, layers), plan.groups)
         plan.sections[self.name] = Section({"dynamic_gain": {n: round(gain, 3) for n, (_, gain) in gains.items()}})
-        return {n: quant for n, (quant, gain) in gains.items() if gain >= self.options.dynamic_gain}
+        return {n: quant for n, (quant, gain) in gains.items() if gain >= o.dynamic_gain}
 
 
 def static_quantizers(plan: QuantPlan, context: PassContext, bits: Mapping[str, int]) -> dict[str, ActivationQuant]:

@@ -52,7 +52,7 @@ def case(tmp_path_factory):
 def make(case, *before: Step, act_bits: int = 6, symmetric_acts: bool = False, after: tuple = (), **options):
     ranges = (
         Step("timestep-groups", {"groups": 2}),
-        Step("activation-ranges", {"observer": "minmax", "dynamic_gain": 3.0, **options}),
+        Step("activation-ranges", {"observer": "minmax", "dynamic_gain": 3.0, "sample_bits": 4, **options}),
     )
     recipe = Recipe("r", "", (*before, Step("weight-ranges"), *ranges, *after))
     widths = {"act_bits": act_bits, "edge_bits": 2, "symmetric_acts": symmetric_acts}
@@ -84,6 +84,11 @@ def test_without_zero_points_none_are_tried(case):
 def test_the_gain_that_is_asked_for_decides(case):
     assert not dynamic(make(case, ranges="measured", dynamic_gain=200))
     assert set(dynamic(make(case, ranges="measured", dynamic_gain=-200))) == LAYERS
+
+
+def test_narrow_inputs_of_convolutions_keep_their_groups(case):
+    assert set(dynamic(make(case, act_bits=5, ranges="measured", sample_bits=6))) == {"unlike", "positive"}
+    assert "samples" in dynamic(make(case, act_bits=6, ranges="measured", sample_bits=6))
 
 
 def test_dynamic_means_every_layer(case):
