@@ -27,6 +27,7 @@ class BiasCorrecting(Pass):
     name = "bias-correction"
     requires = ("weight-ranges",)
     after = (
+        "weight-group-sizes",
         "activation-ranges",
         "attention-ranges",
         "group-widths",

@@ -45,7 +45,14 @@ class LearnedRanges(Pass):
 
     name = "learned-ranges"
     requires = ("activation-ranges",)
-    after = ("bit-allocation", "timestep-reduction", "gptq", "block-reconstruction", "finite-set-ranges")
+    after = (
+        "bit-allocation",
+        "weight-group-sizes",
+        "timestep-reduction",
+        "gptq",
+        "block-reconstruction",
+        "finite-set-ranges",
+    )
 
     class Options(PassOptions):
         """Options of ``learned-ranges``.

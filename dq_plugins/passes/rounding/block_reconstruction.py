@@ -46,7 +46,14 @@ class BlockReconstruction(Pass):
 
     name = "block-reconstruction"
     requires = ("weight-ranges",)
-    after = ("temporal-reconstruction", "bit-allocation", "timestep-reduction", "gptq", "activation-ranges")
+    after = (
+        "temporal-reconstruction",
+        "bit-allocation",
+        "weight-group-sizes",
+        "timestep-reduction",
+        "gptq",
+        "activation-ranges",
+    )
 
     class Options(PassOptions):
         """Options of ``block-reconstruction``.

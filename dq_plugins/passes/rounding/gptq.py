@@ -48,7 +48,7 @@ class GPTQ(Pass):
 
     name = "gptq"
     requires = ("weight-ranges",)
-    after = ("bit-allocation", "timestep-reduction", "temporal-reconstruction")
+    after = ("bit-allocation", "weight-group-sizes", "timestep-reduction", "temporal-reconstruction")
 
     class Options(PassOptions):
         """Options of ``gptq``.

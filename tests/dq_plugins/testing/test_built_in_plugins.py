@@ -13,6 +13,7 @@ SHORT = {
     "temporal-reconstruction": {"iterations": 20},
     "block-reconstruction": {"iterations": 5, "calls": 5},
     "low-rank": {"ranks": [2], "most": 1.0, "most_bits": 8, "least_gain": 0.0},
+    "weight-group-sizes": {"bytes": 64},
     "group-widths": {"seconds": 0.2, "probes": 2, "runs": 1},
     "step-exceptions": {"most": 1, "runs": 1},
     "sampler-correction": {"optional": True},
