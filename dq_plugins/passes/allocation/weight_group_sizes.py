@@ -32,7 +32,7 @@ from dq_plugins.solvers.program import ChoiceProgram
 from dq_plugins.solvers.solution import Solution
 
 
-class Offer(NamedTuple):
+class GroupOffer(NamedTuple):
     """A quantizer that a layer's weight may have, and the error that it leaves of the output over its power."""
 
     error: float
@@ -81,7 +81,7 @@ class WeightGroupSizes(Pass):
         now = {n: layer.weight for n, layer in plan.layers.items() if layer.weight is not None}
         names = [n for n, quant in now.items() if quant.rounds and has_rows(context.denoiser.get_submodule(n))]
         names = [n for n in names if n in context.partition.layers and n not in plan.learned_layers]
-        spent = sum(Offer(0.0, now[name]).bytes for name in names)
+        spent = sum(GroupOffer(0.0, now[name]).bytes for name in names)
         if self.options.bytes is None and not spent:
             raise RecipeError(
                 "weight-group-sizes: no weight has scales in groups, whose bytes could be shared out anew; give "
@@ -101,14 +101,14 @@ class WeightGroupSizes(Pass):
         chosen = self._shared_out(offers, limit)
         for name, quant in chosen.items():
             plan.layers[name].weight = quant
-        taken = sum(Offer(0.0, quant).bytes for quant in chosen.values())
+        taken = sum(GroupOffer(0.0, quant).bytes for quant in chosen.values())
         plan.sections[self.name] = Section({"limit": limit, "taken": taken, "layers": len(chosen)})
 
-    def _offers(self, name: str, plan: QuantPlan, context: PassContext, squares: Tensor) -> list[Offer]:
+    def _offers(self, name: str, plan: QuantPlan, context: PassContext, squares: Tensor) -> list[GroupOffer]:
         """One scale for each output, then the sizes that there are, from coarse to fine."""
         layer, planned = context.denoiser.get_submodule(name), plan.layers[name]
         assert planned.weight is not None
-        transform, found = transform_of(planned), dict[int, Offer]()
+        transform, found = transform_of(planned), dict[int, GroupOffer]()
         weight = transformed_weight(layer, transform).float()
         exact = weight_matrix(layer, weight)  # [P, O/P, K]
         power = float((exact.square() * squares).sum())
@@ -119,10 +119,10 @@ class WeightGroupSizes(Pass):
             if count not in found:
                 fake = weight_matrix(layer, quant.fake_quantize(weight).float())
                 error = float(((fake - exact).square() * squares).sum()) / max(power, 1e-300)
-                found[count] = Offer(error, quant)
+                found[count] = GroupOffer(error, quant)
         return list(found.values())
 
-    def _shared_out(self, offers: Mapping[str, Sequence[Offer]], limit: int) -> dict[str, WeightQuant]:
+    def _shared_out(self, offers: Mapping[str, Sequence[GroupOffer]], limit: int) -> dict[str, WeightQuant]:
         """The quantizers of least summed error within the bytes."""
         if not offers:
             return {}

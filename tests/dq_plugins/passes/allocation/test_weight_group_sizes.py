@@ -9,7 +9,7 @@ from denoisers import TinyDenoiser, recorded
 
 import dq_plugins as dq
 from dq_plugins.errors import RecipeError
-from dq_plugins.passes.allocation.weight_group_sizes import Offer, WeightGroupSizes
+from dq_plugins.passes.allocation.weight_group_sizes import GroupOffer, WeightGroupSizes
 from dq_plugins.plan import WeightQuant
 from dq_plugins.recipe import Recipe, Step
 
@@ -34,7 +34,7 @@ def make(case, *steps: Step, **options) -> dq.QuantPlan:
 
 
 def bytes_of(plan: dq.QuantPlan) -> int:
-    return sum(Offer(0.0, layer.weight).bytes for layer in plan.layers.values() if layer.weight is not None)
+    return sum(GroupOffer(0.0, layer.weight).bytes for layer in plan.layers.values() if layer.weight is not None)
 
 
 def groups_of(plan: dq.QuantPlan) -> dict[str, int]:
@@ -73,7 +73,7 @@ def test_the_shares_are_those_of_brute_force():
     offers = {}
     for name, outputs in {"a": 10, "b": 40, "c": 25}.items():
         first = float(torch.rand(1, generator=g))
-        offers[name] = [Offer(first / (1 + k), quant(outputs, k)) for k in (1, 2, 4, 8)]
+        offers[name] = [GroupOffer(first / (1 + k), quant(outputs, k)) for k in (1, 2, 4, 8)]
     found = WeightGroupSizes(bytes=200)._shared_out(offers, 200)
     chosen = [next(o for o in offers[name] if o.quant is q) for name, q in found.items()]
     feasible = [each for each in itertools.product(*offers.values()) if sum(o.bytes for o in each) <= 200]
