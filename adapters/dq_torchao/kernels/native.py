@@ -81,7 +81,7 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.dq_dynamic_codes.argtypes = [pointer, pointer, long, long, long, pointer, whole, whole, whole, whole]
     found.dq_dynamic_codes.argtypes += [ctypes.c_float, pointer, pointer, whole]
     found.dq_dynamic_codes.restype = None
-    found.dq_gelu.argtypes = [pointer, pointer, long, whole]
+    found.dq_gelu.argtypes = [pointer, pointer, long, whole, whole]
     found.dq_gelu.restype = None
     found.dq_attention.argtypes = [pointer]
     found.dq_product.argtypes = [pointer]
