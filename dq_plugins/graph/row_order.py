@@ -42,14 +42,25 @@ def find_row_orders(
     denoiser = unwrap(denoiser)
     modules = {name: unwrap(denoiser.get_submodule(name)) for name in layers}
     for inputs, batch in _batches(number_to_tensor(dict(example_inputs), timestep), timestep, sample):
-        for integers in (True, False):
+        found: dict[str, RowOrder | None] = {}
+        for integers in (False, True):  # with them second: lengths and masks may move the rows of all
             try:
                 one = _seen(denoiser, modules, inputs)
                 two = _seen(denoiser, modules, _with_another_sample(inputs, batch, timestep, integers))
             except Exception:  # whatever the model's code raises: it takes no such call
                 continue
-            return {name: _order(one[name], two[name], batch) for name in modules}
+            orders = {name: _order(one[name], two[name], batch) for name in modules}
+            found = {name: _clearer(found.get(name), order) for name, order in orders.items()}
+            if not {None, "mixed"} & set(found.values()):
+                break
+        if found:
+            return found
     return dict.fromkeys(modules)
+
+
+def _clearer(one: RowOrder | None, two: RowOrder | None) -> RowOrder | None:
+    """Of what two changes of a sample tell about a layer, what says more."""
+    return two if one is None or (one == "mixed" and two is not None) else one
 
 
 def _batches(inputs: dict[str, Any], timestep: str, sample: str) -> Iterator[tuple[dict[str, Any], int]]:
