@@ -122,6 +122,8 @@ def fit_to_input(index: Tensor, x: Tensor, spatial: int = 0, rows: RowOrder | No
         TimestepError: ``x`` does not have these samples, or the shape leaves it open which rows are whose. In a
             compiled graph, and on an accelerator, the device asserts it.
     """
+    if len(index) == 1 and rows in (None, "mixed"):
+        rows = "first"  # of one sample, or the same for all: nothing hangs on their order
     if index.dim() == 2 and index.shape[0] == 1 and x.dim() == 3 and not spatial:
         index = index.expand(x.shape[0] if rows != "second" else x.shape[1], -1)  # packed tokens, the same for all
     samples, order = index.shape[0], rows or _by_shape(index, x, spatial)

@@ -57,6 +57,14 @@ def test_where_the_shape_leaves_it_open_whose_rows_they_are_different_timesteps_
         assert selected([2, 2], torch.zeros(shape), rows=rows).unique().tolist() == [3]
 
 
+@pytest.mark.parametrize("rows", [None, "mixed"])
+def test_packed_tokens_of_one_sample_need_no_order_nor_their_values(rows, monkeypatch) -> None:
+    monkeypatch.setattr("dq_plugins.timesteps.selection._readable", lambda index: False)  # as in a compiled graph
+    for shape in [(3, 8), (1, 3, 8), (3, 3, 8)]:
+        found = selected([[0, 2, 1]], torch.zeros(shape), rows=rows)
+        assert found.squeeze(-1).reshape(-1, 3).unique(dim=0).tolist() == [[1, 3, 2]]
+
+
 def test_shapes_that_leave_nothing_open_need_no_order() -> None:
     assert selected([2, 0], torch.zeros(2, 5), rows=None).flatten().tolist() == [3, 1]
     assert selected([2, 0], torch.zeros(2, 4, 5), rows=None).flatten().tolist() == [3, 1]
