@@ -8,12 +8,9 @@
 // r[l] is the same for all keys of a query and cancels in the softmax: the zero point of keys costs nothing. That of
 // values comes out of the weighted mean: sum_n p[n] (v[n] - zv) / sum_n p[n] = sum_n p[n] v[n] / sum_n p[n] - zv.
 //
-// Keys and values are quantized and laid out once for a head (the right operand of a product has four rows interleaved:
-// byte [k / 4][n][k % 4]). Then blocks of queries run by themselves: scores of a block against all keys, the exact
+// Keys and values are quantized and laid out once for a head, in panels (product.h). Then blocks of queries run by themselves: scores of a block against all keys, the exact
 // largest of a row, codes of the probabilities, their product with the values. Memory grows with the number of keys,
 // never with its square.
-//
-// The products are libtorch's own (oneDNN); nothing else of PyTorch is used, no header either.
 
 #include <algorithm>
 #include <atomic>
@@ -23,13 +20,7 @@
 #include <memory>
 #include <vector>
 
-#include "avx512.h"
-
-namespace at::native::cpublas {
-void brgemm(int64_t M, int64_t N, int64_t K, int64_t lda, int64_t ldb, int64_t ldc, const bool add_C,
-            const unsigned char* A, const signed char* B, int32_t* C, bool is_vnni);
-void brgemm_release(bool is_vnni);
-}  // namespace at::native::cpublas
+#include "product.h"
 
 // Fields in the order of `dq_torchao.kernels.attention`. Strides are of elements: sample, head, token (mask: key, too).
 // Channels are contiguous. A table has one entry for all samples (step 0) or one for each (step 1).
@@ -47,14 +38,9 @@ struct Job {
 
 namespace {
 
-using at::native::cpublas::brgemm;
-using at::native::cpublas::brgemm_release;
-
 constexpr int64_t LONGEST = 1 << 16;    // keys whose products with values fit int32: 65536 * 255 * 128 < 2^31
 constexpr int64_t SCRATCH = 512 << 10;  // bytes that scores and codes of a block of queries may take
 constexpr float LOG2_E = 1.44269504088896341f, LOG2_255 = 7.99435343685885793f;
-
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 std::unique_ptr<uint8_t, void (*)(void*)> allocate(int64_t bytes) {
   return {static_cast<uint8_t*>(aligned_alloc(64, round_up(std::max<int64_t>(bytes, 64), 64))), free};
@@ -81,13 +67,14 @@ struct Quantizer {
 
 // What is kept of one head's keys and values.
 struct Head {
-  int8_t *key, *value;  // [D / 4][S][4], [S / 4][D'][4]
+  int8_t *key, *value;  // panels of [D, S] and of [S, D']
   int32_t* shift;       // [S]: -zq sum_d k[n, d]
 };
 
 struct Attention {
   const Job& job;
-  const int64_t keys, channels, rows;  // padded: keys to registers, channels to four; rows of a block of queries
+  // padded: keys and channels of values to registers, channels to four; rows: of a block of queries
+  const int64_t keys, channels, width, rows;
   const int64_t key_bytes, value_bytes, head_bytes;
   std::unique_ptr<uint8_t, void (*)(void*)> store;
 
@@ -95,9 +82,10 @@ struct Attention {
       : job(j),
         keys(round_up(j.keys, LANES)),
         channels(round_up(j.channels, 4)),
+        width(round_up(j.value_channels, LANES)),
         rows(std::clamp<int64_t>(SCRATCH / (5 * keys) / LANES * LANES, LANES, 4 * LANES)),
         key_bytes(round_up(channels * keys, 64)),
-        value_bytes(round_up(keys * j.value_channels, 64)),
+        value_bytes(round_up(keys * width, 64)),
         head_bytes(key_bytes + value_bytes + 4 * keys),
         store(allocate(head_bytes * j.samples * j.key_heads)) {}
 
@@ -107,14 +95,21 @@ struct Attention {
             reinterpret_cast<int32_t*>(at + key_bytes + value_bytes)};
   }
 
+  // The first word of a column of a matrix in panels of `depth` words; the next is as many words on as its panel is wide.
+  static int32_t* word_of(int8_t* panels, int64_t depth, int64_t columns, int64_t column) {
+    const int64_t before = column / PANEL * PANEL;
+    return reinterpret_cast<int32_t*>(panels) + before * depth + column - before;
+  }
+
   void pack_keys(int64_t sample, int64_t h, const Head& to, int8_t* row) const {
     const int64_t entry = sample * job.table_step, words = channels / 4;
     const Quantizer quantize(job.key_scale[entry], job.key_zero[entry], job);
     const int32_t query_zero = job.query_zero[entry] + 128;
-    int32_t* packed = reinterpret_cast<int32_t*>(to.key);
     for (int64_t n = 0; n < keys; n++) {
+      int32_t* packed = word_of(to.key, words, keys, n);
+      const int64_t step = std::min(PANEL, keys - n / PANEL * PANEL);
       if (n >= job.keys) {
-        for (int64_t w = 0; w < words; w++) packed[w * keys + n] = 0;
+        for (int64_t w = 0; w < words; w++) packed[w * step] = 0;
         to.shift[n] = 0;
         continue;
       }
@@ -126,25 +121,25 @@ struct Attention {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(row + d), _mm512_cvtepi32_epi8(codes));
       }
       to.shift[n] = -query_zero * _mm512_reduce_add_epi32(sum);
-      for (int64_t w = 0; w < words; w++) packed[w * keys + n] = reinterpret_cast<const int32_t*>(row)[w];
+      for (int64_t w = 0; w < words; w++) packed[w * step] = reinterpret_cast<const int32_t*>(row)[w];
     }
   }
 
   void pack_values(int64_t sample, int64_t h, const Head& to) const {
-    const int64_t entry = sample * job.table_step, width = job.value_channels, stride = job.value_stride[2];
+    const int64_t entry = sample * job.table_step, stride = job.value_stride[2];
     const Quantizer quantize(job.value_scale[entry], job.value_zero[entry], job);
     const __m512i byte = _mm512_set1_epi32(255);
-    int32_t* packed = reinterpret_cast<int32_t*>(to.value);
     for (int64_t n = 0; n < keys; n += 4) {
       const float* x = job.value + sample * job.value_stride[0] + h * job.value_stride[1] + n * stride;
       for (int64_t d = 0; d < width; d += LANES) {
-        const __mmask16 lanes = first(width - d);
+        const __mmask16 lanes = first(job.value_channels - d);
         __m512i word = _mm512_setzero_si512();
         for (int64_t i = 0; i < 4 && n + i < job.keys; i++) {
           const __m512i codes = _mm512_and_si512(quantize(x + i * stride + d, lanes), byte);
           word = _mm512_or_si512(word, _mm512_slli_epi32(codes, unsigned(8 * i)));
         }
-        _mm512_mask_storeu_epi32(packed + n / 4 * width + d, lanes, word);
+        const int64_t step = std::min(PANEL, width - d / PANEL * PANEL);
+        _mm512_storeu_si512(word_of(to.value, keys / 4, width, d) + n / 4 * step, word);
       }
     }
   }
@@ -191,14 +186,14 @@ struct Attention {
   }
 
   struct Scratch {
-    int32_t *scores, *products;
+    int32_t* scores;
     uint8_t *codes, *queries;
     std::vector<float> sums;  // [rows][D'], of products; for more keys than int32 holds
     std::vector<int64_t> totals;
   };
 
   void attend(int64_t sample, int64_t h, int64_t start, Scratch& s) const {
-    const int64_t entry = sample * job.table_step, width = job.value_channels;
+    const int64_t entry = sample * job.table_step;
     const int64_t count = std::min(rows, job.queries - start);
     const Head from = head(sample * job.key_heads + h / (job.heads / job.key_heads));
     const Quantizer quantize(job.query_scale[entry], job.query_zero[entry], job);
@@ -210,7 +205,8 @@ struct Attention {
         _mm512_mask_cvtepi32_storeu_epi8(s.queries + l * channels + d, first(channels - d), shifted);
       }
     }
-    brgemm(count, keys, channels, channels, keys, keys, false, s.queries, from.key, s.scores, true);
+    multiply_rows(s.queries, channels, count, from.key, keys, channels / 4, 0, channels / 4,
+                  [&](int64_t l, int64_t n, __m512i sums) DQ_INLINE { _mm512_storeu_si512(s.scores + l * keys + n, sums); });
     const float factor = job.query_scale[entry] * job.key_scale[entry] * job.scale * LOG2_E;
     for (int64_t l = 0; l < count; l++) {
       int32_t* scores = s.scores + l * keys;
@@ -224,15 +220,18 @@ struct Attention {
     std::fill(s.sums.begin(), s.sums.end(), 0.0f);
     for (int64_t n = 0; n < keys; n += LONGEST) {
       const int64_t part = std::min(LONGEST, keys - n);
-      brgemm(count, width, part, keys, width, width, false, s.codes + n, from.value + n * width, s.products, true);
-      for (int64_t i = 0; i < count * width; i++) s.sums[i] += float(s.products[i]);
+      multiply_rows(s.codes + n, keys, count, from.value, width, keys / 4, n / 4, part / 4,
+                    [&](int64_t l, int64_t d, __m512i sums) DQ_INLINE {
+                      float* to = s.sums.data() + l * width + d;
+                      _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), _mm512_cvtepi32_ps(sums)));
+                    });
     }
     const float value_scale = job.value_scale[entry], zero = value_scale * float(job.value_zero[entry]);
     for (int64_t l = 0; l < count; l++) {
       float* y = job.output + sample * job.output_stride[0] + h * job.output_stride[1] +
                  (start + l) * job.output_stride[2];
       const float factor = s.totals[l] ? value_scale / float(s.totals[l]) : 0.0f, less = s.totals[l] ? zero : 0.0f;
-      for (int64_t d = 0; d < width; d++) y[d] = s.sums[l * width + d] * factor - less;
+      for (int64_t d = 0; d < job.value_channels; d++) y[d] = s.sums[l * width + d] * factor - less;
     }
   }
 
@@ -248,12 +247,11 @@ struct Attention {
     };
 #pragma omp parallel num_threads(job.threads)
     {
-      const int64_t score_bytes = 4 * rows * keys, product_bytes = round_up(4 * rows * job.value_channels, 64);
-      const auto memory = allocate(score_bytes + product_bytes + rows * keys + rows * channels);
+      const int64_t score_bytes = 4 * rows * keys;
+      const auto memory = allocate(score_bytes + rows * keys + rows * channels);
       std::vector<int8_t> row(round_up(channels, LANES));
-      Scratch s{reinterpret_cast<int32_t*>(memory.get()), reinterpret_cast<int32_t*>(memory.get() + score_bytes),
-                memory.get() + score_bytes + product_bytes, memory.get() + score_bytes + product_bytes + rows * keys,
-                std::vector<float>(rows * job.value_channels), std::vector<int64_t>(rows)};
+      Scratch s{reinterpret_cast<int32_t*>(memory.get()), memory.get() + score_bytes,
+                memory.get() + score_bytes + rows * keys, std::vector<float>(rows * width), std::vector<int64_t>(rows)};
 #pragma omp for
       for (int64_t i = 0; i < packed; i++)
         guarded([&] {
@@ -263,7 +261,6 @@ struct Attention {
 #pragma omp for
       for (int64_t i = 0; i < job.samples * job.heads * blocks; i++)
         guarded([&] { attend(i / blocks / job.heads, i / blocks % job.heads, i % blocks * rows, s); });
-      guarded([] { brgemm_release(true); });
     }
     return !failed;
   }

@@ -17,7 +17,7 @@ from dq_plugins.errors import DQError
 from dq_torchao.kernels import native, onednn
 from dq_torchao.kernels.operators import Kernel
 
-KERNEL = Kernel("brgemm attention", "uint8 x int8 -> int32")
+KERNEL = Kernel("dq_torchao.attention", "uint8 x int8 -> int32")
 
 _TABLES = ", ".join(f"Tensor {operand}_{part}" for operand in ("query", "key", "value") for part in ("scale", "zero"))
 torch.library.define(

@@ -5,6 +5,7 @@
 // stays in registers from the first product to the last.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "avx512.h"
@@ -53,4 +54,42 @@ inline DQ_INLINE void multiply_tile(const uint8_t* const* rows, const int64_t* t
   for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 4
     for (int j = 0; j < REGISTERS; j++) finish(i, j, sums[i][j]);
+}
+
+// Rows `stride` bytes apart by a matrix in panels that are `depth` words deep, of which `words` count from `first_word`
+// on. `columns` is a multiple of 16; `finish(row, column, sums)` takes 16 of them at a time.
+template <class Finish>
+inline void multiply_rows(const uint8_t* a, int64_t stride, int64_t rows, const int8_t* panels, int64_t columns,
+                          int64_t depth, int64_t first_word, int64_t words, const Finish& finish) {
+  const int64_t no_tap = 0;
+  for (int64_t column = 0; column < columns; column += PANEL) {
+    const int64_t width = std::min(PANEL, columns - column);
+    const int8_t* panel = panels + (column * depth + first_word * width) * 4;
+    const auto by_panel = [&](auto registers) {
+      constexpr int REGISTERS = decltype(registers)::value;
+      const auto tile = [&](auto count, int64_t row) DQ_INLINE {
+        constexpr int ROWS = decltype(count)::value;
+        const uint8_t* at[ROWS];
+        for (int i = 0; i < ROWS; i++) at[i] = a + (row + i) * stride;
+        multiply_tile<ROWS, REGISTERS>(
+            at, &no_tap, 1, words, panel, [](int) DQ_INLINE { return _mm512_setzero_si512(); },
+            [&](int i, int j, __m512i sums) DQ_INLINE { finish(row + i, column + j * LANES, sums); });
+      };
+      int64_t row = 0;
+      for (; row + TILE_ROWS <= rows; row += TILE_ROWS) tile(std::integral_constant<int, TILE_ROWS>(), row);
+      switch (rows - row) {
+        case 5: return tile(std::integral_constant<int, 5>(), row);
+        case 4: return tile(std::integral_constant<int, 4>(), row);
+        case 3: return tile(std::integral_constant<int, 3>(), row);
+        case 2: return tile(std::integral_constant<int, 2>(), row);
+        case 1: return tile(std::integral_constant<int, 1>(), row);
+      }
+    };
+    switch (width / LANES) {
+      case 1: by_panel(std::integral_constant<int, 1>()); break;
+      case 2: by_panel(std::integral_constant<int, 2>()); break;
+      case 3: by_panel(std::integral_constant<int, 3>()); break;
+      default: by_panel(std::integral_constant<int, 4>());
+    }
+  }
 }

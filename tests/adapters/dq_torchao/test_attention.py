@@ -49,7 +49,7 @@ def test_the_report_says_what_runs(model, plan) -> None:
             assert (report[name].state, report[name].width, report[name].kernel) == (
                 "integer",
                 "A8",
-                "brgemm attention",
+                "dq_torchao.attention",
             )
 
 
