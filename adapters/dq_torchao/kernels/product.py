@@ -100,7 +100,9 @@ def product(
     if y.numel():
         weight_scale, bias = weight_scale.contiguous(), None if bias is None else bias.contiguous()
         pointers = (codes, panels, sums, weight_scale, bias, scale, zero_point, y)
-        job = _Job(*[0 if x is None else x.data_ptr() for x in pointers], *image, window, torch.get_num_threads())
+        job = _ProductJob(
+            *[0 if x is None else x.data_ptr() for x in pointers], *image, window, torch.get_num_threads()
+        )
         if not native.library().dq_product(ctypes.byref(job)):
             raise MemoryError("no memory for the border of an image")
     return y
@@ -116,7 +118,7 @@ def _(codes: Tensor, scale, zero_point, panels, sums: Tensor, weight_scale, bias
     return codes.new_empty((*codes.shape[:-1], len(sums)), dtype=torch.float32)
 
 
-class _Job(ctypes.Structure):
+class _ProductJob(ctypes.Structure):
     """As in product.cpp."""
 
     _fields_ = [  # what ctypes reads
