@@ -88,10 +88,12 @@ class ActivationRanges(Pass):
     ) -> Generator[Progress, None, dict[str, InputQuant]]:
         """Quantizers with dynamic ranges, of the layers that are to have them."""
         o = self.options
+        if o.ranges == "static":
+            return {}
         layers = {n: b for n, b in bits.items() if b > 1 and has_rows(context.denoiser.get_submodule(n))}
         if o.ranges == "measured":
             layers = {n: b for n, b in layers.items() if plan.layers[n].kind == "linear" or b >= o.sample_bits}
-        if o.ranges == "static" or not layers:
+        if not layers:
             return {}
         if o.ranges == "dynamic":
             return {n: DynamicActivationQuant(width, context.targets.symmetric_acts) for n, width in layers.items()}
