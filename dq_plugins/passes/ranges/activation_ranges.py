@@ -54,7 +54,7 @@ class ActivationRanges(Pass):
         observer: str = "mse"
         power: float = Field(2.0, gt=0)
         ranges: Literal["static", "dynamic", "measured"] = "static"
-        dynamic_gain: float = 1.0
+        dynamic_gain: float = 0.0
         sample_bits: int = Field(6, ge=2, le=MAX_BITS)
 
     options: Options
