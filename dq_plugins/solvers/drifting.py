@@ -26,7 +26,7 @@ import numpy as np
 
 from dq_plugins.errors import BudgetError
 from dq_plugins.solvers.answer import nearest_limits
-from dq_plugins.solvers.integers import add_choice_sets, chosen_columns, power_of_two, to_integers
+from dq_plugins.solvers.integers import EXPONENT, add_choice_sets, chosen_columns, power_of_two, to_integers
 from dq_plugins.solvers.program import Choice, ChoiceProgram, Floats
 from dq_plugins.solvers.solution import NO_CHOICE, Solution, Status, Use
 
@@ -37,6 +37,8 @@ ROUNDS = 40
 """Most tangents that are added."""
 CLOSE = 1e-6
 """Relative gap at which the bound counts as met: the rounding of the integers is a good part of it."""
+EXACT_EXPONENT = EXPONENT - 8
+"""Of the largest number: with larger ones CP-SAT has proven bounds that are above the optimum."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +172,7 @@ class _Tangents:
         drift, starts = self.program.drift, self.program.linear.start[:-1]
         most = [np.maximum.reduceat(np.abs(row), starts).sum() for row in drift.T]  # of |s|, by direction
         largest = max(float(self.program.linear.error.max()), 2 * max(most, default=0.0) ** 2, 1e-200)
-        scale = power_of_two(np.array([largest]))
+        scale = power_of_two(np.array([largest]), EXACT_EXPONENT)
         squares = []
         for direction, reach in enumerate(most):
             square = model.new_int_var(0, int(reach * reach * scale) + 1, "")

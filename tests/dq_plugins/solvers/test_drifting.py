@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from choice_programs import network_program, small_programs
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dq_plugins.errors import BudgetError
@@ -27,7 +27,13 @@ def brute_force(program: DriftingProgram) -> float:
     return min((program.value(c) for c in choices if program.linear.feasible(c)), default=np.inf)
 
 
+def of_errors(*sets: list[float]) -> ChoiceProgram:
+    return ChoiceProgram.of({f"m{i}": errors for i, errors in enumerate(sets)}, {})
+
+
 @settings(max_examples=60, deadline=None)
+@example(of_errors([0, 0.5, 0], [0.75], [0.125, 0.125, 0.625], [0, 0.125, 0.25], [2.5]), 47, 3.0)
+@example(of_errors([0], [0, 0, 0], [0.125, 0.125], [0], [0, 0, 0, 0.125]), 15, 1.0)
 @given(small_programs(), st.integers(0, 1000), st.sampled_from([0.0, 0.3, 1.0, 3.0]))
 def test_it_is_the_optimum_of_brute_force(linear, seed, strength):
     program = drifting(linear, seed, strength=strength)
