@@ -1,4 +1,4 @@
-"""What integer layers share: packed weight codes, the table of activation parameters, the routing.
+"""What integer layers share: the table of activation parameters, the routing.
 
 One formula holds for every kernel, with ``q`` the activation codes and ``w`` the weight codes, less their zero point
 and times the scale of their group of inputs:
@@ -10,45 +10,31 @@ depend on the input, so it is computed once. The correction of the group is adde
 channels of the input are divided by a balance, the codes are those of ``x`` times ``1 / (s[g] balance)``: one
 multiplication of the input, as without it. A rotation of the input is a small product in float32 before it.
 
-Rows of the input that have parameters of their own (samples of several timesteps; with dynamic ranges, tokens, or the
-samples of a convolution) are multiplied as bare codes, and rescaled afterwards. A timestep group may have a narrower
-code, which the same kernel multiplies, or none: its inputs stay in floating point and meet the dequantized weight.
+Rows of the input may have parameters of their own (`dq_torchao.row_ranges`). A timestep group may have a narrower code,
+which the same kernel multiplies, or none: its inputs stay in floating point and meet the dequantized weight.
 
 Shapes: ``O`` outputs, ``K`` products per output, ``C`` input channels, ``G`` groups, ``N`` batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import prod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
-from dq_plugins.affine import code_ranges, per_row
+from dq_plugins.affine import code_ranges
 from dq_plugins.errors import DQError, TimestepError
 from dq_plugins.plan import ActivationQuant, BiasCorrection, DynamicActivationQuant, InputQuant, LayerPlan
 from dq_plugins.plan.low_rank import scaled_down
 from dq_plugins.quantized.code_widths import input_widths
 from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.output_correction import rows_for_output
-from dq_plugins.timesteps import RowOrder, TimestepContext, select_for_input
+from dq_plugins.timesteps import TimestepContext, select_for_input
 from dq_torchao.columns import selected_column
-from dq_torchao.kernels import (
-    StoredWeight,
-    activation_codes,
-    code_offset,
-    dynamic_codes,
-    is_frozen,
-    kernel_dtype,
-    plain_codes,
-    release,
-    weight_code_sum,
-)
-from dq_torchao.packed_weight import PackedWeight
+from dq_torchao.kernels import activation_codes, code_offset, is_frozen, kernel_dtype
 from dq_torchao.report import Execution
+from dq_torchao.row_ranges import RowRanges, result_dtype
 from dq_torchao.shared_codes import ParameterKey, shared_codes
 
 NO_GRADIENT = (
@@ -68,15 +54,7 @@ def refuse_frozen_group(device: torch.device, context: TimestepContext) -> None:
         )
 
 
-def result_dtype(x: Tensor) -> torch.dtype:
-    """Dtype of what PyTorch's own layer makes of ``x``: that of ``x``, or autocast's, which leaves float64 alone."""
-    kind = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
-        return x.dtype
-    return torch.get_autocast_dtype(kind)
-
-
-class IntegerLayer(PackedWeight):
+class IntegerLayer(RowRanges):
     """A layer with integer weights whose activation parameters come from a timestep-group table, or from each token.
 
     It is made in place of the floating-point layer (`from_float`). The weight is held packed; kernels keep a form of
@@ -89,35 +67,30 @@ class IntegerLayer(PackedWeight):
         group_bits: width in each group where they differ, None among them for floating point.
         dynamic: the dynamic ranges; None where they come from the table.
         group_name: name of the timestep groups that index the table.
-        bias_correction: float32 ``[G, O]``; None without one, and where it has one row, which is part of the bias.
-        correction_groups: name of the timestep groups that index it, mostly the same.
+        correction_groups: name of the timestep groups that index the corrections, mostly the same.
         context: what selects the group.
         execution: how this layer runs.
         parameter_key: what tells layers apart that quantize one input differently.
-        rows: where the samples of a call are in its input.
     """
 
     operator: ClassVar[str]
     """Name of the operator that multiplies: ``"linear"`` or ``"conv2d"``."""
 
-    exact_state = (*PackedWeight.exact_state, "act_scale", "bias_correction")
+    exact_state = (*RowRanges.exact_state, "act_scale")
 
     act_scale: Tensor | None
     act_zero_point: Tensor | None
     act_low: Tensor | None
     act_high: Tensor | None
     act_floating: Tensor | None
-    bias: Tensor | None
     act_bits: int
     group_bits: tuple[int | None, ...] | None
     dynamic: DynamicActivationQuant | None
     group_name: str
-    bias_correction: Tensor | None
     correction_groups: str
     context: TimestepContext
     execution: Execution
     parameter_key: ParameterKey
-    rows: RowOrder | None = None
 
     @classmethod
     def from_float(cls, layer: nn.Module, plan: LayerPlan, context: TimestepContext) -> IntegerLayer:
@@ -158,56 +131,6 @@ class IntegerLayer(PackedWeight):
         held = None if table is None else table.to(self.weight_packed.device, copy=True)
         # tools that offload take every name that is not persistent for a tensor
         self.register_buffer(name, held, persistent=persistent or held is None)
-
-    @property
-    def stored_weight(self) -> StoredWeight:
-        """The weight as the operators take it."""
-        form = (self.weight_shape, self.weight_bits, self.weight_signs)
-        return (self.weight_packed, *form, self.weight_zero_point, self.weight_group_scale)
-
-    @property
-    def released(self) -> bool:
-        """Whether the packed weight is held by the kernel alone; see `dq_torchao.release_weights`."""
-        return self.weight_packed.numel() == 0 and prod(self.weight_shape) > 0
-
-    def release_weight(self) -> int:
-        """Let go of the packed weight, if the kernel holds it too; returns the bytes that this freed."""
-        stand_in = None if self.released else release(self.weight_packed)
-        freed = self.weight_packed.nbytes if stand_in is not None else 0
-        if stand_in is not None:
-            self.weight_packed = stand_in
-        return freed
-
-    def restore_weight(self) -> None:
-        """Hold the packed weight again."""
-        self.weight_packed = self.packed_weight()
-
-    def packed_weight(self) -> Tensor:
-        """See `PackedWeight.packed_weight`."""
-        if not self.released:
-            return self.weight_packed
-        codes = plain_codes(*self.stored_weight)
-        if self.weight_group_scale is not None:
-            codes = codes // per_row(self.weight_group_scale.to(torch.int8), codes)
-        if self.weight_zero_point is not None:
-            codes = codes + per_row(self.weight_zero_point, codes)
-        return self._pack(codes)
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "weight_packed"] = self.packed_weight()
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.restore_weight()
-        super()._load_from_state_dict(*args, **kwargs)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.restore_weight()
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles, which the kernel's layout cannot follow."""
-        return self.__dict__ | {"_buffers": self._buffers | {"weight_packed": self.packed_weight()}}
 
     def forward(self, input: Tensor) -> Tensor:
         """Quantize ``input`` with the parameters of its timestep, multiply in integers, rescale."""
@@ -305,86 +228,6 @@ class IntegerLayer(PackedWeight):
             values = self.parameter_key.of(self.act_scale, self.act_zero_point, self.inverse_balance)
             key = values and (self.group_name, self.act_bits, values)
         return shared_codes(self.context.selection, x, key, lambda: self._codes(padded, scale, zero_point))
-
-    def _transformed(self, x: Tensor) -> Tensor:
-        """The input divided by the balance, and rotated: float32."""
-        x = x.float() if self.inverse_balance is None else x.float() * self.inverse_balance
-        return x if self.input_rotation is None else self.input_rotation(x, self._kind.channel_axis)
-
-    def _bias(self, row: Tensor | None) -> Tensor | None:
-        """``[O]``: the layer's own and the correction in one row."""
-        bias = self.bias
-        if self.bias_correction is not None and row is not None:
-            correction = self.bias_correction.index_select(0, row).reshape(-1)
-            bias = correction if bias is None else correction + bias
-        return None if bias is None else bias.to(kernel_dtype(bias))
-
-    def _dynamic(self, x: Tensor, quant: DynamicActivationQuant, row: Tensor | None) -> Tensor:
-        """Every token, or sample, by its own range: `dq_plugins.quantized.layer.quantize_dynamically`."""
-        rotated = self.input_rotation is not None
-        values, factor = (self._transformed(x), None) if rotated else (x, self.inverse_balance)
-        codes, scale, zero_point = dynamic_codes(values, factor, quant, self._kind.spatial)
-        stored = zero_point + code_offset(x.device)
-        # not for a linear layer's only token, which would come out an ulp other than among others
-        if self._kind.spatial and scale.numel() == 1 and (row is None or row.numel() == 1):
-            one_range = scale.reshape(1), stored.reshape(1)
-            codes = self._padded_codes(codes, stored)
-            return self.multiply(codes, *one_range, self._bias(row), kernel_dtype(x)).to(result_dtype(x))
-        codes = self._padded_codes(codes, stored, wholly=True)
-        return self._by_rows(codes, scale, None if quant.symmetric else zero_point, row).to(result_dtype(x))
-
-    def _padded_codes(self, codes: Tensor, zero_point: Tensor, wholly: bool = False) -> Tensor:
-        """`padded`, with the code of zero in the place of zeros; bytes wrap around."""
-        if self.padded(codes[:0], wholly).shape == codes[:0].shape:
-            return codes
-        zero = zero_point.to(codes.dtype)
-        return self.padded(codes - zero, wholly) + zero
-
-    def _by_rows(self, codes: Tensor, scale: Tensor, zero_point: Tensor | None, row: Tensor | None) -> Tensor:
-        """The kernels take one scale: multiply the bare codes, then apply each row's own parameters."""
-        one = scale.new_ones(1)
-        bare_zero = scale.new_full((1,), code_offset(codes.device), dtype=torch.int32)
-        y = self.multiply(codes, one, bare_zero, None, torch.float32, wholly=True)
-        offset = self._offset(y, row)
-        # in place: in eager mode, memory for another result costs more than the product
-        if zero_point is not None and self._kind.spatial:
-            shift = scale * zero_point * self.code_sums(codes)  # [N, O, *1]
-            offset = -shift if offset is None else offset - shift
-        elif zero_point is not None:
-            y.addcmul_(zero_point.to(y.dtype), self.code_sums(codes), value=-1)
-        if offset is None:
-            return y.mul_(scale)
-        if torch.compiler.is_compiling():
-            return y * scale + offset
-        return torch.addcmul(offset.detach().to(y.dtype), y.detach(), scale, out=y)
-
-    def _offset(self, y: Tensor, row: Tensor | None) -> Tensor | None:
-        """Bias and correction, as they broadcast against the output ``y``."""
-        if row is None or row.numel() == 1 or self.bias_correction is None:
-            bias = self._bias(row)
-            return None if bias is None else self._kind.per_output(bias)
-        rows, bias = rows_for_output(self._kind, self.bias_correction, row, y, self.rows), self._bias(None)
-        return rows if bias is None else rows + self._kind.per_output(bias)
-
-    def code_sums(self, codes: Tensor) -> Tensor:
-        """``s_w sum_k w``, as it broadcasts against the output; ``codes`` are those of a wholly padded input."""
-        return self._kind.per_output(self.weight_scale * weight_code_sum(*self.stored_weight))
-
-    def padded(self, x: Tensor, wholly: bool = False) -> Tensor:
-        """``x`` with the border that the kernel does not add by itself; ``wholly``: with all of it."""
-        return x
-
-    def multiply(
-        self,
-        codes: Tensor,
-        scale: Tensor,
-        zero_point: Tensor,
-        bias: Tensor | None,
-        dtype: torch.dtype,
-        wholly: bool = False,
-    ) -> Tensor:
-        """``s * s_w * sum (q - z) w + b`` by the integer kernel; ``wholly``: the codes are padded already."""
-        raise NotImplementedError
 
     def extra_repr(self) -> str:
         """Shape, widths and groups."""
