@@ -2,41 +2,36 @@
 
 #include <algorithm>
 
-#include "avx512.h"
+#include "pointwise.h"
 
 namespace {
 
 constexpr int64_t PART = 1 << 14;  // values that a thread takes at once
 
-void quantize(const float* x, const float* factor, bool one_factor, int64_t n, __m512 low, __m512 high, __m512i zero,
-              uint8_t* y) {
+void quantize(const float* x, const float* factor, bool one_factor, int64_t n, const Codes& codes, uint8_t* y) {
   const __m512 shared = _mm512_set1_ps(factor[0]);
   for (int64_t i = 0; i < n; i += LANES) {
     const __mmask16 lanes = first(n - i);
     const __m512 f = one_factor ? shared : _mm512_maskz_loadu_ps(lanes, factor + i);
-    const __m512 scaled = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x + i), f);
-    const __m512i code = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(scaled, low), high));
-    _mm512_mask_cvtepi32_storeu_epi8(y + i, lanes, _mm512_add_epi32(code, zero));
+    store_bytes(y + i, codes(_mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x + i), f)), lanes);
   }
 }
 
 }  // namespace
 
 // rows of channels that lie side by side in memory; one factor for all, or one for each channel. low, high and zero are
-// of the stored, unsigned codes; clipped before it is rounded, which is the same because the bounds are integers.
+// of the stored, unsigned codes.
 extern "C" void dq_codes(const float* x, uint8_t* y, int64_t rows, int64_t channels, const float* factor,
                          int32_t one_factor, const int32_t* zero_point, int32_t low, int32_t high, int32_t threads) {
-  const int32_t z = *zero_point;
-  const __m512 smallest = _mm512_set1_ps(float(low - z)), largest = _mm512_set1_ps(float(high - z));
-  const __m512i zero = _mm512_set1_epi32(z);
+  const Codes codes(low, high, *zero_point);
   const int64_t step = one_factor ? PART : std::max<int64_t>(1, PART / channels) * channels, total = rows * channels;
 #pragma omp parallel for num_threads(threads) if (total > 2 * PART)
   for (int64_t start = 0; start < total; start += step) {
     const int64_t end = std::min(total, start + step);
     if (one_factor)
-      quantize(x + start, factor, true, end - start, smallest, largest, zero, y + start);
+      quantize(x + start, factor, true, end - start, codes, y + start);
     else
       for (int64_t i = start; i < end; i += channels)
-        quantize(x + i, factor, false, channels, smallest, largest, zero, y + i);
+        quantize(x + i, factor, false, channels, codes, y + i);
   }
 }

@@ -25,7 +25,7 @@ from dq_plugins.errors import DQError
 
 NAMES = ("attention", "codes", "dynamic_codes", "gelu", "product")
 SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in NAMES)
-HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("avx512", "product"))
+HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("avx512", "pointwise", "product"))
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mfma")
 FLAGS += tuple(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni"))
 LIBRARIES = ("-ltorch_cpu", "-lc10")

@@ -3,6 +3,9 @@
 // A convolution is the same product: a row of the left operand is what lies under the kernel at one pixel, which is
 // never written out. Codes are channels last, so for each tap of the kernel it is a run of channels, a fixed distance
 // from the pixel. Where the image has a border, it is copied with one of zero points first.
+//
+// What follows in the network may be done to each tile of results as long as it is in the cache: GELU, and the codes of
+// the input of the next layer, which are then all that is written.
 
 #include "product.h"
 
@@ -12,8 +15,12 @@
 #include <memory>
 #include <new>
 
-// Fields in the order of `dq_torchao.kernels.product`. A linear layer is an image of one row, one pixel for each of its
-// rows, and a kernel of one tap.
+#include "pointwise.h"
+
+enum Activation { NONE, GELU_TANH, GELU_ERF };
+
+// Fields in the order of `dq_torchao.kernels.product`, of eight bytes each. A linear layer is an image of one row, one
+// pixel for each of its rows, and a kernel of one tap.
 struct ProductJob {
   const uint8_t* codes;  // [samples, height, width, channels]
   const int8_t* panels;  // of the weight, [taps][channels] by [outputs]; see product.h
@@ -21,15 +28,19 @@ struct ProductJob {
   const float *weight_scale, *bias;  // [outputs]; bias may be null
   const float* scale;
   const int32_t* zero_point;
-  float* output;  // [samples, rows, columns, outputs]
+  void* output;  // [samples, rows, columns, outputs]: float, or codes where there is a next factor
   int64_t samples, height, width, channels, outputs, rows, columns;
   int64_t kernel[2], stride[2], padding[2], dilation[2];
-  int32_t threads;
+  int64_t threads, activation;
+  const float* next_factor;  // one, or [outputs]; null: no codes
+  const int32_t* next_zero;
+  int64_t one_factor, low, high;
 };
 
 namespace {
 
-constexpr int64_t BLOCK = 16 * TILE_ROWS;  // rows that a thread multiplies by one panel after the other
+constexpr int64_t CACHE = 400 << 10;       // bytes of the left operand that stay in the second level of the cache
+constexpr int64_t FEW = 16 * TILE_ROWS;    // rows whose results stay in the first
 constexpr int64_t WORTH = 1 << 18;         // products that are worth a second thread
 
 struct Image {
@@ -37,8 +48,31 @@ struct Image {
   int64_t row, sample;  // bytes from one to the next
 };
 
+// What follows, done to rows of results of one panel.
+void follow(const ProductJob& job, const float* results, int64_t rows, int64_t row, int64_t column, int64_t width) {
+  const bool coded = job.next_factor != nullptr;
+  const Codes codes(int32_t(job.low), int32_t(job.high), coded ? *job.next_zero : 0);
+  for (int64_t j = 0; j < width; j += LANES) {
+    const __mmask16 lanes = first(width - j);
+    const __m512 factor = !coded            ? _mm512_setzero_ps()
+                          : job.one_factor ? _mm512_set1_ps(*job.next_factor)
+                                           : _mm512_maskz_loadu_ps(lanes, job.next_factor + column + j);
+    for (int64_t i = 0; i < rows; i++) {
+      const int64_t at = (row + i) * job.outputs + column + j;
+      __m512 y = _mm512_loadu_ps(results + i * PANEL + j);
+      if (job.activation != NONE) y = job.activation == GELU_TANH ? gelu::by_tanh(y) : gelu::by_erf(y);
+      if (coded)
+        store_bytes(static_cast<uint8_t*>(job.output) + at, codes(_mm512_mul_ps(y, factor)), lanes);
+      else
+        _mm512_mask_storeu_ps(static_cast<float*>(job.output) + at, lanes, y);
+    }
+  }
+}
+
+// Results of rows and of one panel to `output`, whose rows are `row` apart.
 template <int REGISTERS>
-void multiply(const ProductJob& job, const Image& image, const int64_t* taps, int64_t from, int64_t to, int64_t column) {
+void multiply(const ProductJob& job, const Image& image, const int64_t* taps, int64_t from, int64_t to, int64_t column,
+              float* output, int64_t row) {
   const int64_t words = (job.channels + 3) / 4, tap_count = job.kernel[0] * job.kernel[1];
   const int64_t left = job.outputs - column;
   const __m512 scale = _mm512_set1_ps(*job.scale);
@@ -56,7 +90,7 @@ void multiply(const ProductJob& job, const Image& image, const int64_t* taps, in
   const int64_t pixels = job.rows * job.columns, step = job.stride[1] * job.channels;
   int64_t y = from % pixels / job.columns, x = from % job.columns;
   const uint8_t* line = image.codes + from / pixels * image.sample + y * job.stride[0] * image.row;
-  const auto tile = [&](auto count, int64_t at) DQ_INLINE {
+  const auto tile = [&](auto count, float* to) DQ_INLINE {
     constexpr int ROWS = decltype(count)::value;
     const uint8_t* rows[ROWS];
     for (int i = 0; i < ROWS; i++) {
@@ -68,21 +102,23 @@ void multiply(const ProductJob& job, const Image& image, const int64_t* taps, in
       y = 0;
       line += image.sample - job.rows * job.stride[0] * image.row;
     }
-    float* output = job.output + at * job.outputs + column;
+    for (int i = 0; i < ROWS; i++)  // to have the lines in the cache when the sums are ready
+      for (int j = 0; j < REGISTERS; j++) __builtin_prefetch(to + i * row + j * LANES, 1);
     multiply_tile<ROWS, REGISTERS>(
         rows, taps, tap_count, words, panel, [&](int j) DQ_INLINE { return begin[j]; },
         [&](int i, int j, __m512i sum) DQ_INLINE {
           const __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor[j], bias[j]);
-          _mm512_mask_storeu_ps(output + i * job.outputs + j * LANES, j + 1 < REGISTERS ? 0xFFFF : last, y);
+          _mm512_mask_storeu_ps(to + i * row + j * LANES, j + 1 < REGISTERS ? 0xFFFF : last, y);
         });
   };
-  for (; from + TILE_ROWS <= to; from += TILE_ROWS) tile(std::integral_constant<int, TILE_ROWS>(), from);
+  for (; from + TILE_ROWS <= to; from += TILE_ROWS, output += TILE_ROWS * row)
+    tile(std::integral_constant<int, TILE_ROWS>(), output);
   switch (to - from) {
-    case 5: return tile(std::integral_constant<int, 5>(), from);
-    case 4: return tile(std::integral_constant<int, 4>(), from);
-    case 3: return tile(std::integral_constant<int, 3>(), from);
-    case 2: return tile(std::integral_constant<int, 2>(), from);
-    case 1: return tile(std::integral_constant<int, 1>(), from);
+    case 5: return tile(std::integral_constant<int, 5>(), output);
+    case 4: return tile(std::integral_constant<int, 4>(), output);
+    case 3: return tile(std::integral_constant<int, 3>(), output);
+    case 2: return tile(std::integral_constant<int, 2>(), output);
+    case 1: return tile(std::integral_constant<int, 1>(), output);
   }
 }
 
@@ -94,9 +130,15 @@ extern "C" int dq_product(const ProductJob* given) {
   const int64_t height = job.height + 2 * job.padding[0], width = job.width + 2 * job.padding[1];
   Image image{job.codes, width * job.channels, height * width * job.channels};
   std::unique_ptr<uint8_t, void (*)(void*)> bordered{nullptr, free};
-  const int64_t all = job.samples * job.rows * job.columns, blocks = (all + BLOCK - 1) / BLOCK;
+  const int64_t all = job.samples * job.rows * job.columns;
   const int64_t panels = (job.outputs + PANEL - 1) / PANEL, tap_count = job.kernel[0] * job.kernel[1];
-  const bool parallel = all * job.outputs * job.channels * tap_count > WORTH;
+  const bool followed = job.activation != NONE || job.next_factor;
+  const bool parallel = job.threads > 1 && all * job.outputs * job.channels * tap_count > WORTH;
+  // rows that a thread multiplies by one panel after the other: enough parts for all threads
+  const int64_t parts = parallel ? (4 * job.threads + panels - 1) / panels : 1;
+  const int64_t fit = followed ? FEW : std::max(CACHE / std::max<int64_t>(job.channels * tap_count, 1), FEW);
+  const int64_t block = round_up(std::min(fit, (all + parts - 1) / parts), TILE_ROWS);
+  const int64_t blocks = (all + block - 1) / block;
   if (job.padding[0] || job.padding[1]) {
     bordered.reset(static_cast<uint8_t*>(malloc(job.samples * image.sample)));
     if (!bordered) return 0;
@@ -121,13 +163,17 @@ extern "C" int dq_product(const ProductJob* given) {
     taps[t] = t / job.kernel[1] * job.dilation[0] * image.row + t % job.kernel[1] * job.dilation[1] * job.channels;
 #pragma omp parallel for num_threads(job.threads) if (parallel)
   for (int64_t i = 0; i < blocks * panels; i++) {
-    const int64_t from = i / panels * BLOCK, to = std::min(from + BLOCK, all), column = i % panels * PANEL;
+    const int64_t from = i / panels * block, to = std::min(from + block, all), column = i % panels * PANEL;
+    alignas(64) float scratch[FEW * PANEL];
+    float* output = followed ? scratch : static_cast<float*>(job.output) + from * job.outputs + column;
+    const int64_t row = followed ? PANEL : job.outputs;
     switch (std::min(TILE_REGISTERS, (job.outputs - column + LANES - 1) / LANES)) {
-      case 1: multiply<1>(job, image, taps.get(), from, to, column); break;
-      case 2: multiply<2>(job, image, taps.get(), from, to, column); break;
-      case 3: multiply<3>(job, image, taps.get(), from, to, column); break;
-      default: multiply<4>(job, image, taps.get(), from, to, column);
+      case 1: multiply<1>(job, image, taps.get(), from, to, column, output, row); break;
+      case 2: multiply<2>(job, image, taps.get(), from, to, column, output, row); break;
+      case 3: multiply<3>(job, image, taps.get(), from, to, column, output, row); break;
+      default: multiply<4>(job, image, taps.get(), from, to, column, output, row);
     }
+    if (followed) follow(job, scratch, to - from, from, column, std::min(job.outputs - column, PANEL));
   }
   return 1;
 }

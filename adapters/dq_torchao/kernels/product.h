@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <type_traits>
+#include <utility>
 
 #include "avx512.h"
 
@@ -21,39 +22,42 @@ inline DQ_INLINE void add_products(__m512i& sum, __m512i unsigned_codes, __m512i
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(unsigned_codes), "v"(signed_codes));
 }
 
+// f(0), f(1), ... f(N - 1), of constants.
+template <int... I, class F>
+inline DQ_INLINE void each(std::integer_sequence<int, I...>, const F& f) {
+  (f(std::integral_constant<int, I>()), ...);
+}
+template <int N, class F>
+inline DQ_INLINE void each(const F& f) {
+  each(std::make_integer_sequence<int, N>(), f);
+}
+
 // A tile: rows at `rows[i] + taps[t]`, of `words` times four codes each, by a panel, one tap after the other. Sums begin
-// as `start(j)` and go to `finish(i, j, sum)`, i a row and j a register of columns. Every loop over sums is unrolled,
+// as `start(j)` and go to `finish(i, j, sum)`, i a row and j a register of columns. Every index of a sum is a constant,
 // which is what keeps them in registers.
 template <int ROWS, int REGISTERS, class Start, class Finish>
 inline DQ_INLINE void multiply_tile(const uint8_t* const* rows, const int64_t* taps, int64_t tap_count, int64_t words,
                                     const int8_t* panel, const Start& start, const Finish& finish) {
   __m512i sums[ROWS][REGISTERS];
-#pragma GCC unroll 6
-  for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < REGISTERS; j++) sums[i][j] = start(j);
+  each<ROWS>([&](auto i) DQ_INLINE { each<REGISTERS>([&](auto j) DQ_INLINE { sums[i][j] = start(j); }); });
   for (int64_t t = 0; t < tap_count; t++) {
     const uint8_t* a[ROWS];
-#pragma GCC unroll 6
-    for (int i = 0; i < ROWS; i++) a[i] = rows[i] + taps[t];
+    each<ROWS>([&](auto i) DQ_INLINE { a[i] = rows[i] + taps[t]; });
     for (int64_t k = 0; k < words; k++, panel += REGISTERS * 64) {
       __m512i right[REGISTERS];
-#pragma GCC unroll 4
-      for (int j = 0; j < REGISTERS; j++) right[j] = _mm512_loadu_si512(panel + j * 64);
-#pragma GCC unroll 6
-      for (int i = 0; i < ROWS; i++) {
+      each<REGISTERS>([&](auto j) DQ_INLINE {
+        right[j] = _mm512_loadu_si512(panel + j * 64);
+        asm("" : "+v"(right[j]));  // or g++ loads it again for every row
+      });
+      each<ROWS>([&](auto i) DQ_INLINE {
         int32_t word;
         __builtin_memcpy(&word, a[i] + 4 * k, 4);
         const __m512i left = _mm512_set1_epi32(word);
-#pragma GCC unroll 4
-        for (int j = 0; j < REGISTERS; j++) add_products(sums[i][j], left, right[j]);
-      }
+        each<REGISTERS>([&](auto j) DQ_INLINE { add_products(sums[i][j], left, right[j]); });
+      });
     }
   }
-#pragma GCC unroll 6
-  for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 4
-    for (int j = 0; j < REGISTERS; j++) finish(i, j, sums[i][j]);
+  each<ROWS>([&](auto i) DQ_INLINE { each<REGISTERS>([&](auto j) DQ_INLINE { finish(i, j, sums[i][j]); }); });
 }
 
 // Rows `stride` bytes apart by a matrix in panels that are `depth` words deep, of which `words` count from `first_word`

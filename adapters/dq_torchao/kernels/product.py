@@ -7,14 +7,16 @@ It is one operator, opaque to ``torch.compile``; frozen graphs hold its layout o
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
+from struct import Struct
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dq_plugins.affine import integer_range
 from dq_torchao.kernels import native
+from dq_torchao.kernels.codes import code_offset
 from dq_torchao.kernels.operators import empty_conv2d_output
 from dq_torchao.kernels.panels import WORD
 
@@ -22,11 +24,13 @@ _WINDOW = "int[] kernel, int[] stride, int[] padding, int[] dilation"
 torch.library.define(
     "dq_torchao::product",
     "(Tensor codes, Tensor scale, Tensor zero_point, Tensor panels, Tensor sums, Tensor weight_scale, Tensor? bias, "
-    f"{_WINDOW}) -> Tensor",
+    f"{_WINDOW}, str activation='', Tensor? next_factor=None, Tensor? next_zero=None, int next_bits=8) -> Tensor",
     tags=(torch.Tag.needs_exact_strides,),
 )
 OWN_KERNEL = "dq_torchao.product"
 """Its name in reports."""
+ACTIVATIONS = ("", "tanh", "none")
+"""What is done to the results: nothing, or GELU of either form."""
 LINEAR: tuple[tuple[int, ...], ...] = ((), (), (), ())
 """The window of a linear layer."""
 
@@ -65,8 +69,12 @@ def product(
     stride: Sequence[int],
     padding: Sequence[int],
     dilation: Sequence[int],
+    activation: str = "",
+    next_factor: Tensor | None = None,
+    next_zero: Tensor | None = None,
+    next_bits: int = 8,
 ) -> Tensor:
-    """``s s_w (sum_k (q - z) w) + b``, float32.
+    """``s s_w (sum_k (q - z) w) + b``, float32; then an activation function, then the codes of the next layer's input.
 
     Args:
         codes: uint8 ``[..., K]``, or ``[N, C, H, W]``, C a multiple of four.
@@ -80,30 +88,44 @@ def product(
         stride: likewise.
         padding: likewise, in codes of zero.
         dilation: likewise.
+        activation: one of `ACTIVATIONS`.
+        next_factor: float32 ``[1]`` or ``[O]``, see `dq_torchao.kernels.codes`; None: no codes.
+        next_zero: int32 ``[1]``, of the stored codes.
+        next_bits: their width.
 
     Returns:
-        ``[..., O]``, or ``[N, O, H', W']``, channels last.
+        ``[..., O]``, or ``[N, O, H', W']``, channels last; uint8 where it is codes.
     """
+    outputs = sums.shape[0]
+    dtype = torch.float32 if next_factor is None else torch.uint8
     if kernel:
         codes = codes.contiguous(memory_format=torch.channels_last)
-        y = empty_conv2d_output(codes, (len(sums), 0, *kernel), stride, padding, dilation, torch.float32)
+        y = empty_conv2d_output(codes, (outputs, 0, *kernel), stride, padding, dilation, dtype)
         samples, channels, height, width = codes.shape
-        image = (samples, height, width, channels, len(sums), y.shape[2], y.shape[3])
+        image = (samples, height, width, channels, outputs, y.shape[2], y.shape[3])
         window = (*kernel, *stride, *padding, *dilation)
     else:
         codes = codes.contiguous()
-        y = codes.new_empty((*codes.shape[:-1], len(sums)), dtype=torch.float32)
-        codes = F.pad(codes, (0, -codes.shape[-1] % WORD)) if codes.shape[-1] % WORD else codes
-        rows = codes.numel() // max(codes.shape[-1], 1)
-        image = (1, 1, rows, codes.shape[-1], len(sums), 1, rows)
-        window = (1, 1, 1, 1, 0, 0, 1, 1)
+        size = codes.shape
+        y = torch.empty((*size[:-1], outputs), dtype=dtype)
+        channels = size[-1]
+        if channels % WORD:
+            codes = F.pad(codes, (0, -channels % WORD))
+            channels += -channels % WORD
+        rows = codes.numel() // max(channels, 1)
+        image = (1, 1, rows, channels, outputs, 1, rows)
+        window = _ONE_TAP
     if y.numel():
         weight_scale, bias = weight_scale.contiguous(), None if bias is None else bias.contiguous()
         pointers = (codes, panels, sums, weight_scale, bias, scale, zero_point, y)
-        job = _ProductJob(
-            *[0 if x is None else x.data_ptr() for x in pointers], *image, window, torch.get_num_threads()
-        )
-        if not native.library().dq_product(ctypes.byref(job)):
+        after = (ACTIVATIONS.index(activation), 0, 0, 0, 0, 0)
+        if next_factor is not None and next_zero is not None:
+            next_factor = next_factor.contiguous()
+            low, high = (bound + code_offset(codes.device) for bound in integer_range(next_bits))
+            one = int(next_factor.numel() == 1)
+            after = (after[0], next_factor.data_ptr(), next_zero.data_ptr(), one, low, high)
+        given = (0 if x is None else x.data_ptr() for x in pointers)
+        if not native.library().dq_product(_JOB.pack(*given, *image, *window, torch.get_num_threads(), *after)):
             raise MemoryError("no memory for the border of an image")
     return y
 
@@ -112,19 +134,16 @@ torch.library.impl("dq_torchao::product", "CPU")(product)
 
 
 @torch.library.register_fake("dq_torchao::product")
-def _(codes: Tensor, scale, zero_point, panels, sums: Tensor, weight_scale, bias, kernel, stride, padding, dilation):
+def _(
+    codes: Tensor, scale, zero_point, panels, sums: Tensor, weight_scale, bias, kernel, stride, padding, dilation,
+    activation="", next_factor=None, next_zero=None, next_bits=8,
+) -> Tensor:  # fmt: skip
+    dtype = torch.float32 if next_factor is None else torch.uint8
     if kernel:
-        return empty_conv2d_output(codes, (len(sums), 0, *kernel), stride, padding, dilation, torch.float32)
-    return codes.new_empty((*codes.shape[:-1], len(sums)), dtype=torch.float32)
+        return empty_conv2d_output(codes, (len(sums), 0, *kernel), stride, padding, dilation, dtype)
+    return codes.new_empty((*codes.shape[:-1], len(sums)), dtype=dtype)
 
 
-class _ProductJob(ctypes.Structure):
-    """As in product.cpp."""
-
-    _fields_ = [  # what ctypes reads
-        *((name, ctypes.c_void_p) for name in ("codes", "panels", "sums", "weight_scale", "bias")),
-        *((name, ctypes.c_void_p) for name in ("scale", "zero_point", "output")),
-        *((name, ctypes.c_int64) for name in ("samples", "height", "width", "channels", "outputs", "rows", "columns")),
-        ("window", ctypes.c_int64 * 8),  # kernel, stride, padding, dilation
-        ("threads", ctypes.c_int32),
-    ]
+_ONE_TAP = (1, 1, 1, 1, 0, 0, 1, 1)
+_JOB = Struct("30q")
+"""The fields of a job in product.cpp: 8 pointers, 7 sizes, the window of 8, threads, and what follows."""

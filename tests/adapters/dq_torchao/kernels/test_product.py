@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dq_torchao.kernels import native, onednn
+from dq_torchao.kernels import activation_codes, native, onednn
+from dq_torchao.kernels.gelu import FEWEST, gelu
 from dq_torchao.kernels.panels import panels, plain
-from dq_torchao.kernels.product import LINEAR, product
+from dq_torchao.kernels.product import ACTIVATIONS, LINEAR, product
 from torch.nn import functional as F
 
 needs_kernel = pytest.mark.skipif(bool(native.why_not()), reason=native.why_not() or "-")
@@ -73,6 +74,33 @@ def test_a_convolution_is_that_of_float64(size, kernel, stride, padding, dilatio
     exact += bias.reshape(-1, 1, 1)
     assert y.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(y.double(), exact, rtol=1e-6, atol=1e-6 * float(exact.abs().max()))
+
+
+@needs_kernel
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("size", [(1, 4), (300, 20), (3, 4, 9, 11)])
+def test_what_follows_is_what_kernels_of_its_own_make(size, activation, per_channel):
+    torch.manual_seed(0)
+    kernel = (3, 3) if len(size) == 4 else ()
+    weight, weight_scale, bias = operands(100, size[1], *kernel)
+    codes = torch.randint(0, 256, size, dtype=torch.uint8)
+    scale, zero = torch.tensor([2e-4]), torch.tensor([131], dtype=torch.int32)
+    window = (kernel, (1, 1), (1, 1), (1, 1)) if kernel else LINEAR
+    sums = weight.flatten(1).sum(1, dtype=torch.int32)
+    arguments = (codes, scale, zero, panels(weight), sums, weight_scale, bias, *window)
+    y = product(*arguments)
+    if activation:
+        many = torch.cat([y.permute(0, 2, 3, 1).flatten() if kernel else y.flatten(), torch.zeros(FEWEST)])
+        y = gelu(many, activation).as_strided(y.shape, y.stride())
+    assert torch.equal(product(*arguments, activation), y)
+    factor = torch.rand(100) * 20 if per_channel else torch.tensor([20.0])
+    factor, next_zero = factor.reshape(-1, 1, 1) if kernel else factor, torch.tensor([90], dtype=torch.int32)
+    expected = activation_codes(y, factor, next_zero, 7)
+    assert 64 <= int(expected.min()) < int(expected.max()) <= 191
+    found = product(*arguments, activation, factor, next_zero, 7)
+    assert found.stride() == y.stride()
+    assert torch.equal(found, expected)
 
 
 @needs_kernel
