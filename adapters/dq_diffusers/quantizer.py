@@ -25,7 +25,7 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from dq_torchao import linear_and_conv2d
 from dq_torchao.adapter import apply
 from dq_torchao.checkpoint import finish, rebuild
-from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of
+from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of, require_unreplaced
 from dq_torchao.checkpoint_files import CheckpointFiles, check_readable, integrity_metadata
 from dq_torchao.plan_config import PlanConfig
 from torch import Tensor, nn
@@ -240,12 +240,13 @@ def make_savable(model: Any, config: CheckpointConfig) -> None:
 
 def _require_savable(model: nn.Module, *_: Any, fused: frozenset[str] = frozenset()) -> None:
     require_values(model, SAVE_FIRST, DQError)
+    require_unreplaced(model)
     if separate := sorted(fused - _fused(model)):
         raise DQError(
             "the projections of attention were fused when the denoiser was quantized, and are not now "
             f"({separate[0]!r} and {len(separate) - 1} others): "
-            "what is quantized does not run, and a loaded denoiser would be fused. Fuse them again"
-            " (fuse_qkv_projections), or quantize the denoiser without fusing them"
+            "what is quantized does not run, and a loaded denoiser would be fused. Load the quantized denoiser again, "
+            "or quantize the full-precision one without fusing them"
         )
 
 

@@ -72,7 +72,7 @@ def _selected(quantizer: ActivationQuantizer, x: Tensor) -> list[Tensor]:
     index = quantizer.context.index(quantizer.groups).to(quantizer.scale.device)
     if len(quantizer.scale) == 1:
         index = index[:1]
-    fitted = index if len(index) == 1 else fit_to_input(index, x, spatial=1, rows="first")
+    fitted = index if len(index) == 1 else fit_to_input(index, x, spatial=1, rows=quantizer.rows)
     return [table.index_select(0, fitted) for table in (quantizer.scale, quantizer.zero_point)]
 
 

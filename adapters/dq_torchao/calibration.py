@@ -17,14 +17,14 @@ from torchao.quantization.transform_module import register_quantize_module_handl
 
 from dq_plugins import recipe as recipes
 from dq_plugins import registry
-from dq_plugins.calibration.call import bind, timestep_of, timestep_values
+from dq_plugins.calibration.call import bind, timestep_of
 from dq_plugins.compiled import uncompiled, unwrap
 from dq_plugins.errors import CalibrationError
 from dq_plugins.full_precision import require_full_precision, require_values
 from dq_plugins.graph import find_timestep_argument
 from dq_plugins.graph.arguments import forward_signature, map_leaves
 from dq_plugins.graph.row_order import find_row_orders
-from dq_plugins.layer_kinds import kind_name
+from dq_plugins.layer_kinds import kind_name, kind_of
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.sampled import SampledStatistics
 from dq_plugins.quantized.statistics import Collector
@@ -58,10 +58,11 @@ class CalibrationContext(TimestepContext):
         self.uncompiled = ExitStack()
 
     @torch.compiler.disable  # a wrapper of torch.compile around the denoiser would trace how statistics are kept
-    def observe(self, name: str, x: Tensor) -> None:
+    def observe(self, name: str, layer: nn.Module, x: Tensor) -> None:
         """See the input of layer ``name``, at the timestep of the forward that is running."""
         if not self.probing:
-            self.collector.see(name, x, self.selection.timestep)
+            kind = kind_of(layer)
+            self.collector.see(name, x, self.selection.timestep, kind.spatial if kind else 0)
 
     @torch.compiler.disable
     def see_call(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -77,7 +78,7 @@ class CalibrationContext(TimestepContext):
             return
         if self.example is None:
             self.example = map_leaves(named, lambda _, x: x.detach().clone() if isinstance(x, Tensor) else x)
-        if not self.collector.rows and len(timestep_values(timestep_of(named, self.argument))) > 1:
+        if not self.collector.rows and timestep_of(named, self.argument).unique().numel() > 1:
             self.probing = True
             try:
                 self.collector.rows = find_row_orders(denoiser, named, self.argument, "", self.hooks)
@@ -120,8 +121,8 @@ def prepare(denoiser: nn.Module, layers: Iterable[nn.Module], config: TimestepIn
 
 
 def _observer(context: CalibrationContext, name: str) -> Any:
-    def observe(_: nn.Module, args: tuple[Any, ...]) -> None:
-        context.observe(name, args[0])
+    def observe(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        context.observe(name, layer, args[0])
 
     return observe
 

@@ -26,7 +26,7 @@ from dq_plugins.quantized.attention import QuantizedAttention
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.adapter import install
 from dq_torchao.attention import restore_attention
-from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of, remember
+from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of, remember, require_unreplaced
 from dq_torchao.checkpoint_files import CheckpointFiles, integrity_metadata
 from dq_torchao.config_data import config_from_json
 from dq_torchao.restoring import check_values, restore_layer
@@ -46,7 +46,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         The folder.
 
     Raises:
-        DQError: ``model`` is not quantized, or an offloading tool holds its weights.
+        DQError: ``model`` is not quantized, an offloading tool holds its weights, or quantized layers were replaced.
     """
     config = checkpoint_config_of(model)
     if config is None:
@@ -55,6 +55,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
             "not save: apply a plan to it first, or save its state_dict with safetensors"
         )
     require_values(model, SAVE_FIRST, DQError)
+    require_unreplaced(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torchao.core.config import AOBaseConfig
 
 from dq_plugins.artifact.codec import decode
-from dq_plugins.errors import PlanError
+from dq_plugins.errors import DQError, PlanError
+from dq_plugins.layer_kinds import kind_of
 from dq_plugins.libraries import library_adapter
 from dq_plugins.plan import PLAN, QuantPlan
 from dq_torchao.report import Execution, execution_report
@@ -122,6 +123,20 @@ def checkpoint_config_of(model: nn.Module) -> CheckpointConfig | None:
     """The config of a denoiser that `dq_torchao.apply` has quantized; None for any other."""
     config = model.__dict__.get(ATTRIBUTE)
     return config if isinstance(config, CheckpointConfig) else None
+
+
+def require_unreplaced(model: nn.Module) -> None:
+    """Raise `DQError` where a plain layer stands in the place of a quantized one: a checkpoint would have no codes."""
+    config = checkpoint_config_of(model)
+    modules = dict(model.named_modules())
+    quantized = [] if config is None else [n for n, e in config.executions.items() if e["state"] != "full precision"]
+    replaced = [n for n in quantized if kind_of(m := modules.get(n, model)) and not hasattr(m, "execution")]
+    if replaced:
+        raise DQError(
+            f"layer {replaced[0]!r} and {len(replaced) - 1} others were quantized, and layers in full precision have "
+            "taken their place since (fuse_qkv_projections makes such): a checkpoint of this denoiser could not be "
+            "loaded. Quantize the full-precision denoiser in the form that it is to have"
+        )
 
 
 def remember(model: nn.Module, config: CheckpointConfig) -> None:

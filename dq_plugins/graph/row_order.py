@@ -37,25 +37,40 @@ def find_row_orders(
         example_inputs: keyword arguments of one call.
         timestep: name of the timestep argument.
         sample: name of the argument through which the noisy sample enters; where it is not known, the largest is it.
-        layers: fully qualified names.
+        layers: fully qualified names; of modules that are no layers, where rows are dimension 0.
     """
     denoiser = unwrap(denoiser)
     modules = {name: unwrap(denoiser.get_submodule(name)) for name in layers}
     for inputs, batch in _batches(number_to_tensor(dict(example_inputs), timestep), timestep, sample):
-        found: dict[str, RowOrder | None] = {}
-        for integers in (False, True):  # with them second: lengths and masks may move the rows of all
-            try:
-                one = _seen(denoiser, modules, inputs)
-                two = _seen(denoiser, modules, _with_another_sample(inputs, batch, timestep, integers))
-            except Exception:  # whatever the model's code raises: it takes no such call
-                continue
-            orders = {name: _order(one[name], two[name], batch) for name in modules}
-            found = {name: _clearer(found.get(name), order) for name, order in orders.items()}
-            if not {None, "mixed"} & set(found.values()):
-                break
-        if found:
-            return found
+        try:
+            return _compare(denoiser, modules, inputs, batch, timestep)
+        except Exception:  # whatever the model's code raises: it takes no such call
+            continue
     return dict.fromkeys(modules)
+
+
+def _compare(
+    denoiser: nn.Module, modules: Mapping[str, nn.Module], inputs: dict[str, Any], batch: int, timestep: str
+) -> dict[str, RowOrder | None]:
+    """The orders in one call and in another whose first sample differs."""
+    found: dict[str, RowOrder | None] = {}
+    one, failed = _seen(denoiser, modules, inputs), list[Exception]()
+    for integers in (False, True):  # with them second: lengths and masks may move the rows of all
+        changed = _with_another_sample(inputs, batch, timestep, integers)
+        if changed is None:
+            continue
+        try:
+            two = _seen(denoiser, modules, changed)
+        except Exception as error:  # an index that no table has
+            failed.append(error)
+            continue
+        orders = {name: _order(one[name], two[name], batch) for name in modules}
+        found = {name: _clearer(found.get(name), order) for name, order in orders.items()}
+        if not {None, "mixed"} & set(found.values()):
+            break
+    if not found and failed:
+        raise failed[0]
+    return found
 
 
 def _clearer(one: RowOrder | None, two: RowOrder | None) -> RowOrder | None:
@@ -64,25 +79,26 @@ def _clearer(one: RowOrder | None, two: RowOrder | None) -> RowOrder | None:
 
 
 def _batches(inputs: dict[str, Any], timestep: str, sample: str) -> Iterator[tuple[dict[str, Any], int]]:
-    """Calls of several samples: with a timestep for each of them, then with the timestep as it came."""
+    """Calls of several samples: of two, and of all where it has to be; with a timestep for each, and as it came."""
     tensors = [x for name, x in named_leaves(inputs) if isinstance(x, Tensor) and x.dim() and name != timestep]
     entry = value_of(inputs, sample) if sample else max(tensors, key=Tensor.numel, default=None)
     if not isinstance(entry, Tensor) or not entry.dim() or not len(entry):
         return
-    batch = len(entry)
-    if batch == 1:
-        batch = 2
-        inputs = _mapped(inputs, lambda _, x: x.repeat(2, *[1] * (x.dim() - 1)) if x.dim() and len(x) == 1 else x)
+    recorded = len(entry)
+    # of a guided call one sample of each half
+    pair = _mapped(inputs, lambda _, x: x[[0, -1]] if x.dim() and len(x) == recorded else x)
+    for given, batch in [(pair, 2), (inputs, recorded)][: 1 if recorded <= 2 else 2]:
 
-    def for_each(name: str, x: Tensor) -> Tensor:
-        return x.reshape(1).expand(batch) if name == timestep and x.numel() == 1 else x
+        def for_each(name: str, x: Tensor, batch: int = batch) -> Tensor:
+            return x.reshape(1).expand(batch) if name == timestep and x.numel() == 1 else x
 
-    yield _mapped(inputs, for_each), batch
-    yield inputs, batch
+        yield _mapped(given, for_each), batch
+        yield given, batch
 
 
-def _with_another_sample(inputs: dict[str, Any], batch: int, timestep: str, integers: bool) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(0)
+def _with_another_sample(inputs: dict[str, Any], batch: int, timestep: str, integers: bool) -> dict[str, Any] | None:
+    """The call with another first sample, of whose ``integers`` the values may change, too; None: it has none."""
+    generator, indices = torch.Generator().manual_seed(0), list[str]()
 
     def changed(name: str, x: Tensor) -> Tensor:
         if not x.dim() or len(x) != batch or x.dtype == torch.bool or x.is_complex():
@@ -94,10 +110,12 @@ def _with_another_sample(inputs: dict[str, Any], batch: int, timestep: str, inte
             noise = torch.randn(first.shape, generator=generator).to(first)
             x[0] = 0.7 * first + 0.2 * noise  # other values even where these are the same random numbers
         elif integers:
+            indices.append(name)
             x[0] = torch.where(first > 0, first - 1, first + 1)  # another index, mostly of a table that has it
         return x
 
-    return _mapped(inputs, changed)
+    found = _mapped(inputs, changed)
+    return found if indices or not integers else None
 
 
 def _mapped(inputs: dict[str, Any], function: Any) -> dict[str, Any]:
@@ -109,9 +127,8 @@ def _seen(denoiser: nn.Module, modules: Mapping[str, nn.Module], inputs: dict[st
 
     def see(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        kind = kind_of(modules[name])
-        if x is not None and kind is not None:
-            seen[name].append(_numbers(x.detach(), kind))
+        if x is not None:
+            seen[name].append(_numbers(x.detach(), kind_of(modules[name])))
 
     copies = _mapped(inputs, lambda _, x: x.clone())  # a forward may change its arguments in place
     with torch.random.fork_rng(), hooked(modules, before=see, first=True), evaluating(denoiser):
@@ -122,10 +139,11 @@ def _seen(denoiser: nn.Module, modules: Mapping[str, nn.Module], inputs: dict[st
     return seen
 
 
-def _numbers(x: Tensor, kind: LayerKind) -> Tensor:
-    """A number for each row: equal rows have equal ones, and others hardly ever."""
-    lead = 1 if kind.spatial else min(2, x.dim() - (not kind.lookup))
-    if x.dim() < lead + (not kind.lookup) or (kind.spatial and x.dim() != kind.spatial + 2):
+def _numbers(x: Tensor, kind: LayerKind | None) -> Tensor:
+    """A number for each row: equal rows have equal ones, and others hardly ever. Without a kind, as of images."""
+    lookup, spatial = (False, x.dim() - 2) if kind is None else (kind.lookup, kind.spatial)
+    lead = 1 if spatial else min(2, x.dim() - (not lookup))
+    if x.dim() < lead + (not lookup) or (spatial and x.dim() != spatial + 2):
         return x.new_zeros(0)
     flat = x.reshape(*x.shape[:lead], -1).float()
     factors = torch.rand(flat.shape[-1], generator=torch.Generator().manual_seed(0)).to(flat.device) + 0.5

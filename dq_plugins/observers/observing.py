@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.observers.observer import Observer
 from dq_plugins.observers.streaming import Transforms, located, require_reached, stream_inputs
-from dq_plugins.timesteps import TimestepGroups
+from dq_plugins.timesteps import RowOrder, TimestepGroups
 
 
 def observe_groups(
@@ -23,6 +23,7 @@ def observe_groups(
     rows: Tensor | None = None,
     *,
     transforms: Transforms = MappingProxyType({}),
+    orders: Mapping[str, RowOrder | None] = MappingProxyType({}),
     progress: bool = False,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Run the recorded calls once, with one observer for each layer and group.
@@ -35,6 +36,7 @@ def observe_groups(
         groups: timestep groups; one for each recorded timestep by default.
         rows: which range each group uses, ``[G]``; groups of one number share theirs. None: each has its own.
         transforms: of the inputs of some layers.
+        orders: where the samples of a call are in them, for calls whose tokens have several timesteps.
         progress: show a progress bar.
 
     Returns:
@@ -42,6 +44,7 @@ def observe_groups(
 
     Raises:
         CalibrationError: a layer does not exist, never ran, or its input is not finite.
+        TimestepError: tokens of a call have several timesteps, and it is not known which rows of an input they are.
     """
     groups = groups or TimestepGroups.one_per_timestep(calibration.timesteps)
     rows = torch.arange(len(groups)) if rows is None else rows
@@ -52,7 +55,14 @@ def observe_groups(
         seen: set[str] = set()
         receive = _updater(current, seen)
         for _ in stream_inputs(
-            denoiser, calibration, layers, receive, timesteps=timesteps, transforms=transforms, progress=progress
+            denoiser,
+            calibration,
+            layers,
+            receive,
+            timesteps=timesteps,
+            transforms=transforms,
+            rows=orders,
+            progress=progress,
         ):
             pass
         for layer in seen:

@@ -132,6 +132,7 @@ def input_ranges(
             groups,
             rows,
             transforms=context.transforms,
+            orders=context.row_orders,
         )
     # group of every recorded timestep, int64 [T]
     membership = rows[torch.tensor([groups.of(t) for t in context.calibration.timesteps])]

@@ -130,9 +130,8 @@ def _other_tokens(
             with located(name, timestep):
                 observers[name, bits].update(rest)
 
-    for _ in stream_inputs(
-        context.denoiser, context.calibration, tuple(layers), receive, transforms=context.transforms
-    ):
+    source, transforms = (context.denoiser, context.calibration, tuple(layers)), context.transforms
+    for _ in stream_inputs(*source, receive, transforms=transforms, rows=context.row_orders):
         pass
     return observers
 

@@ -13,6 +13,7 @@ from dq_plugins.artifact import STRICT
 from dq_plugins.errors import PlanError
 from dq_plugins.plan.brief import brief
 from dq_plugins.plan.layers import ActivationQuant, Reason
+from dq_plugins.timesteps import RowOrder
 
 OPERANDS = ("query", "key", "value")
 
@@ -26,6 +27,7 @@ class AttentionPlan:
         key: likewise.
         value: likewise.
         unquantized_reason: why it stays in floating point; required then.
+        rows: where the samples of a call are in the operands; None: not known.
     """
 
     __pydantic_config__ = STRICT
@@ -35,6 +37,7 @@ class AttentionPlan:
     key: ActivationQuant | None = None
     value: ActivationQuant | None = None
     unquantized_reason: Reason | None = None
+    rows: RowOrder | None = None
 
     def __post_init__(self) -> None:
         missing = [name for name in OPERANDS if getattr(self, name) is None]

@@ -182,7 +182,7 @@ def simulated_attention(module: nn.Module, plan: AttentionPlan, context: Timeste
     """The simulated attention of a module that a plan describes."""
     device = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     return QuantizedAttention(
-        **{n: ActivationQuantizer(q, context, device, rows="first") for n, q in plan.quantizers.items()}
+        **{n: ActivationQuantizer(q, context, device, rows=plan.rows) for n, q in plan.quantizers.items()}
     )
 
 

@@ -170,7 +170,7 @@ class Collector:
         """Timesteps at which anything was seen, ascending."""
         return tuple(sorted(self._seen))
 
-    def see(self, layer: str, x: Tensor, timestep: Tensor | float) -> None:
+    def see(self, layer: str, x: Tensor, timestep: Tensor | float, spatial: int = 0) -> None:
         """See an input of a layer.
 
         Args:
@@ -178,6 +178,7 @@ class Collector:
             x: ``[N, ...]``.
             timestep: of the call: a number, ``[]``, ``[1]``, one for each sample or one for each token, see
                 `dq_plugins.timesteps.fit_to_input`.
+            spatial: dimensions that the layer's kernel slides over.
 
         Raises:
             CalibrationError: a value is NaN or infinite.
@@ -185,7 +186,7 @@ class Collector:
         """
         t = by_sample_or_token(torch.as_tensor(timestep, dtype=torch.float64).cpu())
         values = sorted(set(t.reshape(-1).tolist()))
-        owner = fit_to_input(t, x, rows=self.rows.get(layer)) if len(values) > 1 else t
+        owner = fit_to_input(t, x, spatial, self.rows.get(layer)) if len(values) > 1 else t
         with self._lock:
             self.visit(values)
             for value in values:

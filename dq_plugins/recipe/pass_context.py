@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -91,11 +91,19 @@ class PassContext:
     @cached_property
     def row_orders(self) -> dict[str, RowOrder | None]:
         """Where the samples of a call are in the inputs of layers, as far as that is known."""
+        return self._find_row_orders(self.partition.layers)
+
+    def find_row_orders(self, modules: Iterable[str]) -> dict[str, RowOrder | None]:
+        """Where they are in the inputs of other modules; `row_orders` has them, too, from then on."""
+        self.row_orders.update(self._find_row_orders(modules))
+        return self.row_orders
+
+    def _find_row_orders(self, modules: Iterable[str]) -> dict[str, RowOrder | None]:
         calibration, part = self.calibration, self.partition
         if isinstance(calibration, SampledStatistics) and calibration.example is None:
             return {}
         example = calibration.example_inputs()
-        return find_row_orders(self.denoiser, example, part.timestep, part.sample_argument, part.layers)
+        return find_row_orders(self.denoiser, example, part.timestep, part.sample_argument, modules)
 
     def stream(self, *names: str) -> int:
         """Seed of a random stream of the running pass, below 2^63; other names, or another pass, another stream.

@@ -122,19 +122,19 @@ def fit_to_input(index: Tensor, x: Tensor, spatial: int = 0, rows: RowOrder | No
         TimestepError: ``x`` does not have these samples, or the shape leaves it open which rows are whose. In a
             compiled graph, and on an accelerator, the device asserts it.
     """
-    if len(index) == 1 and rows in (None, "mixed"):
-        rows = "first"  # of one sample, or the same for all: nothing hangs on their order
-    if index.dim() == 2 and index.shape[0] == 1 and x.dim() == 3 and not spatial:
-        index = index.expand(x.shape[0] if rows != "second" else x.shape[1], -1)  # packed tokens, the same for all
-    samples, order = index.shape[0], rows or _by_shape(index, x, spatial)
+    open_order = rows is None or (rows == "mixed" and len(index) == 1)  # of one sample nothing hangs on it
+    order = _by_shape(index, x, spatial) if open_order else rows
+    if index.dim() == 2 and len(index) == 1 and x.dim() == 3 and not spatial:
+        index = index.expand(x.shape[1] if order == "second" else x.shape[0], -1)  # the same for all samples
+    samples = len(index)
     if order == "first" and x.shape[0] % samples == 0:
         return _samples_first(index, x, spatial)
     if order == "second" and x.dim() > 2 and x.shape[1] == samples:
         return _sequence_first(index, x.shape[0])
     if order == "fastest" and x.shape[0] % samples == 0:
         return _sequence_first(index, x.shape[0] // samples).reshape(-1)
-    if index.dim() == 2 and _readable(index) and bool((index == index[:1]).all()):  # then nothing hangs on the order
-        return index.t() if x.shape[:2] == index.shape[::-1] else _samples_first(index, x, spatial)
+    if _same_in_all(index) and not _has_tokens(index, x, spatial):
+        index = index.amax(1)
     return _same_for_all(index, x, rows)
 
 
@@ -142,12 +142,29 @@ def _readable(index: Tensor) -> bool:
     return index.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def _same_in_all(index: Tensor) -> bool:
+    """Whether tokens are known to have the same index in all samples."""
+    return index.dim() == 2 and (len(index) == 1 or (_readable(index) and bool((index == index[:1]).all())))
+
+
+def _has_tokens(index: Tensor, x: Tensor, spatial: int) -> bool:
+    """Whether rows of ``x`` may be single tokens."""
+    lengths = x.shape[:2] if x.dim() == 3 and not spatial else ()
+    return x.shape[0] % index.numel() == 0 or any(length % index.shape[1] == 0 for length in lengths)
+
+
 def _by_shape(index: Tensor, x: Tensor, spatial: int) -> RowOrder:
     """The only order of samples that a shape allows; ``mixed`` where it leaves that open."""
-    sequence = x.dim() == 3 and not spatial and x.shape[1] == len(index)
-    if len(index) == 1 or (x.shape[0] == len(index) and not sequence):
+    samples, sequence = len(index), x.dim() == 3 and not spatial
+    if sequence and _same_in_all(index):  # then it is left open only which dimension has the tokens
+        second = samples in (1, x.shape[1]) and x.shape[0] % index.shape[1] == 0
+        if second and (x.shape[1] == 1 or samples not in (1, x.shape[0])):
+            return "second"
+        return "first" if samples in (1, x.shape[0]) and (not second or x.shape[0] == 1) else "mixed"
+    sequence = sequence and x.shape[1] == samples
+    if samples == 1 or (x.shape[0] == samples and not sequence):
         return "first"
-    return "second" if sequence and x.shape[0] % len(index) else "mixed"
+    return "second" if sequence and x.shape[0] % samples else "mixed"
 
 
 def _samples_first(index: Tensor, x: Tensor, spatial: int) -> Tensor:

@@ -21,8 +21,9 @@ class Layout(nn.Module):
         self.enter, self.middle, self.leave = (nn.Linear(CHANNELS, CHANNELS) for _ in range(3))
 
     def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
-        t = timestep.reshape(-1).expand(len(sample))
-        x = self.enter(sample) * (1 + t.reshape(-1, 1, 1) / 10)
+        t = timestep if timestep.dim() == 2 else timestep.reshape(-1).expand(len(sample))[:, None]
+        loud = 1 + t[..., None] / 10  # [B, S, 1], or [B, 1, 1]
+        x = self.enter(sample) * loud
         batch, tokens, channels = x.shape
         if self.layout == "B S C":
             y = self.middle(x)
@@ -35,7 +36,7 @@ class Layout(nn.Module):
         else:
             parts = x.transpose(0, 1).reshape(tokens // 2, 2, batch, channels)
             y = self.middle(parts).reshape(tokens, batch, channels).transpose(0, 1)
-        return sample + self.leave(y / (1 + t.reshape(-1, 1, 1) / 10))
+        return sample + self.leave(y / loud)
 
 
 ORDERS = {"B S C": "first", "(B S) C": "first", "(S B) C": "fastest", "S B C": "second", "S/2 2 B C": "mixed"}
@@ -44,6 +45,12 @@ ORDERS = {"B S C": "first", "(B S) C": "first", "(S B) C": "fastest", "S B C": "
 def noise(batch: int, tokens: int = TOKENS, seed: int = 0) -> Tensor:
     """A batch of samples."""
     return torch.randn(batch, tokens, CHANNELS, generator=torch.Generator().manual_seed(seed))
+
+
+def token_timesteps(batch: int, tokens: int, *, same: bool = False) -> Tensor:
+    """One of `TIMESTEPS` for every token: ``[B, S]``; samples begin with another one, or all with the ``same``."""
+    place = torch.arange(batch)[:, None] * (not same) + torch.arange(tokens)
+    return torch.tensor(TIMESTEPS)[place % len(TIMESTEPS)]
 
 
 def planned(model: Layout, folder, recipe: str = "ranges") -> dq.QuantPlan:

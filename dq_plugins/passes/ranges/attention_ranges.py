@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import ClassVar
@@ -17,7 +17,7 @@ from dq_plugins.plan.attention import OPERANDS
 from dq_plugins.quantized.attention import SITE, ObservedAttention, attention_calls, quantize_attention
 from dq_plugins.quantized.sampled import SampledStatistics
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
-from dq_plugins.timesteps import TimestepGroups
+from dq_plugins.timesteps import RowOrder, TimestepGroups
 
 
 class AttentionRanges(Pass):
@@ -61,9 +61,11 @@ class AttentionRanges(Pass):
         bits = {operand_name(name, operand): o.bits for name in chosen for operand in OPERANDS}
         methods = replace(plan.range_methods, inputs=o.observer, power=o.power)
         with observed({name: context.denoiser.get_submodule(name) for name in chosen}):
+            orders = context.find_row_orders(bits)
             ranges = input_ranges(context, bits, groups, methods, shared_rows(plan, DEFAULT_GROUPS))
         for done, name in enumerate(chosen, 1):
             plan.attention[name] = self._planned(name, ranges, symmetric=context.targets.symmetric_acts)
+            plan.attention[name].rows = _order([orders.get(operand_name(name, operand)) for operand in OPERANDS])
             yield Progress(done, len(chosen), name)
 
     def _planned(self, name: str, ranges: Ranges, *, symmetric: bool) -> AttentionPlan:
@@ -89,6 +91,12 @@ CHOSEN = Reason("no range has been chosen yet", "undecided")
 def operand_name(module: str, operand: str) -> str:
     """Fully qualified name of what an operand passes through while the module is observed."""
     return ".".join(filter(None, (module, SITE, operand)))
+
+
+def _order(operands: Sequence[RowOrder | None]) -> RowOrder | None:
+    """Where the samples are in all operands: a row of one meets the same row of the others."""
+    known = {order for order in operands if order is not None}
+    return "mixed" if len(known) > 1 else next(iter(known), None)
 
 
 @contextmanager

@@ -69,6 +69,7 @@ class CalibrationTimesteps(Pass):
             eta=o.eta,
             entropy_weight=o.entropy,
             generator=context.generator(),
+            rows=context.row_orders,
         )
         gains: list[float] = []
         for index, gain in active.draw(o.threshold, limit):

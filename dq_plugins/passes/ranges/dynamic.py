@@ -68,7 +68,8 @@ def dynamic_gains(
                 errors[name][form] += float(wrong.double().square().sum())
 
     timesteps = context.calibration.timesteps
-    for t in stream_inputs(context.denoiser, context.calibration, tuple(static), compare, transforms=transforms):
+    source = context.denoiser, context.calibration, tuple(static)
+    for t in stream_inputs(*source, compare, transforms=transforms, rows=context.row_orders):
         yield Progress(timesteps.index(t) + 1, len(timesteps), f"dynamic ranges, t = {t:g}")
     return {name: _better(dynamic[name], errors[name]) for name in static}
 

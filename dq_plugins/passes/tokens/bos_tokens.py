@@ -53,7 +53,8 @@ class BosTokens(Pass):
         # conditions do not change with t, so the calls of two timesteps show them all
         timesteps = sorted({context.calibration.timesteps[0], context.calibration.timesteps[-1]})
         calls = context.calibration.subset(timesteps=timesteps)
-        watching = stream_inputs(context.denoiser, calls, layers, lambda name, x, _: statistics[name].update(x))
+        source = context.denoiser, calls, layers
+        watching = stream_inputs(*source, lambda name, x, _: statistics[name].update(x), rows=context.row_orders)
         for done, t in enumerate(watching):
             yield Progress(done + 1, len(timesteps) + 1, f"t = {t:g}")
         found = {n: tokens for n in layers if (tokens := self._tokens(context, n, statistics[n])) is not None}

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+from functools import partial
 
 import diffusers_models as models
 import dq_torchao
@@ -361,12 +362,13 @@ def test_projections_separated_after_quantization_are_not_saved_as_fused_ones(ma
         model.save_pretrained(tmp_path / "fused")
         model = type(model).from_pretrained(tmp_path / "fused")
     model.unfuse_qkv_projections()
-    with pytest.raises(DQError, match=r"fused when the denoiser was quantized.*Fuse them again"):
+    with pytest.raises(DQError, match=r"fused when the denoiser was quantized.*without fusing them"):
         model.save_pretrained(tmp_path / "separate")
     assert not list((tmp_path / "separate").glob("*.safetensors"))
-    if make is fusable:
-        model.fuse_qkv_projections()
-        model.save_pretrained(tmp_path / "again")
+    model.fuse_qkv_projections()  # in full precision
+    for save in (model.save_pretrained, partial(dq_torchao.save, model)):
+        with pytest.raises(DQError, match=r"layer '.*to_qkv' .* in full precision have taken their place"):
+            save(tmp_path / "again")
 
 
 def test_modules_added_after_quantization_are_not_saved_into_a_checkpoint_that_cannot_be_loaded(tmp_path):

@@ -127,3 +127,21 @@ def test_calibrating_by_sampling_finds_the_order_at_the_first_call_that_needs_it
             models.append(model)
         with torch.no_grad():
             torch.testing.assert_close(models[0](x, t), models[1](x, t), atol=1e-5, rtol=1e-5)
+
+
+def test_calibrating_by_sampling_sees_every_token_at_its_timestep():
+    """The largest timestep of every sample is the same, as where the first frame is given and others are not."""
+    from torchao.quantization import quantize_
+
+    x, t, outputs = noise(B, B, seed=1), torch.tensor(TIMESTEPS).expand(B, B), []
+    for layout in KNOWN:
+        model = Layout(layout).eval().requires_grad_(False)
+        config = {"groups": B, "recipe": "ranges"}
+        linear = dq_torchao.linear_and_conv2d
+        with torch.no_grad():
+            quantize_(model, dq_torchao.TimestepInt8Config(step="prepare", **config), linear)
+            model(x, t)
+            quantize_(model, dq_torchao.TimestepInt8Config(step="convert", **config), linear)
+            outputs.append(model(x, t))
+    for y in outputs[1:]:
+        torch.testing.assert_close(y, outputs[0], atol=1e-5, rtol=1e-5)

@@ -4,6 +4,7 @@ from row_layouts import ORDERS, Layout, noise
 from torch import nn
 
 from dq_plugins.graph.row_order import find_row_orders
+from dq_plugins.hooks import hooked
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
@@ -68,3 +69,32 @@ def test_nothing_is_left_behind():
     assert model.training
     assert not any(module._forward_pre_hooks for module in model.modules())
     assert all(torch.equal(inputs[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("batch", [1, 2, 6])
+def test_two_calls_of_two_samples_tell_it_and_a_third_where_indices_are_among_the_arguments(batch):
+    model, shapes = Layout("(S B) C"), []
+    inputs = {"sample": noise(batch), "timestep": torch.tensor(500.0)}
+    with hooked({"": model}, before=lambda _, args, kwargs: shapes.append(len(kwargs["sample"]))):
+        find_row_orders(model, inputs, "timestep", "sample", ["middle"])
+    assert shapes == [2, 2]
+    model, inputs = conditioned()
+    with hooked({"": model}, before=lambda _, args, kwargs: shapes.append(len(kwargs["sample"]))):
+        find_row_orders(model, inputs, "timestep", "sample", ["by_class", "idle"])
+    assert shapes[2:] == [2, 2, 2]
+
+
+class OfThree(nn.Module):
+    """Takes the batch that it was built for."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, sample, timestep):
+        return self.layer(sample.reshape(3, 4, 8).transpose(0, 1)).transpose(0, 1) + timestep
+
+
+def test_a_denoiser_of_a_batch_of_its_own_gets_it():
+    inputs = {"sample": noise(3), "timestep": torch.tensor(500.0)}
+    assert find_row_orders(OfThree(), inputs, "timestep", "sample", ["layer"]) == {"layer": "second"}

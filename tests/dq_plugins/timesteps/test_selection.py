@@ -60,17 +60,37 @@ def test_where_the_shape_leaves_it_open_whose_rows_they_are_different_timesteps_
 @pytest.mark.parametrize("rows", [None, "mixed"])
 def test_packed_tokens_of_one_sample_need_no_order_nor_their_values(rows, monkeypatch) -> None:
     monkeypatch.setattr("dq_plugins.timesteps.selection._readable", lambda index: False)  # as in a compiled graph
-    for shape in [(3, 8), (1, 3, 8), (3, 3, 8)]:
+    for shape in [(3, 8), (1, 3, 8), (2, 3, 8), (3, 1, 8)]:
         found = selected([[0, 2, 1]], torch.zeros(shape), rows=rows)
         assert found.squeeze(-1).reshape(-1, 3).unique(dim=0).tolist() == [[1, 3, 2]]
+
+
+@pytest.mark.parametrize("rows", [None, "mixed"])
+def test_where_either_dimension_may_have_the_tokens_an_order_is_needed(rows) -> None:
+    packed, twice, thrice = ([[0, 2, 1]] * n for n in (1, 2, 3))
+    refused = [(packed, (3, 3, 8)), (packed, (3, 2, 8)), (thrice, (3, 3, 8)), (twice, (6, 8))]
+    refused += [(twice, (2, 3, 8)), (twice, (3, 2, 8))] if rows else []
+    for index, shape in refused:
+        with pytest.raises(TimestepError, match="one timestep for the whole batch"):
+            selected(index, torch.zeros(shape), rows=rows)
+    first, second = ([[1, 3, 2]] * 3, [[1] * 3, [3] * 3, [2] * 3])
+    for index in (packed, thrice):
+        assert selected(index, torch.zeros(3, 3, 8), rows="first").squeeze(-1).tolist() == first
+        assert selected(index, torch.zeros(3, 3, 8), rows="second").squeeze(-1).tolist() == second
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (5, 8), (4, 5, 8), (4, 5, 6, 7)])
+def test_rows_of_no_order_that_are_no_tokens_are_at_the_largest_timestep_of_all(shape) -> None:
+    assert selected([[0, 2, 1]] * 2, torch.zeros(shape), rows=None).unique().tolist() == [3]
 
 
 def test_shapes_that_leave_nothing_open_need_no_order() -> None:
     assert selected([2, 0], torch.zeros(2, 5), rows=None).flatten().tolist() == [3, 1]
     assert selected([2, 0], torch.zeros(2, 4, 5), rows=None).flatten().tolist() == [3, 1]
     assert selected([2, 0], torch.zeros(3, 2, 5), rows=None).flatten(1).tolist() == [[3, 1]] * 3
-    tokens = [[0, 1, 2], [0, 1, 2]]  # the same in all samples: nothing hangs on their order
-    assert selected(tokens, torch.zeros(6, 5), rows=None).flatten().tolist() == [1, 2, 3, 1, 2, 3]
+    tokens = [[0, 1, 2], [0, 1, 2]]
+    assert selected(tokens, torch.zeros(2, 3, 5), rows=None).squeeze(-1).tolist() == [[1, 2, 3]] * 2
+    assert selected(tokens, torch.zeros(6, 2, 5), rows=None).squeeze(-1).t().tolist() == [[1, 1, 2, 2, 3, 3]] * 2
 
 
 def test_tokens_select_their_own() -> None:

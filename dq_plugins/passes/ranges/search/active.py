@@ -15,6 +15,7 @@ Shapes: ``T`` timesteps, ``L`` layers, ``N`` values, ``G`` groups.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from dq_plugins.observers.streaming import stream_inputs
 from dq_plugins.passes.ranges.search.points import POINTS, PointsLoss, representative
 from dq_plugins.passes.ranges.search.relaxation import Relaxation, entropy, spread, start_logits
 from dq_plugins.quantized.statistics import Collector
+from dq_plugins.timesteps import RowOrder
 
 STEPS = 5  # of the optimiser after each drawn call
 LOGIT_RATE, RANGE_RATE = 0.2, 0.002  # its learning rates
@@ -50,6 +52,7 @@ class ActiveCalibration:
         bits: width of each layer's input.
         groups: G.
         symmetric: whether zero points are 0.
+        rows: where the samples of a call are in the inputs of layers.
         eta: weight of what is unseen.
         entropy_weight: of the entropy in the search beside the drawing; the loss is divided by the error of one static
             range.
@@ -69,10 +72,12 @@ class ActiveCalibration:
         groups: int,
         symmetric: bool,
         generator: torch.Generator,
+        rows: Mapping[str, RowOrder | None] = MappingProxyType({}),
         eta: float = 1.5,
         entropy_weight: float = 0.8,
     ) -> None:
         self.denoiser, self.calibration, self.bits = denoiser, calibration, dict(bits)
+        self.rows = rows
         self.groups, self.symmetric, self.eta, self.entropy_weight = groups, symmetric, eta, entropy_weight
         steps = len(calibration.timesteps)
         self.visits = torch.zeros(steps, dtype=torch.int64)
@@ -113,7 +118,7 @@ class ActiveCalibration:
         t = self.calibration.timesteps[index]
         call = self.calibration.call(t, int(self.visits[index]))
         chosen = self.calibration.subset([t], calls=[call.index])
-        for _ in stream_inputs(self.denoiser, chosen, list(self.bits), self._collector.see):
+        for _ in stream_inputs(self.denoiser, chosen, list(self.bits), self._collector.see, rows=self.rows):
             pass
         found = self._collector.at(t)
         for i, name in enumerate(self.bits):
