@@ -131,16 +131,8 @@ def run_demo(
     say("record", f"sampling {calibration_images} images in full precision for calibration")
     calibration = recorded("calib", sampler(calibration_images, seed))
     say("plan", f"making a plan: recipe {recipe}, W{weight_bits}A{act_bits}, {groups} timestep groups")
-    plan = make_plan(
-        denoiser,
-        calibration,
-        recipe,
-        weight_bits=weight_bits,
-        act_bits=act_bits,
-        seed=seed,
-        options={"timestep-groups": {"groups": groups}},
-        progress=on_terminal(),
-    )
+    targets = {"weight_bits": weight_bits, "act_bits": act_bits, "options": {"timestep-groups": {"groups": groups}}}
+    plan = make_plan(denoiser, calibration, recipe, **targets, seed=seed, progress=on_terminal())
     plan.save(out / "plan")
     say("reference", f"sampling {images} images in full precision, with other seeds")
     compared = sampler(images, seed + 1000)
@@ -169,12 +161,15 @@ def run_demo(
         ranges=_ranges(denoiser, calibration, plan),
         drift={t: error.drift_below_signal for t, error in errors.items()},
         blocks=block_figure(partition(denoiser, calibration.example_inputs())),
-        facts={
-            "model": f"{model}, {sum(p.numel() for p in denoiser.parameters()) / 1e6:.1f} M parameters",
-            "made on": datetime.now().strftime("%Y-%m-%d %H:%M"),
-            **machine_facts(),
-        },
+        facts=_facts(model, denoiser),
     )
+
+
+def _facts(model: str, denoiser: nn.Module) -> dict[str, str]:
+    """What was measured, when, and on what machine."""
+    size = sum(p.numel() for p in denoiser.parameters()) / 1e6
+    made = datetime.now().strftime("%Y-%m-%d %H:%M")
+    return {"model": f"{model}, {size:.1f} M parameters", "made on": made, **machine_facts()}
 
 
 def _images(batches: list[Any]) -> list[np.ndarray]:

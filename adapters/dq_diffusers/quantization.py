@@ -13,7 +13,7 @@ from dq_diffusers.denoisers import denoiser_of, denoisers_of
 from dq_diffusers.recording import Drawn, sampler
 from dq_diffusers.schedules import install_schedule
 from dq_plugins.application import apply, executor
-from dq_plugins.calibration import record
+from dq_plugins.calibration import CalibrationSet, record
 from dq_plugins.errors import DQError, DQWarning, NeverCalledError
 from dq_plugins.full_precision import require_full_precision
 from dq_plugins.plan import QuantPlan
@@ -96,26 +96,16 @@ def quantize(
     executor(backend, backend_options)
     if prefer == "fastest" and backend != "torchao":
         raise DQError(f"prefer='fastest' chooses between integers and floating point, and {backend!r} runs no integers")
-    denoiser_of(pipe)  # raises where there is none
-    denoisers = denoisers_of(pipe)
-    for denoiser in denoisers.values():
-        require_full_precision(denoiser)
-
-    def sample_with(component: str) -> Callable[[nn.Module], Any]:
-        if draw is not None:
-            return Drawn(pipe, component, draw)
-        arguments = {
-            "prompts": prompts if prompts is not None else prompts_of(pipe),
-            "class_labels": class_labels,
-            "steps": steps,
-            "seed": seed,
-            "images": images,
-            "batch": min(batch, images),
-            "guidance_scale": guidance_scale,
-            "component": component,
-        }
-        return sampler(pipe, **arguments | dict(call or {}))
-
+    denoisers = _full_precision_denoisers(pipe)
+    arguments = {
+        "prompts": prompts if prompts is not None or draw is not None else prompts_of(pipe),
+        "class_labels": class_labels,
+        "steps": steps,
+        "seed": seed,
+        "images": images,
+        "batch": min(batch, images),
+        "guidance_scale": guidance_scale,
+    }
     recipe_options: dict[str, Any] = {"weight_bits": weight_bits, "act_bits": act_bits, "seed": seed}
     recipe_options |= {"options": options, "progress": progress}
     plans: dict[str, QuantPlan] = {}
@@ -123,8 +113,9 @@ def quantize(
     with Scratch("quantize") as temporary:
         for name, denoiser in denoisers.items():
             place = Path(temporary if workdir is None else workdir) / (name if len(denoisers) > 1 else "")
+            sample = _sampler(pipe, name, draw, arguments | dict(call or {}))
             try:
-                calibration = record(denoiser, sample_with(name), place / "calib", progress=progress)
+                calibration = record(denoiser, sample, place / "calib", progress=progress)
             except NeverCalledError:
                 if len(denoisers) == 1:
                     raise
@@ -132,14 +123,36 @@ def quantize(
                 continue
             work = None if workdir is None else place / "work"
             plans[name] = make_plan(denoiser, calibration, recipe, workdir=work, **recipe_options)
-            found[name] = {"uniform_timesteps": calibration.uniform} if backend == "torchao" else {}
-            if prefer == "fastest":
-                found[name] |= {"prefer": prefer, "example_inputs": calibration.example_inputs()}
+            found[name] = _decided_by_calls(calibration, prefer) if backend == "torchao" else {}
     for name, plan in plans.items():  # after all were recorded in full precision
         denoiser = denoisers[name].eval().requires_grad_(False)
         apply(denoiser, plan, backend, inplace=True, **found[name] | backend_options)
         install_schedule(pipe, plan)
     return next(iter(plans.values())) if len(denoisers) == 1 else plans
+
+
+def _full_precision_denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """All denoisers of a pipeline by component, of which none may be quantized."""
+    denoiser_of(pipe)  # raises where there is none
+    denoisers = denoisers_of(pipe)
+    for denoiser in denoisers.values():
+        require_full_precision(denoiser)
+    return denoisers
+
+
+def _sampler(
+    pipe: Any, component: str, draw: Callable[[Any], Any] | None, arguments: Mapping[str, Any]
+) -> Callable[[nn.Module], Any]:
+    """What samples the calibration images with one denoiser: the caller's own, or a call with these arguments."""
+    if draw is not None:
+        return Drawn(pipe, component, draw)
+    return sampler(pipe, **{"component": component, **arguments})
+
+
+def _decided_by_calls(calibration: CalibrationSet, prefer: str) -> dict[str, Any]:
+    """Options of the backend ``"torchao"`` that the recorded calls decide."""
+    found: dict[str, Any] = {"uniform_timesteps": calibration.uniform}
+    return found | ({"prefer": prefer, "example_inputs": calibration.example_inputs()} if prefer == "fastest" else {})
 
 
 def prompts_of(pipe: Any) -> list[str] | None:

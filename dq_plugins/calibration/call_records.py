@@ -95,15 +95,15 @@ def check_description(node: Any) -> Any:
     Raises:
         ValueError: it has another form.
     """
-    if isinstance(node, list):
-        for item in node:
-            check_description(item)
-    elif isinstance(node, dict):
-        _check_described(node)
+    if isinstance(node, dict):
+        _check_form(node)
+    children = _children(node)
+    for item in children.values() if isinstance(children, dict) else children or ():
+        check_description(item)
     return node
 
 
-def _check_described(node: dict[str, Any]) -> None:
+def _check_form(node: dict[str, Any]) -> None:
     kinds = {("tensor",): str, ("tuple",): list, ("dict",): dict, ("class", "dict"): dict, ("pairs",): list}
     kind = kinds.get(tuple(sorted(node)))
     content = next((node[key] for key in ("tensor", "tuple", "dict", "pairs") if key in node), None)
@@ -111,13 +111,15 @@ def _check_described(node: dict[str, Any]) -> None:
         raise ValueError(
             f"a value is described by 'tensor', 'tuple', 'dict' or 'pairs', got the keys {sorted(node)[:4]}"
         )
-    if "pairs" in node:
-        if not all(isinstance(pair, list) and len(pair) == 2 and _is_key(pair[0]) for pair in content):
-            raise ValueError("a dictionary is described by pairs of a key, a string or whole number, and a value")
-        content = dict(content)
-    if not isinstance(content, str):
-        for item in content.values() if isinstance(content, dict) else content:
-            check_description(item)
+    if "pairs" in node and not all(isinstance(p, list) and len(p) == 2 and _is_key(p[0]) for p in node["pairs"]):
+        raise ValueError("a dictionary is described by pairs of a key, a string or whole number, and a value")
+
+
+def _children(node: Any) -> dict[Any, Any] | list[Any] | None:
+    """What a description holds: entries of a dictionary or output class by key, or of a list or tuple; None: a leaf."""
+    if not isinstance(node, dict):
+        return node if isinstance(node, list) else None
+    return dict(node["pairs"]) if "pairs" in node else node.get("dict", node.get("tuple"))
 
 
 def decode(node: Any, fetch: Callable[[str], Tensor]) -> Any:
@@ -130,17 +132,14 @@ def decode(node: Any, fetch: Callable[[str], Tensor]) -> Any:
     Raises:
         CalibrationError: the output class is not loaded in this process, or does not have these fields.
     """
-    if isinstance(node, list):
-        return [decode(item, fetch) for item in node]
-    if not isinstance(node, dict):
-        return node
-    if "tensor" in node:
-        return fetch(node["tensor"])
-    if "tuple" in node:
-        return tuple(decode(item, fetch) for item in node["tuple"])
-    items = node["dict"] if "dict" in node else dict(node["pairs"])
-    fields = {key: decode(item, fetch) for key, item in items.items()}
-    return _output(node["class"], fields) if "class" in node else fields
+    children = _children(node)
+    if isinstance(children, list):
+        items = [decode(item, fetch) for item in children]
+        return items if isinstance(node, list) else tuple(items)
+    if isinstance(children, dict):
+        fields = {key: decode(item, fetch) for key, item in children.items()}
+        return _output(node["class"], fields) if "class" in node else fields
+    return fetch(node["tensor"]) if is_tensor(node) else node
 
 
 def _output(name: str, fields: dict[str, Any]) -> Any:
@@ -189,10 +188,8 @@ def is_tensor(leaf: Any) -> bool:
 
 def leaf_nodes(name: str, node: Any) -> Iterator[tuple[str, Any]]:
     """Dotted paths and leaves (tensors and plain values) of a description, in order."""
-    children = node.get("dict", node.get("tuple")) if isinstance(node, dict) else node
-    if isinstance(node, dict) and "pairs" in node:
-        children = dict(node["pairs"])
-    if not isinstance(children, dict | list):
+    children = _children(node)
+    if children is None:
         yield name, node
         return
     for key, item in children.items() if isinstance(children, dict) else enumerate(children):

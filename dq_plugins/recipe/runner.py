@@ -114,6 +114,16 @@ def _resuming(name: str, folder: Path | None) -> Iterator[None]:
 
 
 def _run_pass(instance: Pass, plan: QuantPlan, context: PassContext, progress: bool) -> None:
+    """One pass, and a note of it in the plan."""
+    name, began = context.running, time.perf_counter()
+    with _resuming(name, context.workdir):
+        _run_steps(instance, plan, context, progress)
+    log.info("pass %s took %.1f s", name, time.perf_counter() - began)
+    provider = plugin_code(registry.find("pass", name)) or None
+    plan.passes.append(PassRecord(name, instance.options.model_dump(mode="json"), provider))
+
+
+def _run_steps(instance: Pass, plan: QuantPlan, context: PassContext, progress: bool) -> None:
     running = instance.run(plan, context)
     if running is None:
         return
@@ -202,10 +212,7 @@ def make_plan(
     """
     require_full_precision(denoiser)
     denoiser = unwrap(denoiser)
-    if isinstance(calibration, str | Path):
-        calibration = CalibrationSet.open(calibration)
-    if isinstance(calibration, CalibrationSet):
-        require_uncached(denoiser)
+    calibration = _opened(calibration, denoiser)
     recipe, passes = passes_of(recipe, options or {})
     model_hash = weights_hash(denoiser)
     calibration.check_model(model_hash)
@@ -227,16 +234,10 @@ def make_plan(
         done, plan = results.last()
         plan = plan or empty_plan(context, recipe.name)
         for step, each in enumerate(passes[done:], done):
-            name = recipe.steps[step].name
-            context.running, context.workdir = name, results.folder(step)
+            context.running, context.workdir = recipe.steps[step].name, results.folder(step)
             context.transforms = {n: t for n, layer in plan.layers.items() if (t := transform_of(layer)) is not None}
             context.calibration = _chosen_calls(calibration, plan)
-            began = time.perf_counter()
-            with _resuming(name, context.workdir):
-                _run_pass(each, plan, context, progress)
-            log.info("pass %s took %.1f s", name, time.perf_counter() - began)
-            provider = plugin_code(registry.find("pass", name)) or None
-            plan.passes.append(PassRecord(name, each.options.model_dump(mode="json"), provider))
+            _run_pass(each, plan, context, progress)
             results.keep(step, plan)
             if mapped:
                 give_back()
@@ -244,6 +245,15 @@ def make_plan(
             raise RecipeError(f"a pass of recipe {recipe.name!r} changed the denoiser's weights; passes only read them")
         results.finish(plan.validate())
     return plan
+
+
+def _opened(calibration: Source | str | Path, denoiser: nn.Module) -> Source:
+    """Recorded calls, of a denoiser that can repeat them, or statistics."""
+    if isinstance(calibration, str | Path):
+        calibration = CalibrationSet.open(calibration)
+    if isinstance(calibration, CalibrationSet):
+        require_uncached(denoiser)
+    return calibration
 
 
 def _run_settings(recipe: Recipe, passes: list[Pass], context: PassContext, model_hash: str) -> RunSettings:
