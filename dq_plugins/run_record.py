@@ -29,4 +29,4 @@ class RunRecord:
     sampling: dict[str, Any]
 
 
-RUN: Format[RunRecord] = Format("run", 1, RunRecord, what="the record of a quantized run")
+RUN: Format[RunRecord] = Format("run", 1, RunRecord, what="the record that dq-plugins quantize leaves in --out")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dq_plugins.errors import RecipeError
+from dq_plugins.errors import RecipeError, close_matches
 from dq_plugins.progress import Progress
 
 if TYPE_CHECKING:
@@ -56,11 +56,13 @@ class Pass(ABC):
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
-            known = ", ".join(self.Options.model_fields) or "none"
-            raise RecipeError(
-                f"pass {self.name!r}: option {field!r}: {first['msg']} (got {first['input']!r}); "
-                f"its options are: {known}"
-            ) from error
+            fields = self.Options.model_fields
+            known = f"its options are: {', '.join(fields) or 'none'}"
+            if first["type"] == "extra_forbidden":
+                fault = f"there is no option {field!r}{close_matches(field, fields) or ';'} {known}"
+            else:
+                fault = f"option {field!r}: {first['msg']} (got {first['input']!r}); {known}"
+            raise RecipeError(f"pass {self.name!r}: {fault}") from error
 
     @classmethod
     def figure(cls, plan: QuantPlan) -> tuple[Figure, str] | None:

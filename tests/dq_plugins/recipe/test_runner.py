@@ -241,10 +241,17 @@ def test_wrong_order_is_refused(case, steps, message: str) -> None:
         dq.make_plan(*case, Recipe("r", "", steps), progress=False)
 
 
-@pytest.mark.parametrize("options", [{"weight-ranges": {"bit": 4}}, {"weight-ranges": {"embedding_bits": "many"}}])
-def test_wrong_options_name_the_pass_and_its_options(case, options) -> None:
-    with pytest.raises(RecipeError, match=r"'weight-ranges'.*its options are: embedding_bits, method"):
-        dq.make_plan(*case, "fast", options=options, progress=False)
+@pytest.mark.parametrize(
+    ("option", "fault"),
+    [
+        ({"metod": "mse"}, "there is no option 'metod'; did you mean 'method'\\?"),
+        ({"bit": 4}, "there is no option 'bit';"),
+        ({"embedding_bits": "many"}, "option 'embedding_bits': .*"),
+    ],
+)
+def test_wrong_options_name_the_pass_and_its_options(case, option, fault) -> None:
+    with pytest.raises(RecipeError, match=rf"'weight-ranges': {fault} its options are: embedding_bits, method"):
+        dq.make_plan(*case, "fast", options={"weight-ranges": option}, progress=False)
 
 
 def test_options_for_a_pass_that_does_not_run_are_refused(case) -> None:
