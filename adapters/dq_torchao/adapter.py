@@ -24,6 +24,7 @@ from dq_plugins.timesteps import NonFinite, OutOfRange, TimestepContext, context
 from dq_torchao.attention import lower_attention
 from dq_torchao.checkpoint_config import CheckpointConfig, checkpoint_config_of, remember
 from dq_torchao.columns import enlist, enlist_all
+from dq_torchao.kernels import merging
 from dq_torchao.kernels.gelu import take_gelu
 from dq_torchao.lowering import lower_layer, mark_full_precision
 from dq_torchao.report import Execution, Timing
@@ -250,6 +251,7 @@ def install(
     install_timestep_state(model, context)
     enlist_all(model)
     take_gelu(model)
+    merging.install()
 
 
 class TorchAOAdapter:

@@ -2,7 +2,8 @@
 
 Transformers apply it to their widest activations. PyTorch computes a tanh or an erf in full precision there, which
 takes as long as a third of the integer products of such a block. In eager mode a kernel of ours takes one pass over
-memory. A compiler gets the same formulas in operations that it merges into the loop that quantizes the result.
+memory. A compiler gets the same formulas in operations that it merges into the loop that quantizes the result, or,
+where weights are frozen, an operator that becomes part of the product before it (`dq_torchao.kernels.merging`).
 
     tanh    y = x / (1 + exp(-2 u)),    u = sqrt(2 / pi) (x + 0.044715 x^3)
     none    y = max(x, 0) - |x| erfc(|x| / sqrt(2)) / 2
@@ -26,6 +27,8 @@ from torch.overrides import TorchFunctionMode
 
 from dq_plugins.lookalike import Lookalike, change_class, known_lookalike, lookalike
 from dq_torchao.kernels import native
+from dq_torchao.kernels.frozen import is_frozen
+from dq_torchao.kernels.product import available
 
 CUBE, LARGEST, BEYOND = 0.044715, 126.0, 13.0
 ERF_FACTOR, ERF = 0.3275911, (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
@@ -45,12 +48,26 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """`torch.nn.functional.gelu`, the faster way where there is one: error 4e-7 or less, relative where |x| > 1."""
     if torch.compiler.is_compiling():
         takes = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_exporting()
+        if takes and is_frozen(x.device) and available():
+            return torch.ops.dq_torchao.gelu(x, approximate)
         return _in_loops(x, approximate) if takes else F.gelu(x, approximate=approximate)
     if approximate not in ("none", "tanh") or not _fits(x):
         return F.gelu(x, approximate=approximate)
+    return _one_pass(x, approximate)
+
+
+torch.library.define("dq_torchao::gelu", "(Tensor x, str approximate) -> Tensor")
+torch.library.register_fake("dq_torchao::gelu")(lambda x, approximate: torch.empty_like(x))
+
+
+def _one_pass(x: Tensor, approximate: str) -> Tensor:
     y = torch.empty_like(x)
+    x = x if x.stride() == y.stride() else torch.empty_like(x).copy_(x)
     native.library().dq_gelu(x.data_ptr(), y.data_ptr(), x.numel(), approximate == "tanh", torch.get_num_threads())
     return y
+
+
+torch.library.impl("dq_torchao::gelu", "CPU")(_one_pass)
 
 
 def _in_loops(x: Tensor, approximate: str) -> Tensor:

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from dq_plugins.atomic import replacing
 from dq_plugins.errors import DQError
 
-NAMES = ("attention", "codes", "dynamic_codes", "gelu", "product")
+NAMES = ("attention", "codes", "dynamic_codes", "gelu", "norm", "product")
 SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in NAMES)
 HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("avx512", "pointwise", "product"))
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mfma")
@@ -83,6 +83,8 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.dq_dynamic_codes.restype = None
     found.dq_gelu.argtypes = [pointer, pointer, long, whole, whole]
     found.dq_gelu.restype = None
+    found.dq_row_statistics.argtypes = [pointer, long, long, ctypes.c_float, pointer, pointer, whole]
+    found.dq_row_statistics.restype = None
     found.dq_attention.argtypes = [pointer]
     found.dq_product.argtypes = [pointer]
     return found

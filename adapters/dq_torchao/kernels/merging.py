@@ -1,0 +1,162 @@
+"""What a compiler should merge into operators of ours, or around them: a pass over graphs whose weights are frozen.
+
+Our operators are opaque to inductor, and what lies between two of them becomes a loop over memory. After its own
+passes, when every value is a node with known uses, this one changes
+
+- a product, GELU of it and the codes of that: one product, which writes the codes of the next layer's input;
+- the statistics of layer normalisation: `dq_torchao.kernels.norm`;
+- ``1 / scale`` of every layer's codes: looked up, as the scale is, instead of divided in each step of a loop;
+- a division by 1.0, as diffusers' blocks have: nothing.
+
+Values stay the same; those of normalisation up to rounding. Graphs without products of ours are left as they are.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._inductor import config as inductor_config
+from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+from dq_plugins.affine import integer_range
+from dq_torchao.kernels import gelu, norm, product  # noqa: F401  # the operators that are looked for
+
+_ATEN, _OURS = torch.ops.aten, torch.ops.dq_torchao
+_TO_DTYPE = torch.ops.prims.convert_element_type.default
+_TO_CODES = (_ATEN.mul.Tensor, _ATEN.round.default, _ATEN.add.Tensor, _ATEN.clamp_min.default, _ATEN.clamp_max.default)
+_PLAIN = 11
+"""Arguments of a product that nothing follows."""
+
+
+class Merging(CustomGraphPass):
+    """The pass, after one that was there before.
+
+    Args:
+        before: that one.
+    """
+
+    def __init__(self, before: Callable[[fx.Graph], None] | None = None) -> None:
+        self.before = before
+
+    def __call__(self, graph: fx.Graph) -> None:
+        """Change ``graph`` in place."""
+        if self.before is not None:
+            self.before(graph)
+        if not any(node.target is _OURS.product.default for node in graph.nodes):
+            return
+        for change in (_no_division, _looked_up_factors, _statistics, _following):
+            for node in list(graph.nodes):
+                change(graph, node)
+            graph.eliminate_dead_code()
+
+    def uuid(self) -> Any:
+        """What the compiler's caches know it by."""
+        before = self.before.uuid() if isinstance(self.before, CustomGraphPass) else None
+        return get_hash_for_files((__file__,)), before
+
+
+def install() -> None:
+    """Have inductor run the pass, after the one it runs already."""
+    found = inductor_config.post_grad_custom_post_pass
+    if not isinstance(found, Merging) and (found is None or isinstance(found, CustomGraphPass)):
+        inductor_config.post_grad_custom_post_pass = Merging(found)
+
+
+def _no_division(graph: fx.Graph, node: fx.Node) -> None:
+    if node.target is _ATEN.div.Tensor and node.args[1] == 1.0 and _value(node.args[0]).dtype == _value(node).dtype:
+        node.replace_all_uses_with(node.args[0])
+
+
+def _looked_up_factors(graph: fx.Graph, node: fx.Node) -> None:
+    if node.target is not _OURS.columns.default:
+        return
+    wanted = [
+        (column, user) for column in node.users for user in column.users if user.target is _ATEN.reciprocal.default
+    ]
+    if not wanted:
+        return
+    with graph.inserting_after(node):
+        inverse = _called(graph, _ATEN.reciprocal.default, (node.args[0],), _value(node.args[0]))
+    with graph.inserting_after(inverse):
+        factors = _called(graph, node.target, (inverse,), _value(node))
+    for column, user in wanted:
+        with graph.inserting_after(factors):
+            factor = _called(graph, operator.getitem, (factors, column.args[1]), _value(column))
+        user.replace_all_uses_with(factor)
+
+
+def _statistics(graph: fx.Graph, node: fx.Node) -> None:
+    if node.target is not _ATEN.var_mean.correction or node.kwargs != {"correction": 0, "keepdim": True}:
+        return
+    x, dims = node.args
+    value = _value(x)
+    if list(dims) not in ([-1], [value.dim() - 1]) or value.dtype != torch.float32 or value.device.type != "cpu":
+        return
+    variance, mean = (next((n for n in node.users if n.args[1] == i), None) for i in (0, 1))
+    shifted = _only_user(variance, _ATEN.add.Tensor)
+    inverse = _only_user(shifted, _ATEN.rsqrt.default)
+    if mean is None or inverse is None or not isinstance(shifted.args[1], float):
+        return
+    with graph.inserting_after(node):
+        both = _called(graph, _OURS.row_statistics.default, (x, shifted.args[1]), (_value(mean), _value(inverse)))
+    for i, old in ((0, mean), (1, inverse)):
+        with graph.inserting_after(both):
+            old.replace_all_uses_with(_called(graph, operator.getitem, (both, i), _value(old)))
+
+
+def _following(graph: fx.Graph, node: fx.Node) -> None:
+    if node.target is not _OURS.gelu.default:
+        return
+    before, form = node.args
+    if before.target is not _OURS.product.default or len(before.users) > 1 or len(before.args) != _PLAIN:
+        return
+    coded = _codes_of(node)
+    last, rest = (node, ()) if coded is None else coded
+    with graph.inserting_before(last):
+        last.replace_all_uses_with(_called(graph, before.target, (*before.args, form, *rest), _value(last)))
+
+
+def _codes_of(node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]] | None:
+    """Where ``node`` becomes codes and nothing else: the node that has them, factor, zero point and width."""
+    steps: list[fx.Node] = []
+    last: fx.Node | None = node
+    for target in (*_TO_CODES, _TO_DTYPE):
+        last = _only_user(last, target)
+        if last is None:
+            return None
+        steps.append(last)
+    scaled, _, shifted, low, high, _ = steps
+    factor, zero = (next(x for x in each.args if x is not of) for each, of in ((scaled, node), (shifted, steps[1])))
+    for bits in range(1, 9):
+        if (low.args[1], high.args[1]) == tuple(bound + 128 for bound in integer_range(bits)):
+            break
+    else:
+        return None
+    if last.args[1] != torch.uint8 or not isinstance(factor, fx.Node) or not isinstance(zero, fx.Node):
+        return None
+    one_zero = _value(zero).numel() == 1 and _value(zero).dtype == torch.int32
+    per_output = _value(factor).dim() == 1 and _value(factor).shape[0] == _value(node).shape[-1]
+    takes = _value(factor).numel() == 1 or (per_output and _value(node).dim() != 4)
+    return (last, (factor, zero, bits)) if one_zero and takes and _value(factor).dtype == torch.float32 else None
+
+
+def _only_user(node: fx.Node | None, target: Any) -> fx.Node | None:
+    if node is None or len(node.users) != 1:
+        return None
+    user = next(iter(node.users))
+    return user if user.target is target and user.args[0] is node else None
+
+
+def _called(graph: fx.Graph, target: Any, args: tuple[Any, ...], value: Any) -> fx.Node:
+    node = graph.call_function(target, args)
+    node.meta["val"] = value
+    return node
+
+
+def _value(node: Any) -> Any:
+    """What stands for the value of a node while a graph is compiled: its shape, dtype and so on."""
+    return node.meta["val"]
