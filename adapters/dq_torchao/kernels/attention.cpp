@@ -38,8 +38,9 @@ struct Job {
 
 namespace {
 
+constexpr int64_t AHEAD = 8;            // rows that are fetched before they are needed
 constexpr int64_t LONGEST = 1 << 16;    // keys whose products with values fit int32: 65536 * 255 * 128 < 2^31
-constexpr int64_t SCRATCH = 512 << 10;  // bytes that scores and codes of a block of queries may take
+constexpr int64_t SCRATCH = 80 << 10;   // bytes that scores and codes of a block of queries may take
 constexpr float LOG2_E = 1.44269504088896341f, LOG2_255 = 7.99435343685885793f;
 
 std::unique_ptr<uint8_t, void (*)(void*)> allocate(int64_t bytes) {
@@ -83,7 +84,7 @@ struct Attention {
         keys(round_up(j.keys, LANES)),
         channels(round_up(j.channels, 4)),
         width(round_up(j.value_channels, LANES)),
-        rows(std::clamp<int64_t>(SCRATCH / (5 * keys) / LANES * LANES, LANES, 4 * LANES)),
+        rows(std::clamp<int64_t>(SCRATCH / (5 * keys) / TILE_ROWS * TILE_ROWS, 4 * TILE_ROWS, 16 * TILE_ROWS)),
         key_bytes(round_up(channels * keys, 64)),
         value_bytes(round_up(keys * width, 64)),
         head_bytes(key_bytes + value_bytes + 4 * keys),
@@ -101,6 +102,11 @@ struct Attention {
     return reinterpret_cast<int32_t*>(panels) + before * depth + column - before;
   }
 
+  // Rows of one head lie apart, where the processor does not look ahead by itself.
+  static void fetch(const float* row, int64_t n) {
+    for (int64_t d = 0; d < n; d += LANES) __builtin_prefetch(row + d);
+  }
+
   void pack_keys(int64_t sample, int64_t h, const Head& to, int8_t* row) const {
     const int64_t entry = sample * job.table_step, words = channels / 4;
     const Quantizer quantize(job.key_scale[entry], job.key_zero[entry], job);
@@ -114,6 +120,7 @@ struct Attention {
         continue;
       }
       const float* x = job.key + sample * job.key_stride[0] + h * job.key_stride[1] + n * job.key_stride[2];
+      if (n + AHEAD < job.keys) fetch(x + AHEAD * job.key_stride[2], job.channels);
       __m512i sum = _mm512_setzero_si512();
       for (int64_t d = 0; d < job.channels; d += LANES) {
         const __m512i codes = quantize(x + d, first(job.channels - d));
@@ -131,6 +138,7 @@ struct Attention {
     const __m512i byte = _mm512_set1_epi32(255);
     for (int64_t n = 0; n < keys; n += 4) {
       const float* x = job.value + sample * job.value_stride[0] + h * job.value_stride[1] + n * stride;
+      for (int64_t i = AHEAD; i < AHEAD + 4 && n + i < job.keys; i++) fetch(x + i * stride, job.value_channels);
       for (int64_t d = 0; d < width; d += LANES) {
         const __mmask16 lanes = first(job.value_channels - d);
         __m512i word = _mm512_setzero_si512();
@@ -144,43 +152,57 @@ struct Attention {
     }
   }
 
-  // Codes of the probabilities of one query from its int32 scores, in place of nothing; returns their sum.
-  int64_t probabilities(const int32_t* scores, const int32_t* shift, int64_t seen, float factor, uint8_t* codes) const {
+  // Codes of the probabilities of one query from its int32 scores; returns their sum.
+  int64_t probabilities(const int32_t* scores, int64_t seen, float factor, uint8_t* codes) const {
     __m512i most = _mm512_set1_epi32(INT32_MIN), sum = _mm512_setzero_si512();
-    for (int64_t n = 0; n < seen; n += LANES)
-      most = _mm512_mask_max_epi32(most, first(seen - n), most, _mm512_add_epi32(load(scores + n), load(shift + n)));
+    for (int64_t n = 0; n < seen; n += LANES) most = _mm512_mask_max_epi32(most, first(seen - n), most, load(scores + n));
     const __m512i largest = _mm512_set1_epi32(_mm512_reduce_max_epi32(most));
-    for (int64_t n = 0; n < keys; n += LANES) {
-      const __m512i below = _mm512_sub_epi32(_mm512_add_epi32(load(scores + n), load(shift + n)), largest);
-      const __m512 t = _mm512_fmadd_ps(_mm512_cvtepi32_ps(below), _mm512_set1_ps(factor), _mm512_set1_ps(LOG2_255));
-      sum = _mm512_add_epi32(sum, store_codes(codes + n, t, first(seen - n)));
+    const auto power = [&](int64_t n) DQ_INLINE {
+      const __m512 below = _mm512_cvtepi32_ps(_mm512_sub_epi32(load(scores + n), largest));
+      return exp2(_mm512_fmadd_ps(below, _mm512_set1_ps(factor), _mm512_set1_ps(LOG2_255)));
+    };
+    int64_t n = 0;
+    for (; n + 4 * LANES <= seen; n += 4 * LANES) {
+      __m512i part[4];
+      each<4>([&](auto i) DQ_INLINE { part[i] = _mm512_cvtps_epi32(power(n + i * LANES)); });
+      const __m512i together = in_bytes(part);
+      sum = _mm512_add_epi64(sum, _mm512_sad_epu8(together, _mm512_setzero_si512()));
+      _mm512_storeu_si512(codes + n, together);
     }
-    return _mm512_reduce_add_epi32(sum);
+    int64_t total = _mm512_reduce_add_epi64(sum);
+    for (; n < keys; n += LANES) total += _mm512_reduce_add_epi32(store_codes(codes + n, power(n), first(seen - n)));
+    return total;
+  }
+
+  // Four registers of numbers that fit a byte, as one.
+  static __m512i in_bytes(const __m512i* part) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i low = _mm512_packus_epi32(part[0], part[1]), high = _mm512_packus_epi32(part[2], part[3]);
+    return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
   }
 
   // The same where a mask is added to the scores; they become float32, times log2(e), on the way.
-  int64_t masked_probabilities(int32_t* scores, const int32_t* shift, const float* mask, int64_t seen, float factor,
-                               uint8_t* codes) const {
+  int64_t masked_probabilities(int32_t* scores, const float* mask, int64_t seen, float factor, uint8_t* codes) const {
     float* shifted = reinterpret_cast<float*>(scores);
     const int64_t step = job.mask_stride[3];
     float largest = -INFINITY;
     for (int64_t n = 0; n < seen; n++) {
-      shifted[n] = float(scores[n] + shift[n]) * factor + mask[n * step] * LOG2_E;
+      shifted[n] = float(scores[n]) * factor + mask[n * step] * LOG2_E;
       largest = std::max(largest, shifted[n]);
     }
     __m512i sum = _mm512_setzero_si512();
     for (int64_t n = 0; n < keys; n += LANES) {
       const __mmask16 lanes = largest == -INFINITY ? 0 : first(seen - n);
       const __m512 below = _mm512_sub_ps(_mm512_maskz_loadu_ps(lanes, shifted + n), _mm512_set1_ps(largest));
-      sum = _mm512_add_epi32(sum, store_codes(codes + n, _mm512_add_ps(below, _mm512_set1_ps(LOG2_255)), lanes));
+      sum = _mm512_add_epi32(sum, store_codes(codes + n, exp2(_mm512_add_ps(below, _mm512_set1_ps(LOG2_255))), lanes));
     }
     return _mm512_reduce_add_epi32(sum);
   }
 
   static __m512i load(const int32_t* x) { return _mm512_loadu_si512(x); }
 
-  static __m512i store_codes(uint8_t* to, __m512 t, __mmask16 lanes) {
-    const __m512i codes = _mm512_maskz_cvtps_epi32(lanes, exp2(t));
+  static __m512i store_codes(uint8_t* to, __m512 probabilities, __mmask16 lanes) {
+    const __m512i codes = _mm512_maskz_cvtps_epi32(lanes, probabilities);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(codes));
     return codes;
   }
@@ -199,13 +221,16 @@ struct Attention {
     const Quantizer quantize(job.query_scale[entry], job.query_zero[entry], job);
     for (int64_t l = 0; l < count; l++) {
       const float* x = job.query + sample * job.query_stride[0] + h * job.query_stride[1];
+      x += (start + l) * job.query_stride[2];
+      if (start + l + AHEAD < job.queries) fetch(x + AHEAD * job.query_stride[2], job.channels);
       for (int64_t d = 0; d < channels; d += LANES) {
-        const __m512i codes = quantize(x + (start + l) * job.query_stride[2] + d, first(job.channels - d));
+        const __m512i codes = quantize(x + d, first(job.channels - d));
         const __m512i shifted = _mm512_add_epi32(codes, _mm512_set1_epi32(128));
         _mm512_mask_cvtepi32_storeu_epi8(s.queries + l * channels + d, first(channels - d), shifted);
       }
     }
     multiply_rows(s.queries, channels, count, from.key, keys, channels / 4, 0, channels / 4,
+                  [&](int64_t n) DQ_INLINE { return load(from.shift + n); },
                   [&](int64_t l, int64_t n, __m512i sums) DQ_INLINE { _mm512_storeu_si512(s.scores + l * keys + n, sums); });
     const float factor = job.query_scale[entry] * job.key_scale[entry] * job.scale * LOG2_E;
     for (int64_t l = 0; l < count; l++) {
@@ -214,13 +239,14 @@ struct Attention {
       const float* mask = job.mask == nullptr ? nullptr
                                               : job.mask + sample * job.mask_stride[0] + h * job.mask_stride[1] +
                                                     (start + l) * job.mask_stride[2];
-      s.totals[l] = mask ? masked_probabilities(scores, from.shift, mask, seen, factor, s.codes + l * keys)
-                         : probabilities(scores, from.shift, seen, factor, s.codes + l * keys);
+      s.totals[l] = mask ? masked_probabilities(scores, mask, seen, factor, s.codes + l * keys)
+                         : probabilities(scores, seen, factor, s.codes + l * keys);
     }
     std::fill(s.sums.begin(), s.sums.end(), 0.0f);
     for (int64_t n = 0; n < keys; n += LONGEST) {
       const int64_t part = std::min(LONGEST, keys - n);
       multiply_rows(s.codes + n, keys, count, from.value, width, keys / 4, n / 4, part / 4,
+                    [](int64_t) DQ_INLINE { return _mm512_setzero_si512(); },
                     [&](int64_t l, int64_t d, __m512i sums) DQ_INLINE {
                       float* to = s.sums.data() + l * width + d;
                       _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), _mm512_cvtepi32_ps(sums)));

@@ -61,10 +61,10 @@ inline DQ_INLINE void multiply_tile(const uint8_t* const* rows, const int64_t* t
 }
 
 // Rows `stride` bytes apart by a matrix in panels that are `depth` words deep, of which `words` count from `first_word`
-// on. `columns` is a multiple of 16; `finish(row, column, sums)` takes 16 of them at a time.
-template <class Finish>
+// on. `columns` is a multiple of 16; sums begin as `start(column)` and go to `finish(row, column, sums)`, 16 at a time.
+template <class Start, class Finish>
 inline void multiply_rows(const uint8_t* a, int64_t stride, int64_t rows, const int8_t* panels, int64_t columns,
-                          int64_t depth, int64_t first_word, int64_t words, const Finish& finish) {
+                          int64_t depth, int64_t first_word, int64_t words, const Start& start, const Finish& finish) {
   const int64_t no_tap = 0;
   for (int64_t column = 0; column < columns; column += PANEL) {
     const int64_t width = std::min(PANEL, columns - column);
@@ -76,7 +76,7 @@ inline void multiply_rows(const uint8_t* a, int64_t stride, int64_t rows, const 
         const uint8_t* at[ROWS];
         for (int i = 0; i < ROWS; i++) at[i] = a + (row + i) * stride;
         multiply_tile<ROWS, REGISTERS>(
-            at, &no_tap, 1, words, panel, [](int) DQ_INLINE { return _mm512_setzero_si512(); },
+            at, &no_tap, 1, words, panel, [&](int j) DQ_INLINE { return start(column + j * LANES); },
             [&](int i, int j, __m512i sums) DQ_INLINE { finish(row + i, column + j * LANES, sums); });
       };
       int64_t row = 0;
