@@ -2,8 +2,8 @@
 input comes: nothing is calibrated or learned.
 
 Brevitas' own dynamic quantizers have other scales (a symmetric range is divided by ``2^(b-1)``) and send gradients into
-them. These are the quantizer of a plan, `dq_plugins.quantized.layer.DynamicQuantizer`, in the place that Brevitas has
-for it, so the two agree bit for bit.
+them. These are the quantizer of a plan, `dq_plugins.quantized.input_quantizers.DynamicQuantizer`, in the place that
+Brevitas has for it, so the two agree bit for bit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dq_brevitas.proxy import beside_weight
 from dq_plugins.layer_kinds import LAYER_KINDS, kind_of
 from dq_plugins.plan import DynamicActivationQuant
-from dq_plugins.quantized.layer import DynamicQuantizer
+from dq_plugins.quantized.input_quantizers import DynamicQuantizer
 from dq_plugins.quantized.layer_transform import LayerTransform
 
 

@@ -23,7 +23,7 @@ from dq_plugins.quantized.attention import (
     quantize_attention,
     simulated_attention,
 )
-from dq_plugins.quantized.layer import ActivationQuantizer
+from dq_plugins.quantized.input_quantizers import ActivationQuantizer
 from dq_plugins.timesteps import TimestepContext, fit_to_input
 from dq_torchao.columns import selected_column
 from dq_torchao.kernels.attention import attention_kernel, int8_attention

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dq_plugins.quantized.layer import ActivationQuantizer
+from dq_plugins.quantized.input_quantizers import ActivationQuantizer
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.kernels import code_offset, is_frozen
 from dq_torchao.timestep_state import NAME, TimestepState

@@ -11,7 +11,8 @@ from dq_plugins.errors import CheckpointError
 from dq_plugins.layer_kinds import exact_kind
 from dq_plugins.plan import ActivationQuant, BiasCorrection, LayerPlan
 from dq_plugins.plan.validity import code_fault, finite_fault, scale_fault
-from dq_plugins.quantized.layer import ActivationQuantizer, simulate_layer
+from dq_plugins.quantized.input_quantizers import ActivationQuantizer
+from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.output_correction import OutputCorrection
 from dq_plugins.quantized.rotate import Rotate

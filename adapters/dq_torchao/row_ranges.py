@@ -46,7 +46,7 @@ class RowRanges(ReleasableWeight):
     rows: RowOrder | None = None
 
     def _dynamic(self, x: Tensor, quant: DynamicActivationQuant, row: Tensor | None) -> Tensor:
-        """Every token, or sample, by its own range: `dq_plugins.quantized.layer.quantize_dynamically`."""
+        """Every token, or sample, by its own range: `dq_plugins.quantized.input_quantizers.quantize_dynamically`."""
         rotated = self.input_rotation is not None
         values, factor = (self._transformed(x), None) if rotated else (x, self.inverse_balance)
         codes, scale, zero_point = dynamic_codes(values, factor, quant, self._kind.spatial)

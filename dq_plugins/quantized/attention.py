@@ -33,7 +33,7 @@ from dq_plugins.errors import DQError
 from dq_plugins.hooks import hooked
 from dq_plugins.lookalike import Lookalike, change_class, known_lookalike, lookalike
 from dq_plugins.plan import AttentionPlan
-from dq_plugins.quantized.layer import ActivationQuantizer
+from dq_plugins.quantized.input_quantizers import ActivationQuantizer
 from dq_plugins.quantized.straight_through import round_ste
 from dq_plugins.timesteps import TimestepContext
 

@@ -16,7 +16,7 @@ from dq_plugins.hashing import hash_json, hash_tensors
 from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, WeightQuant
 from dq_plugins.plan.decisions import Operand
-from dq_plugins.quantized.layer import quantize_dynamically, quantize_input
+from dq_plugins.quantized.input_quantizers import quantize_dynamically, quantize_input
 from dq_plugins.quantized.layer_transform import LayerTransform, fake_weight
 from dq_plugins.timesteps import RowOrder, TimestepGroups, by_sample_or_token, fewest_entries
 

@@ -28,7 +28,8 @@ from dq_plugins.plan import (
     QuantPlan,
     WeightQuant,
 )
-from dq_plugins.quantized.layer import ActivationQuantizer, LayerState
+from dq_plugins.quantized.input_quantizers import ActivationQuantizer
+from dq_plugins.quantized.layer import LayerState
 from dq_plugins.quantized.layer_transform import restored_weight, transform_of, transformed_weight
 from dq_plugins.quantized.learner import Learned
 from dq_plugins.quantized.output_correction import OutputCorrection

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from dq_plugins.errors import PlanError
 from dq_plugins.quantized.candidates import Candidates
-from dq_plugins.quantized.layer import InputQuantizer, LayerState, input_quantizer
+from dq_plugins.quantized.input_quantizers import InputQuantizer, input_quantizer
+from dq_plugins.quantized.layer import LayerState
 from dq_plugins.quantized.layer_transform import restored_weight, transformed_weight
 from dq_plugins.quantized.run import QuantizedRun
 from dq_plugins.quantized.width import Width

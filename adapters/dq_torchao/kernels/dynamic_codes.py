@@ -19,7 +19,7 @@ from dq_torchao.kernels.codes import activation_codes, code_offset
 def dynamic_codes(
     x: Tensor, factor: Tensor | None, quant: DynamicActivationQuant, spatial: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes of `dq_plugins.quantized.layer.quantize_dynamically`, stored as `activation_codes` stores them.
+    """Codes of `dq_plugins.quantized.input_quantizers.quantize_dynamically`, stored as `activation_codes` stores them.
 
     Args:
         x: floating-point activations.

@@ -37,7 +37,7 @@ from dq_plugins.errors import DQError
 from dq_plugins.hashing import weights_hash
 from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, QuantPlan, WeightQuant
-from dq_plugins.quantized.layer import quantize_dynamically
+from dq_plugins.quantized.input_quantizers import quantize_dynamically
 from dq_plugins.quantized.simulate import SimulateAdapter
 from dq_plugins.testing.denoiser import TinyDenoiser
 from dq_plugins.testing.plans import handmade_plan

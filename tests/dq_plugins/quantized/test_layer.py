@@ -12,14 +12,8 @@ from dq_plugins.affine import fake_quantize
 from dq_plugins.errors import DQError, PlanError
 from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, LayerPlan, WeightQuant
-from dq_plugins.quantized.layer import (
-    ActivationQuantizer,
-    LayerState,
-    QuantizedLayer,
-    planned_state,
-    quantize_dynamically,
-    simulate_layer,
-)
+from dq_plugins.quantized.input_quantizers import ActivationQuantizer, quantize_dynamically
+from dq_plugins.quantized.layer import LayerState, QuantizedLayer, planned_state, simulate_layer
 from dq_plugins.quantized.layer_transform import LayerTransform
 from dq_plugins.quantized.soft_rounding import SoftRounding
 from dq_plugins.quantized.weight_scale import weight_parameters

@@ -6,7 +6,7 @@ from dq_torchao.kernels import code_offset, dynamic_codes, native
 
 from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.plan import DynamicActivationQuant
-from dq_plugins.quantized.layer import quantize_dynamically
+from dq_plugins.quantized.input_quantizers import quantize_dynamically
 from dq_plugins.quantized.layer_transform import LayerTransform
 
 LOUD = torch.logspace(-4, 5, 6)

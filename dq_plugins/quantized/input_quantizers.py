@@ -1,0 +1,198 @@
+"""Simulated quantizers of a layer's input: the definition that every backend is held to.
+
+Shapes: ``G`` timestep groups, ``N`` rows of a layer's input.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dq_plugins.affine import code_ranges, dynamic_parameters, fake_quantize, integer_range
+from dq_plugins.layer_kinds import LayerKind, kind_of
+from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant
+from dq_plugins.quantized.code_widths import WithWidths, input_widths
+from dq_plugins.quantized.layer_transform import InputTransform, LayerTransform
+from dq_plugins.quantized.rotate import Rotate
+from dq_plugins.quantized.straight_through import FakeQuantize
+from dq_plugins.timesteps import RowOrder, TimestepContext, select_for_input
+
+
+def quantize_input(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    index: Tensor,
+    bits: int | Sequence[int | None],
+    transform: InputTransform | None = None,
+    kind: LayerKind | None = None,
+    rows: RowOrder | None = None,
+) -> Tensor:
+    """Simulated quantization of a layer's input by timestep group; gradients pass straight through.
+
+    Dividing a channel by its balance before the quantizer and multiplying by it afterwards is quantizing it with the
+    scale times the balance. A rotation is undone after the quantizer.
+
+    Args:
+        x: ``[N, ...]``.
+        scale: ``[G]``; may require gradients, and so may the zero point.
+        zero_point: ``[G]``, whole numbers.
+        index: group of the call, of every sample or of every token: see `dq_plugins.timesteps.select_for_input`.
+        bits: width of the code, or the widths of all groups, ``[G]``; None: floating point.
+        transform: of the input; ``kind`` of layer is needed with it.
+        kind: of the layer.
+        rows: where the samples are in ``x``.
+    """
+    if transform is not None and kind is not None and transform.rotate is not None:
+        values = quantize_input(transform.of_input(kind, x), scale, zero_point, index, bits, kind=kind, rows=rows)
+        return transform.input_restored(kind, values).to(x.dtype)
+    where = index.to(x.device), x, 0 if kind is None else kind.spatial, rows
+    s, z = (select_for_input(table.to(x.device), *where) for table in (scale, zero_point))
+    if transform is not None and kind is not None and transform.balance is not None:
+        s = s * kind.per_output(transform.balance).to(x.device)
+    differentiable = torch.is_grad_enabled() and any(each.requires_grad for each in (x, s, z))
+    quantize = FakeQuantize.apply if differentiable else fake_quantize
+    if isinstance(bits, int):
+        return quantize(x, s, z, *integer_range(bits))
+    tables = code_ranges(bits)
+    low, high, floating = (select_for_input(t.to(x.device), *where) for t in tables)
+    return torch.where(floating, x, quantize(x, s, z, low, high))
+
+
+def quantize_dynamically(
+    x: Tensor, quant: DynamicActivationQuant, transform: InputTransform | None = None, kind: LayerKind | None = None
+) -> Tensor:
+    """Simulated quantization of each token, or of each sample of a convolution's input, by its own range; gradients
+    pass straight through, ranges get none.
+
+    Args:
+        x: ``[..., C]``, or ``[N, C, *positions]``.
+        quant: width and form.
+        transform: see `quantize_input`.
+        kind: of the layer; None: a linear one.
+    """
+    values = x.float() if transform is None or kind is None else transform.of_input(kind, x)
+    known = values.detach()
+    spatial = 0 if kind is None else kind.spatial
+    s, z = dynamic_parameters(known, quant.bits, symmetric=quant.symmetric, spatial=spatial)
+    values = fake_quantize(known, s, z, *integer_range(quant.bits)) + (values - known)
+    return (values if transform is None or kind is None else transform.input_restored(kind, values)).to(x.dtype)
+
+
+class InputQuantizer(InputTransform, WithWidths):
+    """What simulated quantizers of a layer's input have in common: the transform of the input before it.
+
+    Args:
+        device: where it lives.
+        transform: see `quantize_input`.
+        kind: of the layer.
+    """
+
+    exact_state = ("balance",)
+
+    balance: Tensor | None
+    rotate: Rotate | None
+
+    def __init__(
+        self, device: torch.device, transform: LayerTransform | None = None, kind: LayerKind | None = None
+    ) -> None:
+        super().__init__()
+        balance = None if transform is None else transform.balance
+        self.register_buffer("balance", None if balance is None else balance.to(device, copy=True))
+        rotation = None if transform is None else transform.rotate
+        self.rotate = None if rotation is None else copy.deepcopy(rotation).to(device)
+        self.kind = kind
+
+
+class DynamicQuantizer(InputQuantizer):
+    """Simulated quantizer of a layer's input with dynamic ranges.
+
+    Args:
+        quant: width and form.
+        device: where the transform lives.
+        transform: see `quantize_dynamically`.
+        kind: of the layer.
+    """
+
+    def __init__(
+        self,
+        quant: DynamicActivationQuant,
+        device: torch.device,
+        transform: LayerTransform | None = None,
+        kind: LayerKind | None = None,
+    ) -> None:
+        super().__init__(device, transform, kind)
+        self.quant = quant
+        self.state_widths(input_widths(quant), device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize and dequantize ``x``."""
+        return quantize_dynamically(x, self.quant, self, self.kind)
+
+    def extra_repr(self) -> str:
+        """Width and form."""
+        return f"{self.quant}, simulated"
+
+
+class ActivationQuantizer(InputQuantizer):
+    """Simulated quantizer of one layer's input, with one (scale, zero point) per timestep group.
+
+    The two buffers may be replaced at any time; one that requires gradients gets them.
+
+    Args:
+        quant: width, groups, and the parameters to start from.
+        context: of the denoiser: it knows the group of the running call.
+        device: where the parameters live.
+        transform: see `quantize_input`.
+        kind: of the layer.
+        rows: where the samples of a call are in its input.
+    """
+
+    exact_state = ("scale", "balance")
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(
+        self,
+        quant: ActivationQuant,
+        context: TimestepContext,
+        device: torch.device,
+        transform: LayerTransform | None = None,
+        kind: LayerKind | None = None,
+        rows: RowOrder | None = None,
+    ) -> None:
+        super().__init__(device, transform, kind)
+        self.groups, self.bits, self.context, self.rows = quant.groups, quant.bits, context, rows
+        self.group_bits = quant.group_bits
+        self.state_widths(input_widths(quant), device)
+        self.register_buffer("scale", quant.scale.to(device, copy=True))
+        self.register_buffer("zero_point", quant.zero_point.to(device, copy=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Quantize and dequantize ``x``."""
+        index = self.context.index(self.groups)
+        bits = self.group_bits or self.bits
+        return quantize_input(x, self.scale, self.zero_point, index, bits, self, self.kind, self.rows)
+
+    def extra_repr(self) -> str:
+        """Width and groups."""
+        return f"bits={self.group_bits or self.bits}, groups={self.groups!r} ({self.scale.numel()}), simulated"
+
+
+def input_quantizer(
+    quant: InputQuant,
+    context: TimestepContext,
+    layer: nn.Module,
+    device: torch.device,
+    transform: LayerTransform | None = None,
+    rows: RowOrder | None = None,
+) -> InputQuantizer:
+    """The simulated quantizer of a layer's input that a plan asks for; see the two classes."""
+    kind = kind_of(layer)
+    if isinstance(quant, DynamicActivationQuant):
+        return DynamicQuantizer(quant, device, transform, kind)
+    return ActivationQuantizer(quant, context, device, transform, kind, rows)
