@@ -86,9 +86,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"there is no command {argv[0]!r}{hint}")
     args, rest = parser.parse_known_args(argv)
     if rest:
-        hints = [close_matches(each, list(args.parser._option_string_actions)) for each in rest if each.startswith("-")]
-        args.parser.error(f"unrecognized arguments: {' '.join(rest)}{''.join(hints)}")
+        args.parser.error(
+            f"unrecognized arguments: {' '.join(rest)}{''.join(_hint(args.parser, each) for each in rest)}"
+        )
     return args
+
+
+def _hint(parser: argparse.ArgumentParser, argument: str) -> str:
+    """What an argument that ``parser`` does not take may have meant."""
+    if argument.startswith("-"):
+        return close_matches(argument, list(parser._option_string_actions))
+    taking = [action for action in parser._actions if action.option_strings and argument in (action.choices or ())]
+    return f"; did you mean '{taking[0].option_strings[-1]} {argument}'?" if taking else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,6 +25,7 @@ def test_version(capsys) -> None:
         (["raport"], "dq-plugins", "there is no command 'raport'; did you mean 'report'"),
         (["quantize", "digits", "--out", "c", "--recipee", "d"], "dq-plugins quantize", "did you mean '--recipe'?"),
         (["list", "passes"], "dq-plugins list", "unrecognized arguments: passes"),
+        (["demo", "digits"], "dq-plugins demo", "unrecognized arguments: digits; did you mean '--model digits'?"),
     ],
 )
 def test_wrong_arguments(argv: list[str], command: str, message: str, capsys) -> None:
