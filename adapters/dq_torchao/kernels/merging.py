@@ -3,7 +3,8 @@
 Our operators are opaque to inductor, and what lies between two of them becomes a loop over memory. After its own
 passes, when every value is a node with known uses, this one changes
 
-- a product, GELU of it and the codes of that: one product, which writes the codes of the next layer's input;
+- a product, GELU of it (or of its second half, times the first) and the codes of that: one product, which writes the
+  codes of the next layer's input;
 - the statistics of layer normalisation: `dq_torchao.kernels.norm`;
 - ``1 / scale`` of every layer's codes: looked up, as the scale is, instead of divided in each step of a loop;
 - a division by 1.0, as diffusers' blocks have: nothing.
@@ -111,13 +112,34 @@ def _statistics(graph: fx.Graph, node: fx.Node) -> None:
 def _following(graph: fx.Graph, node: fx.Node) -> None:
     if node.target is not _OURS.gelu.default:
         return
-    before, form = node.args
-    if before.target is not _OURS.product.default or len(before.users) > 1 or len(before.args) != _PLAIN:
+    of, activation = node.args
+    before, result = of, node
+    if of.target is operator.getitem:
+        before, result = _gated(node)
+        activation = f"gated {activation}"
+    if before is None or before.target is not _OURS.product.default or len(before.users) > 1:
         return
-    coded = _codes_of(node)
-    last, rest = (node, ()) if coded is None else coded
+    if len(before.args) != _PLAIN:
+        return
+    coded = _codes_of(result)
+    last, rest = (result, ()) if coded is None else coded
     with graph.inserting_before(last):
-        last.replace_all_uses_with(_called(graph, before.target, (*before.args, form, *rest), _value(last)))
+        last.replace_all_uses_with(_called(graph, before.target, (*before.args, activation, *rest), _value(last)))
+
+
+def _gated(activated: fx.Node) -> tuple[Any, fx.Node]:
+    """The product whose first half is multiplied by GELU of its second half, and the result; None where it is not."""
+    gate = activated.args[0]
+    split = gate.args[0]
+    halves = sorted(split.users, key=lambda half: half.args[1])
+    result = next(iter(activated.users)) if len(activated.users) == 1 else activated
+    if split.target is not _ATEN.split.Tensor or len(halves) != 2 or halves[1] is not gate or len(gate.users) > 1:
+        return None, activated
+    outputs, last = _value(split.args[0]).shape[-1], _value(split.args[0]).dim() - 1
+    if outputs % product.GATED_OUTPUTS or tuple(split.args[1:]) not in ((outputs // 2, last), (outputs // 2, -1)):
+        return None, activated
+    of_both = result.target is _ATEN.mul.Tensor and set(result.args) == {halves[0], activated}
+    return (split.args[0], result) if of_both and len(halves[0].users) == 1 else (None, activated)
 
 
 def _codes_of(node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]] | None:

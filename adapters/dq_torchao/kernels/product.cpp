@@ -4,8 +4,9 @@
 // never written out. Codes are channels last, so for each tap of the kernel it is a run of channels, a fixed distance
 // from the pixel. Where the image has a border, it is copied with one of zero points first.
 //
-// What follows in the network may be done to each tile of results as long as it is in the cache: GELU, and the codes of
-// the input of the next layer, which are then all that is written.
+// What follows in the network may be done to each block of results as long as it is in the cache: GELU, of the results or
+// of their second half, which then is a factor of the first half, and the codes of the input of the next layer, which are
+// then all that is written.
 
 #include "product.h"
 
@@ -17,7 +18,7 @@
 
 #include "pointwise.h"
 
-enum Activation { NONE, GELU_TANH, GELU_ERF };
+enum Activation { NONE, GELU_TANH, GELU_ERF, GATED = 4 };  // GATED: and one of the others
 
 // Fields in the order of `dq_torchao.kernels.product`, of eight bytes each. A linear layer is an image of one row, one
 // pixel for each of its rows, and a kernel of one tap.
@@ -28,11 +29,11 @@ struct ProductJob {
   const float *weight_scale, *bias;  // [outputs]; bias may be null
   const float* scale;
   const int32_t* zero_point;
-  void* output;  // [samples, rows, columns, outputs]: float, or codes where there is a next factor
+  void* output;  // [samples, rows, columns, outputs or half]: float, or codes where there is a next factor
   int64_t samples, height, width, channels, outputs, rows, columns;
   int64_t kernel[2], stride[2], padding[2], dilation[2];
   int64_t threads, activation;
-  const float* next_factor;  // one, or [outputs]; null: no codes
+  const float* next_factor;  // one, or as many as outputs are written; null: no codes
   const int32_t* next_zero;
   int64_t one_factor, low, high;
 };
@@ -48,19 +49,24 @@ struct Image {
   int64_t row, sample;  // bytes from one to the next
 };
 
-// What follows, done to rows of results of one panel.
-void follow(const ProductJob& job, const float* results, int64_t rows, int64_t row, int64_t column, int64_t width) {
-  const bool coded = job.next_factor != nullptr;
+// What follows, done to rows of results of one panel, and of one of gates if there are any.
+void follow(const ProductJob& job, const float* results, const float* gates, int64_t rows, int64_t row, int64_t column,
+            int64_t width, int64_t stride) {
+  const bool coded = job.next_factor != nullptr, tanh = job.activation & GELU_TANH;
   const Codes codes(int32_t(job.low), int32_t(job.high), coded ? *job.next_zero : 0);
+  const auto gelu = [&](__m512 x) { return tanh ? gelu::by_tanh(x) : gelu::by_erf(x); };
   for (int64_t j = 0; j < width; j += LANES) {
     const __mmask16 lanes = first(width - j);
     const __m512 factor = !coded            ? _mm512_setzero_ps()
                           : job.one_factor ? _mm512_set1_ps(*job.next_factor)
                                            : _mm512_maskz_loadu_ps(lanes, job.next_factor + column + j);
     for (int64_t i = 0; i < rows; i++) {
-      const int64_t at = (row + i) * job.outputs + column + j;
+      const int64_t at = (row + i) * stride + column + j;
       __m512 y = _mm512_loadu_ps(results + i * PANEL + j);
-      if (job.activation != NONE) y = job.activation == GELU_TANH ? gelu::by_tanh(y) : gelu::by_erf(y);
+      if (gates)
+        y = _mm512_mul_ps(y, gelu(_mm512_loadu_ps(gates + i * PANEL + j)));
+      else if (job.activation != NONE)
+        y = gelu(y);
       if (coded)
         store_bytes(static_cast<uint8_t*>(job.output) + at, codes(_mm512_mul_ps(y, factor)), lanes);
       else
@@ -131,7 +137,10 @@ extern "C" int dq_product(const ProductJob* given) {
   Image image{job.codes, width * job.channels, height * width * job.channels};
   std::unique_ptr<uint8_t, void (*)(void*)> bordered{nullptr, free};
   const int64_t all = job.samples * job.rows * job.columns;
-  const int64_t panels = (job.outputs + PANEL - 1) / PANEL, tap_count = job.kernel[0] * job.kernel[1];
+  const bool gated = job.activation & GATED;  // panels of values and of gates must not overlap
+  if (gated && job.outputs % (2 * PANEL)) return 0;
+  const int64_t outputs = gated ? job.outputs / 2 : job.outputs;
+  const int64_t panels = (outputs + PANEL - 1) / PANEL, tap_count = job.kernel[0] * job.kernel[1];
   const bool followed = job.activation != NONE || job.next_factor;
   const bool parallel = job.threads > 1 && all * job.outputs * job.channels * tap_count > WORTH;
   // rows that a thread multiplies by one panel after the other: enough parts for all threads
@@ -164,8 +173,8 @@ extern "C" int dq_product(const ProductJob* given) {
 #pragma omp parallel for num_threads(job.threads) if (parallel)
   for (int64_t i = 0; i < blocks * panels; i++) {
     const int64_t from = i / panels * block, to = std::min(from + block, all), column = i % panels * PANEL;
-    alignas(64) float scratch[FEW * PANEL];
-    float* output = followed ? scratch : static_cast<float*>(job.output) + from * job.outputs + column;
+    alignas(64) float results[FEW * PANEL], gates[FEW * PANEL];
+    float* output = followed ? results : static_cast<float*>(job.output) + from * job.outputs + column;
     const int64_t row = followed ? PANEL : job.outputs;
     switch (std::min(TILE_REGISTERS, (job.outputs - column + LANES - 1) / LANES)) {
       case 1: multiply<1>(job, image, taps.get(), from, to, column, output, row); break;
@@ -173,7 +182,9 @@ extern "C" int dq_product(const ProductJob* given) {
       case 3: multiply<3>(job, image, taps.get(), from, to, column, output, row); break;
       default: multiply<4>(job, image, taps.get(), from, to, column, output, row);
     }
-    if (followed) follow(job, scratch, to - from, from, column, std::min(job.outputs - column, PANEL));
+    if (gated) multiply<4>(job, image, taps.get(), from, to, outputs + column, gates, row);
+    if (followed)
+      follow(job, results, gated ? gates : nullptr, to - from, from, column, std::min(outputs - column, PANEL), outputs);
   }
   return 1;
 }

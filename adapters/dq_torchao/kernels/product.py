@@ -18,7 +18,7 @@ from dq_plugins.affine import integer_range
 from dq_torchao.kernels import native
 from dq_torchao.kernels.codes import code_offset
 from dq_torchao.kernels.operators import empty_conv2d_output
-from dq_torchao.kernels.panels import WORD
+from dq_torchao.kernels.panels import COLUMNS, WORD
 
 _WINDOW = "int[] kernel, int[] stride, int[] padding, int[] dilation"
 torch.library.define(
@@ -29,8 +29,10 @@ torch.library.define(
 )
 OWN_KERNEL = "dq_torchao.product"
 """Its name in reports."""
-ACTIVATIONS = ("", "tanh", "none")
-"""What is done to the results: nothing, or GELU of either form."""
+ACTIVATIONS = {"": 0, "tanh": 1, "none": 2, "gated tanh": 5, "gated none": 6}
+"""What is done to the results: nothing, or GELU of either form; gated: the first half times GELU of the second."""
+GATED_OUTPUTS = 2 * COLUMNS
+"""Gated results are a multiple of these."""
 LINEAR: tuple[tuple[int, ...], ...] = ((), (), (), ())
 """The window of a linear layer."""
 
@@ -89,25 +91,30 @@ def product(
         padding: likewise, in codes of zero.
         dilation: likewise.
         activation: one of `ACTIVATIONS`.
-        next_factor: float32 ``[1]`` or ``[O]``, see `dq_torchao.kernels.codes`; None: no codes.
+        next_factor: float32 ``[1]``, or one for each output that is left, see `dq_torchao.kernels.codes`, or None.
         next_zero: int32 ``[1]``, of the stored codes.
         next_bits: their width.
 
     Returns:
-        ``[..., O]``, or ``[N, O, H', W']``, channels last; uint8 where it is codes.
+        ``[..., O]``, or ``[N, O, H', W']``, channels last; uint8 where it is codes; half as many outputs where gated.
+
+    Raises:
+        MemoryError: for the border of an image.
+        ValueError: gated outputs that are no multiple of `GATED_OUTPUTS`.
     """
     outputs = sums.shape[0]
+    written = _written(outputs, activation)
     dtype = torch.float32 if next_factor is None else torch.uint8
     if kernel:
         codes = codes.contiguous(memory_format=torch.channels_last)
-        y = empty_conv2d_output(codes, (outputs, 0, *kernel), stride, padding, dilation, dtype)
+        y = empty_conv2d_output(codes, (written, 0, *kernel), stride, padding, dilation, dtype)
         samples, channels, height, width = codes.shape
         image = (samples, height, width, channels, outputs, y.shape[2], y.shape[3])
         window = (*kernel, *stride, *padding, *dilation)
     else:
         codes = codes.contiguous()
         size = codes.shape
-        y = torch.empty((*size[:-1], outputs), dtype=dtype)
+        y = torch.empty((*size[:-1], written), dtype=dtype)
         channels = size[-1]
         if channels % WORD:
             codes = F.pad(codes, (0, -channels % WORD))
@@ -115,10 +122,12 @@ def product(
         rows = codes.numel() // max(channels, 1)
         image = (1, 1, rows, channels, outputs, 1, rows)
         window = _ONE_TAP
+    if written != outputs and outputs % GATED_OUTPUTS:
+        raise ValueError(f"{outputs} gated outputs are no multiple of {GATED_OUTPUTS}")
     if y.numel():
         weight_scale, bias = weight_scale.contiguous(), None if bias is None else bias.contiguous()
         pointers = (codes, panels, sums, weight_scale, bias, scale, zero_point, y)
-        after = (ACTIVATIONS.index(activation), 0, 0, 0, 0, 0)
+        after = (ACTIVATIONS[activation], 0, 0, 0, 0, 0)
         if next_factor is not None and next_zero is not None:
             next_factor = next_factor.contiguous()
             low, high = (bound + code_offset(codes.device) for bound in integer_range(next_bits))
@@ -139,9 +148,14 @@ def _(
     activation="", next_factor=None, next_zero=None, next_bits=8,
 ) -> Tensor:  # fmt: skip
     dtype = torch.float32 if next_factor is None else torch.uint8
+    written = _written(len(sums), activation)
     if kernel:
-        return empty_conv2d_output(codes, (len(sums), 0, *kernel), stride, padding, dilation, dtype)
-    return codes.new_empty((*codes.shape[:-1], len(sums)), dtype=dtype)
+        return empty_conv2d_output(codes, (written, 0, *kernel), stride, padding, dilation, dtype)
+    return codes.new_empty((*codes.shape[:-1], written), dtype=dtype)
+
+
+def _written(outputs: int, activation: str) -> int:
+    return outputs // 2 if activation.startswith("gated") else outputs
 
 
 _ONE_TAP = (1, 1, 1, 1, 0, 0, 1, 1)

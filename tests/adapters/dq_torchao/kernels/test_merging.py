@@ -71,6 +71,39 @@ def test_a_product_and_what_follows_become_one(feed, form, bits):
     assert torch.equal(graph(*feed), run(*feed))
 
 
+@pytest.mark.parametrize("outputs", [128, 96])
+@pytest.mark.parametrize("coded", [True, False])
+def test_a_gate_becomes_part_of_the_product(feed, outputs, coded):
+    first, second = layer(outputs, 24), layer(20, outputs // 2)
+
+    def run(codes, *parameters):
+        hidden, gate = multiply(codes, parameters[:6]).chunk(2, -1)
+        hidden = hidden * OURS.gelu(gate, "none")
+        return in_loops(hidden, parameters[6:]) if coded else hidden
+
+    arguments = (feed[0], *first, *second)
+    graph = merged(run, *arguments)
+    assert (OURS.gelu.default in targets(graph)) == (outputs % 128 != 0)
+    assert torch.equal(graph(*arguments), run(*arguments))
+
+
+def test_halves_that_are_used_otherwise_stay(feed):
+    parameters = layer(128, 24)
+
+    def halves_the_other_way(codes, *parameters):
+        gate, hidden = multiply(codes, parameters).chunk(2, -1)
+        return hidden * OURS.gelu(gate, "tanh")
+
+    def gate_twice(codes, *parameters):
+        hidden, gate = multiply(codes, parameters).chunk(2, -1)
+        return hidden * OURS.gelu(gate, "tanh") + gate
+
+    for run in (halves_the_other_way, gate_twice):
+        graph = merged(run, feed[0], *parameters)
+        assert OURS.gelu.default in targets(graph)
+        assert torch.equal(graph(feed[0], *parameters), run(feed[0], *parameters))
+
+
 def test_a_factor_for_each_channel(feed):
     balance = torch.rand(68) + 0.5
 
