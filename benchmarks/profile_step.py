@@ -46,7 +46,7 @@ KINDS = {
     "products of layers": PRODUCTS,
     "attention": ("int8_attention",),
     "codes of inputs": ("activation_codes",),
-    "normalisation": ("native_layer_norm", "native_group_norm", "row_statistics"),
+    "normalisation": ("native_layer_norm", "native_group_norm", "row_statistics", "group_statistics"),
     "activation functions": ("gelu", "silu"),
 }
 REST = "other operators"

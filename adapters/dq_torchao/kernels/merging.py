@@ -5,7 +5,7 @@ passes, when every value is a node with known uses, this one changes
 
 - a product, GELU of it (or of its second half, times the first) and the codes of that: one product, which writes the
   codes of the next layer's input;
-- the statistics of layer normalisation: `dq_torchao.kernels.norm`;
+- the statistics of layer and group normalisation: `dq_torchao.kernels.norm`;
 - ``1 / scale`` of every layer's codes: looked up, as the scale is, instead of divided in each step of a loop;
 - a division by 1.0, as diffusers' blocks have: nothing.
 
@@ -93,20 +93,35 @@ def _looked_up_factors(graph: fx.Graph, node: fx.Node) -> None:
 def _statistics(graph: fx.Graph, node: fx.Node) -> None:
     if node.target is not _ATEN.var_mean.correction or node.kwargs != {"correction": 0, "keepdim": True}:
         return
-    x, dims = node.args
-    value = _value(x)
-    if list(dims) not in ([-1], [value.dim() - 1]) or value.dtype != torch.float32 or value.device.type != "cpu":
+    measured = _measured(*node.args)
+    if measured is None:
         return
     variance, mean = (next((n for n in node.users if n.args[1] == i), None) for i in (0, 1))
     shifted = _only_user(variance, _ATEN.add.Tensor)
     inverse = _only_user(shifted, _ATEN.rsqrt.default)
     if mean is None or inverse is None or not isinstance(shifted.args[1], float):
         return
+    target, *of = measured
     with graph.inserting_after(node):
-        both = _called(graph, _OURS.row_statistics.default, (x, shifted.args[1]), (_value(mean), _value(inverse)))
+        both = _called(graph, target, (*of, shifted.args[1]), (_value(mean), _value(inverse)))
     for i, old in ((0, mean), (1, inverse)):
         with graph.inserting_after(both):
             old.replace_all_uses_with(_called(graph, operator.getitem, (both, i), _value(old)))
+
+
+def _measured(x: fx.Node, dims: list[int]) -> tuple[Any, ...] | None:
+    """The operator that makes the statistics of ``x`` over these dimensions, and its arguments."""
+    value = _value(x)
+    if value.dtype != torch.float32 or value.device.type != "cpu" or not value.numel():
+        return None
+    if list(dims) in ([-1], [value.dim() - 1]):
+        return _OURS.row_statistics.default, x
+    if list(dims) != [2, 3] or value.dim() != 4 or x.target not in (_ATEN.reshape.default, _ATEN.view.default):
+        return None
+    image = _value(x.args[0])  # whose channels were split into groups
+    if image.dim() != 4 or image.shape[0] != value.shape[0] or image.shape[1] != value.shape[1] * value.shape[2]:
+        return None
+    return _OURS.group_statistics.default, x.args[0], value.shape[1]
 
 
 def _following(graph: fx.Graph, node: fx.Node) -> None:

@@ -85,6 +85,7 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     found.dq_gelu.restype = None
     found.dq_row_statistics.argtypes = [pointer, long, long, ctypes.c_float, pointer, pointer, whole]
     found.dq_row_statistics.restype = None
+    found.dq_group_statistics.argtypes = [pointer, *[long] * 4, ctypes.c_float, pointer, pointer, whole]
     found.dq_attention.argtypes = [pointer]
     found.dq_product.argtypes = [pointer]
     return found

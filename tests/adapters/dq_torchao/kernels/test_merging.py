@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from dq_torchao.kernels import activation_codes, merging, native
-from dq_torchao.kernels.norm import row_statistics
+from dq_torchao.kernels.norm import group_statistics, row_statistics
 from dq_torchao.kernels.panels import panels
 from dq_torchao.kernels.product import LINEAR
 from torch import Tensor, fx
@@ -149,6 +149,38 @@ def test_layer_normalisation(feed, affine):
     assert OURS.row_statistics.default in targets(graph)
     assert not {torch.ops.aten.var_mean.correction, torch.ops.aten.div.Tensor} & set(targets(graph))
     torch.testing.assert_close(graph(*feed), run(*feed), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_group_normalisation(feed, layout):
+    x = torch.randn(2, 24, 5, 6).to(memory_format=layout)
+
+    def run(x, codes, *parameters):
+        y = multiply(codes, parameters[:6])
+        return F.group_norm(x * 2.0, 6, parameters[3][:24].float(), parameters[5][:24], 1e-5), y
+
+    graph = merged(run, x, *feed)
+    assert OURS.group_statistics.default in targets(graph)
+    assert torch.ops.aten.var_mean.correction not in targets(graph)
+    torch.testing.assert_close(graph(x, *feed)[0], run(x, *feed)[0], rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("shape", "groups"), [((1, 1, 1, 1), 1), ((2, 12, 3, 5), 3), ((3, 200, 9, 8), 20), ((2, 128, 20, 20), 32)]
+)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_group_statistics_are_those_of_float64(shape, groups, layout, threads):
+    x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 30).to(memory_format=layout)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        mean, inverse = group_statistics(x, groups, 1e-5)
+    finally:
+        torch.set_num_threads(before)
+    exact, middle = torch.var_mean(x.double().reshape(len(x), groups, -1), -1, correction=0)
+    torch.testing.assert_close(mean.double(), middle.reshape(mean.shape), rtol=1e-6, atol=0)
+    torch.testing.assert_close(inverse.double(), (exact + 1e-5).rsqrt().reshape(mean.shape), rtol=2e-5, atol=0)
 
 
 def test_the_statistics_of_other_dimensions_stay(feed):
