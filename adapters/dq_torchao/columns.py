@@ -78,9 +78,21 @@ def selected_column(module: Any, context: TimestepContext) -> tuple[Tensor, Tens
         scale, zero_point = (_side_by_side(list(part)) for part in zip(*tables, strict=True))
         row = [table.index_select(0, index.reshape(-1)) for table in (scale, zero_point)]  # [1, L]
         row.append(row[1] + code_offset(scale.device))
-        selection.per_call[key] = [torch.ops.dq_torchao.columns(each) for each in row]
-    scale, zero_point, stored = selection.per_call[key]
-    return scale[column], zero_point[column], stored[column]
+        selection.per_call[key] = [*(torch.ops.dq_torchao.columns(each) for each in row), _firsts(scale, zero_point)]
+    scale, zero_point, stored, firsts = selection.per_call[key]
+    first = firsts[column]
+    return scale[first], zero_point[first], stored[first]
+
+
+@torch.compiler.assume_constant_result
+def _firsts(scale: Tensor, zero_point: Tensor) -> list[int]:
+    """For every column of two tables ``[G, L]``, the first that is like it, in both.
+
+    Layers that share an input (query, key, value) mostly have the same ranges. Where they take them from one place, a
+    compiler sees that their codes are the same. The tables are frozen anyway, so a constant may follow from them.
+    """
+    columns = list(zip(scale.mT.tolist(), zero_point.mT.tolist(), strict=True))
+    return [columns.index(column) for column in columns]
 
 
 def _side_by_side(tables: list[Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ import dq_torchao
 import pytest
 import torch
 from attention_models import RECIPE, SCHEDULE, attention_denoiser, attention_inputs, attention_plan
+from dq_torchao.columns import _firsts
 from dq_torchao.timestep_state import NAME
 from torch import fx
 from torch._inductor import config as inductor_config
@@ -50,6 +51,14 @@ def test_a_frozen_graph_selects_once_for_all_layers(plan) -> None:
     assert modules > 3
     assert selections(frozen) == 2  # scales, and zero points
     assert selections(plain) == 2 * modules
+
+
+def test_equal_columns_are_taken_from_the_first() -> None:
+    scale = torch.tensor([[1.0, 2.0, 1.0, 1.0], [3.0, 4.0, 3.0, 5.0]])
+    zero_point = torch.zeros((2, 4), dtype=torch.int32)
+    assert _firsts(scale, zero_point) == [0, 1, 0, 3]
+    zero_point[1, 2] = 7
+    assert _firsts(scale, zero_point) == [0, 1, 2, 3]
 
 
 def test_columns_follow_copies_and_checkpoints(plan, tmp_path) -> None:
