@@ -7,7 +7,7 @@ passes, when every value is a node with known uses, this one changes
   codes of the next layer's input;
 - the statistics of layer and group normalisation: `dq_torchao.kernels.norm`;
 - ``1 / scale`` of every layer's codes: looked up, as the scale is, instead of divided in each step of a loop;
-- a division by 1.0, as diffusers' blocks have: nothing.
+- a division by 1.0, as attention blocks have it of a factor that is not used: nothing.
 
 Values stay the same; those of normalisation up to rounding. Graphs without products of ours are left as they are.
 """
