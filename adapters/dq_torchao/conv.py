@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dq_torchao.kernels import int8_conv2d
+from dq_torchao.kernels.product import takes, takes_conv2d
 from dq_torchao.layer import IntegerLayer
 from dq_torchao.planes import Window, plane
 
@@ -91,6 +92,11 @@ class IntegerConv1d(IntegerConvolution, nn.Conv1d):
 
 class IntegerConv2d(IntegerConvolution, nn.Conv2d):
     """Conv2d in integers; see `IntegerConvolution`."""
+
+    def takes_rows(self, codes: Tensor, dtype: torch.dtype, bias: Tensor | None) -> bool:
+        """See `RowRanges.takes_rows`."""
+        own = takes(dtype, bias) and takes_conv2d(self.weight_shape, self.groups, ())
+        return codes.device.type == "cpu" and own
 
 
 class IntegerConv3d(IntegerConvolution, nn.Conv3d):

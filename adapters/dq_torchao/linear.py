@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dq_torchao.kernels import int8_linear
+from dq_torchao.kernels.product import takes
 from dq_torchao.layer import IntegerLayer
 
 
@@ -20,6 +21,10 @@ class IntegerLinear(IntegerLayer, nn.Linear):
     """
 
     operator = "linear"
+
+    def takes_rows(self, codes: Tensor, dtype: torch.dtype, bias: Tensor | None) -> bool:
+        """See `RowRanges.takes_rows`."""
+        return codes.device.type == "cpu" and takes(dtype, bias)
 
     def multiply(
         self,

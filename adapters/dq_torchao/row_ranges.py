@@ -1,11 +1,12 @@
 """Products of codes, for rows of the input that have parameters of their own.
 
-Such rows are samples of several timesteps; with dynamic ranges, tokens, or the samples of a convolution. The kernels
-take one scale a call, so rows are multiplied as bare codes, and rescaled afterwards:
+Such rows are samples of several timesteps; with dynamic ranges, tokens, or the samples of a convolution. The kernel of
+ours takes the parameters of tokens and of samples (`dq_torchao.kernels.product`). The others take one scale a call, so
+rows are multiplied as bare codes, and rescaled afterwards:
 
     y[n, o] = s[n] * s_w[o] * (sum_k q[n, k] w[o, k])  -  s[n] z[n] * s_w[o] sum_k w[o, k]  +  b[o] + correction[n, o]
 
-A convolution's border must then hold each row's own code of zero, so the kernel may not add it.
+A convolution's border must then hold each row's own code of zero, so those kernels may not add it.
 
 Shapes: ``O`` outputs, ``C`` input channels, ``G`` timestep groups, ``N`` batch.
 """
@@ -20,6 +21,7 @@ from dq_plugins.quantized.output_correction import rows_for_output
 from dq_plugins.timesteps import RowOrder
 from dq_torchao.kernels import code_offset, dynamic_codes, kernel_dtype, weight_code_sum
 from dq_torchao.releasable_weight import ReleasableWeight
+from dq_torchao.shared_codes import ParameterKey, shared_codes
 
 
 def result_dtype(x: Tensor) -> torch.dtype:
@@ -44,18 +46,29 @@ class RowRanges(ReleasableWeight):
     bias: Tensor | None
     bias_correction: Tensor | None
     rows: RowOrder | None = None
+    parameter_key: ParameterKey
 
     def _dynamic(self, x: Tensor, quant: DynamicActivationQuant, row: Tensor | None) -> Tensor:
         """Every token, or sample, by its own range: `dq_plugins.quantized.input_quantizers.quantize_dynamically`."""
         rotated = self.input_rotation is not None
         values, factor = (self._transformed(x), None) if rotated else (x, self.inverse_balance)
-        codes, scale, zero_point = dynamic_codes(values, factor, quant, self._kind.spatial)
+        shared = None if rotated or torch.compiler.is_compiling() else self.parameter_key.of(factor)
+        codes, scale, zero_point = shared_codes(
+            self.context.running.selection,
+            x,
+            shared and (quant, shared),
+            lambda: dynamic_codes(values, factor, quant, self._kind.spatial),
+        )
         stored = zero_point + code_offset(x.device)
+        bias, dtype = self._bias(row if row is None or row.numel() == 1 else None), kernel_dtype(x)
+        if self.takes_rows(codes, dtype, bias) and (self.bias_correction is None or row is None or row.numel() == 1):
+            own = scale.reshape(-1), stored.reshape(-1)
+            return self.multiply(self._padded_codes(codes, stored), *own, bias, dtype).to(result_dtype(x))
         # not for a linear layer's only token, which would come out an ulp other than among others
         if self._kind.spatial and scale.numel() == 1 and (row is None or row.numel() == 1):
             one_range = scale.reshape(1), stored.reshape(1)
             codes = self._padded_codes(codes, stored)
-            return self.multiply(codes, *one_range, self._bias(row), kernel_dtype(x)).to(result_dtype(x))
+            return self.multiply(codes, *one_range, bias, dtype).to(result_dtype(x))
         codes = self._padded_codes(codes, stored, wholly=True)
         return self._by_rows(codes, scale, None if quant.symmetric else zero_point, row).to(result_dtype(x))
 
@@ -100,6 +113,10 @@ class RowRanges(ReleasableWeight):
         """``x`` with the border that the kernel does not add by itself; ``wholly``: with all of it."""
         return x
 
+    def takes_rows(self, codes: Tensor, dtype: torch.dtype, bias: Tensor | None) -> bool:
+        """Whether `multiply` takes a scale and a zero point for each token or sample."""
+        return False
+
     def multiply(
         self,
         codes: Tensor,
@@ -109,7 +126,10 @@ class RowRanges(ReleasableWeight):
         dtype: torch.dtype,
         wholly: bool = False,
     ) -> Tensor:
-        """``s * s_w * sum (q - z) w + b`` by the integer kernel; ``wholly``: the codes are padded already."""
+        """``s * s_w * sum (q - z) w + b`` by the integer kernel; ``wholly``: the codes are padded already.
+
+        Scale and zero point: ``[1]``, or where `takes_rows` says so of each token or sample.
+        """
         raise NotImplementedError
 
     def _transformed(self, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,25 +17,27 @@ from torch import Tensor
 from dq_plugins.timesteps.selection import Selection
 
 LAST = "last codes"
+Codes = TypeVar("Codes")
+"""A tensor, or with ranges that are found beside them, those as well."""
 
 
 class _Codes(NamedTuple):
     of: weakref.ref[Tensor]
     version: int
     key: Hashable
-    codes: Tensor
+    codes: Any
 
 
-def shared_codes(selection: Selection, x: Tensor, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+def shared_codes(selection: Selection | None, x: Tensor, key: Hashable, make: Callable[[], Codes]) -> Codes:
     """Codes of ``x``: of the layer before if it had the same input, unchanged since, and the same parameters.
 
     Args:
-        selection: of the running call.
+        selection: of the running call; None where none runs, and nothing is shared.
         x: the input.
         key: what the codes depend on beside the input; None: they are not shared.
         make: makes them.
     """
-    if key is None or torch.compiler.is_compiling() or x.is_inference():
+    if key is None or selection is None or torch.compiler.is_compiling() or x.is_inference():
         return make()
     last: _Codes | None = selection.per_call.get(LAST)
     if last is not None and last.of() is x and last.version == x._version and last.key == key:

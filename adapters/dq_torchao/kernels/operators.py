@@ -14,7 +14,8 @@ stored, its stride and its dilation, and ``weight_shape`` is that of the 2-d con
 
 Shapes: activation codes ``[N, ..., K]`` or ``[N, C, H, W]``; packed weight uint8 ``[bytes]`` of codes ``[O, K]`` or
 ``[O, C/groups, h, w]``; scale float32 and zero point int32 ``[1]`` (the zero point of the stored codes, offset
-included); weight scale float32 ``[O]``; bias ``[O]`` or None.
+included), for the kernel of `dq_torchao.kernels.product` also ``[R]``, of tokens or of samples; weight scale float32
+``[O]``; bias ``[O]`` or None.
 """
 
 from __future__ import annotations

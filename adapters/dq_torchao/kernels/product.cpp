@@ -1,4 +1,5 @@
-// Linear layers and convolutions on codes: y = s s_w (sum_k (q - z) w) + b, as `dq_torchao.layer` states it.
+// Linear layers and convolutions on codes: y = s s_w (sum_k (q - z) w) + b, as `dq_torchao.layer` states it. All rows
+// share s and z, or runs of rows have their own: tokens, or the samples of a convolution.
 //
 // A convolution is the same product: a row of the left operand is what lies under the kernel at one pixel, which is
 // never written out. Codes are channels last, so for each tap of the kernel it is a run of channels, a fixed distance
@@ -36,6 +37,7 @@ struct ProductJob {
   const float* next_factor;  // one, or as many as outputs are written; null: no codes
   const int32_t* next_zero;
   int64_t one_factor, low, high;
+  int64_t run;  // rows that share a scale and a zero point; 0: all
 };
 
 namespace {
@@ -76,15 +78,15 @@ void follow(const ProductJob& job, const float* results, const float* gates, int
 }
 
 // Results of rows and of one panel to `output`, whose rows are `row` apart.
-template <int REGISTERS>
-void multiply(const ProductJob& job, const Image& image, const int64_t* taps, int64_t from, int64_t to, int64_t column,
-              float* output, int64_t row) {
+template <int REGISTERS, bool RUNS>
+void multiply_panel(const ProductJob& job, const Image& image, const int64_t* taps, int64_t from, int64_t to, int64_t column,
+                    float* output, int64_t row) {
   const int64_t words = (job.channels + 3) / 4, tap_count = job.kernel[0] * job.kernel[1];
   const int64_t left = job.outputs - column;
-  const __m512 scale = _mm512_set1_ps(*job.scale);
-  const __m512i minus_zero = _mm512_set1_epi32(-*job.zero_point);
+  const __m512 scale = _mm512_set1_ps(RUNS ? 1.0f : *job.scale);
+  const __m512i minus_zero = _mm512_set1_epi32(RUNS ? 1 : -*job.zero_point);
   __m512 factor[REGISTERS], bias[REGISTERS];
-  __m512i begin[REGISTERS];
+  __m512i begin[REGISTERS];  // of the sums; with runs, what a zero point is multiplied by
   for (int j = 0; j < REGISTERS; j++) {
     const __mmask16 lanes = first(left - j * LANES);
     factor[j] = _mm512_mul_ps(scale, _mm512_maskz_loadu_ps(lanes, job.weight_scale + column + j * LANES));
@@ -96,10 +98,14 @@ void multiply(const ProductJob& job, const Image& image, const int64_t* taps, in
   const int64_t pixels = job.rows * job.columns, step = job.stride[1] * job.channels;
   int64_t y = from % pixels / job.columns, x = from % job.columns;
   const uint8_t* line = image.codes + from / pixels * image.sample + y * job.stride[0] * image.row;
+  int64_t unit = RUNS ? from / job.run : 0, within = RUNS ? from % job.run : 0;
   const auto tile = [&](auto count, float* to) DQ_INLINE {
     constexpr int ROWS = decltype(count)::value;
     const uint8_t* rows[ROWS];
+    int64_t units[ROWS];
     for (int i = 0; i < ROWS; i++) {
+      units[i] = unit;
+      if (RUNS && ++within == job.run) within = 0, unit++;
       rows[i] = line + x * step;
       if (++x < job.columns) continue;
       x = 0;
@@ -111,9 +117,15 @@ void multiply(const ProductJob& job, const Image& image, const int64_t* taps, in
     for (int i = 0; i < ROWS; i++)  // to have the lines in the cache when the sums are ready
       for (int j = 0; j < REGISTERS; j++) __builtin_prefetch(to + i * row + j * LANES, 1);
     multiply_tile<ROWS, REGISTERS>(
-        rows, taps, tap_count, words, panel, [&](int j) DQ_INLINE { return begin[j]; },
+        rows, taps, tap_count, words, panel, [&](int j) DQ_INLINE { return RUNS ? _mm512_setzero_si512() : begin[j]; },
         [&](int i, int j, __m512i sum) DQ_INLINE {
-          const __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), factor[j], bias[j]);
+          __m512 own = factor[j];
+          if (RUNS) {
+            const __m512i zero = _mm512_set1_epi32(job.zero_point[units[i]]);
+            sum = _mm512_sub_epi32(sum, _mm512_mullo_epi32(zero, begin[j]));
+            own = _mm512_mul_ps(_mm512_set1_ps(job.scale[units[i]]), own);
+          }
+          const __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), own, bias[j]);
           _mm512_mask_storeu_ps(to + i * row + j * LANES, j + 1 < REGISTERS ? 0xFFFF : last, y);
         });
   };
@@ -126,6 +138,13 @@ void multiply(const ProductJob& job, const Image& image, const int64_t* taps, in
     case 2: return tile(std::integral_constant<int, 2>(), output);
     case 1: return tile(std::integral_constant<int, 1>(), output);
   }
+}
+
+template <int REGISTERS>
+void multiply(const ProductJob& job, const Image& image, const int64_t* taps, int64_t from, int64_t to, int64_t column,
+              float* output, int64_t row) {
+  const auto function = job.run ? multiply_panel<REGISTERS, true> : multiply_panel<REGISTERS, false>;
+  function(job, image, taps, from, to, column, output, row);
 }
 
 }  // namespace
@@ -156,14 +175,15 @@ extern "C" int dq_product(const ProductJob* given) {
 #pragma omp parallel for num_threads(job.threads) if (parallel)
     for (int64_t i = 0; i < job.samples * height; i++) {
       uint8_t* to = bordered.get() + i * image.row;
-      const int64_t y = i % height - job.padding[0];
+      const int64_t sample = i / height, y = i % height - job.padding[0];
+      const int32_t zero = job.zero_point[job.run ? sample * job.rows * job.columns / job.run : 0];
       if (y < 0 || y >= job.height) {
-        memset(to, *job.zero_point, image.row);
+        memset(to, zero, image.row);
         continue;
       }
-      memset(to, *job.zero_point, before);
-      memcpy(to + before, job.codes + (i / height * job.height + y) * line, line);
-      memset(to + before + line, *job.zero_point, before);
+      memset(to, zero, before);
+      memcpy(to + before, job.codes + (sample * job.height + y) * line, line);
+      memset(to + before + line, zero, before);
     }
   }
   const std::unique_ptr<int64_t[]> taps(new (std::nothrow) int64_t[tap_count]);

@@ -80,15 +80,15 @@ def product(
 
     Args:
         codes: uint8 ``[..., K]``, or ``[N, C, H, W]``, C a multiple of four.
-        scale: float32 ``[1]``.
-        zero_point: int32 ``[1]``, of the stored codes.
+        scale: float32 ``[1]``, or ``[R]``: of runs of rows of the result, all of one length.
+        zero_point: int32, likewise, of the stored codes.
         panels: of the weight.
         sums: int32 ``[O]``, of its codes.
         weight_scale: float32 ``[O]``.
         bias: float32 ``[O]`` or None.
         kernel: size of a convolution's; empty for a linear layer, as the rest of the window.
         stride: likewise.
-        padding: likewise, in codes of zero.
+        padding: likewise, in codes of zero: of a sample's first row.
         dilation: likewise.
         activation: one of `ACTIVATIONS`.
         next_factor: float32 ``[1]``, or one for each output that is left, see `dq_torchao.kernels.codes`, or None.
@@ -100,7 +100,7 @@ def product(
 
     Raises:
         MemoryError: for the border of an image.
-        ValueError: gated outputs that are no multiple of `GATED_OUTPUTS`.
+        ValueError: gated outputs that are no multiple of `GATED_OUTPUTS`, or scales that do not share out the rows.
     """
     outputs = sums.shape[0]
     written = _written(outputs, activation)
@@ -125,6 +125,8 @@ def product(
     if written != outputs and outputs % GATED_OUTPUTS:
         raise ValueError(f"{outputs} gated outputs are no multiple of {GATED_OUTPUTS}")
     if y.numel():
+        run = _run(y.numel() // written, scale, zero_point)
+        scale, zero_point = scale.contiguous(), zero_point.contiguous()
         weight_scale, bias = weight_scale.contiguous(), None if bias is None else bias.contiguous()
         pointers = (codes, panels, sums, weight_scale, bias, scale, zero_point, y)
         after = (ACTIVATIONS[activation], 0, 0, 0, 0, 0)
@@ -134,7 +136,7 @@ def product(
             one = int(next_factor.numel() == 1)
             after = (after[0], next_factor.data_ptr(), next_zero.data_ptr(), one, low, high)
         given = (0 if x is None else x.data_ptr() for x in pointers)
-        if not native.library().dq_product(_JOB.pack(*given, *image, *window, torch.get_num_threads(), *after)):
+        if not native.library().dq_product(_JOB.pack(*given, *image, *window, torch.get_num_threads(), *after, run)):
             raise MemoryError("no memory for the border of an image")
     return y
 
@@ -154,10 +156,18 @@ def _(
     return codes.new_empty((*codes.shape[:-1], written), dtype=dtype)
 
 
+def _run(rows: int, scale: Tensor, zero_point: Tensor) -> int:
+    """Rows that share a scale, 0: all."""
+    runs = scale.numel()
+    if zero_point.numel() != runs or rows % runs:
+        raise ValueError(f"{rows} rows, {runs} scales and {zero_point.numel()} zero points")
+    return 0 if runs == 1 else rows // runs
+
+
 def _written(outputs: int, activation: str) -> int:
     return outputs // 2 if activation.startswith("gated") else outputs
 
 
 _ONE_TAP = (1, 1, 1, 1, 0, 0, 1, 1)
-_JOB = Struct("30q")
-"""The fields of a job in product.cpp: 8 pointers, 7 sizes, the window of 8, threads, and what follows."""
+_JOB = Struct("31q")
+"""The fields of a job in product.cpp: 8 pointers, 7 sizes, the window of 8, threads, what follows, and the run."""

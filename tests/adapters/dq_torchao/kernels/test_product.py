@@ -50,6 +50,37 @@ def test_a_linear_layer_is_that_of_float64(rows, inputs, outputs, threads):
 
 
 @needs_kernel
+@pytest.mark.parametrize("run", [1, 3, 25])
+@pytest.mark.parametrize("outputs", [1, 33, 192])
+@pytest.mark.parametrize(("rows", "inputs"), [(75, 20), (150, 64)])
+def test_runs_of_rows_have_scales_of_their_own(rows, inputs, outputs, run):
+    torch.manual_seed(0)
+    weight, weight_scale, bias = operands(outputs, inputs)
+    codes = torch.randint(0, 256, (rows, inputs), dtype=torch.uint8)
+    scale, zero = torch.rand(rows // run) + 0.01, torch.randint(0, 256, (rows // run,), dtype=torch.int32)
+    rest = panels(weight), weight.sum(1, dtype=torch.int32), weight_scale, bias, *LINEAR
+    y = product(codes, scale, zero, *rest)
+    alone = [product(c, s, z, *rest) for c, s, z in zip(codes.split(run), scale.split(1), zero.split(1), strict=True)]
+    assert torch.equal(y, torch.cat(alone))  # one range by one range
+    with pytest.raises(ValueError, match=f"{rows} rows, 7 scales"):
+        product(codes, torch.ones(7), zero[:7], *rest)
+
+
+@needs_kernel
+@pytest.mark.parametrize("padding", [(0, 0), (1, 1)])
+def test_samples_of_a_convolution_have_scales_and_borders_of_their_own(padding):
+    torch.manual_seed(0)
+    weight, weight_scale, bias = operands(40, 8, 3, 3)
+    codes = torch.randint(0, 256, (3, 8, 6, 5), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+    scale, zero = torch.rand(3) + 0.01, torch.tensor([0, 131, 255], dtype=torch.int32)
+    rest = panels(weight), weight.flatten(1).sum(1, dtype=torch.int32), weight_scale, bias
+    window = (3, 3), (1, 1), padding, (1, 1)
+    y = product(codes, scale, zero, *rest, *window)
+    samples = zip(codes.split(1), scale.split(1), zero.split(1), strict=True)
+    assert torch.equal(y, torch.cat([product(*sample, *rest, *window) for sample in samples]))
+
+
+@needs_kernel
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "dilation"),
