@@ -1,14 +1,22 @@
-"""Where there is no GPU, Triton's kernels run in its interpreter. Triton reads the variable when it is imported."""
+"""Where there is no GPU, Triton's kernels run in its interpreter. Triton reads the variable when it is imported.
+
+Property tests draw the same examples in every run, so that a change is judged by what it changed. To look for new
+ones: `pytest --hypothesis-profile=default`.
+"""
 
 import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 from warm_python import WarmPython
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

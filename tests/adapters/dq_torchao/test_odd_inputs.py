@@ -8,7 +8,7 @@ import dq_torchao
 import pytest
 import torch
 from dq_torchao.lowering import lower_layer, most_products
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchao_models import build, denoiser_plan
@@ -22,6 +22,8 @@ from dq_plugins.timesteps import TimestepContext, TimestepGroups
 CONTEXT = TimestepContext({"all": TimestepGroups((300.0, 700.0))})
 CLOSE = {torch.float32: 1e-5, torch.float64: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 DTYPES = list(CLOSE)
+SUBNORMAL = 2.0**-149
+"""The smallest float32 above zero."""
 
 
 def plan_of(layer: nn.Module, reach: float = 3.0, *, dynamic: bool = False) -> LayerPlan:
@@ -48,7 +50,9 @@ def assert_agree(layer: nn.Module, plan: LayerPlan, x: Tensor, timestep: Tensor)
         held = expected.isfinite()  # float16 ends at 65504
         assert torch.equal(found.isfinite(), held)
         exact = expected.double().where(held, 0.0)
-        assert (found.double().where(held, 0.0) - exact).abs().max() <= CLOSE[x.dtype] * exact.abs().max() + 1e-44
+        # the product of both scales may be a subnormal, off by up to SUBNORMAL for each unit of the sum it multiplies
+        subnormal = layer.weight[0].numel() * 255 * 127 * SUBNORMAL
+        assert (found.double().where(held, 0.0) - exact).abs().max() <= CLOSE[x.dtype] * exact.abs().max() + subnormal
     return state
 
 
@@ -95,6 +99,7 @@ def test_integer_equals_simulated(layout, kind, dtype, batch, inputs, outputs, d
 
 
 @settings(max_examples=60, deadline=None)
+@example(reach=-4.0, weight=-32.0, dynamic=False)
 @given(reach=st.floats(-38, 38), weight=st.floats(-38, 30), dynamic=st.booleans())
 def test_magnitudes_from_the_smallest_to_the_largest(reach, weight, dynamic):
     if reach + weight > 36:
