@@ -19,6 +19,9 @@ from dq_plugins.graph.arguments import map_leaves, named_leaves, tensors_of, val
 from dq_plugins.timesteps import by_sample_or_token, unpacked
 from dq_plugins.timesteps.selection import INDICES
 
+GOLDEN = (5**0.5 - 1) / 2
+"""The fractional parts of its multiples, and of the multiples of these, spread evenly over [0, 1)."""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -56,13 +59,15 @@ class Call:
     def some(self, count: int) -> Call:
         """The call with at most ``count`` of its samples, evenly over the batch: of a guided one, from both halves.
 
-        Left whole where not every tensor among its arguments has an entry for each sample.
+        Other samples in every call, so that several calls see all images. Left whole where not every tensor among its
+        arguments has an entry for each sample.
         """
         batch = len(self.output)
         tensors = [x for x in self.inputs.values() if isinstance(x, Tensor) and x.numel() > 1]
         if batch <= count or any(not x.dim() or x.shape[0] != batch for x in tensors):
             return self
-        return self.rows(torch.linspace(0, batch - 1, count).round().long(), batch)
+        first = int(self.index * GOLDEN % 1 * batch)  # all samples in turn, also of every n-th call
+        return self.rows((torch.arange(count) * batch // count + first).remainder(batch).sort().values, batch)
 
     def run(self, denoiser: nn.Module) -> Tensor:
         """First tensor of ``denoiser``'s output for these arguments, computed on the denoiser's device."""

@@ -32,6 +32,7 @@ class BiasCorrecting(Pass):
         "attention-ranges",
         "group-widths",
         "block-reconstruction",
+        "exempt-layers",
         "finite-set-ranges",
         "gptq",
         "temporal-reconstruction",

@@ -19,7 +19,7 @@ from dq_plugins.passes.activations import (
     shared_rows,
     statistics,
 )
-from dq_plugins.passes.ranges.dynamic import dynamic_gains, halves
+from dq_plugins.passes.ranges.dynamic import dynamic_gains
 from dq_plugins.passes.shared_inputs import TRANSFORMING
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, QuantPlan, Reason, Section
 from dq_plugins.quantized.input_rows import has_rows
@@ -46,7 +46,9 @@ class ActivationRanges(Pass):
             power: p of the error norm of ``"mse"``.
             ranges: ``"static"``: by timestep group; ``"dynamic"``: linear layers measure the range of each token at run
                 time, convolutions that of each sample; ``"measured"``: a layer does where that wins ``dynamic_gain``.
-            dynamic_gain: dB less error of a layer's output, on calls that its ranges by group were not chosen on.
+            dynamic_gain: dB less error of a layer's output.
+            calls: recorded calls on which the two kinds are compared, spread evenly over the recording.
+            samples: of all these calls together.
             sample_bits: fewest bits of a convolution's input for which ``"measured"`` tries ranges per sample. Below,
                 one far value in a sample costs all others too much: ranges that cut it off make the better images.
         """
@@ -55,6 +57,8 @@ class ActivationRanges(Pass):
         power: float = Field(2.0, gt=0)
         ranges: Literal["static", "dynamic", "measured"] = "static"
         dynamic_gain: float = 0.0
+        calls: int = Field(16, ge=1)
+        samples: int = Field(64, ge=1)
         sample_bits: int = Field(6, ge=2, le=MAX_BITS)
 
     options: Options
@@ -97,8 +101,8 @@ class ActivationRanges(Pass):
             return {}
         if o.ranges == "dynamic":
             return {n: DynamicActivationQuant(width, context.targets.symmetric_acts) for n, width in layers.items()}
-        fitted, judged = halves(context)
-        gains = yield from dynamic_gains(judged, static_quantizers(plan, fitted, layers), plan.groups)
+        judged = replace(context, calibration=context.calibration.spread(o.calls, o.samples), workdir=None)
+        gains = yield from dynamic_gains(judged, static_quantizers(plan, context, layers), plan.groups)
         plan.sections[self.name] = Section({"dynamic_gain": {n: round(gain, 3) for n, (_, gain) in gains.items()}})
         return {n: quant for n, (quant, gain) in gains.items() if gain >= o.dynamic_gain}
 

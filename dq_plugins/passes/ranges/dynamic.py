@@ -30,7 +30,7 @@ from dq_plugins.timesteps import TimestepGroups
 
 ROWS = 128
 """Rows of a layer's input that count, for each call."""
-ASYMMETRIC_GAIN = 0.5
+ASYMMETRIC_GAIN = 0.1
 """dB that zero points must win: they cost little, and not nothing."""
 
 Gains = dict[str, tuple[DynamicActivationQuant, float]]

@@ -51,6 +51,7 @@ class LearnedRanges(Pass):
         "timestep-reduction",
         "gptq",
         "block-reconstruction",
+        "exempt-layers",
         "finite-set-ranges",
     )
 

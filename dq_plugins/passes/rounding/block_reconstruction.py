@@ -53,6 +53,7 @@ class BlockReconstruction(Pass):
         "timestep-reduction",
         "gptq",
         "activation-ranges",
+        "exempt-layers",
     )
 
     class Options(PassOptions):

@@ -22,55 +22,72 @@ RANGES = Recipe(
     ),
 )
 
+ROUNDED = (
+    Step("weight-ranges", {"embedding_bits": 8, "method": "later"}),
+    Step("gptq"),
+    Step("timestep-groups"),
+)
+DYNAMIC_WHERE_BETTER = {"observer": "by-width", "ranges": "measured"}
+LEARNED = (
+    # behind GPTQ it loses a little where inputs have 8 bits: docs/recipes.md
+    Step(
+        "block-reconstruction",
+        {"iterations": 100, "most_bits": 6, "most_bits_of_wide_inputs": 3, "samples": 80},
+    ),
+    Step("bias-correction"),
+    Step(
+        "learned-ranges",
+        {
+            "learn": ("ranges", "scales", "corrections"),
+            "learning_rate": 1e-3,
+            "passes": 1.5,
+            "images": 2,
+            "looks": 4,
+        },
+    ),
+)
+
 DEFAULT = Recipe(
     "default",
-    "what most people should use: balanced inputs, weights rounded by GPTQ, outputs corrected; costs 5 to 15 times the "
-    "sampling that it observes",
+    "what most people should use: balanced inputs, weights rounded by GPTQ, dynamic ranges where they win, outputs "
+    "corrected; costs 5 to 15 times the sampling that it observes",
     (
         Step("channel-balance"),
-        Step("weight-ranges", {"embedding_bits": 8, "method": "later"}),
-        Step("gptq"),
-        Step("timestep-groups"),
-        Step("activation-ranges", {"observer": "by-width"}),
-        Step("bias-correction"),
+        *ROUNDED,
+        Step("activation-ranges", DYNAMIC_WHERE_BETTER),
         Step("exempt-layers"),
+        Step("bias-correction"),
     ),
 )
 
 BEST = Recipe(
     "best",
-    "the best pictures: default with ranges per token where they win, then learned against recorded outputs; costs 20 "
-    "to 50 times the sampling that it observes",
+    "the best pictures: default, then learned against recorded outputs; costs 20 to 50 times the sampling that it "
+    "observes",
     (
         Step("channel-balance"),
-        Step("weight-ranges", {"embedding_bits": 8, "method": "later"}),
-        Step("gptq"),
-        Step("timestep-groups"),
-        Step("activation-ranges", {"observer": "by-width", "ranges": "measured"}),
-        # behind GPTQ it loses a little where inputs have 8 bits: docs/recipes.md
-        Step(
-            "block-reconstruction",
-            {"iterations": 100, "most_bits": 6, "most_bits_of_wide_inputs": 3, "samples": 80},
-        ),
-        Step("bias-correction"),
-        Step("learned-ranges", {"learn": ("ranges", "scales", "corrections"), "passes": 1.5, "images": 2, "looks": 4}),
+        *ROUNDED,
+        Step("activation-ranges", DYNAMIC_WHERE_BETTER),
         Step("exempt-layers"),
+        *LEARNED,
     ),
 )
-
-# Ranges by group err alike in every call of a group, and such errors add up over the steps. So with few bits dynamic
-# ranges make better images even where they leave a layer a little more error: digits W4A4, two seeds, 24.8 to 27.1 dB
-WITH_DYNAMIC_RANGES = Step("activation-ranges", {"observer": "by-width", "ranges": "measured", "dynamic_gain": -1.5})
 
 LOW_BIT = Recipe(
     "low-bit",
     "for 4 bits and below, on torchao alone: best with rotated inputs, a low-rank branch and weight scales in groups "
     "of 32 inputs; costs more than best",
     (
+        # instead of balance, which wins nothing behind a rotation: docs/timestep-groups.md
         Step("rotation"),
         Step("low-rank"),
-        # without its balance, which wins nothing behind a rotation: docs/timestep-groups.md
-        *(WITH_DYNAMIC_RANGES if step.name == WITH_DYNAMIC_RANGES.name else step for step in BEST.steps[1:]),
+        *ROUNDED,
+        # Ranges by group err alike in every call of a group, and such errors add up over the steps. So with few bits
+        # dynamic ranges make better images even where they leave a layer a little more error: digits W4A4, two seeds,
+        # 24.8 to 27.1 dB
+        Step("activation-ranges", {**DYNAMIC_WHERE_BETTER, "dynamic_gain": -1.5}),
+        Step("exempt-layers"),
+        *LEARNED,
     ),
     {"weight_group_size": 32},
 )

@@ -17,17 +17,24 @@ def test_the_first_tensor_of_nested_outputs():
             first_tensor(nothing)
 
 
-def guided_call(**further) -> Call:
+def guided_call(index: int = 0, **further) -> Call:
     sample = torch.arange(8.0)[:, None].expand(8, 3)
-    return Call(0, torch.tensor(5), {"sample": sample, "scale": torch.ones(1), **further}, sample)
+    return Call(index, torch.tensor(5), {"sample": sample, "scale": torch.ones(1), **further}, sample)
 
 
 def test_some_samples_of_a_guided_batch_are_of_both_halves():
     some = guided_call().some(4)
-    assert some.output[:, 0].tolist() == [0, 2, 5, 7]
+    assert some.output[:, 0].tolist() == [0, 2, 4, 6]
     assert torch.equal(some.kwargs["sample"], some.output)
     assert some.kwargs["scale"].shape == (1,)
     assert some.timestep.dim() == 0
+
+
+@pytest.mark.parametrize("every", [1, 4, 8, 25])
+def test_several_calls_see_all_samples(every):
+    seen = [guided_call(index).some(2).output[:, 0].tolist() for index in range(0, 12 * every, every)]
+    assert all(high - low == 4 for low, high in seen)  # one of each half
+    assert {sample for pair in seen for sample in pair} == set(range(8))
 
 
 def test_a_call_stays_whole_where_its_samples_cannot_be_told_apart():
