@@ -32,7 +32,7 @@ UNIFORM = Step("timestep-groups", {"method": "uniform"}), Step("activation-range
 OPTIMAL = Step("timestep-groups"), Step("activation-ranges", {"observer": "minmax"})
 LEAST_ERROR = Step("timestep-groups"), Step("activation-ranges")
 CORRECTION = Step("bias-correction")
-DYNAMIC = Step("activation-ranges", {"observer": "by-width", "ranges": "measured"})
+STATIC = Step("activation-ranges", {"observer": "by-width"})
 
 VARIANTS: dict[str, tuple[Step, ...]] = {
     "nearest, min-max by uniform groups": (WEIGHTS, *UNIFORM),
@@ -47,9 +47,7 @@ VARIANTS: dict[str, tuple[Step, ...]] = {
     "balance, GPTQ, correction": (BALANCE, WEIGHTS, GPTQ, *UNIFORM, CORRECTION),
     "... optimal groups instead": (BALANCE, WEIGHTS, GPTQ, *OPTIMAL, CORRECTION),
     "... optimal groups, ranges of least error instead": (BALANCE, WEIGHTS, GPTQ, *LEAST_ERROR, CORRECTION),
-    "default, dynamic ranges": tuple(
-        DYNAMIC if s.name == DYNAMIC.name else s for s in dq.get("recipe", "default").steps
-    ),
+    "default, static ranges": tuple(STATIC if s.name == STATIC.name else s for s in dq.get("recipe", "default").steps),
 }
 
 

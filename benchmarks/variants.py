@@ -114,8 +114,8 @@ def ours(model: Model, groups: int = GROUPS, *, tuned: bool = False, uniform: bo
     return dq_torchao.apply(copy.deepcopy(model.denoiser), plan, choices=choices, uniform_timesteps=uniform)
 
 
-def by_recipe(model: Model, *names: str) -> nn.Module:
-    """Ranges in `GROUPS` groups by a recipe, with further passes."""
+def by_recipe(model: Model, *names: str, ranges: str = "static") -> nn.Module:
+    """Ranges in `GROUPS` groups by a recipe (or ``"dynamic"`` ones), with further passes."""
     import dq_torchao
 
     order = (
@@ -131,7 +131,7 @@ def by_recipe(model: Model, *names: str) -> nn.Module:
     denoiser = copy.deepcopy(model.denoiser)
     with tempfile.TemporaryDirectory() as folder:
         calls = record(denoiser, lambda each: _calibrate(each, model.inputs), folder, progress=False)
-        options = {"timestep-groups": {"groups": GROUPS}}
+        options = {"timestep-groups": {"groups": GROUPS}, "activation-ranges": {"ranges": ranges}}
         plan = make_plan(denoiser, calls, recipe, options=options, progress=False)
     balanced = sum(layer.balance is not None for layer in plan.layers.values())
     print(f"{balanced} of {len(plan.layers)} layers are balanced")
@@ -169,6 +169,8 @@ VARIANTS: dict[str, Builder] = {
     "W8A8, 8 groups, by recipe (ours)": by_recipe,
     "W8A8, 8 groups, bias table (ours)": lambda model: by_recipe(model, "bias-correction"),
     "W8A8, 8 groups, balance, bias table (ours)": lambda model: by_recipe(model, "channel-balance", "bias-correction"),
+    "W8A8, dynamic ranges (ours)": lambda model: by_recipe(model, ranges="dynamic"),
+    "W8A8, dynamic ranges, attention (ours)": lambda model: by_recipe(model, "attention-ranges", ranges="dynamic"),
     "W8A8, 8 groups, attention (ours)": lambda model: by_recipe(model, "attention-ranges"),
     "W8A8, 8 groups, attention, bias table (ours)": lambda model: by_recipe(
         model, "attention-ranges", "bias-correction"
