@@ -15,7 +15,7 @@ measured on one image, lay between -0.14 and 0.39 where 32 images say 0.27; on e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
@@ -124,8 +124,9 @@ class ExemptLayers(Pass):
         with running:
             running.use({})
             states = planned_states(running, plan, spare_memory=True)
-            harmful = harm(running, states, context.calibration, o.worst) if o.worst else {}
-            asked = self._asked(asked, harmful)
+            harmful = harm(running, states, context.calibration, o.worst, o.least_gain)
+            # of these most harm is known: behind it that of others cannot be seen
+            asked = [*harmful, *(name for name in asked if name not in harmful)]
 
             @cache
             def error(exempt: frozenset[str]) -> float:
@@ -155,11 +156,6 @@ class ExemptLayers(Pass):
                     plan.layers[name] = exempted(plan.layers[name], found.why)
             errors = error(frozenset()), error(kept)
         plan.sections[self.name] = Section.of(ExemptionFindings(errors, tuple(tried)))
-
-    def _asked(self, asked: Sequence[str], harmful: Mapping[str, float]) -> list[str]:
-        """Layers to try, those of which most harm is known first: behind it that of others cannot be seen."""
-        worst = [name for name, share in harmful.items() if share >= self.options.least_gain]
-        return [*worst, *(name for name in asked if name not in worst)]
 
     def _price(self, plan: QuantPlan, context: PassContext, name: str) -> tuple[float, float]:
         """Shares that a layer in full precision adds to the bytes of all weights and to the time of a call."""

@@ -1,27 +1,24 @@
-"""Which layers move the denoiser's output most when they are quantized: a look at all, a measurement of a few.
+"""Which layers move the denoiser's output most when they are quantized, found by bisection.
 
-All layers are compared with themselves in full precision on the inputs that full precision gives them, in one run. Of
-those that are wrong by most, relative to what they give, each is then quantized alone, and the denoiser's output
-compared. Errors of layers are nearly uncorrelated, so their powers add up to that of the whole.
+Errors of layers are nearly uncorrelated, so their powers add up: the error of the denoiser's output grows with every
+further layer that is quantized, by what that layer does. Where it grows by little over many layers, none of them is
+looked at alone. How wrong a layer is by itself would not do: a small error of a skip connection that leads to the
+output does more harm than a large one behind which a norm follows.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
-from typing import Any
-
-import torch
-from torch import Tensor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from heapq import heappop, heappush
 
 from dq_plugins.calibration import CalibrationSet, Call
-from dq_plugins.hooks import hooked
-from dq_plugins.quantized.layer import LayerState
 from dq_plugins.quantized.run import QuantizedRun, States
 from dq_plugins.sensitivity.exact_noise import noise_and_signal
 
 LOOKED_AT = 2
 """Recorded samples that are looked at."""
+LOOKS = 32
+"""How often at most; what looks worst comes first."""
 
 
 def output_error(run: QuantizedRun, quantized: States, calls: Iterable[Call]) -> float:
@@ -31,51 +28,54 @@ def output_error(run: QuantizedRun, quantized: States, calls: Iterable[Call]) ->
     return error / max(power, 1e-300)
 
 
-def own_errors(run: QuantizedRun, states: States, calls: Iterable[Call]) -> dict[str, float]:
-    """Squared error of each layer's output over its power, on the inputs of full precision.
-
-    Args:
-        run: open.
-        states: of the quantized layers.
-        calls: to look at.
-    """
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-    inside: set[str] = set()
-
-    def compare(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if name in inside or not isinstance(output, Tensor):
-            return
-        inside.add(name)  # what runs here is the layer again
-        run.put(name, states[name])
-        found = run.modules[name](*args, **kwargs)
-        run.put(name, LayerState())
-        inside.remove(name)
-        sums[name][0] += float((found - output).double().square().sum())
-        sums[name][1] += float(output.double().square().sum())
-
-    run.use({})
-    with torch.no_grad(), hooked({name: run.modules[name] for name in states}, after=compare):
-        for call in calls:
-            call.run(run.denoiser)
-    return {name: error / max(power, 1e-300) for name, (error, power) in sums.items()}
-
-
-def harm(run: QuantizedRun, states: States, calibration: CalibrationSet, count: int) -> dict[str, float]:
+def harm(run: QuantizedRun, states: States, calibration: CalibrationSet, count: int, least: float) -> dict[str, float]:
     """What the worst layers do to the denoiser's output, the worst first: each one's share of the error that those
-    before it leave.
+    found in earlier rounds leave.
 
     Args:
         run: open.
         states: of the quantized layers.
         calibration: recorded calls.
         count: of layers, at most.
+        least: share that counts.
     """
     calls = list(calibration.spread(LOOKED_AT, LOOKED_AT).calls())
-    own = own_errors(run, states, calls)
-    worst = sorted(own, key=own.__getitem__, reverse=True)[:count]
-    alone = {name: output_error(run, {name: states[name]}, calls) for name in worst}
-    left, shares = max(output_error(run, states, calls), sum(alone.values()), 1e-300), {}
-    for name in sorted(alone, key=alone.__getitem__, reverse=True):
-        shares[name] = alone[name] / left
-        left = max(left - alone[name], 1e-300)
-    return shares
+    looks = iter(range(LOOKS))
+
+    def error(names: Sequence[str]) -> float:
+        return output_error(run, {name: states[name] for name in names}, calls)
+
+    shares: dict[str, float] = {}
+    while len(shares) < count:  # behind the worst of all, others do not show
+        found = _steps([name for name in states if name not in shares], error, least, looks)
+        if not found:
+            break
+        shares |= found
+    return dict(list(shares.items())[:count])
+
+
+def _steps(
+    names: Sequence[str], error: Callable[[Sequence[str]], float], least: float, looks: Iterator[int]
+) -> dict[str, float]:
+    """Layers with which the error of all so far grows by a share of the whole that counts, and the shares.
+
+    The longest steps are looked into first, as long as there are ``looks``.
+    """
+    if not names or next(looks, None) is None:
+        return {}
+    errors = {0: 0.0, len(names): error(names)}
+    whole, found, steps = max(errors[len(names)], 1e-300), dict[str, float](), [(-1.0, 0, len(names))]
+    while steps:
+        share, first, last = heappop(steps)
+        if last - first == 1:
+            found[names[first]] = -share
+            continue
+        if next(looks, None) is None:
+            break
+        middle = (first + last) // 2
+        errors[middle] = error(names[:middle])
+        for start, end in ((first, middle), (middle, last)):
+            share = (errors[end] - errors[start]) / whole
+            if share >= least:
+                heappush(steps, (-share, start, end))
+    return found

@@ -5,7 +5,7 @@ from denoisers import recorded, tiny_denoiser
 
 import dq_plugins as dq
 from dq_plugins.passes.allocation.exempt_layers import ExemptionFindings, ExemptLayers
-from dq_plugins.passes.allocation.harm import harm, own_errors
+from dq_plugins.passes.allocation.harm import harm
 from dq_plugins.progress import finish
 from dq_plugins.quantized.run import planned_run, planned_states
 from dq_plugins.recipe import PassContext, Recipe, Step
@@ -29,18 +29,27 @@ def plan(case):
     return made
 
 
-def test_the_layer_that_was_spoilt_is_found_first(case, plan) -> None:
+def test_the_layer_that_was_spoilt_is_found_and_no_other(case, plan) -> None:
     run = planned_run(case[0], plan)
     states = planned_states(run, plan)
     with run:
-        own = own_errors(run, states, case[1].calls())
-        shares = harm(run, states, case[1], 3)
-    assert max(own, key=own.__getitem__) == BAD
-    assert own[BAD] > 100 * sorted(own.values())[-2]
-    assert own.keys() == plan.layers.keys()
-    assert next(iter(shares)) == BAD
-    assert len(shares) == 3
+        shares = harm(run, states, case[1], 3, 0.7)
+        every = harm(run, states, case[1], 100, 0.0)
+        assert harm(run, states, case[1], 0, 0.0) == {}
+        assert harm(run, {}, case[1], 3, 0.0) == {}
+    assert list(shares) == [BAD]
     assert 0.7 < shares[BAD] <= 1
+    assert next(iter(every)) == BAD
+
+
+def test_a_second_layer_is_found_behind_the_worst(case, plan) -> None:
+    plan.layers["leave"] = dq.make_plan(
+        *case, Recipe("r", "", RANGES), edge_bits=4, weight_bits=4, act_bits=8, progress=False
+    ).layers["leave"]
+    run = planned_run(case[0], plan)
+    with run:
+        shares = harm(run, planned_states(run, plan), case[1], 8, 0.4)
+    assert set(list(shares)[:2]) == {BAD, "leave"}
 
 
 def test_it_is_exempt_by_measurement_though_it_has_no_role(case, plan) -> None:
