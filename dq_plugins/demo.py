@@ -20,6 +20,7 @@ from torch import nn
 from dq_plugins.application import apply
 from dq_plugins.bundled_denoisers import bundled
 from dq_plugins.calibration import CalibrationSet, record
+from dq_plugins.compiling import compiling
 from dq_plugins.graph import partition
 from dq_plugins.libraries import adapter, load_denoiser
 from dq_plugins.metrics.image import psnr
@@ -185,7 +186,7 @@ def _latency(models: Mapping[str, nn.Module], calls: CalibrationSet, rounds: int
 
 
 def _compiled_latency(models: Mapping[str, nn.Module], calls: CalibrationSet, rounds: int) -> dict[str, Latency]:
-    with torch._inductor.config.patch(freezing=True), warnings.catch_warnings():
+    with torch._inductor.config.patch(freezing=True), warnings.catch_warnings(), compiling():
         warnings.filterwarnings("ignore", "To copy construct from a tensor")  # inductor's own
         compiled = {f"{name}, compiled": torch.compile(copy.deepcopy(m)) for name, m in models.items()}
         return _times(compiled, calls, rounds)
