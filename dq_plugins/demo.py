@@ -27,7 +27,7 @@ from dq_plugins.metrics.image import psnr
 from dq_plugins.metrics.latency import Latency, compare_latency
 from dq_plugins.metrics.output_error import output_errors
 from dq_plugins.metrics.size import state_bytes
-from dq_plugins.plan import ActivationQuant, QuantPlan
+from dq_plugins.plan import QuantPlan
 from dq_plugins.progress import on_terminal
 from dq_plugins.quantized.statistics import collect
 from dq_plugins.recipe import make_plan
@@ -199,7 +199,7 @@ def _times(models: Mapping[str, Any], calls: CalibrationSet, rounds: int) -> dic
 
 def _ranges(denoiser: nn.Module, calibration: CalibrationSet, plan: QuantPlan, layers: int = 4) -> Ranges:
     """Timesteps, minima and maxima of the layers whose range moves most."""
-    names = [n for n, layer in plan.layers.items() if isinstance(layer.activation, ActivationQuant)]
+    names = [n for n, layer in plan.layers.items() if layer.activation is not None]
     few = calibration.spread(len(calibration), samples=2 * len(calibration))  # of every call: enough for a figure
     found = collect(denoiser, few, names)
     span = {n: found.high(n) - found.low(n) for n in names}

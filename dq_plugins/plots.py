@@ -55,14 +55,14 @@ def activation_ranges(
 
     Args:
         ranges: layer name -> (timesteps, minima, maxima).
-        edges: layer name -> edges of its timestep groups.
+        edges: layer name -> edges of its timestep groups, if it has any.
     """
     figure, axes = _figure(len(ranges), 1, size=(7.0, 1.7 * len(ranges) + 0.4))
     for axis, (name, (timesteps, low, high)) in zip(axes, ranges.items(), strict=True):
         axis.fill_between(timesteps, low, high, alpha=0.35, linewidth=0)
         axis.plot(timesteps, low, linewidth=1, color="C0")
         axis.plot(timesteps, high, linewidth=1, color="C0")
-        for edge in edges[name]:
+        for edge in edges.get(name, ()):
             axis.axvline(edge, color="C3", linewidth=0.9, linestyle="--")
         axis.set_title(name, fontsize=8, loc="left")
     axes[-1].set_xlabel("timestep t (dashed: group edges)")

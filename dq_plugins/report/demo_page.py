@@ -112,7 +112,8 @@ def demo_page(result: DemoResult) -> Page:
     page.figure(
         activation_ranges(result.ranges, edges),
         "The smallest and the largest input of the four layers whose inputs change most while a picture is made. "
-        "Between two dashed lines all timesteps share one scale; one scale for all would waste most of its codes.",
+        "Between two dashed lines all timesteps share one scale; without lines the scale is measured in every call. "
+        "One scale for all would waste most of its codes.",
     )
     if result.blocks is not None:
         page.heading("What depends on what")
