@@ -60,12 +60,13 @@ class RowRanges(ReleasableWeight):
             lambda: dynamic_codes(values, factor, quant, self._kind.spatial),
         )
         stored = zero_point + code_offset(x.device)
-        bias, dtype = self._bias(row if row is None or row.numel() == 1 else None), kernel_dtype(x)
-        if self.takes_rows(codes, dtype, bias) and (self.bias_correction is None or row is None or row.numel() == 1):
+        one_row = row is None or row.numel() == 1  # of corrections
+        bias, dtype = self._bias(row if one_row else None), kernel_dtype(x)
+        if one_row and self.takes_rows(codes, dtype, bias):
             own = scale.reshape(-1), stored.reshape(-1)
             return self.multiply(self._padded_codes(codes, stored), *own, bias, dtype).to(result_dtype(x))
         # not for a linear layer's only token, which would come out an ulp other than among others
-        if self._kind.spatial and scale.numel() == 1 and (row is None or row.numel() == 1):
+        if one_row and self._kind.spatial and scale.numel() == 1:
             one_range = scale.reshape(1), stored.reshape(1)
             codes = self._padded_codes(codes, stored)
             return self.multiply(codes, *one_range, bias, dtype).to(result_dtype(x))

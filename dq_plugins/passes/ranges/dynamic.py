@@ -1,8 +1,7 @@
 """Dynamic ranges or ranges by timestep group: which of the two leaves a layer the smaller error.
 
-The layer's output is compared on sampled rows of recorded calls. Ranges by group come from half of the calls and are
-judged on the other half, where inputs may leave them; the range of each token, or of each sample of a convolution's
-input, fits every input.
+The layer's output is compared on sampled rows of recorded calls. Ranges by group are those that would be used, chosen
+on all recorded calls; the range of each token, or of each sample of a convolution's input, fits every input.
 
 Shapes: ``P`` groups of channels of a convolution (1 for a linear layer), ``R`` sampled rows, ``K`` products per output,
 ``O`` outputs. Sums are float64.
@@ -11,7 +10,6 @@ Shapes: ``P`` groups of channels of a convolution (1 for a linear layer), ``R`` 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
 from math import log10
 from typing import Any
 
@@ -44,7 +42,7 @@ def dynamic_gains(
 
     Args:
         context: of the calls to judge on.
-        static: quantizers with ranges by group, by layer, chosen on other calls.
+        static: quantizers with ranges by group, by layer.
         groups: the timestep groups that they name.
 
     Returns:
@@ -106,9 +104,3 @@ def _better(forms: list[DynamicActivationQuant], errors: list[float]) -> tuple[D
     gains = [10 * log10(static / error) for error in others]
     best = len(gains) - 1 if gains[-1] >= gains[0] + ASYMMETRIC_GAIN else 0
     return forms[best], gains[best]
-
-
-def halves(context: PassContext) -> tuple[PassContext, PassContext]:
-    """The same run on calls to choose ranges on, and on others to judge them on."""
-    first, second = (replace(context, calibration=part, workdir=None) for part in context.calibration.halves())
-    return first, second
