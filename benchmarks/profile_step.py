@@ -45,7 +45,7 @@ KINDS = {
     "loops of the compiler": ("cpp_fused",),  # first: their names list what they are made from
     "products of layers": PRODUCTS,
     "attention": ("int8_attention",),
-    "codes of inputs": ("activation_codes",),
+    "codes of inputs": ("activation_codes", "dynamic_codes"),
     "normalisation": ("native_layer_norm", "native_group_norm", "row_statistics", "group_statistics"),
     "activation functions": ("gelu", "silu"),
 }

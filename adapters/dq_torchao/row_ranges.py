@@ -53,13 +53,12 @@ class RowRanges(ReleasableWeight):
         rotated = self.input_rotation is not None
         values, factor = (self._transformed(x), None) if rotated else (x, self.inverse_balance)
         shared = None if rotated or torch.compiler.is_compiling() else self.parameter_key.of(factor)
-        codes, scale, zero_point = shared_codes(
+        codes, scale, stored = shared_codes(
             self.context.running.selection,
             x,
             shared and (quant, shared),
             lambda: dynamic_codes(values, factor, quant, self._kind.spatial),
         )
-        stored = zero_point + code_offset(x.device)
         one_row = row is None or row.numel() == 1  # of corrections
         bias, dtype = self._bias(row if one_row else None), kernel_dtype(x)
         if one_row and self.takes_rows(codes, dtype, bias):
@@ -71,7 +70,8 @@ class RowRanges(ReleasableWeight):
             codes = self._padded_codes(codes, stored)
             return self.multiply(codes, *one_range, bias, dtype).to(result_dtype(x))
         codes = self._padded_codes(codes, stored, wholly=True)
-        return self._by_rows(codes, scale, None if quant.symmetric else zero_point, row).to(result_dtype(x))
+        zero_point = None if quant.symmetric else stored - code_offset(x.device)
+        return self._by_rows(codes, scale, zero_point, row).to(result_dtype(x))
 
     def _padded_codes(self, codes: Tensor, zero_point: Tensor, wholly: bool = False) -> Tensor:
         """`padded`, with the code of zero in the place of zeros; bytes wrap around."""

@@ -6,9 +6,32 @@
 #include <cstdint>
 #include <initializer_list>
 
+#define DQ_INLINE __attribute__((always_inline))
+
 constexpr int64_t LANES = 16;
 
 inline __mmask16 first(int64_t n) { return n >= LANES ? 0xFFFF : n <= 0 ? 0 : (1u << n) - 1; }
+
+constexpr __mmask16 ALL = 0xFFFF;
+
+// Instructions without a mask are faster: where it is known to have all lanes, there is none.
+inline DQ_INLINE __m512 load(const float* x, __mmask16 lanes) {
+  return lanes == ALL ? _mm512_loadu_ps(x) : _mm512_maskz_loadu_ps(lanes, x);
+}
+inline DQ_INLINE void store(float* x, __m512 values, __mmask16 lanes) {
+  if (lanes == ALL)
+    _mm512_storeu_ps(x, values);
+  else
+    _mm512_mask_storeu_ps(x, lanes, values);
+}
+
+// f(i, lanes) for each 16 of n values, and for what is left.
+template <class F>
+inline DQ_INLINE void by_lanes(int64_t n, const F& f) {
+  int64_t i = 0;
+  for (; i + LANES <= n; i += LANES) f(i, ALL);
+  if (i < n) f(i, first(n - i));
+}
 
 // 2^t, relative error 2e-7: of all polynomials 1 + ... + c r^5 the nearest to 2^r on [-1/2, 1/2] (9e-8), times 2^(t - r)
 inline __m512 exp2(__m512 t) {

@@ -1,115 +1,176 @@
 // Codes of activations by ranges of their own, as `kernels.dynamic_codes` states it: the extremes of a unit (a token, or
 // a sample), then its codes. A token stays in the processor's cache between the two; a sample is read twice.
+//
+// What lies before may be done on the way: a token's normalisation, factors and addends of channels, SiLU. Values are then
+// kept between the two, those of one unit at a time.
 
-#include <algorithm>
-#include <cmath>
+#include <omp.h>
 
-#include "avx512.h"
+#include <cstdlib>
+#include <memory>
+
+#include "ranges.h"
+#include "statistics.h"
+
+// Fields in the order of `dq_torchao.kernels.dynamic_codes`, of eight bytes each. Units of rows of channels; where nothing
+// depends on the channel a unit may be one row. Scale and zero point have one entry for each unit.
+struct DynamicCodesJob {
+  const float* x;
+  uint8_t* codes;
+  float* scale;
+  int32_t* zero_point;
+  const float* factor;  // [channels], or null
+  int64_t units, rows, channels, symmetric, least, most, offset;
+  double smallest_scale;
+  int64_t normed;  // whether rows are normalised first
+  double eps;
+  struct {
+    const float* rows;     // of channels, or null
+    int64_t step, units;   // from one row to the next, and units that share one
+  } parts[4];              // factor and addend, and those that come next
+  int64_t silu, threads;
+};
 
 namespace {
 
-constexpr int64_t PART = 1 << 14;  // values that a thread takes at once
+constexpr int64_t PART = 1 << 14;     // values that a thread takes at once
+constexpr int64_t TOGETHER = 8;       // tokens whose sums and extremes wait for each other's, not for their own
+constexpr int64_t NEAR = 1 << 12;     // values of tokens that stay in the first level of the cache
 
-struct Extremes {
-  float low = 0.0f, high = 0.0f;  // a range always contains zero
-  int32_t broken = 0;             // there is a NaN
-};
+using Job = DynamicCodesJob;
 
-// Values of one unit: rows of channels with a factor each, or any n values without factors.
-struct Values {
+// What is done to the values of one unit first, and where they are.
+struct Unit {
   const float* x;
-  const float* factor;
-  int64_t n, row, step;  // step: what a thread takes at once, whole rows
-};
+  float* values;  // where they are kept
+  uint8_t* codes;
+  const float* parts[4];
 
-struct Form {
-  int32_t symmetric, least, most, offset;
-  float smallest_scale;
-};
-
-struct Range {
-  float scale;
-  int32_t zero_point;
-};
-
-__m512 loaded(const float* x, const float* factor, int64_t i, __mmask16 lanes) {
-  const __m512 v = _mm512_maskz_loadu_ps(lanes, x + i);
-  return factor ? _mm512_mul_ps(v, _mm512_maskz_loadu_ps(lanes, factor + i)) : v;
-}
-
-Extremes extremes(const Values& v, int64_t start) {
-  __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
-  __mmask16 unordered = 0;
-  for (int64_t r = start; r < std::min(v.n, start + v.step); r += v.row)
-    for (int64_t i = 0, n = std::min(v.row, v.n - r); i < n; i += LANES) {
-      const __m512 value = loaded(v.x + r, v.factor, i, first(n - i));
-      low = _mm512_min_ps(low, value), high = _mm512_max_ps(high, value);
-      unordered |= _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+  Unit(const Job& job, int64_t u, int64_t n, float* kept) : x(job.x + u * n), values(kept), codes(job.codes + u * n) {
+    for (int p = 0; p < 4; p++) {
+      const auto& part = job.parts[p];
+      parts[p] = part.rows ? part.rows + u / part.units * part.step : nullptr;
     }
-  return {_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high), unordered != 0};
-}
+  }
+};
 
-void quantize(const Values& v, int64_t start, const Range& range, const Form& form, uint8_t* y) {
-  const __m512 inverse = _mm512_set1_ps(1.0f / range.scale);
-  const __m512 low = _mm512_set1_ps(float(form.least - range.zero_point));
-  const __m512 high = _mm512_set1_ps(float(form.most - range.zero_point));
-  const __m512i zero = _mm512_set1_epi32(range.zero_point + form.offset);
-  for (int64_t r = start; r < std::min(v.n, start + v.step); r += v.row)
-    for (int64_t i = 0, n = std::min(v.row, v.n - r); i < n; i += LANES) {
-      const __m512 scaled = _mm512_mul_ps(loaded(v.x + r, v.factor, i, first(n - i)), inverse);
-      const __m512i code = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(scaled, low), high));
-      _mm512_mask_cvtepi32_storeu_epi8(y + r + i, first(n - i), _mm512_add_epi32(code, zero));
+struct DynamicCodes {
+  const Job& job;
+  const Form form;
+  const int64_t n;
+  const bool before;          // whether anything is done to the values first
+  const int64_t row, length;  // of what is looked at at once, and what a thread takes, whole rows
+
+  explicit DynamicCodes(const Job& j)
+      : job(j),
+        form{int32_t(j.symmetric), int32_t(j.least), int32_t(j.most), int32_t(j.offset), float(j.smallest_scale)},
+        n(j.rows * j.channels),
+        before(j.normed || j.silu || j.parts[0].rows || j.parts[1].rows),
+        row(j.factor || before ? j.channels : PART),
+        length(std::max<int64_t>(1, PART / row) * row) {}
+
+  template <class Each>
+  void rows_of(int64_t start, const Each& each) const {
+    for (int64_t r = start; r < std::min(n, start + length); r += row) each(r, std::min(row, n - r));
+  }
+
+  Extremes look(const Unit& unit, int64_t start, const Statistics& of = {}) const {
+    Seen seen;
+    rows_of(start, [&](int64_t r, int64_t count) {
+      if (before)
+        transform(unit, of, seen, r);
+      else
+        see(seen, unit.x + r, job.factor, count);
+    });
+    return seen.extremes();
+  }
+
+  void transform(const Unit& unit, const Statistics& of, Seen& seen, int64_t r) const {
+    const Unit own = unit;  // what lies on the stack is not loaded again after every store
+    const float *x = own.x + r, *factor = job.factor;
+    const bool normed = job.normed, activated = job.silu;
+    Seen all = seen;
+    const __m512 mean = _mm512_set1_ps(of.mean), inverse = _mm512_set1_ps(of.inverse);
+    by_lanes(row, [&](int64_t i, __mmask16 lanes) DQ_INLINE {
+      __m512 v = load(x + i, lanes);
+      if (normed) v = _mm512_mul_ps(_mm512_sub_ps(v, mean), inverse);
+      for (int p = 0; p < 4; p += 2) {
+        if (own.parts[p]) v = _mm512_mul_ps(v, load(own.parts[p] + i, lanes));
+        if (own.parts[p + 1]) v = _mm512_add_ps(v, load(own.parts[p + 1] + i, lanes));
+      }
+      if (activated) v = silu(v);
+      v = _mm512_maskz_mov_ps(lanes, times(v, factor, i, lanes));
+      all.see(v);
+      store(own.values + r + i, v, lanes);
+    });
+    seen = all;
+  }
+
+  void write(const Unit& unit, int64_t start, const Range& range) const {
+    rows_of(start, [&](int64_t r, int64_t count) {
+      quantize((before ? unit.values : unit.x) + r, before ? nullptr : job.factor, count, range, form, unit.codes + r);
+    });
+  }
+
+  Range put(int64_t u, const Extremes& found) const {
+    const Range range = form.range(found);
+    job.scale[u] = range.scale, job.zero_point[u] = range.zero_point;
+    return range;
+  }
+
+  // Tokens: one row each.
+  void tokens(int64_t from, int64_t count, float* kept) const {
+    Statistics of[TOGETHER];
+    Range range[TOGETHER];
+    const auto unit = [&](int64_t i) { return Unit(job, from + i, n, kept + i * n * before); };
+    if (job.normed)
+      for (int64_t i = 0; i < count; i++) of[i] = row_statistics(job.x + (from + i) * n, n, float(job.eps));
+    for (int64_t i = 0; i < count; i++) {
+      Extremes found;
+      for (int64_t start = 0; start < n; start += length) found.also(look(unit(i), start, of[i]));
+      range[i] = put(from + i, found);
     }
-}
-
-Range range_of(const Extremes& found, const Form& form) {
-  const float reach = form.symmetric ? std::max(-found.low, found.high) / float(std::max(form.most, 1))
-                                     : (found.high - found.low) / float(form.most - form.least);
-  const float scale = !found.broken && reach > form.smallest_scale ? reach : 1.0f;
-  if (form.symmetric || found.broken || !std::isfinite(scale)) return {scale, 0};
-  const float zero = float(form.least) - std::nearbyint(found.low / scale);
-  return {scale, int32_t(std::min(std::max(zero, float(form.least)), float(form.most)))};
-}
-
-Range one_thread(const Values& v, const Form& form, uint8_t* y) {
-  Extremes found;
-  for (int64_t start = 0; start < v.n; start += v.step) {
-    const Extremes part = extremes(v, start);
-    found = {std::min(found.low, part.low), std::max(found.high, part.high), found.broken | part.broken};
+    for (int64_t i = 0; i < count; i++)
+      for (int64_t start = 0; start < n; start += length) write(unit(i), start, range[i]);
   }
-  const Range range = range_of(found, form);
-  for (int64_t start = 0; start < v.n; start += v.step) quantize(v, start, range, form, y);
-  return range;
-}
 
-Range many_threads(const Values& v, const Form& form, uint8_t* y, int32_t threads) {
-  float low = 0.0f, high = 0.0f;
-  int32_t broken = 0;
-#pragma omp parallel for num_threads(threads) reduction(min : low) reduction(max : high) reduction(| : broken)
-  for (int64_t start = 0; start < v.n; start += v.step) {
-    const Extremes part = extremes(v, start);
-    low = std::min(low, part.low), high = std::max(high, part.high), broken |= part.broken;
+  void sample(int64_t u, float* kept, int64_t threads) const {
+    const Unit unit(job, u, n, kept);
+    Extremes found;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+      Extremes own;
+#pragma omp for
+      for (int64_t start = 0; start < n; start += length) own.also(look(unit, start));
+#pragma omp critical
+      found.also(own);
+    }
+    const Range range = put(u, found);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+    for (int64_t start = 0; start < n; start += length) write(unit, start, range);
   }
-  const Range range = range_of({low, high, broken}, form);
-#pragma omp parallel for num_threads(threads)
-  for (int64_t start = 0; start < v.n; start += v.step) quantize(v, start, range, form, y);
-  return range;
-}
+
+  bool run() const {
+    const bool shared = job.units < job.threads && n > 2 * PART && !job.normed;  // the threads share each unit
+    const bool parallel = !shared && job.units * n > 2 * PART;
+    const int64_t threads = parallel ? job.threads : 1, inner = shared ? job.threads : 1;
+    const int64_t together = n == job.channels ? std::clamp(NEAR / n, int64_t(1), TOGETHER) : 1;
+    const int64_t kept = before ? together * n : 0;
+    const std::unique_ptr<float, void (*)(void*)> memory(static_cast<float*>(malloc(4 * threads * kept + 1)), free);
+    if (!memory) return false;
+#pragma omp parallel for num_threads(threads) if (parallel)
+    for (int64_t u = 0; u < job.units; u += together) {
+      float* own = memory.get() + (parallel ? omp_get_thread_num() : 0) * kept;
+      if (shared || n != job.channels)
+        sample(u, own, inner);
+      else
+        tokens(u, std::min(together, job.units - u), own);
+    }
+    return true;
+  }
+};
 
 }  // namespace
 
-// units of rows of channels; without factors a unit may be one row. least and most are of the signed codes, offset is what
-// the stored ones have more. scale and zero_point, of the signed codes, have one entry for each unit.
-extern "C" void dq_dynamic_codes(const float* x, uint8_t* y, int64_t units, int64_t rows, int64_t channels,
-                                 const float* factor, int32_t symmetric, int32_t least, int32_t most, int32_t offset,
-                                 float smallest_scale, float* scale, int32_t* zero_point, int32_t threads) {
-  const int64_t n = rows * channels, row = factor ? channels : PART, step = std::max<int64_t>(1, PART / row) * row;
-  const Form form{symmetric, least, most, offset, smallest_scale};
-  const bool shared = units < threads && n > 2 * PART;  // the threads share each unit
-#pragma omp parallel for num_threads(threads) if (!shared && units * n > 2 * PART)
-  for (int64_t u = 0; u < units; ++u) {
-    const Values values{x + u * n, factor, n, row, step};
-    const Range range = shared ? many_threads(values, form, y + u * n, threads) : one_thread(values, form, y + u * n);
-    scale[u] = range.scale, zero_point[u] = range.zero_point;
-  }
-}
+// Whether there was memory to keep the values of units in.
+extern "C" int dq_dynamic_codes(const Job* job) { return DynamicCodes(*job).run(); }

@@ -1,11 +1,16 @@
 """Activation codes by ranges of their own: of each token of a linear layer, of each sample of a convolution.
 
-In eager mode on a CPU a kernel of ours finds the ranges and makes the codes; a compiler fuses the definition.
+On a CPU a kernel of ours finds the ranges and makes the codes, in eager mode and in graphs whose weights are frozen.
+There what lies before may become part of it (`dq_torchao.kernels.merging`): layer normalisation, factors and addends of
+channels, SiLU. Elsewhere a compiler fuses the definition.
 
 Shapes: ``x [..., C]``, or ``[N, C, *positions]``; a unit is a token or a sample.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from struct import Struct
 
 import torch
 from torch import Tensor
@@ -14,6 +19,13 @@ from dq_plugins.affine import SMALLEST_SCALE, dynamic_parameters, integer_range
 from dq_plugins.plan import DynamicActivationQuant
 from dq_torchao.kernels import native
 from dq_torchao.kernels.codes import activation_codes, code_offset
+from dq_torchao.kernels.frozen import is_frozen
+from dq_torchao.kernels.product import available
+
+FEWEST = 1 << 14
+"""Values below which a compiler's loop is faster than a call."""
+PAIRS = 2
+"""Most pairs of a factor and an addend that the kernel takes on the way."""
 
 
 def dynamic_codes(
@@ -28,49 +40,117 @@ def dynamic_codes(
         spatial: number of dimensions that the layer slides over.
 
     Returns:
-        codes in the shape of ``x``; scale, float32, and zero point of the signed codes, int32, ``[..., 1]`` or
+        codes in the shape of ``x``; scale, float32, and zero point of the stored codes, int32, ``[..., 1]`` or
         ``[N, 1, *1]``.
     """
-    shape = _units(x, factor, spatial)
-    if shape is not None:
-        return _in_one_call(x, factor, quant, spatial, shape)
+    if _in_kernel(x, factor, spatial):
+        given = x, factor, quant.bits, quant.symmetric, spatial, ()
+        return torch.ops.dq_torchao.dynamic_codes(*given) if torch.compiler.is_compiling() else _one_call(*given)
     values = x.float() if factor is None else x.float() * factor
     scale, zero_point = dynamic_parameters(values, quant.bits, symmetric=quant.symmetric, spatial=spatial)
-    return (
-        activation_codes(values, scale.reciprocal(), zero_point + code_offset(x.device), quant.bits),
-        scale,
-        zero_point,
-    )
+    stored = zero_point + code_offset(x.device)
+    return activation_codes(values, scale.reciprocal(), stored, quant.bits), scale, stored
 
 
-def _units(x: Tensor, factor: Tensor | None, spatial: int) -> tuple[int, int, int] | None:
-    """Units, and rows and channels of each, as they lie in memory; None where the kernel does not know them."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel():
-        return None
-    channels, last = x.shape[-1 - spatial], x.is_contiguous(memory_format=torch.channels_last)
-    if not spatial:
-        shape = (x.numel() // channels, 1, channels) if x.is_contiguous() else None
-    elif x.dim() == 4 and last:
-        shape = (len(x), x[0].numel() // channels, channels)
-    else:
-        plain = x.is_contiguous() and factor is None and x.dim() == spatial + 2
-        shape = (len(x), 1, x[0].numel()) if plain else None
-    if factor is not None and (factor.dtype != torch.float32 or factor.numel() != channels):
-        return None
-    return shape if shape and not native.why_not() else None
+def _in_kernel(x: Tensor, factor: Tensor | None, spatial: int) -> bool:
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return False
+    if factor is not None and (factor.dtype != torch.float32 or factor.numel() != x.shape[-1 - spatial]):
+        return False
+    if torch.compiler.is_compiling():
+        return is_frozen(x.device) and x.numel() >= FEWEST and _dense(x, factor, spatial) and available()
+    return x.numel() > 0 and _dense(x, factor, spatial) and not native.why_not()
 
 
-def _in_one_call(
-    x: Tensor, factor: Tensor | None, quant: DynamicActivationQuant, spatial: int, shape: tuple[int, int, int]
+def _dense(x: Tensor, factor: Tensor | None, spatial: int) -> bool:
+    """Whether channels lie side by side, or nothing depends on them."""
+    if spatial and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        return True
+    return x.is_contiguous() and (not spatial or (factor is None and x.dim() == spatial + 2))
+
+
+torch.library.define(
+    "dq_torchao::dynamic_codes",
+    "(Tensor x, Tensor? factor, int bits, bool symmetric, int spatial, Tensor?[] affine, "
+    "float? eps=None, bool silu=False) -> (Tensor, Tensor, Tensor)",
+    tags=(torch.Tag.needs_exact_strides,),
+)
+
+
+def _results(x: Tensor, spatial: int) -> tuple[Tensor, Tensor, Tensor]:
+    units = (*x.shape[: x.dim() - 1 - spatial], *[1] * (1 + spatial))
+    return torch.empty_like(x, dtype=torch.uint8), x.new_empty(units), x.new_empty(units, dtype=torch.int32)
+
+
+@torch.library.register_fake("dq_torchao::dynamic_codes")
+def _(x: Tensor, factor, bits, symmetric, spatial: int, *_, **__) -> tuple[Tensor, Tensor, Tensor]:
+    return _results(x, spatial)
+
+
+def _one_call(
+    x: Tensor,
+    factor: Tensor | None,
+    bits: int,
+    symmetric: bool,
+    spatial: int,
+    affine: Sequence[Tensor | None],
+    eps: float | None = None,
+    silu: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    lead = x.shape[: x.dim() - 1 - spatial]
-    scale = torch.empty(*lead, *[1] * (1 + spatial))
-    zero_point = torch.empty_like(scale, dtype=torch.int32)
-    codes = torch.empty_like(x, dtype=torch.uint8)
+    """`dynamic_codes` of what becomes of ``x`` on the way.
+
+    Args:
+        x: float32, dense; channels last where anything depends on them.
+        factor: see `dynamic_codes`.
+        bits: width of the codes.
+        symmetric: whether the zero point of the signed codes is 0.
+        spatial: see `dynamic_codes`.
+        affine: up to `PAIRS` pairs of factors and addends of channels, float32: ``[R, C]`` when reshaped,
+            R a divisor of the number of units.
+        eps: of a layer normalisation of ``x`` before that (`dq_torchao.kernels.norm`), without spatial dimensions; or
+            None.
+        silu: whether SiLU of the result is taken last.
+
+    Raises:
+        MemoryError: to keep the values of a unit.
+    """
+    codes, scale, zero_point = _results(x, spatial)
+    units, channels, total = scale.numel(), x.shape[-1 - spatial], x.numel()
+    by_channel = factor is not None or eps is not None or silu or len(affine) > 0
+    rows = total // (units * channels) if spatial and by_channel else 1
     factor = None if factor is None else factor.contiguous()
-    native.library().dq_dynamic_codes(
-        x.data_ptr(), codes.data_ptr(), *shape, None if factor is None else factor.data_ptr(), quant.symmetric,
-        *integer_range(quant.bits), code_offset(x.device), SMALLEST_SCALE, scale.data_ptr(), zero_point.data_ptr(),
-        torch.get_num_threads(),
+    parts = [None if part is None else _rows(part, channels, spatial) for part in affine]
+    fields = [field for part in parts for field in _fields(part, channels, units)]
+    low, high = integer_range(bits)
+    job = _JOB.pack(
+        x.data_ptr(), codes.data_ptr(), scale.data_ptr(), zero_point.data_ptr(),
+        0 if factor is None else factor.data_ptr(), units, rows, total // (units * rows),
+        symmetric, low, high, code_offset(x.device), SMALLEST_SCALE, eps is not None, eps or 0.0,
+        *fields, *_NO_PART * (2 * PAIRS - len(parts)), silu, torch.get_num_threads(),
     )  # fmt: skip
+    if not native.library().dq_dynamic_codes(job):
+        raise MemoryError("no memory for the values of a sample")
     return codes, scale, zero_point
+
+
+torch.library.impl("dq_torchao::dynamic_codes", "CPU")(_one_call)
+
+
+def _rows(part: Tensor, channels: int, spatial: int) -> Tensor:
+    """``[R, C]``; as it is where R is 1."""
+    part = part if part.numel() == channels else part.reshape(-1, channels)
+    axis = -1 if part.dim() == 2 else -1 - spatial
+    return part if channels == 1 or part.stride(axis) == 1 else part.contiguous()
+
+
+def _fields(part: Tensor | None, channels: int, units: int) -> tuple[int, int, int]:
+    """Where a factor or an addend lies, the distance of its rows, and units that share one."""
+    if part is None:
+        return _NO_PART
+    rows = part.numel() // channels
+    return part.data_ptr(), 0 if rows == 1 else part.stride(0), units // rows
+
+
+_NO_PART = 0, 0, 1
+_JOB = Struct("12qdqd14q")
+"""The fields of a job in dynamic_codes.cpp."""

@@ -4,8 +4,9 @@ Our operators are opaque to inductor, and what lies between two of them becomes 
 passes, when every value is a node with known uses, this one changes
 
 - a product, GELU of it (or of its second half, times the first) and the codes of that: one product, which writes the
-  codes of the next layer's input;
+  codes of the next layer's input, by given ranges or by ranges of their own;
 - the statistics of layer and group normalisation: `dq_torchao.kernels.norm`;
+- what lies before codes by ranges of their own: part of these (`dq_torchao.kernels.before_codes`);
 - ``1 / scale`` of every layer's codes: looked up, as the scale is, instead of divided in each step of a loop;
 - a division by 1.0, as attention blocks have it of a factor that is not used: nothing.
 
@@ -24,7 +25,9 @@ from torch._inductor import config as inductor_config
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
 from dq_plugins.affine import integer_range
-from dq_torchao.kernels import gelu, norm, product  # noqa: F401  # the operators that are looked for
+from dq_torchao.kernels import before_codes, gelu, norm, product  # noqa: F401  # the operators that are looked for
+from dq_torchao.kernels.before_codes import on_the_way, same_codes
+from dq_torchao.kernels.nodes import called, only_user, value
 
 _ATEN, _OURS = torch.ops.aten, torch.ops.dq_torchao
 _TO_DTYPE = torch.ops.prims.convert_element_type.default
@@ -49,7 +52,7 @@ class Merging(CustomGraphPass):
             self.before(graph)
         if not any(node.target is _OURS.product.default for node in graph.nodes):
             return
-        for change in (_no_division, _looked_up_factors, _statistics, _following):
+        for change in (_no_division, _looked_up_factors, _statistics, same_codes, on_the_way, _following):
             for node in list(graph.nodes):
                 change(graph, node)
             graph.eliminate_dead_code()
@@ -57,7 +60,7 @@ class Merging(CustomGraphPass):
     def uuid(self) -> Any:
         """What the compiler's caches know it by."""
         before = self.before.uuid() if isinstance(self.before, CustomGraphPass) else None
-        return get_hash_for_files((__file__,)), before
+        return get_hash_for_files((__file__, before_codes.__file__)), before
 
 
 def install() -> None:
@@ -68,7 +71,7 @@ def install() -> None:
 
 
 def _no_division(graph: fx.Graph, node: fx.Node) -> None:
-    if node.target is _ATEN.div.Tensor and node.args[1] == 1.0 and _value(node.args[0]).dtype == _value(node).dtype:
+    if node.target is _ATEN.div.Tensor and node.args[1] == 1.0 and value(node.args[0]).dtype == value(node).dtype:
         node.replace_all_uses_with(node.args[0])
 
 
@@ -81,12 +84,12 @@ def _looked_up_factors(graph: fx.Graph, node: fx.Node) -> None:
     if not wanted:
         return
     with graph.inserting_after(node):
-        inverse = _called(graph, _ATEN.reciprocal.default, (node.args[0],), _value(node.args[0]))
+        inverse = called(graph, _ATEN.reciprocal.default, (node.args[0],), value(node.args[0]))
     with graph.inserting_after(inverse):
-        factors = _called(graph, node.target, (inverse,), _value(node))
+        factors = called(graph, node.target, (inverse,), value(node))
     for column, user in wanted:
         with graph.inserting_after(factors):
-            factor = _called(graph, operator.getitem, (factors, column.args[1]), _value(column))
+            factor = called(graph, operator.getitem, (factors, column.args[1]), value(column))
         user.replace_all_uses_with(factor)
 
 
@@ -97,31 +100,31 @@ def _statistics(graph: fx.Graph, node: fx.Node) -> None:
     if measured is None:
         return
     variance, mean = (next((n for n in node.users if n.args[1] == i), None) for i in (0, 1))
-    shifted = _only_user(variance, _ATEN.add.Tensor)
-    inverse = _only_user(shifted, _ATEN.rsqrt.default)
+    shifted = only_user(variance, _ATEN.add.Tensor)
+    inverse = only_user(shifted, _ATEN.rsqrt.default)
     if mean is None or inverse is None or not isinstance(shifted.args[1], float):
         return
     target, *of = measured
     with graph.inserting_after(node):
-        both = _called(graph, target, (*of, shifted.args[1]), (_value(mean), _value(inverse)))
+        both = called(graph, target, (*of, shifted.args[1]), (value(mean), value(inverse)))
     for i, old in ((0, mean), (1, inverse)):
         with graph.inserting_after(both):
-            old.replace_all_uses_with(_called(graph, operator.getitem, (both, i), _value(old)))
+            old.replace_all_uses_with(called(graph, operator.getitem, (both, i), value(old)))
 
 
 def _measured(x: fx.Node, dims: list[int]) -> tuple[Any, ...] | None:
     """The operator that makes the statistics of ``x`` over these dimensions, and its arguments."""
-    value = _value(x)
-    if value.dtype != torch.float32 or value.device.type != "cpu" or not value.numel():
+    rows = value(x)
+    if rows.dtype != torch.float32 or rows.device.type != "cpu" or not rows.numel():
         return None
-    if list(dims) in ([-1], [value.dim() - 1]):
+    if list(dims) in ([-1], [rows.dim() - 1]):
         return _OURS.row_statistics.default, x
-    if list(dims) != [2, 3] or value.dim() != 4 or x.target not in (_ATEN.reshape.default, _ATEN.view.default):
+    if list(dims) != [2, 3] or rows.dim() != 4 or x.target not in (_ATEN.reshape.default, _ATEN.view.default):
         return None
-    image = _value(x.args[0])  # whose channels were split into groups
-    if image.dim() != 4 or image.shape[0] != value.shape[0] or image.shape[1] != value.shape[1] * value.shape[2]:
+    image = value(x.args[0])  # whose channels were split into groups
+    if image.dim() != 4 or image.shape[0] != rows.shape[0] or image.shape[1] != rows.shape[1] * rows.shape[2]:
         return None
-    return _OURS.group_statistics.default, x.args[0], value.shape[1]
+    return _OURS.group_statistics.default, x.args[0], rows.shape[1]
 
 
 def _following(graph: fx.Graph, node: fx.Node) -> None:
@@ -136,10 +139,17 @@ def _following(graph: fx.Graph, node: fx.Node) -> None:
         return
     if len(before.args) != _PLAIN:
         return
+    own = only_user(result, _OURS.dynamic_codes.default)
+    if own is not None and own.args[-2:] == (0, []) and not before.args[_PLAIN - 4]:
+        factor, bits, symmetric = own.args[1:4]
+        with graph.inserting_before(own):
+            then = *before.args, activation, factor, bits, symmetric
+            own.replace_all_uses_with(called(graph, _OURS.product_dynamic_codes.default, then, value(own)))
+        return
     coded = _codes_of(result)
     last, rest = (result, ()) if coded is None else coded
     with graph.inserting_before(last):
-        last.replace_all_uses_with(_called(graph, before.target, (*before.args, activation, *rest), _value(last)))
+        last.replace_all_uses_with(called(graph, before.target, (*before.args, activation, *rest), value(last)))
 
 
 def _gated(activated: fx.Node) -> tuple[Any, fx.Node]:
@@ -150,7 +160,7 @@ def _gated(activated: fx.Node) -> tuple[Any, fx.Node]:
     result = next(iter(activated.users)) if len(activated.users) == 1 else activated
     if split.target is not _ATEN.split.Tensor or len(halves) != 2 or halves[1] is not gate or len(gate.users) > 1:
         return None, activated
-    outputs, last = _value(split.args[0]).shape[-1], _value(split.args[0]).dim() - 1
+    outputs, last = value(split.args[0]).shape[-1], value(split.args[0]).dim() - 1
     if outputs % product.GATED_OUTPUTS or tuple(split.args[1:]) not in ((outputs // 2, last), (outputs // 2, -1)):
         return None, activated
     of_both = result.target is _ATEN.mul.Tensor and set(result.args) == {halves[0], activated}
@@ -162,7 +172,7 @@ def _codes_of(node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]] | None:
     steps: list[fx.Node] = []
     last: fx.Node | None = node
     for target in (*_TO_CODES, _TO_DTYPE):
-        last = _only_user(last, target)
+        last = only_user(last, target)
         if last is None:
             return None
         steps.append(last)
@@ -175,25 +185,7 @@ def _codes_of(node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]] | None:
         return None
     if last.args[1] != torch.uint8 or not isinstance(factor, fx.Node) or not isinstance(zero, fx.Node):
         return None
-    one_zero = _value(zero).numel() == 1 and _value(zero).dtype == torch.int32
-    per_output = _value(factor).dim() == 1 and _value(factor).shape[0] == _value(node).shape[-1]
-    takes = _value(factor).numel() == 1 or (per_output and _value(node).dim() != 4)
-    return (last, (factor, zero, bits)) if one_zero and takes and _value(factor).dtype == torch.float32 else None
-
-
-def _only_user(node: fx.Node | None, target: Any) -> fx.Node | None:
-    if node is None or len(node.users) != 1:
-        return None
-    user = next(iter(node.users))
-    return user if user.target is target and user.args[0] is node else None
-
-
-def _called(graph: fx.Graph, target: Any, args: tuple[Any, ...], value: Any) -> fx.Node:
-    node = graph.call_function(target, args)
-    node.meta["val"] = value
-    return node
-
-
-def _value(node: Any) -> Any:
-    """What stands for the value of a node while a graph is compiled: its shape, dtype and so on."""
-    return node.meta["val"]
+    one_zero = value(zero).numel() == 1 and value(zero).dtype == torch.int32
+    per_output = value(factor).dim() == 1 and value(factor).shape[0] == value(node).shape[-1]
+    takes = value(factor).numel() == 1 or (per_output and value(node).dim() != 4)
+    return (last, (factor, zero, bits)) if one_zero and takes and value(factor).dtype == torch.float32 else None

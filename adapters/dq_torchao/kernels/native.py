@@ -25,8 +25,9 @@ from dq_plugins.errors import DQError
 
 NAMES = ("attention", "codes", "dynamic_codes", "gelu", "norm", "product")
 SOURCES = tuple(Path(__file__).with_name(f"{name}.cpp") for name in NAMES)
-HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in ("avx512", "pointwise", "product"))
-FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mfma")
+SHARED = ("avx512", "pointwise", "product", "ranges", "statistics")
+HEADERS = tuple(Path(__file__).with_name(f"{name}.h") for name in SHARED)
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-mfma", "-ffp-contract=off")
 FLAGS += tuple(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni"))
 LIBRARIES = ("-ltorch_cpu", "-lc10")
 COMPILERS = ("g++", "clang++", "c++")
@@ -78,9 +79,7 @@ def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     pointer, long, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     found.dq_codes.argtypes = [pointer, pointer, long, long, pointer, whole, pointer, whole, whole, whole]
     found.dq_codes.restype = None
-    found.dq_dynamic_codes.argtypes = [pointer, pointer, long, long, long, pointer, whole, whole, whole, whole]
-    found.dq_dynamic_codes.argtypes += [ctypes.c_float, pointer, pointer, whole]
-    found.dq_dynamic_codes.restype = None
+    found.dq_dynamic_codes.argtypes = [pointer]
     found.dq_gelu.argtypes = [pointer, pointer, long, whole, whole]
     found.dq_gelu.restype = None
     found.dq_row_statistics.argtypes = [pointer, long, long, ctypes.c_float, pointer, pointer, whole]

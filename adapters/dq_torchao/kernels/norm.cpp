@@ -6,25 +6,11 @@
 #include <memory>
 #include <new>
 
-#include "avx512.h"
+#include "statistics.h"
 
 namespace {
 
 constexpr int64_t PART = 1 << 14;  // values that are worth a second thread
-
-// The sum of value(x[i]), in four registers: additions wait for each other.
-template <class Value>
-float sum(const float* x, int64_t n, const Value& value) {
-  __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-  int64_t i = 0;
-  for (; i + 4 * LANES <= n; i += 4 * LANES)
-    for (int j = 0; j < 4; j++) sums[j] = _mm512_add_ps(sums[j], value(_mm512_loadu_ps(x + i + j * LANES), 0xFFFF));
-  for (; i < n; i += LANES) {
-    const __mmask16 lanes = first(n - i);
-    sums[0] = _mm512_add_ps(sums[0], value(_mm512_maskz_loadu_ps(lanes, x + i), lanes));
-  }
-  return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
-}
 
 constexpr int64_t REGISTERS = 4, WIDTH = REGISTERS * LANES;  // of channels that are summed up at once
 constexpr int64_t RUN = 64;                                  // pixels whose sum is rounded by itself
@@ -87,18 +73,11 @@ extern "C" int dq_group_statistics(const float* x, int64_t samples, int64_t pixe
   return 1;
 }
 
-// The variance is the mean square of the differences to the mean: nothing cancels.
 extern "C" void dq_row_statistics(const float* x, int64_t rows, int64_t columns, float eps, float* mean, float* inverse,
                                   int32_t threads) {
 #pragma omp parallel for num_threads(threads) if (rows * columns > 2 * PART)
   for (int64_t r = 0; r < rows; r++) {
-    const float* row = x + r * columns;
-    mean[r] = sum(row, columns, [](__m512 v, __mmask16) { return v; }) / float(columns);
-    const __m512 middle = _mm512_set1_ps(mean[r]);
-    const float squares = sum(row, columns, [&](__m512 v, __mmask16 lanes) {
-      const __m512 d = _mm512_maskz_sub_ps(lanes, v, middle);
-      return _mm512_mul_ps(d, d);
-    });
-    inverse[r] = 1.0f / std::sqrt(squares / float(columns) + eps);
+    const Statistics found = row_statistics(x + r * columns, columns, eps);
+    mean[r] = found.mean, inverse[r] = found.inverse;
   }
 }

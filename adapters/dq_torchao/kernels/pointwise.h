@@ -1,4 +1,4 @@
-// What is done to each value by itself: codes of activations, and GELU; `kernels.codes` and `kernels.gelu` state them.
+// What is done to each value by itself: codes of activations, SiLU and GELU; `kernels.codes` and `kernels.gelu` state them.
 #pragma once
 
 #include "avx512.h"
@@ -25,14 +25,6 @@ inline void store_bytes(uint8_t* to, __m512i codes, __mmask16 lanes) {
     _mm512_mask_cvtepi32_storeu_epi8(to, lanes, codes);
 }
 
-namespace gelu {
-
-constexpr float FACTOR = -2.302208198144325f;          // -2 sqrt(2 / pi) log2(e)
-constexpr float CUBE = 0.044715f, OVERFLOWS = 126.0f;  // beyond it 1 + 2^t is 2^t, and x / 2^t is 0
-constexpr float HALF_LOG2_E = -0.7213475204444817f;    // -x^2 / 2 as an exponent of two
-constexpr float BEYOND = 13.0f;                        // of it the tail is 0 in float32
-constexpr float ERF_FACTOR = 0.2316418903f;            // 0.3275911 / sqrt(2)
-
 // 1 / x of normal x, relative error 1e-7: one step of Newton's from 14 bits
 inline __m512 inverse(__m512 x) {
   const __m512 y = _mm512_rcp14_ps(x);
@@ -41,11 +33,31 @@ inline __m512 inverse(__m512 x) {
 
 // The second operand of min and max is kept where the first is NaN, and NaN has to stay.
 
+constexpr float OVERFLOWS = 126.0f;  // beyond it 1 + 2^t is 2^t, and x / 2^t is 0
+
+// x / (1 + 2^t)
+inline __m512 over_one_and_power(__m512 x, __m512 t) {
+  const __m512 power = exp2(_mm512_min_ps(_mm512_set1_ps(OVERFLOWS), t));
+  return _mm512_mul_ps(x, inverse(_mm512_add_ps(_mm512_set1_ps(1.0f), power)));
+}
+
+// x / (1 + exp(-x))
+inline __m512 silu(__m512 x) {
+  return over_one_and_power(x, _mm512_mul_ps(x, _mm512_set1_ps(-1.4426950408889634f)));  // -log2(e)
+}
+
+namespace gelu {
+
+constexpr float FACTOR = -2.302208198144325f;          // -2 sqrt(2 / pi) log2(e)
+constexpr float CUBE = 0.044715f;
+constexpr float HALF_LOG2_E = -0.7213475204444817f;    // -x^2 / 2 as an exponent of two
+constexpr float BEYOND = 13.0f;                        // of it the tail is 0 in float32
+constexpr float ERF_FACTOR = 0.2316418903f;            // 0.3275911 / sqrt(2)
+
 inline __m512 by_tanh(__m512 x) {
-  const __m512 one = _mm512_set1_ps(1.0f);
-  const __m512 inner = _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(CUBE), one);
+  const __m512 inner = _mm512_fmadd_ps(_mm512_mul_ps(x, x), _mm512_set1_ps(CUBE), _mm512_set1_ps(1.0f));
   const __m512 t = _mm512_mul_ps(_mm512_mul_ps(x, inner), _mm512_set1_ps(FACTOR));
-  return _mm512_mul_ps(x, inverse(_mm512_add_ps(one, exp2(_mm512_min_ps(_mm512_set1_ps(OVERFLOWS), t)))));
+  return over_one_and_power(x, t);
 }
 
 inline __m512 by_erf(__m512 x) {

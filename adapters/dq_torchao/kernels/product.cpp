@@ -11,13 +11,15 @@
 
 #include "product.h"
 
+#include <omp.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
 
-#include "pointwise.h"
+#include "ranges.h"
 
 enum Activation { NONE, GELU_TANH, GELU_ERF, GATED = 4 };  // GATED: and one of the others
 
@@ -38,12 +40,17 @@ struct ProductJob {
   const int32_t* next_zero;
   int64_t one_factor, low, high;
   int64_t run;  // rows that share a scale and a zero point; 0: all
+  float* own_scale;  // [rows of the result], where its codes have ranges of their own, which then go there; or null
+  int32_t* own_zero;
+  int64_t symmetric, least, most, offset;  // of these; see ranges.h
+  double smallest_scale;
 };
 
 namespace {
 
 constexpr int64_t CACHE = 400 << 10;       // bytes of the left operand that stay in the second level of the cache
 constexpr int64_t FEW = 16 * TILE_ROWS;    // rows whose results stay in the first
+constexpr int64_t WAITING = 256 << 10;      // bytes of results that wait in the second level for their ranges
 constexpr int64_t WORTH = 1 << 18;         // products that are worth a second thread
 
 struct Image {
@@ -51,10 +58,10 @@ struct Image {
   int64_t row, sample;  // bytes from one to the next
 };
 
-// What follows, done to rows of results of one panel, and of one of gates if there are any.
-void follow(const ProductJob& job, const float* results, const float* gates, int64_t rows, int64_t row, int64_t column,
+// What follows, done to rows of results of one panel, and of one of gates if there are any; codes or values go to `to`.
+void follow(const ProductJob& job, const float* results, const float* gates, int64_t rows, void* to, int64_t column,
             int64_t width, int64_t stride) {
-  const bool coded = job.next_factor != nullptr, tanh = job.activation & GELU_TANH;
+  const bool coded = job.next_factor && !job.own_scale, tanh = job.activation & GELU_TANH;
   const Codes codes(int32_t(job.low), int32_t(job.high), coded ? *job.next_zero : 0);
   const auto gelu = [&](__m512 x) { return tanh ? gelu::by_tanh(x) : gelu::by_erf(x); };
   for (int64_t j = 0; j < width; j += LANES) {
@@ -63,17 +70,30 @@ void follow(const ProductJob& job, const float* results, const float* gates, int
                           : job.one_factor ? _mm512_set1_ps(*job.next_factor)
                                            : _mm512_maskz_loadu_ps(lanes, job.next_factor + column + j);
     for (int64_t i = 0; i < rows; i++) {
-      const int64_t at = (row + i) * stride + column + j;
+      const int64_t at = i * stride + column + j;
       __m512 y = _mm512_loadu_ps(results + i * PANEL + j);
       if (gates)
         y = _mm512_mul_ps(y, gelu(_mm512_loadu_ps(gates + i * PANEL + j)));
       else if (job.activation != NONE)
         y = gelu(y);
       if (coded)
-        store_bytes(static_cast<uint8_t*>(job.output) + at, codes(_mm512_mul_ps(y, factor)), lanes);
+        store_bytes(static_cast<uint8_t*>(to) + at, codes(_mm512_mul_ps(y, factor)), lanes);
       else
-        _mm512_mask_storeu_ps(static_cast<float*>(job.output) + at, lanes, y);
+        _mm512_mask_storeu_ps(static_cast<float*>(to) + at, lanes, y);
     }
+  }
+}
+
+// Codes of rows of values, each by its own range.
+void write_own_codes(const ProductJob& job, const float* values, int64_t from, int64_t to, int64_t width, int64_t stride) {
+  const Form form{int32_t(job.symmetric), int32_t(job.least), int32_t(job.most), int32_t(job.offset),
+                  float(job.smallest_scale)};
+  for (int64_t r = from; r < to; r++, values += stride) {
+    Seen seen;
+    see(seen, values, job.next_factor, width);
+    const Range range = form.range(seen.extremes());
+    job.own_scale[r] = range.scale, job.own_zero[r] = range.zero_point;
+    quantize(values, job.next_factor, width, range, form, static_cast<uint8_t*>(job.output) + r * width);
   }
 }
 
@@ -160,11 +180,14 @@ extern "C" int dq_product(const ProductJob* given) {
   if (gated && job.outputs % (2 * PANEL)) return 0;
   const int64_t outputs = gated ? job.outputs / 2 : job.outputs;
   const int64_t panels = (outputs + PANEL - 1) / PANEL, tap_count = job.kernel[0] * job.kernel[1];
-  const bool followed = job.activation != NONE || job.next_factor;
+  const bool own = job.own_scale, followed = job.activation != NONE || job.next_factor || own;
   const bool parallel = job.threads > 1 && all * job.outputs * job.channels * tap_count > WORTH;
-  // rows that a thread multiplies by one panel after the other: enough parts for all threads
-  const int64_t parts = parallel ? (4 * job.threads + panels - 1) / panels : 1;
-  const int64_t fit = followed ? FEW : std::max(CACHE / std::max<int64_t>(job.channels * tap_count, 1), FEW);
+  // rows that a thread multiplies by one panel after the other, or by all of them: enough parts for all threads
+  const int64_t together = own ? panels : 1;
+  const int64_t parts = parallel ? (4 * job.threads * together + panels - 1) / panels : 1;
+  const int64_t fit = own        ? std::clamp(WAITING / (4 * outputs) / TILE_ROWS * TILE_ROWS, TILE_ROWS, FEW)
+                      : followed ? FEW
+                                 : std::max(CACHE / std::max<int64_t>(job.channels * tap_count, 1), FEW);
   const int64_t block = round_up(std::min(fit, (all + parts - 1) / parts), TILE_ROWS);
   const int64_t blocks = (all + block - 1) / block;
   if (job.padding[0] || job.padding[1]) {
@@ -190,21 +213,34 @@ extern "C" int dq_product(const ProductJob* given) {
   if (!taps) return 0;
   for (int64_t t = 0; t < tap_count; t++)
     taps[t] = t / job.kernel[1] * job.dilation[0] * image.row + t % job.kernel[1] * job.dilation[1] * job.channels;
+  // what waits: rows that a multiple of 4 KB lies between would drive each other out of the first level
+  const int64_t stride = own ? round_up(outputs, LANES) + LANES : outputs, waiting = own ? block * stride : 0;
+  const std::unique_ptr<float, void (*)(void*)> memory(
+      static_cast<float*>(malloc(4 * waiting * (parallel ? job.threads : 1) + 1)), free);
+  if (!memory) return 0;
 #pragma omp parallel for num_threads(job.threads) if (parallel)
-  for (int64_t i = 0; i < blocks * panels; i++) {
-    const int64_t from = i / panels * block, to = std::min(from + block, all), column = i % panels * PANEL;
-    alignas(64) float results[FEW * PANEL], gates[FEW * PANEL];
-    float* output = followed ? results : static_cast<float*>(job.output) + from * job.outputs + column;
-    const int64_t row = followed ? PANEL : job.outputs;
-    switch (std::min(TILE_REGISTERS, (job.outputs - column + LANES - 1) / LANES)) {
-      case 1: multiply<1>(job, image, taps.get(), from, to, column, output, row); break;
-      case 2: multiply<2>(job, image, taps.get(), from, to, column, output, row); break;
-      case 3: multiply<3>(job, image, taps.get(), from, to, column, output, row); break;
-      default: multiply<4>(job, image, taps.get(), from, to, column, output, row);
+  for (int64_t i = 0; i < blocks * panels / together; i++) {
+    const int64_t from = i * together / panels * block, to = std::min(from + block, all);
+    const int64_t first_panel = i * together % panels;
+    float* values = memory.get() + omp_get_thread_num() * waiting;
+    for (int64_t column = first_panel * PANEL; column < std::min(outputs, (first_panel + together) * PANEL); column += PANEL) {
+      alignas(64) float results[FEW * PANEL], gates[FEW * PANEL];
+      float* output = followed ? results : static_cast<float*>(job.output) + from * job.outputs + column;
+      const int64_t row = followed ? PANEL : job.outputs;
+      switch (std::min(TILE_REGISTERS, (job.outputs - column + LANES - 1) / LANES)) {
+        case 1: multiply<1>(job, image, taps.get(), from, to, column, output, row); break;
+        case 2: multiply<2>(job, image, taps.get(), from, to, column, output, row); break;
+        case 3: multiply<3>(job, image, taps.get(), from, to, column, output, row); break;
+        default: multiply<4>(job, image, taps.get(), from, to, column, output, row);
+      }
+      if (gated) multiply<4>(job, image, taps.get(), from, to, outputs + column, gates, row);
+      if (!followed) continue;
+      const int64_t bytes = job.next_factor ? 1 : 4;
+      void* written = values;
+      if (!own) written = static_cast<uint8_t*>(job.output) + from * outputs * bytes;
+      follow(job, results, gated ? gates : nullptr, to - from, written, column, std::min(outputs - column, PANEL), stride);
     }
-    if (gated) multiply<4>(job, image, taps.get(), from, to, outputs + column, gates, row);
-    if (followed)
-      follow(job, results, gated ? gates : nullptr, to - from, from, column, std::min(outputs - column, PANEL), outputs);
+    if (own) write_own_codes(job, values, from, to, outputs, stride);
   }
   return 1;
 }

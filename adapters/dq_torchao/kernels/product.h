@@ -11,8 +11,6 @@
 
 #include "avx512.h"
 
-#define DQ_INLINE __attribute__((always_inline))
-
 constexpr int64_t TILE_ROWS = 6, TILE_REGISTERS = 4, PANEL = TILE_REGISTERS * LANES;
 
 inline int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }

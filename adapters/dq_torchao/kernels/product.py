@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dq_plugins.affine import integer_range
+from dq_plugins.affine import SMALLEST_SCALE, integer_range
 from dq_torchao.kernels import native
 from dq_torchao.kernels.codes import code_offset
 from dq_torchao.kernels.operators import empty_conv2d_output
@@ -25,6 +25,12 @@ torch.library.define(
     "dq_torchao::product",
     "(Tensor codes, Tensor scale, Tensor zero_point, Tensor panels, Tensor sums, Tensor weight_scale, Tensor? bias, "
     f"{_WINDOW}, str activation='', Tensor? next_factor=None, Tensor? next_zero=None, int next_bits=8) -> Tensor",
+    tags=(torch.Tag.needs_exact_strides,),
+)
+torch.library.define(
+    "dq_torchao::product_dynamic_codes",
+    "(Tensor codes, Tensor scale, Tensor zero_point, Tensor panels, Tensor sums, Tensor weight_scale, Tensor? bias, "
+    f"{_WINDOW}, str activation, Tensor? factor, int bits, bool symmetric) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.needs_exact_strides,),
 )
 OWN_KERNEL = "dq_torchao.product"
@@ -102,15 +108,68 @@ def product(
         MemoryError: for the border of an image.
         ValueError: gated outputs that are no multiple of `GATED_OUTPUTS`, or scales that do not share out the rows.
     """
+    layer = panels, sums, weight_scale, bias
+    window = kernel, stride, padding, dilation
+    return _multiplied(codes, scale, zero_point, layer, window, activation, (next_factor, next_zero, next_bits))
+
+
+def product_dynamic_codes(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    panels: Tensor,
+    sums: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    activation: str,
+    factor: Tensor | None,
+    bits: int,
+    symmetric: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`product` of a linear layer, and of every row the codes by its own range (`kernels.dynamic_codes`).
+
+    Args:
+        codes: and so on, see `product`.
+        factor: float32, one for each output that is left, or None.
+        bits: width of the codes.
+        symmetric: whether the zero point of the signed codes is 0.
+
+    Returns:
+        codes, uint8 ``[..., O]``; their scale, float32, and zero point of the stored codes, int32, ``[..., 1]``.
+    """
+    own = torch.empty((*codes.shape[:-1], 1)), torch.empty((*codes.shape[:-1], 1), dtype=torch.int32)
+    layer = panels, sums, weight_scale, bias
+    window = kernel, stride, padding, dilation
+    y = _multiplied(codes, scale, zero_point, layer, window, activation, (factor, None, bits), (*own, symmetric))
+    return y, *own
+
+
+def _multiplied(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    layer: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    window: tuple[Sequence[int], ...],
+    activation: str,
+    then: tuple[Tensor | None, Tensor | None, int],
+    own: tuple[Tensor, Tensor, bool] | None = None,
+) -> Tensor:
+    panels, sums, weight_scale, bias = layer
+    kernel, stride, padding, dilation = window
+    next_factor, next_zero, next_bits = then
     outputs = sums.shape[0]
     written = _written(outputs, activation)
-    dtype = torch.float32 if next_factor is None else torch.uint8
+    dtype = torch.float32 if next_factor is None and own is None else torch.uint8
     if kernel:
         codes = codes.contiguous(memory_format=torch.channels_last)
         y = empty_conv2d_output(codes, (written, 0, *kernel), stride, padding, dilation, dtype)
         samples, channels, height, width = codes.shape
         image = (samples, height, width, channels, outputs, y.shape[2], y.shape[3])
-        window = (*kernel, *stride, *padding, *dilation)
+        taps = (*kernel, *stride, *padding, *dilation)
     else:
         codes = codes.contiguous()
         size = codes.shape
@@ -121,7 +180,7 @@ def product(
             channels += -channels % WORD
         rows = codes.numel() // max(channels, 1)
         image = (1, 1, rows, channels, outputs, 1, rows)
-        window = _ONE_TAP
+        taps = _ONE_TAP
     if written != outputs and outputs % GATED_OUTPUTS:
         raise ValueError(f"{outputs} gated outputs are no multiple of {GATED_OUTPUTS}")
     if y.numel():
@@ -129,19 +188,22 @@ def product(
         scale, zero_point = scale.contiguous(), zero_point.contiguous()
         weight_scale, bias = weight_scale.contiguous(), None if bias is None else bias.contiguous()
         pointers = (codes, panels, sums, weight_scale, bias, scale, zero_point, y)
-        after = (ACTIVATIONS[activation], 0, 0, 0, 0, 0)
-        if next_factor is not None and next_zero is not None:
-            next_factor = next_factor.contiguous()
-            low, high = (bound + code_offset(codes.device) for bound in integer_range(next_bits))
-            one = int(next_factor.numel() == 1)
-            after = (after[0], next_factor.data_ptr(), next_zero.data_ptr(), one, low, high)
-        given = (0 if x is None else x.data_ptr() for x in pointers)
-        if not native.library().dq_product(_JOB.pack(*given, *image, *window, torch.get_num_threads(), *after, run)):
-            raise MemoryError("no memory for the border of an image")
+        low, high = integer_range(next_bits)
+        offset = code_offset(codes.device)
+        next_factor = None if next_factor is None else next_factor.contiguous()
+        coded = (next_factor, next_zero) if own is None else (next_factor, None)
+        after = (ACTIVATIONS[activation], *map(_address, coded))
+        after += (int(next_factor is not None and next_factor.numel() == 1), low + offset, high + offset, run)
+        ranges = (0,) * 6 if own is None else (*map(_address, own[:2]), int(own[2]), low, high, offset)
+        given = map(_address, pointers)
+        job = _JOB.pack(*given, *image, *taps, torch.get_num_threads(), *after, *ranges, SMALLEST_SCALE)
+        if not native.library().dq_product(job):
+            raise MemoryError("no memory for the border of an image, or for rows that wait for their ranges")
     return y
 
 
 torch.library.impl("dq_torchao::product", "CPU")(product)
+torch.library.impl("dq_torchao::product_dynamic_codes", "CPU")(product_dynamic_codes)
 
 
 @torch.library.register_fake("dq_torchao::product")
@@ -154,6 +216,20 @@ def _(
     if kernel:
         return empty_conv2d_output(codes, (written, 0, *kernel), stride, padding, dilation, dtype)
     return codes.new_empty((*codes.shape[:-1], written), dtype=dtype)
+
+
+@torch.library.register_fake("dq_torchao::product_dynamic_codes")
+def _(
+    codes: Tensor, scale, zero_point, panels, sums: Tensor, weight_scale, bias, kernel, stride, padding, dilation,
+    activation, factor, bits, symmetric,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    rows = codes.shape[:-1]
+    own = codes.new_empty((*rows, 1), dtype=torch.float32), codes.new_empty((*rows, 1), dtype=torch.int32)
+    return codes.new_empty((*rows, _written(len(sums), activation))), *own
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 def _run(rows: int, scale: Tensor, zero_point: Tensor) -> int:
@@ -169,5 +245,6 @@ def _written(outputs: int, activation: str) -> int:
 
 
 _ONE_TAP = (1, 1, 1, 1, 0, 0, 1, 1)
-_JOB = Struct("31q")
-"""The fields of a job in product.cpp: 8 pointers, 7 sizes, the window of 8, threads, what follows, and the run."""
+_JOB = Struct("37qd")
+"""The fields of a job in product.cpp: 8 pointers, 7 sizes, the window of 8, threads, what follows (6), the run, and the
+ranges of rows."""

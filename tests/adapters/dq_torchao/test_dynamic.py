@@ -9,7 +9,7 @@ import dq_torchao
 import pytest
 import torch
 from dq_torchao import restoring
-from dq_torchao.kernels import Kernel, native
+from dq_torchao.kernels import Kernel, dynamic_codes, native
 from dq_torchao.layer import IntegerLayer
 from dq_torchao.lowering import lower_layer
 from plans import corrected
@@ -24,6 +24,7 @@ from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.quantized.simulate import SimulateAdapter
 from dq_plugins.timesteps import TimestepContext
 
+FEWEST = dynamic_codes.__globals__["FEWEST"]
 ONE, PER_SAMPLE, PER_TOKEN = [500.0], [100.0, 900.0, 500.0, 500.0], [[100.0, 500.0, 900.0, 900.0, 100.0]] * 4
 
 
@@ -209,8 +210,9 @@ def test_too_many_bits_are_simulated_in_floating_point():
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("freezing", [False, True])
-def test_compiled_in_integers_without_recompiling(freezing, symmetric):
+@pytest.mark.parametrize(("freezing", "fewest"), [(False, FEWEST), (True, FEWEST), (True, 0)])
+def test_compiled_in_integers_without_recompiling(freezing, fewest, symmetric, monkeypatch):
+    monkeypatch.setitem(dynamic_codes.__globals__, "FEWEST", fewest)  # of values that a kernel of ours takes
     model = build()
     dq_torchao.apply(model, dynamic_plan(corrected_plan(model), symmetric))
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -228,6 +230,7 @@ def test_compiled_in_integers_without_recompiling(freezing, symmetric):
         "onednn::qlinear_pointwise" if native.why_not() else f"dq_torchao::{'product' if freezing else 'int8_linear'}"
     )
     assert calls[name] >= 2
+    assert ("dq_torchao::dynamic_codes" in calls) == (fewest == 0 and not native.why_not())
     assert not any("pack" in name or "layout" in name for name in calls)
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dq_torchao.kernels import code_offset, dynamic_codes, native
+from dq_torchao.kernels import dynamic_codes, native
 
 from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.plan import DynamicActivationQuant
@@ -44,7 +44,7 @@ def test_the_kernel_makes_the_codes_of_the_definition(name, balanced, symmetric,
         assert (found.dtype, found.shape, found.stride()) == (expected.dtype, expected.shape, expected.stride())
     transform = None if balance is None else LayerTransform(balance)
     simulated = quantize_dynamically(x, quant, transform, LAYER_KINDS[kind])
-    values = (codes.float() - code_offset(x.device) - zero_point) * scale
+    values = (codes.float() - zero_point) * scale
     torch.testing.assert_close(values if factor is None else values / factor, simulated, rtol=1e-6, atol=0)
 
 

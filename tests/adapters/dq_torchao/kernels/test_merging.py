@@ -4,51 +4,13 @@ import pytest
 import torch
 from dq_torchao.kernels import activation_codes, merging, native
 from dq_torchao.kernels.norm import group_statistics, row_statistics
-from dq_torchao.kernels.panels import panels
-from dq_torchao.kernels.product import LINEAR
-from torch import Tensor, fx
+from merged_graphs import OURS, in_loops, layer, merged, multiply, targets
+from torch import Tensor
 from torch._inductor import config as inductor_config
-from torch._inductor.decomposition import select_decomp_table
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="no kernels of ours here")
-OURS = torch.ops.dq_torchao
-
-
-def layer(outputs: int, inputs: int) -> tuple[Tensor, ...]:
-    weight = torch.randint(-128, 128, (outputs, inputs), dtype=torch.int8)
-    scale, zero = torch.tensor([2e-3]), torch.tensor([120], dtype=torch.int32)
-    return (
-        scale,
-        zero,
-        panels(weight),
-        weight.sum(1, dtype=torch.int32),
-        torch.rand(outputs) * 0.01,
-        torch.randn(outputs),
-    )
-
-
-def multiply(codes: Tensor, layer: tuple[Tensor, ...]) -> Tensor:
-    return OURS.product(codes, *layer, *LINEAR)
-
-
-def in_loops(x: Tensor, layer: tuple[Tensor, ...], bits: int = 8) -> Tensor:
-    """As a compiler sees it."""
-    low, high = 128 - 2 ** (bits - 1), 127 + 2 ** (bits - 1)
-    return ((x.float() * layer[0].reciprocal()).round() + layer[1]).clamp(low, high).to(torch.uint8)
-
-
-def merged(function, *arguments) -> fx.GraphModule:
-    graph = make_fx(torch.func.functionalize(function), select_decomp_table(), "fake")(*arguments)
-    merging.Merging()(graph.graph)
-    graph.graph.lint()
-    graph.recompile()
-    return graph
-
-
-def targets(graph: fx.GraphModule) -> list[object]:
-    return [node.target for node in graph.graph.nodes if node.op == "call_function"]
 
 
 @pytest.fixture
