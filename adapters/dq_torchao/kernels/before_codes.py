@@ -1,4 +1,4 @@
-"""What lies before codes by ranges of their own, as part of the operator that makes them (`kernels.dynamic_codes`).
+"""What lies before codes of an input, as part of the operator that makes them (`kernels.dynamic_codes`).
 
 A part of `dq_torchao.kernels.merging`, with the same graphs. From the codes backwards, what only they use:
 
@@ -19,10 +19,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from dq_torchao.kernels.dynamic_codes import PAIRS
-from dq_torchao.kernels.nodes import called, value
+from dq_plugins.affine import integer_range
+from dq_torchao.kernels.dynamic_codes import FEWEST, PAIRS
+from dq_torchao.kernels.nodes import called, only_user, value
 
 _ATEN, _OURS = torch.ops.aten, torch.ops.dq_torchao
+_TO_DTYPE = torch.ops.prims.convert_element_type.default
+_TO_CODES = (_ATEN.mul.Tensor, _ATEN.round.default, _ATEN.add.Tensor, _ATEN.clamp_min.default, _ATEN.clamp_max.default)
 _PLAIN = 6
 """Arguments of the codes of what nothing is done to."""
 
@@ -37,10 +40,20 @@ def same_codes(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def on_the_way(graph: fx.Graph, node: fx.Node) -> None:
-    """Take what lies before into the operator."""
-    if node.target is not _OURS.dynamic_codes.default or len(node.args) != _PLAIN or node.args[5]:
-        return
-    x, *quant = node.args[:5]
+    """Take what lies before codes, by ranges of their own or by given ones, into the operator that makes them."""
+    if node.target is _OURS.dynamic_codes.default:
+        if len(node.args) == _PLAIN and not node.args[5]:
+            x, *quant = node.args[:5]
+            _take(graph, x, node, node.target, tuple(quant))
+    elif node.target in (_ATEN.add.Tensor, _ATEN.mul.Tensor, _ATEN.div.Tensor) and (coded := codes_of(node)):
+        last, quant = coded
+        if value(node).numel() >= FEWEST and value(node).device.type == "cpu":
+            spatial = 2 if value(node).dim() == 4 else 0
+            _take(graph, node, last, _OURS.activation_codes_after.default, (*quant, spatial))
+
+
+def _take(graph: fx.Graph, x: fx.Node, codes: fx.Node, target: Any, quant: tuple[Any, ...]) -> None:
+    """Let ``target`` make the ``codes`` of ``x`` of what lies before; ``quant``: its other arguments."""
     spatial = quant[-1]
     if len(x.users) > 1:
         return
@@ -49,8 +62,8 @@ def on_the_way(graph: fx.Graph, node: fx.Node) -> None:
     rows, eps = (base, None) if spatial else _before_normalisation(base)
     if rows is x or value(rows).dtype != torch.float32 or not _dense(value(rows), spatial):
         return
-    with graph.inserting_before(node):
-        node.replace_all_uses_with(called(graph, node.target, (rows, *quant, affine, eps, silu), value(node)))
+    with graph.inserting_before(codes):
+        codes.replace_all_uses_with(called(graph, target, (rows, *quant, affine, eps, silu), value(codes)))
 
 
 def _dense(x: torch.Tensor, spatial: int) -> bool:
@@ -120,3 +133,27 @@ def _before_normalisation(x: fx.Node) -> tuple[fx.Node, float | None]:
     made = statistics[0]
     matches = made.target is _OURS.row_statistics.default and made.args[0] is rows
     return (rows, made.args[1]) if matches else (x, None)
+
+
+def codes_of(node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]] | None:
+    """Where ``node`` becomes codes and nothing else: the node that has them, factor, zero point and width."""
+    steps: list[fx.Node] = []
+    last: fx.Node | None = node
+    for target in (*_TO_CODES, _TO_DTYPE):
+        last = only_user(last, target)
+        if last is None:
+            return None
+        steps.append(last)
+    scaled, _, shifted, low, high, _ = steps
+    factor, zero = (next(x for x in each.args if x is not of) for each, of in ((scaled, node), (shifted, steps[1])))
+    for bits in range(1, 9):
+        if (low.args[1], high.args[1]) == tuple(bound + 128 for bound in integer_range(bits)):
+            break
+    else:
+        return None
+    if last.args[1] != torch.uint8 or not isinstance(factor, fx.Node) or not isinstance(zero, fx.Node):
+        return None
+    one_zero = value(zero).numel() == 1 and value(zero).dtype == torch.int32
+    per_output = value(factor).dim() == 1 and value(factor).shape[0] == value(node).shape[-1]
+    takes = value(factor).numel() == 1 or (per_output and value(node).dim() != 4)
+    return (last, (factor, zero, bits)) if one_zero and takes and value(factor).dtype == torch.float32 else None

@@ -2,7 +2,7 @@
 // a sample), then its codes. A token stays in the processor's cache between the two; a sample is read twice.
 //
 // What lies before may be done on the way: a token's normalisation, factors and addends of channels, SiLU. Values are then
-// kept between the two, those of one unit at a time.
+// kept between the two, those of one unit at a time. Where a range is given, nothing waits for it.
 
 #include <omp.h>
 
@@ -29,6 +29,8 @@ struct DynamicCodesJob {
     int64_t step, units;   // from one row to the next, and units that share one
   } parts[4];              // factor and addend, and those that come next
   int64_t silu, threads;
+  const int32_t* given_zero;  // of the stored codes: by a given range, whose factor is [1] or [channels]; or null
+  int64_t one_factor;
 };
 
 namespace {
@@ -65,7 +67,7 @@ struct DynamicCodes {
       : job(j),
         form{int32_t(j.symmetric), int32_t(j.least), int32_t(j.most), int32_t(j.offset), float(j.smallest_scale)},
         n(j.rows * j.channels),
-        before(j.normed || j.silu || j.parts[0].rows || j.parts[1].rows),
+        before(j.normed || j.silu || j.parts[0].rows || j.parts[1].rows || j.given_zero),
         row(j.factor || before ? j.channels : PART),
         length(std::max<int64_t>(1, PART / row) * row) {}
 
@@ -77,19 +79,37 @@ struct DynamicCodes {
   Extremes look(const Unit& unit, int64_t start, const Statistics& of = {}) const {
     Seen seen;
     rows_of(start, [&](int64_t r, int64_t count) {
-      if (before)
-        transform(unit, of, seen, r);
-      else
-        see(seen, unit.x + r, job.factor, count);
+      if (!before) return see(seen, unit.x + r, job.factor, count);
+      Seen own = seen;  // in registers
+      const float* factor = job.factor;
+      float* values = unit.values + r;
+      transform(unit, of, r, [&](int64_t i, __m512 v, __mmask16 lanes) DQ_INLINE {
+        v = _mm512_maskz_mov_ps(lanes, times(v, factor, i, lanes));
+        own.see(v);
+        store(values + i, v, lanes);
+      });
+      seen = own;
     });
     return seen.extremes();
   }
 
-  void transform(const Unit& unit, const Statistics& of, Seen& seen, int64_t r) const {
+  // The codes of a row by the given range.
+  void write_given(const Unit& unit, const Statistics& of, int64_t r) const {
+    const Codes codes(int32_t(job.least + job.offset), int32_t(job.most + job.offset), *job.given_zero);
+    const __m512 shared = _mm512_set1_ps(*job.factor);
+    const float* factor = job.one_factor ? nullptr : job.factor;
+    uint8_t* to = unit.codes + r;
+    transform(unit, of, r, [&](int64_t i, __m512 v, __mmask16 lanes) DQ_INLINE {
+      store_bytes(to + i, codes(factor ? times(v, factor, i, lanes) : _mm512_mul_ps(v, shared)), lanes);
+    });
+  }
+
+  // What becomes of a row: `each(i, values, lanes)`.
+  template <class Each>
+  DQ_INLINE void transform(const Unit& unit, const Statistics& of, int64_t r, const Each& each) const {
     const Unit own = unit;  // what lies on the stack is not loaded again after every store
-    const float *x = own.x + r, *factor = job.factor;
+    const float* x = own.x + r;
     const bool normed = job.normed, activated = job.silu;
-    Seen all = seen;
     const __m512 mean = _mm512_set1_ps(of.mean), inverse = _mm512_set1_ps(of.inverse);
     by_lanes(row, [&](int64_t i, __mmask16 lanes) DQ_INLINE {
       __m512 v = load(x + i, lanes);
@@ -98,12 +118,8 @@ struct DynamicCodes {
         if (own.parts[p]) v = _mm512_mul_ps(v, load(own.parts[p] + i, lanes));
         if (own.parts[p + 1]) v = _mm512_add_ps(v, load(own.parts[p + 1] + i, lanes));
       }
-      if (activated) v = silu(v);
-      v = _mm512_maskz_mov_ps(lanes, times(v, factor, i, lanes));
-      all.see(v);
-      store(own.values + r + i, v, lanes);
+      each(i, activated ? silu(v) : v, lanes);
     });
-    seen = all;
   }
 
   void write(const Unit& unit, int64_t start, const Range& range) const {
@@ -125,6 +141,10 @@ struct DynamicCodes {
     const auto unit = [&](int64_t i) { return Unit(job, from + i, n, kept + i * n * before); };
     if (job.normed)
       for (int64_t i = 0; i < count; i++) of[i] = row_statistics(job.x + (from + i) * n, n, float(job.eps));
+    if (job.given_zero) {
+      for (int64_t i = 0; i < count; i++) write_given(unit(i), of[i], 0);
+      return;
+    }
     for (int64_t i = 0; i < count; i++) {
       Extremes found;
       for (int64_t start = 0; start < n; start += length) found.also(look(unit(i), start, of[i]));
@@ -136,6 +156,12 @@ struct DynamicCodes {
 
   void sample(int64_t u, float* kept, int64_t threads) const {
     const Unit unit(job, u, n, kept);
+    if (job.given_zero) {
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+      for (int64_t start = 0; start < n; start += length)
+        rows_of(start, [&](int64_t r, int64_t) { write_given(unit, {}, r); });
+      return;
+    }
     Extremes found;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -155,7 +181,7 @@ struct DynamicCodes {
     const bool parallel = !shared && job.units * n > 2 * PART;
     const int64_t threads = parallel ? job.threads : 1, inner = shared ? job.threads : 1;
     const int64_t together = n == job.channels ? std::clamp(NEAR / n, int64_t(1), TOGETHER) : 1;
-    const int64_t kept = before ? together * n : 0;
+    const int64_t kept = before && !job.given_zero ? together * n : 0;
     const std::unique_ptr<float, void (*)(void*)> memory(static_cast<float*>(malloc(4 * threads * kept + 1)), free);
     if (!memory) return false;
 #pragma omp parallel for num_threads(threads) if (parallel)

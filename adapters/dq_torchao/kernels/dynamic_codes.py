@@ -114,26 +114,98 @@ def _one_call(
     Raises:
         MemoryError: to keep the values of a unit.
     """
-    codes, scale, zero_point = _results(x, spatial)
-    units, channels, total = scale.numel(), x.shape[-1 - spatial], x.numel()
     by_channel = factor is not None or eps is not None or silu or len(affine) > 0
-    rows = total // (units * channels) if spatial and by_channel else 1
-    factor = None if factor is None else factor.contiguous()
-    parts = [None if part is None else _rows(part, channels, spatial) for part in affine]
-    fields = [field for part in parts for field in _fields(part, channels, units)]
-    low, high = integer_range(bits)
-    job = _JOB.pack(
-        x.data_ptr(), codes.data_ptr(), scale.data_ptr(), zero_point.data_ptr(),
-        0 if factor is None else factor.data_ptr(), units, rows, total // (units * rows),
-        symmetric, low, high, code_offset(x.device), SMALLEST_SCALE, eps is not None, eps or 0.0,
-        *fields, *_NO_PART * (2 * PAIRS - len(parts)), silu, torch.get_num_threads(),
-    )  # fmt: skip
-    if not native.library().dq_dynamic_codes(job):
-        raise MemoryError("no memory for the values of a sample")
-    return codes, scale, zero_point
+    x = _laid_out(x, spatial, by_channel)
+    results = _results(x, spatial)
+    _run(x, results, results[1].numel(), factor, bits, symmetric, spatial if by_channel else None, affine, eps, silu)
+    return results
 
 
 torch.library.impl("dq_torchao::dynamic_codes", "CPU")(_one_call)
+
+
+torch.library.define(
+    "dq_torchao::activation_codes_after",
+    "(Tensor x, Tensor factor, Tensor zero_point, int bits, int spatial, Tensor?[] affine, float? eps=None, "
+    "bool silu=False) -> Tensor",
+    tags=(torch.Tag.needs_exact_strides,),
+)
+
+
+@torch.library.register_fake("dq_torchao::activation_codes_after")
+def _(x: Tensor, *_, **__) -> Tensor:
+    return torch.empty_like(x, dtype=torch.uint8)
+
+
+def activation_codes_after(
+    x: Tensor,
+    factor: Tensor,
+    zero_point: Tensor,
+    bits: int,
+    spatial: int,
+    affine: Sequence[Tensor | None],
+    eps: float | None = None,
+    silu: bool = False,
+) -> Tensor:
+    """`dq_torchao.kernels.codes.activation_codes` of what becomes of ``x`` on the way: see `_one_call`.
+
+    Args:
+        x: and so on, see `_one_call`.
+        factor: float32, ``[1]`` or one for each channel.
+        zero_point: int32 ``[1]``, of the stored codes.
+        bits: width of the codes.
+        spatial: see `dynamic_codes`.
+        affine: see `_one_call`.
+        eps: likewise.
+        silu: likewise.
+    """
+    x = _laid_out(x, spatial, by_channel=True)
+    codes = torch.empty_like(x, dtype=torch.uint8)
+    units = len(x) if spatial else x.numel() // x.shape[-1]
+    _run(x, (codes, None, None), units, factor, bits, False, spatial, affine, eps, silu, zero_point)
+    return codes
+
+
+torch.library.impl("dq_torchao::activation_codes_after", "CPU")(activation_codes_after)
+
+
+def _run(
+    x: Tensor,
+    results: tuple[Tensor, Tensor | None, Tensor | None],
+    units: int,
+    factor: Tensor | None,
+    bits: int,
+    symmetric: bool,
+    spatial: int | None,
+    affine: Sequence[Tensor | None],
+    eps: float | None,
+    silu: bool,
+    given_zero: Tensor | None = None,
+) -> None:
+    """``spatial``: None where nothing depends on the channels; ``given_zero``: of a given range, with its factor."""
+    channels, total = x.shape[-1 - (spatial or 0)], x.numel()
+    rows = total // (units * channels) if spatial else 1
+    factor = None if factor is None else factor.contiguous()
+    parts = [None if part is None else _rows(part, channels, spatial or 0) for part in affine]
+    fields = [field for part in parts for field in _fields(part, channels, units)]
+    low, high = integer_range(bits)
+    job = _JOB.pack(
+        x.data_ptr(), *map(_address, results), _address(factor), units, rows, total // (units * rows),
+        symmetric, low, high, code_offset(x.device), SMALLEST_SCALE, eps is not None, eps or 0.0,
+        *fields, *_NO_PART * (2 * PAIRS - len(parts)), silu, torch.get_num_threads(), _address(given_zero),
+        factor is not None and factor.numel() == 1,
+    )  # fmt: skip
+    if not native.library().dq_dynamic_codes(job):
+        raise MemoryError("no memory for the values of a sample")
+
+
+def _laid_out(x: Tensor, spatial: int, by_channel: bool) -> Tensor:
+    last = spatial and x.dim() == 4 and (by_channel or not x.is_contiguous())
+    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _address(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 def _rows(part: Tensor, channels: int, spatial: int) -> Tensor:
@@ -152,5 +224,5 @@ def _fields(part: Tensor | None, channels: int, units: int) -> tuple[int, int, i
 
 
 _NO_PART = 0, 0, 1
-_JOB = Struct("12qdqd14q")
+_JOB = Struct("12qdqd16q")
 """The fields of a job in dynamic_codes.cpp."""

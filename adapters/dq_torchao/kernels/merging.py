@@ -24,14 +24,11 @@ from torch import fx
 from torch._inductor import config as inductor_config
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from dq_plugins.affine import integer_range
 from dq_torchao.kernels import before_codes, gelu, norm, product  # noqa: F401  # the operators that are looked for
-from dq_torchao.kernels.before_codes import on_the_way, same_codes
+from dq_torchao.kernels.before_codes import codes_of, on_the_way, same_codes
 from dq_torchao.kernels.nodes import called, only_user, value
 
 _ATEN, _OURS = torch.ops.aten, torch.ops.dq_torchao
-_TO_DTYPE = torch.ops.prims.convert_element_type.default
-_TO_CODES = (_ATEN.mul.Tensor, _ATEN.round.default, _ATEN.add.Tensor, _ATEN.clamp_min.default, _ATEN.clamp_max.default)
 _PLAIN = 11
 """Arguments of a product that nothing follows."""
 
@@ -146,7 +143,7 @@ def _following(graph: fx.Graph, node: fx.Node) -> None:
             then = *before.args, activation, factor, bits, symmetric
             own.replace_all_uses_with(called(graph, _OURS.product_dynamic_codes.default, then, value(own)))
         return
-    coded = _codes_of(result)
+    coded = codes_of(result)
     last, rest = (result, ()) if coded is None else coded
     with graph.inserting_before(last):
         last.replace_all_uses_with(called(graph, before.target, (*before.args, activation, *rest), value(last)))
@@ -165,27 +162,3 @@ def _gated(activated: fx.Node) -> tuple[Any, fx.Node]:
         return None, activated
     of_both = result.target is _ATEN.mul.Tensor and set(result.args) == {halves[0], activated}
     return (split.args[0], result) if of_both and len(halves[0].users) == 1 else (None, activated)
-
-
-def _codes_of(node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]] | None:
-    """Where ``node`` becomes codes and nothing else: the node that has them, factor, zero point and width."""
-    steps: list[fx.Node] = []
-    last: fx.Node | None = node
-    for target in (*_TO_CODES, _TO_DTYPE):
-        last = only_user(last, target)
-        if last is None:
-            return None
-        steps.append(last)
-    scaled, _, shifted, low, high, _ = steps
-    factor, zero = (next(x for x in each.args if x is not of) for each, of in ((scaled, node), (shifted, steps[1])))
-    for bits in range(1, 9):
-        if (low.args[1], high.args[1]) == tuple(bound + 128 for bound in integer_range(bits)):
-            break
-    else:
-        return None
-    if last.args[1] != torch.uint8 or not isinstance(factor, fx.Node) or not isinstance(zero, fx.Node):
-        return None
-    one_zero = value(zero).numel() == 1 and value(zero).dtype == torch.int32
-    per_output = value(factor).dim() == 1 and value(factor).shape[0] == value(node).shape[-1]
-    takes = value(factor).numel() == 1 or (per_output and value(node).dim() != 4)
-    return (last, (factor, zero, bits)) if one_zero and takes and value(factor).dtype == torch.float32 else None

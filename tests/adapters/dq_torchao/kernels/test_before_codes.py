@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from dq_torchao.kernels import merging, native
-from merged_graphs import OURS, layer, merged, multiply, targets
+from dq_torchao.kernels import before_codes, merging, native
+from merged_graphs import OURS, in_loops, layer, merged, multiply, targets
 from torch import Tensor, fx
 from torch.nn import functional as F
 
@@ -199,3 +199,57 @@ def test_not_a_number_is_found_on_the_way(feed):
     assert scales[1].eq(1.0).all()
     assert zeros[1].eq(128).all()
     assert scales[0].ne(1.0).all()
+
+
+@pytest.mark.parametrize("bits", [8, 5])
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+def test_given_ranges_after_layer_normalisation(feed, affine, balanced, bits, monkeypatch):
+    monkeypatch.setattr(before_codes, "FEWEST", 0)
+
+    def run(modulation, factor, codes, *parameters):
+        shift, scale = modulation.unsqueeze(1).chunk(2, -1)
+        x = F.layer_norm(multiply(codes, parameters), (68,), *parameters[4:] if affine else ())
+        x = x * (1 + scale) + shift
+        return in_loops(x, (1 / factor, parameters[1]) if balanced else (parameters[0] * 10, parameters[1]), bits)
+
+    arguments = (torch.randn(3, 136), torch.rand(68) + 0.5, *feed)
+    graph, apart = merged(run, *arguments), separate(monkeypatch, run, *arguments)
+    assert OURS.activation_codes_after.default in targets(graph)
+    assert not {torch.ops.aten.round.default, OURS.row_statistics.default} & set(targets(graph))
+    assert torch.ops.aten.round.default in targets(apart)
+    assert torch.equal(graph(*arguments), apart(*arguments))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("shape", [(2, 24, 5, 6), (1, 130, 3, 3), (3, 64, 40, 41)])
+def test_given_ranges_after_group_normalisation(feed, shape, silu, threads, monkeypatch):
+    monkeypatch.setattr(before_codes, "FEWEST", 0)
+
+    def run(x, weight, bias, codes, *parameters):
+        y = F.group_norm(x * 2.0, 2, weight, bias, 1e-5)
+        return in_loops(F.silu(y) if silu else y, (parameters[0] * 10, parameters[1])), multiply(codes, parameters)
+
+    x = torch.randn(shape).to(memory_format=torch.channels_last)
+    arguments = (x, *torch.randn(2, shape[1]), *feed)
+    graph, apart, before = merged(run, *arguments), separate(monkeypatch, run, *arguments), torch.get_num_threads()
+    assert torch.ops.aten.round.default not in targets(graph)
+    try:
+        torch.set_num_threads(threads)
+        found, expected = graph(*arguments)[0], apart(*arguments)[0]
+    finally:
+        torch.set_num_threads(before)
+    assert found.stride() == expected.stride()
+    apart_by = (found.int() - expected.int()).abs()
+    assert apart_by.max() <= silu
+    assert apart_by.double().mean() < 0.01
+
+
+def test_given_ranges_of_small_inputs_stay_in_loops(feed):
+    def run(codes, *parameters):
+        return in_loops(F.layer_norm(multiply(codes, parameters), (68,)), parameters)
+
+    graph = merged(run, *feed)
+    assert torch.ops.aten.round.default in targets(graph)
+    assert OURS.activation_codes_after.default not in targets(graph)
