@@ -3,9 +3,8 @@
 A part of `dq_torchao.kernels.merging`, with the same graphs. From the codes backwards, what only they use:
 
 - SiLU, ``x / (1 + exp(-x))``;
-- factors and addends of channels: the affine part of a normalisation, modulation by the timestep, and of group
-  normalisation, whose statistics a compiler puts into them, all but the statistics;
-- layer normalisation by `dq_torchao.kernels.norm.row_statistics`.
+- factors and addends of channels: the affine part of a normalisation, modulation by the timestep;
+- layer and group normalisation by the statistics of `dq_torchao.kernels.norm`.
 
 A value is then read from memory once, and only its codes are written.
 """
@@ -60,10 +59,13 @@ def _take(graph: fx.Graph, x: fx.Node, codes: fx.Node, target: Any, quant: tuple
     activated, silu = _before_silu(x)
     base, affine = _before_affine(activated, spatial, users=1 + silu)
     rows, eps = (base, None) if spatial else _before_normalisation(base)
+    groups = 0
+    if spatial and affine:
+        affine[:2], eps, groups = _group_normalisation(base, affine[:2])
     if rows is x or value(rows).dtype != torch.float32 or not _dense(value(rows), spatial):
         return
     with graph.inserting_before(codes):
-        codes.replace_all_uses_with(called(graph, target, (rows, *quant, affine, eps, silu), value(codes)))
+        codes.replace_all_uses_with(called(graph, target, (rows, *quant, affine, eps, silu, groups), value(codes)))
 
 
 def _dense(x: torch.Tensor, spatial: int) -> bool:
@@ -133,6 +135,49 @@ def _before_normalisation(x: fx.Node) -> tuple[fx.Node, float | None]:
     made = statistics[0]
     matches = made.target is _OURS.row_statistics.default and made.args[0] is rows
     return (rows, made.args[1]) if matches else (x, None)
+
+
+def _group_normalisation(x: fx.Node, affine: list[Any]) -> tuple[list[Any], float | None, int]:
+    """Weight and bias, eps and groups, where the factor and the addend of channels are those of a group normalisation.
+
+    A compiler makes of it, with mean m and inverse deviation r: factor ``r w``, addend ``-m (r w) + b``.
+    """
+    as_it_is = affine, None, 0
+    samples, channels = value(x).shape[:2]
+    factor, addend = (_stripped(each, samples, channels) for each in affine)
+    if (
+        factor is None
+        or addend is None
+        or factor.target is not _ATEN.mul.Tensor
+        or addend.target is not _ATEN.add.Tensor
+    ):
+        return as_it_is
+    (inverse, weight), (shift, bias) = factor.args, addend.args
+    if getattr(shift, "target", None) is not _ATEN.mul.Tensor or shift.args[1] is not factor:
+        return as_it_is
+    mean = shift.args[0].args[0] if shift.args[0].target is _ATEN.neg.default else None
+    statistics = [each.args[0] for each in (mean, inverse) if getattr(each, "target", None) is operator.getitem]
+    if len(statistics) != 2 or statistics[0] is not statistics[1] or (mean.args[1], inverse.args[1]) != (0, 1):
+        return as_it_is
+    made = statistics[0]
+    by_channel = all(isinstance(each, fx.Node) and value(each).numel() == channels for each in (weight, bias))
+    if made.target is not _OURS.group_statistics.default or made.args[0] is not x or not by_channel:
+        return as_it_is
+    return [weight, bias], made.args[2], made.args[1]
+
+
+def _stripped(x: fx.Node | None, samples: int, channels: int) -> fx.Node | None:
+    """What is looked at as ``[N, C, 1, 1]``."""
+    while x is not None and x.target is _ATEN.unsqueeze.default:
+        x = x.args[0]
+    if (
+        x is None
+        or x.target is not _ATEN.as_strided.default
+        or list(x.args[1:]) != [[samples, channels], [channels, 1]]
+    ):
+        return None
+    groups = value(x.args[0])
+    return x.args[0] if groups.is_contiguous() and groups.numel() == samples * channels else None
 
 
 def codes_of(node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]] | None:

@@ -22,7 +22,7 @@ struct DynamicCodesJob {
   const float* factor;  // [channels], or null
   int64_t units, rows, channels, symmetric, least, most, offset;
   double smallest_scale;
-  int64_t normed;  // whether rows are normalised first
+  int64_t normed;  // whether rows are normalised first; samples are where there are groups of channels
   double eps;
   struct {
     const float* rows;     // of channels, or null
@@ -31,6 +31,7 @@ struct DynamicCodesJob {
   int64_t silu, threads;
   const int32_t* given_zero;  // of the stored codes: by a given range, whose factor is [1] or [channels]; or null
   int64_t one_factor;
+  int64_t groups;  // whose normalisation has the first factor and addend; 0: none
 };
 
 namespace {
@@ -154,8 +155,29 @@ struct DynamicCodes {
       for (int64_t start = 0; start < n; start += length) write(unit(i), start, range[i]);
   }
 
-  void sample(int64_t u, float* kept, int64_t threads) const {
-    const Unit unit(job, u, n, kept);
+  // Group normalisation of a sample as a factor and an addend for each channel, as a compiler has it; false without memory.
+  bool put_group_normalisation(Unit& unit, float* kept, int64_t threads) const {
+    const int64_t channels = job.channels, size = channels / job.groups;
+    float *factor = kept, *addend = factor + channels, *mean = addend + channels, *inverse = mean + job.groups;
+    if (!dq_group_statistics(unit.x, 1, job.rows, channels, job.groups, float(job.eps), mean, inverse, int32_t(threads)))
+      return false;
+    for (int64_t c = 0; c < channels; c++) {
+      factor[c] = inverse[c / size] * unit.parts[0][c];
+      addend[c] = -mean[c / size] * factor[c] + unit.parts[1][c];
+    }
+    unit.parts[0] = factor, unit.parts[1] = addend;
+    return true;
+  }
+
+  // Whether there was memory.
+  bool sample(int64_t u, float* kept, int64_t threads) const {
+    Unit unit(job, u, n, kept);
+    if (job.groups && !put_group_normalisation(unit, kept + (job.given_zero ? 0 : n), threads)) return false;
+    put_codes(u, unit, threads);
+    return true;
+  }
+
+  void put_codes(int64_t u, const Unit& unit, int64_t threads) const {
     if (job.given_zero) {
 #pragma omp parallel for num_threads(threads) if (threads > 1)
       for (int64_t start = 0; start < n; start += length)
@@ -181,18 +203,19 @@ struct DynamicCodes {
     const bool parallel = !shared && job.units * n > 2 * PART;
     const int64_t threads = parallel ? job.threads : 1, inner = shared ? job.threads : 1;
     const int64_t together = n == job.channels ? std::clamp(NEAR / n, int64_t(1), TOGETHER) : 1;
-    const int64_t kept = before && !job.given_zero ? together * n : 0;
+    const int64_t kept = (before && !job.given_zero ? together * n : 0) + (job.groups ? 2 * (job.channels + job.groups) : 0);
     const std::unique_ptr<float, void (*)(void*)> memory(static_cast<float*>(malloc(4 * threads * kept + 1)), free);
     if (!memory) return false;
-#pragma omp parallel for num_threads(threads) if (parallel)
+    bool done = true;
+#pragma omp parallel for num_threads(threads) if (parallel) reduction(&& : done)
     for (int64_t u = 0; u < job.units; u += together) {
       float* own = memory.get() + (parallel ? omp_get_thread_num() : 0) * kept;
-      if (shared || n != job.channels)
-        sample(u, own, inner);
+      if (shared || n != job.channels || job.groups)
+        done = sample(u, own, inner) && done;
       else
         tokens(u, std::min(together, job.units - u), own);
     }
-    return true;
+    return done;
   }
 };
 

@@ -72,7 +72,7 @@ def _dense(x: Tensor, factor: Tensor | None, spatial: int) -> bool:
 torch.library.define(
     "dq_torchao::dynamic_codes",
     "(Tensor x, Tensor? factor, int bits, bool symmetric, int spatial, Tensor?[] affine, "
-    "float? eps=None, bool silu=False) -> (Tensor, Tensor, Tensor)",
+    "float? eps=None, bool silu=False, int groups=0) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.needs_exact_strides,),
 )
 
@@ -96,6 +96,7 @@ def _one_call(
     affine: Sequence[Tensor | None],
     eps: float | None = None,
     silu: bool = False,
+    groups: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`dynamic_codes` of what becomes of ``x`` on the way.
 
@@ -107,9 +108,10 @@ def _one_call(
         spatial: see `dynamic_codes`.
         affine: up to `PAIRS` pairs of factors and addends of channels, float32: ``[R, C]`` when reshaped,
             R a divisor of the number of units.
-        eps: of a layer normalisation of ``x`` before that (`dq_torchao.kernels.norm`), without spatial dimensions; or
-            None.
+        eps: of a normalisation of ``x`` before that (`dq_torchao.kernels.norm`), or None: of layers where there are no
+            spatial dimensions, else of groups, and the first pair then is its weight and bias.
         silu: whether SiLU of the result is taken last.
+        groups: of channels, of group normalisation.
 
     Raises:
         MemoryError: to keep the values of a unit.
@@ -117,7 +119,19 @@ def _one_call(
     by_channel = factor is not None or eps is not None or silu or len(affine) > 0
     x = _laid_out(x, spatial, by_channel)
     results = _results(x, spatial)
-    _run(x, results, results[1].numel(), factor, bits, symmetric, spatial if by_channel else None, affine, eps, silu)
+    _run(
+        x,
+        results,
+        results[1].numel(),
+        factor,
+        bits,
+        symmetric,
+        spatial if by_channel else None,
+        affine,
+        eps,
+        silu,
+        groups,
+    )
     return results
 
 
@@ -127,7 +141,7 @@ torch.library.impl("dq_torchao::dynamic_codes", "CPU")(_one_call)
 torch.library.define(
     "dq_torchao::activation_codes_after",
     "(Tensor x, Tensor factor, Tensor zero_point, int bits, int spatial, Tensor?[] affine, float? eps=None, "
-    "bool silu=False) -> Tensor",
+    "bool silu=False, int groups=0) -> Tensor",
     tags=(torch.Tag.needs_exact_strides,),
 )
 
@@ -146,6 +160,7 @@ def activation_codes_after(
     affine: Sequence[Tensor | None],
     eps: float | None = None,
     silu: bool = False,
+    groups: int = 0,
 ) -> Tensor:
     """`dq_torchao.kernels.codes.activation_codes` of what becomes of ``x`` on the way: see `_one_call`.
 
@@ -158,11 +173,12 @@ def activation_codes_after(
         affine: see `_one_call`.
         eps: likewise.
         silu: likewise.
+        groups: likewise.
     """
     x = _laid_out(x, spatial, by_channel=True)
     codes = torch.empty_like(x, dtype=torch.uint8)
     units = len(x) if spatial else x.numel() // x.shape[-1]
-    _run(x, (codes, None, None), units, factor, bits, False, spatial, affine, eps, silu, zero_point)
+    _run(x, (codes, None, None), units, factor, bits, False, spatial, affine, eps, silu, groups, zero_point)
     return codes
 
 
@@ -180,6 +196,7 @@ def _run(
     affine: Sequence[Tensor | None],
     eps: float | None,
     silu: bool,
+    groups: int,
     given_zero: Tensor | None = None,
 ) -> None:
     """``spatial``: None where nothing depends on the channels; ``given_zero``: of a given range, with its factor."""
@@ -191,9 +208,9 @@ def _run(
     low, high = integer_range(bits)
     job = _JOB.pack(
         x.data_ptr(), *map(_address, results), _address(factor), units, rows, total // (units * rows),
-        symmetric, low, high, code_offset(x.device), SMALLEST_SCALE, eps is not None, eps or 0.0,
+        symmetric, low, high, code_offset(x.device), SMALLEST_SCALE, eps is not None and not groups, eps or 0.0,
         *fields, *_NO_PART * (2 * PAIRS - len(parts)), silu, torch.get_num_threads(), _address(given_zero),
-        factor is not None and factor.numel() == 1,
+        factor is not None and factor.numel() == 1, groups,
     )  # fmt: skip
     if not native.library().dq_dynamic_codes(job):
         raise MemoryError("no memory for the values of a sample")
@@ -224,5 +241,5 @@ def _fields(part: Tensor | None, channels: int, units: int) -> tuple[int, int, i
 
 
 _NO_PART = 0, 0, 1
-_JOB = Struct("12qdqd16q")
+_JOB = Struct("12qdqd17q")
 """The fields of a job in dynamic_codes.cpp."""

@@ -43,7 +43,6 @@ void by_channel(const float* x, int64_t pixels, int64_t channels, int64_t count,
 
 }  // namespace
 
-// Of groups of channels, of [samples][pixels][channels]; 0 without memory.
 extern "C" int dq_group_statistics(const float* x, int64_t samples, int64_t pixels, int64_t channels, int64_t groups,
                                    float eps, float* mean, float* inverse, int32_t threads) {
   const int64_t blocks = (channels + WIDTH - 1) / WIDTH, size = channels / groups;

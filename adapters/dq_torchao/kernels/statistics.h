@@ -19,6 +19,10 @@ inline float sum(const float* x, int64_t n, const Value& value) {
   return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
 }
 
+// Of groups of channels, of [samples][pixels][channels]; 0 without memory.
+extern "C" int dq_group_statistics(const float* x, int64_t samples, int64_t pixels, int64_t channels, int64_t groups,
+                                   float eps, float* mean, float* inverse, int32_t threads);
+
 struct Statistics {
   float mean = 0.0f, inverse = 1.0f;
 };
