@@ -1,8 +1,8 @@
 """Activation codes by ranges of their own: of each token of a linear layer, of each sample of a convolution.
 
 On a CPU a kernel of ours finds the ranges and makes the codes, in eager mode and in graphs whose weights are frozen.
-There what lies before may become part of it (`dq_torchao.kernels.merging`): layer normalisation, factors and addends of
-channels, SiLU. Elsewhere a compiler fuses the definition.
+There what lies before may become part of it (`dq_torchao.kernels.before_codes`), as of codes by given ranges:
+normalisation, factors and addends of channels, SiLU. Elsewhere a compiler fuses the definition.
 
 Shapes: ``x [..., C]``, or ``[N, C, *positions]``; a unit is a token or a sample.
 """

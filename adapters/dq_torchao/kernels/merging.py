@@ -6,7 +6,7 @@ passes, when every value is a node with known uses, this one changes
 - a product, GELU of it (or of its second half, times the first) and the codes of that: one product, which writes the
   codes of the next layer's input, by given ranges or by ranges of their own;
 - the statistics of layer and group normalisation: `dq_torchao.kernels.norm`;
-- what lies before codes by ranges of their own: part of these (`dq_torchao.kernels.before_codes`);
+- normalisation, what modulates it, SiLU, and the codes of that: one kernel (`dq_torchao.kernels.before_codes`);
 - ``1 / scale`` of every layer's codes: looked up, as the scale is, instead of divided in each step of a loop;
 - a division by 1.0, as attention blocks have it of a factor that is not used: nothing.
 

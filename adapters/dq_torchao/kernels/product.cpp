@@ -36,10 +36,10 @@ struct ProductJob {
   int64_t samples, height, width, channels, outputs, rows, columns;
   int64_t kernel[2], stride[2], padding[2], dilation[2];
   int64_t threads, activation;
-  const float* next_factor;  // one, or as many as outputs are written; null: no codes
-  const int32_t* next_zero;
-  int64_t one_factor, low, high;
   int64_t run;  // rows that share a scale and a zero point; 0: all
+  const float* next_factor;  // one, or as many as outputs are written; null: no codes, or of values as they are
+  const int32_t* next_zero;
+  int64_t one_factor, low, high;  // of the stored codes
   float* own_scale;  // [rows of the result], where its codes have ranges of their own, which then go there; or null
   int32_t* own_zero;
   int64_t symmetric, least, most, offset;  // of these; see ranges.h

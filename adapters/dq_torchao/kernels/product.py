@@ -160,10 +160,11 @@ def _multiplied(
 ) -> Tensor:
     panels, sums, weight_scale, bias = layer
     kernel, stride, padding, dilation = window
-    next_factor, next_zero, next_bits = then
     outputs = sums.shape[0]
     written = _written(outputs, activation)
-    dtype = torch.float32 if next_factor is None and own is None else torch.uint8
+    if then[0] is not None:
+        then = then[0].contiguous(), *then[1:]
+    dtype = torch.float32 if then[0] is None and own is None else torch.uint8
     if kernel:
         codes = codes.contiguous(memory_format=torch.channels_last)
         y = empty_conv2d_output(codes, (written, 0, *kernel), stride, padding, dilation, dtype)
@@ -183,23 +184,33 @@ def _multiplied(
         taps = _ONE_TAP
     if written != outputs and outputs % GATED_OUTPUTS:
         raise ValueError(f"{outputs} gated outputs are no multiple of {GATED_OUTPUTS}")
-    if y.numel():
-        run = _run(y.numel() // written, scale, zero_point)
-        scale, zero_point = scale.contiguous(), zero_point.contiguous()
-        weight_scale, bias = weight_scale.contiguous(), None if bias is None else bias.contiguous()
-        pointers = (codes, panels, sums, weight_scale, bias, scale, zero_point, y)
-        low, high = integer_range(next_bits)
-        offset = code_offset(codes.device)
-        next_factor = None if next_factor is None else next_factor.contiguous()
-        coded = (next_factor, next_zero) if own is None else (next_factor, None)
-        after = (ACTIVATIONS[activation], *map(_address, coded))
-        after += (int(next_factor is not None and next_factor.numel() == 1), low + offset, high + offset, run)
-        ranges = (0,) * 6 if own is None else (*map(_address, own[:2]), int(own[2]), low, high, offset)
-        given = map(_address, pointers)
-        job = _JOB.pack(*given, *image, *taps, torch.get_num_threads(), *after, *ranges, SMALLEST_SCALE)
+    total = y.numel()
+    if total:
+        run = _run(total // written, scale, zero_point)
+        after = _NO_CODES if dtype is torch.float32 else _codes_after(then, own)
+        # alive until the kernel has read them
+        scale, zero_point, weight_scale = scale.contiguous(), zero_point.contiguous(), weight_scale.contiguous()
+        bias = None if bias is None else bias.contiguous()
+        job = _JOB.pack(
+            codes.data_ptr(), panels.data_ptr(), sums.data_ptr(), weight_scale.data_ptr(), _address(bias),
+            scale.data_ptr(), zero_point.data_ptr(), y.data_ptr(), *image, *taps, torch.get_num_threads(),
+            ACTIVATIONS[activation], run, *after, SMALLEST_SCALE,
+        )  # fmt: skip
         if not native.library().dq_product(job):
             raise MemoryError("no memory for the border of an image, or for rows that wait for their ranges")
     return y
+
+
+def _codes_after(
+    then: tuple[Tensor | None, Tensor | None, int], own: tuple[Tensor, Tensor, bool] | None
+) -> tuple[int, ...]:
+    factor, zero, bits = then
+    low, high = integer_range(bits)
+    offset = code_offset(_CPU)
+    one = int(factor is not None and factor.numel() == 1)
+    ranges = (0, 0, 0) if own is None else (own[0].data_ptr(), own[1].data_ptr(), int(own[2]))
+    given = zero if own is None else None
+    return _address(factor), _address(given), one, low + offset, high + offset, *ranges, low, high, offset
 
 
 torch.library.impl("dq_torchao::product", "CPU")(product)
@@ -245,6 +256,8 @@ def _written(outputs: int, activation: str) -> int:
 
 
 _ONE_TAP = (1, 1, 1, 1, 0, 0, 1, 1)
+_CPU = torch.device("cpu")
+_NO_CODES = (0,) * 11
 _JOB = Struct("37qd")
-"""The fields of a job in product.cpp: 8 pointers, 7 sizes, the window of 8, threads, what follows (6), the run, and the
-ranges of rows."""
+"""The fields of a job in product.cpp: 8 pointers, 7 sizes, the window of 8, threads, activation, run, codes (11), and
+the smallest scale."""
