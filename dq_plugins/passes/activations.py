@@ -60,7 +60,8 @@ def statistics(context: PassContext, layers: tuple[str, ...], also: Receive | No
         if set(layers) <= set(found.layers):
             return found
     folder = context.workdir / "statistics" if context.workdir and also is None else None
-    given = context.denoiser, context.calibration, layers
+    calls, samples = context.calibration, context.statistics_samples
+    given = context.denoiser, calls if samples is None else calls.spread(len(calls), samples), layers
     known.append(collect(*given, folder=folder, transforms=context.transforms, rows=context.row_orders, also=also))
     return known[-1]
 

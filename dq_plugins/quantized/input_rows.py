@@ -9,6 +9,7 @@ Shapes: ``N`` batch, ``C`` input channels, ``O`` output channels, ``P`` groups o
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -48,25 +49,36 @@ def input_rows(layer: nn.Module, x: Tensor, count: int, generator: torch.Generat
         return rows[_drawn(len(rows), count, generator)].float()[None]
     convolution: Any = layer
     x = x if x.dim() == kind.spatial + 2 else x[None]
-    patches = _padded(convolution, x)
-    for axis in range(kind.spatial):
-        reach = convolution.dilation[axis] * (convolution.kernel_size[axis] - 1) + 1
-        patches = patches.unfold(2 + axis, reach, convolution.stride[axis])  # a view, [N, C, *positions, *reach]
-    positions = patches.shape[2 : 2 + kind.spatial]
-    drawn = _drawn(x.shape[0] * positions.numel(), count, generator)
+    axes = range(kind.spatial)
+    border = convolution._reversed_padding_repeated_twice  # what nn.Conv itself hands to F.pad, "same" included
+    if convolution.padding_mode != "zeros":
+        x, border = F.pad(x, border, mode=convolution.padding_mode), [0] * len(border)
+    before = [border[2 * (kind.spatial - 1 - axis)] for axis in axes]
+    after = [border[2 * (kind.spatial - 1 - axis) + 1] for axis in axes]
+    reach = [convolution.dilation[axis] * (convolution.kernel_size[axis] - 1) + 1 for axis in axes]
+    spans = [x.shape[2 + axis] + before[axis] + after[axis] - reach[axis] for axis in axes]
+    positions = [span // stride + 1 for span, stride in zip(spans, convolution.stride, strict=True)]
+    drawn = _drawn(x.shape[0] * prod(positions), count, generator)
     sample, *place = torch.unravel_index(drawn, (x.shape[0], *positions))
-    steps = tuple(slice(None, None, d) for d in convolution.dilation)
-    rows = patches[(sample, slice(None), *place)][(..., *steps)]  # [R, C, *kernel]
+    outside, where = torch.zeros((), dtype=torch.bool), []
+    for axis in axes:
+        taps = torch.arange(convolution.kernel_size[axis]) * convolution.dilation[axis] - before[axis]
+        index = _along(place[axis] * convolution.stride[axis], 0, kind.spatial) + _along(taps, 1 + axis, kind.spatial)
+        outside = outside | (index < 0) | (index >= x.shape[2 + axis])
+        where.append(index.clamp(0, x.shape[2 + axis] - 1))
+    # only the patches are padded, not all of the input: [R, *kernel, C]
+    rows = x.movedim(1, -1)[(_along(sample, 0, kind.spatial), *where)]
+    rows = rows.masked_fill(outside[..., None].to(x.device), 0)
+    rows = rows.movedim(-1, 1)  # [R, C, *kernel]
     return rows.reshape(len(rows), convolution.groups, -1).transpose(0, 1).float()
+
+
+def _along(index: Tensor, axis: int, spatial: int) -> Tensor:
+    """``[n]`` along one of the axes of patches, ``[R, *kernel]``."""
+    return index.reshape([-1 if axis == each else 1 for each in range(1 + spatial)])
 
 
 def _drawn(total: int, count: int, generator: torch.Generator) -> Tensor:
     if total <= count:
         return torch.arange(total)
     return torch.randperm(total, generator=generator)[:count].sort().values
-
-
-def _padded(convolution: Any, x: Tensor) -> Tensor:
-    border = convolution._reversed_padding_repeated_twice  # what nn.Conv itself hands to F.pad, "same" included
-    mode = "constant" if convolution.padding_mode == "zeros" else convolution.padding_mode
-    return F.pad(x, border, mode=mode)

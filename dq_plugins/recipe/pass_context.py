@@ -42,6 +42,8 @@ class PassContext:
         transforms: of the inputs of planned layers, by layer; passes that look at inputs or weights look at transformed
             ones.
         workdir: folder of the running pass for intermediate results, so that it can resume; None: no resume.
+        statistics_samples: samples that statistics of inputs are of at least, from all recorded calls, each of which
+            gives one at least; None: all samples of all calls.
         measurements: seconds, memory and the like by pass name. They differ from run to run, so they stay out of the
             plan.
     """
@@ -53,6 +55,7 @@ class PassContext:
     running: str = ""
     transforms: Mapping[str, LayerTransform] = field(default_factory=dict)
     workdir: Path | None = None
+    statistics_samples: int | None = None
     measurements: dict[str, dict[str, float]] = field(default_factory=dict)
     _shared: dict[Any, Any] = field(default_factory=dict, repr=False)
 

@@ -19,6 +19,8 @@ LOOKED_AT = 2
 """Recorded samples that are looked at."""
 LOOKS = 32
 """How often at most; what looks worst comes first."""
+HIDING = 0.5
+"""Share of the error behind which other layers may not show: without its layers there is another look."""
 
 
 def output_error(run: QuantizedRun, quantized: States, calls: Iterable[Call]) -> float:
@@ -45,11 +47,9 @@ def harm(run: QuantizedRun, states: States, calibration: CalibrationSet, count: 
     def error(names: Sequence[str]) -> float:
         return output_error(run, {name: states[name] for name in names}, calls)
 
-    shares: dict[str, float] = {}
-    while len(shares) < count:  # behind the worst of all, others do not show
+    shares, found = dict[str, float](), {"": 1.0}
+    while len(shares) < count and sum(found.values()) >= HIDING:  # behind the worst of all, others do not show
         found = _steps([name for name in states if name not in shares], error, least, looks)
-        if not found:
-            break
         shares |= found
     return dict(list(shares.items())[:count])
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from dq_plugins.passes.activations import group_names
-from dq_plugins.passes.correction.mean_error import MeanErrors
+from dq_plugins.passes.correction.mean_error import MeanErrors, output_means
 from dq_plugins.plan import ActivationQuant, BiasCorrection, QuantPlan
 from dq_plugins.quantized.run import planned_run, planned_states
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
@@ -63,7 +63,8 @@ class BiasCorrecting(Pass):
         groups = {n: plan.groups[g] if g else TimestepGroups(()) for n, g in names.items()}
         run = planned_run(context.denoiser, plan, whole=True, out_of_range="nearest")
         calls = context.calibration.spread(self.options.calls, self.options.samples)
-        errors = MeanErrors(run, planned_states(run, plan, spare_memory=True), groups, plan.row_orders)
+        states = planned_states(run, plan, spare_memory=True)
+        errors = MeanErrors(run, states, groups, output_means(context, calls))
         for done, call in enumerate(calls.calls(), 1):
             errors.see(call)
             yield Progress(done, len(calls), "mean errors")

@@ -24,7 +24,8 @@ from dq_plugins.hooks import hooked
 from dq_plugins.layer_kinds import kind_of
 from dq_plugins.observers.grouping import uniform_groups
 from dq_plugins.observers.streaming import first_argument
-from dq_plugins.passes.correction.strength import InputSample, balance_factors, remaining_error
+from dq_plugins.passes.correction.mean_error import output_means
+from dq_plugins.passes.correction.strength import InputSample, balance_factors, exact_outputs, remaining_error
 from dq_plugins.passes.shared_inputs import layers_by_input
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.input_rows import input_rows, weight_matrix
@@ -41,7 +42,8 @@ class ChannelBalance(Pass):
         """Options of ``channel-balance``.
 
         Attributes:
-            calls: recorded calls to learn from, spread evenly over the recording.
+            calls: recorded calls to learn from, spread evenly over the recording. A `bias-correction` with as many
+                calls and samples is spared their run in full precision.
             samples: of these calls together; half of each call gives the ranges, and the other is judged on.
             rows: rows of a layer's input that count, for each call.
             strengths: what is tried beside none.
@@ -51,9 +53,9 @@ class ChannelBalance(Pass):
                 multiplication of the input.
         """
 
-        calls: int = Field(12, ge=1)
-        samples: int = Field(128, ge=1)
-        rows: int = Field(24, ge=1)
+        calls: int = Field(24, ge=1)
+        samples: int = Field(48, ge=1)
+        rows: int = Field(12, ge=1)
         strengths: tuple[float, ...] = Field((0.25, 0.5, 0.75), min_length=1)
         quietest: tuple[float, ...] = Field((0.02, 0.2), min_length=1)
         groups: int = Field(8, ge=1)
@@ -69,9 +71,11 @@ class ChannelBalance(Pass):
         sharing = layers_by_input(context)
         calls = context.calibration.spread(self.options.calls, self.options.samples)
         gathering = _Gathering(context.denoiser, {names[0] for names in sharing}, self.options.rows)
+        means = output_means(context, calls)
         for done, call in enumerate(calls.calls()):
             yield Progress(done, len(calls) + len(sharing), "inputs")
-            gathering.see(call, context.generator("rows", str(call.index)))
+            with means.watching(call):
+                gathering.see(call, context.generator("rows", str(call.index)))
         for done, names in enumerate(sharing):
             yield Progress(len(calls) + done, len(calls) + len(sharing), names[0])
             balance = self._best(gathering.sample(names[0]), names, context)
@@ -85,11 +89,13 @@ class ChannelBalance(Pass):
         inputs = torch.maximum(-sample.low, sample.high).amax(0)
         timesteps = list(range(len(sample.low)))
         groups = uniform_groups([float(t) for t in timesteps], self.options.groups)
+        exact = exact_outputs(sample, weights)
 
         def error(balance: Tensor) -> float:
             return remaining_error(
                 sample,
                 weights,
+                exact,
                 balance,
                 act_bits=context.targets.act_bits,
                 weight_bits=context.targets.weight_bits,

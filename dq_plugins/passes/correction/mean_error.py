@@ -18,19 +18,67 @@ float64.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dq_plugins.calibration import CalibrationSet
 from dq_plugins.calibration.call import Call
 from dq_plugins.hooks import hooked
 from dq_plugins.layer_kinds import LayerKind, kind_of
 from dq_plugins.quantized.output_correction import spread_channels
 from dq_plugins.quantized.run import QuantizedRun, States
+from dq_plugins.recipe import PassContext
 from dq_plugins.timesteps import RowOrder, TimestepGroups, by_sample_or_token, fit_to_input
+
+
+class OutputMeans:
+    """Means of the outputs that layers give in full precision, of recorded calls.
+
+    Args:
+        layers: by name.
+        rows: where the samples of a call are in the input of each layer, and in its output.
+    """
+
+    def __init__(
+        self, layers: Mapping[str, nn.Module], rows: Mapping[str, RowOrder | None] = MappingProxyType({})
+    ) -> None:
+        self.layers, self.rows = layers, rows
+        self._kept: dict[int, dict[str, list[Tensor]]] = {}  # by call and layer, of every use of the layer: [N, O]
+
+    @contextmanager
+    def watching(self, call: Call) -> Iterator[None]:
+        """Keep the means of a call that runs in the ``with`` block."""
+        means: dict[str, list[Tensor]] = defaultdict(list)
+
+        def keep(name: str, args: Any, kwargs: Any, output: Tensor) -> None:
+            means[name].append(self.of_output(name, output))
+
+        with hooked(self.layers, after=keep):
+            yield
+        self._kept[call.index] = means
+
+    def taken(self, call: Call, denoiser: nn.Module) -> dict[str, list[Tensor]]:
+        """Of a call, which runs if it was not watched; they are not kept any longer."""
+        if call.index not in self._kept:
+            with self.watching(call):
+                call.run(denoiser)
+        return self._kept.pop(call.index)
+
+    def of_output(self, layer: str, output: Tensor) -> Tensor:
+        """Of one output, ``[N, O]``."""
+        return channel_means(self.layers[layer], _samples_first(output, self.rows.get(layer)))
+
+
+def output_means(context: PassContext, calls: CalibrationSet) -> OutputMeans:
+    """Means of the outputs of all layers that multiply, in some of the recorded calls; shared by later passes."""
+    infos = context.partition.layers.items()
+    layers = {name: context.denoiser.get_submodule(name) for name, info in infos if not info.lookup}
+    return context.shared(("output means", calls.hash), lambda: OutputMeans(layers, context.row_orders))
 
 
 class MeanErrors:
@@ -40,34 +88,26 @@ class MeanErrors:
         run: of the denoiser, closed.
         states: what its layers compute with when they are quantized.
         groups: timestep groups of each layer to correct.
-        rows: where the samples of a call are in the input of each layer, and in its output.
+        full: means of what these layers give in full precision, as far as they are known.
     """
 
     def __init__(
-        self,
-        run: QuantizedRun,
-        states: States,
-        groups: Mapping[str, TimestepGroups],
-        rows: Mapping[str, RowOrder | None] = MappingProxyType({}),
+        self, run: QuantizedRun, states: States, groups: Mapping[str, TimestepGroups], full: OutputMeans
     ) -> None:
-        self.run, self.states, self.groups, self.rows = run, states, groups, rows
+        self.run, self.states, self.groups, self.full, self.rows = run, states, groups, full, full.rows
         self._layers = {name: run.modules[name] for name in groups}
         self._sums: dict[str, Tensor] = {}  # [3, G, O]: numbers, sums and sums of squares of samples' errors
 
     def see(self, call: Call) -> None:
-        """Run a call in full precision, then quantized."""
-        means: dict[str, list[Tensor]] = defaultdict(list)  # of every use of the layer in this call
-
-        def keep(name: str, args: Any, kwargs: Any, output: Tensor) -> None:
-            means[name].append(self._means(name, output))
+        """Run a call in full precision, unless its means are known, then quantized."""
+        means = self.full.taken(call, self.run.denoiser)
 
         def correct(name: str, args: Any, kwargs: Any, output: Tensor) -> Tensor:
-            correction = self._add(name, call.timestep, means[name].pop(0) - self._means(name, output))  # [N, O]
+            error = means[name].pop(0) - self.full.of_output(name, output)
+            correction = self._add(name, call.timestep, error)  # [N, O]
             first = _samples_first(output, self.rows.get(name))
             return output + _samples_first(_spread(self._layers[name], correction, first), self.rows.get(name))
 
-        with hooked(self._layers, after=keep):
-            call.run(self.run.denoiser)
         with self.run:
             self.run.use(self.states)
             with hooked(self._layers, after=correct):
@@ -85,9 +125,6 @@ class MeanErrors:
         visited = (count[:, 0] > 0).nonzero().flatten()
         nearest = (torch.arange(len(table))[:, None] - visited).abs().argmin(1)
         return table[visited[nearest]].float()
-
-    def _means(self, layer: str, output: Tensor) -> Tensor:
-        return channel_means(self._layers[layer], _samples_first(output, self.rows.get(layer)))
 
     def _add(self, layer: str, timesteps: Tensor, errors: Tensor) -> Tensor:
         """See the mean error of every sample of a call, ``[N, O]``; gives the mean of each sample's group, ``[N, O]``.

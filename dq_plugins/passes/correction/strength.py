@@ -64,9 +64,15 @@ def balance_factors(inputs: Tensor, weights: Tensor, strength: float, quietest: 
     return factors.clamp(1 / FURTHEST, FURTHEST)
 
 
+def exact_outputs(sample: InputSample, weights: Sequence[Tensor]) -> list[Tensor]:
+    """What layers with weights ``[P, O/P, K]`` give for the sampled rows in full precision, ``[P, R, O/P]`` each."""
+    return [sample.rows @ weight.transpose(1, 2) for weight in weights]
+
+
 def remaining_error(
     sample: InputSample,
     weights: Sequence[Tensor],
+    exact: Sequence[Tensor],
     balance: Tensor,
     *,
     act_bits: int | None,
@@ -79,6 +85,7 @@ def remaining_error(
     Args:
         sample: of their common input.
         weights: of layers that share it, ``[P, O/P, K]`` each.
+        exact: their `exact_outputs`.
         balance: ``[C]``.
         act_bits: width of the input; None leaves it in floating point.
         weight_bits: width of the weights, likewise.
@@ -98,12 +105,11 @@ def remaining_error(
         of_row = groups[sample.timestep]
         rows = fake_quantize(rows, scale[of_row][:, None], zero[of_row][:, None], *integer_range(act_bits))
     error = power = 0.0
-    for weight in weights:
+    for weight, wanted in zip(weights, exact, strict=True):
         balanced = weight * spread
         fake = balanced if weight_bits is None else _rounded(balanced, weight_bits)
-        exact = sample.rows @ weight.transpose(1, 2)  # [P, R, O/P]
-        error += float((rows @ fake.transpose(1, 2) - exact).double().square().sum())
-        power += float(exact.double().square().sum())
+        error += float((rows @ fake.transpose(1, 2) - wanted).double().square().sum())
+        power += float(wanted.double().square().sum())
     return error / max(power, 1e-300)
 
 

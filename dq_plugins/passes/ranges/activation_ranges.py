@@ -11,6 +11,7 @@ from pydantic import Field
 from dq_plugins.affine import MAX_BITS, affine_parameters
 from dq_plugins.passes.activations import (
     DEFAULT_GROUPS,
+    WIDE,
     Ranges,
     activation_bits,
     from_statistics,
@@ -48,7 +49,8 @@ class ActivationRanges(Pass):
                 time, convolutions that of each sample; ``"measured"``: a layer does where that wins ``dynamic_gain``.
             dynamic_gain: dB less error of a layer's output.
             calls: recorded calls on which the two kinds are compared, spread evenly over the recording.
-            samples: of all these calls together.
+            samples: of all these calls together. None: 24 where all inputs have 8 bits or more, else 64: with few bits
+                the two kinds are closer, and what is decided on few samples makes worse images.
             sample_bits: fewest bits of a convolution's input for which ``"measured"`` tries ranges per sample. Below,
                 one far value in a sample costs all others too much: ranges that cut it off make the better images.
         """
@@ -57,8 +59,8 @@ class ActivationRanges(Pass):
         power: float = Field(2.0, gt=0)
         ranges: Literal["static", "dynamic", "measured"] = "static"
         dynamic_gain: float = 0.0
-        calls: int = Field(16, ge=1)
-        samples: int = Field(64, ge=1)
+        calls: int = Field(24, ge=1)
+        samples: int | None = Field(None, ge=1)
         sample_bits: int = Field(6, ge=2, le=MAX_BITS)
 
     options: Options
@@ -101,7 +103,8 @@ class ActivationRanges(Pass):
             return {}
         if o.ranges == "dynamic":
             return {n: DynamicActivationQuant(width, context.targets.symmetric_acts) for n, width in layers.items()}
-        judged = replace(context, calibration=context.calibration.spread(o.calls, o.samples), workdir=None)
+        samples = o.samples or (24 if min(layers.values()) >= WIDE else 64)
+        judged = replace(context, calibration=context.calibration.spread(o.calls, samples), workdir=None)
         gains = yield from dynamic_gains(judged, static_quantizers(plan, context, layers), plan.groups)
         plan.sections[self.name] = Section({"dynamic_gain": {n: round(gain, 3) for n, (_, gain) in gains.items()}})
         return {n: quant for n, (quant, gain) in gains.items() if gain >= o.dynamic_gain}

@@ -26,7 +26,7 @@ from dq_plugins.quantized.layer_transform import LayerTransform, transformed_wei
 from dq_plugins.recipe import PassContext
 from dq_plugins.timesteps import TimestepGroups
 
-ROWS = 128
+ROWS = 48
 """Rows of a layer's input that count, for each call."""
 ASYMMETRIC_GAIN = 0.1
 """dB that zero points must win: they cost little, and not nothing."""

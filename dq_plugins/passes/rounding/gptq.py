@@ -57,6 +57,8 @@ class GPTQ(Pass):
             calls: recorded calls to learn from, spread evenly over the recording, in a sweep of its own.
             samples: of these calls together.
             rows: rows of a layer's input that count, drawn evenly from the calls of a sweep.
+            statistics_samples: of the sweep that collects the statistics of ranges: of all recorded calls together,
+                one of each at least. None: all.
             damping: see `GPTQOptions`.
             act_order: see `GPTQOptions`.
             columns: see `GPTQOptions`. None: 9,216, which takes the least time for the layers there are; 4,096 beside
@@ -70,6 +72,7 @@ class GPTQ(Pass):
         calls: int = Field(48, ge=1)
         samples: int = Field(96, ge=1)
         rows: int = Field(4800, ge=1)
+        statistics_samples: int | None = Field(128, ge=1)
         damping: float = Field(0.01, gt=0)
         act_order: bool = True
         columns: int | None = Field(None, ge=1)

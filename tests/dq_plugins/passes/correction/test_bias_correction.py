@@ -7,7 +7,7 @@ from torch import nn
 
 import dq_plugins as dq
 from dq_plugins.hooks import hooked
-from dq_plugins.passes.correction.mean_error import MeanErrors, channel_means
+from dq_plugins.passes.correction.mean_error import MeanErrors, OutputMeans, channel_means
 from dq_plugins.quantized.layer import LayerState
 from dq_plugins.quantized.run import QuantizedRun
 from dq_plugins.recipe import Recipe, Step
@@ -136,7 +136,8 @@ def test_a_planted_shift_is_found_for_each_group(tmp_path) -> None:
     calib = dq.record(full, sample, out=tmp_path, progress=False)
     run = QuantizedRun(full, ["layer"], {}, "timestep")
     states = {"layer": LayerState(correction=Shift(shift, run))}
-    found = MeanErrors(run, states, {"layer": TimestepGroups.one_per_timestep(calib.timesteps)})
+    groups = {"layer": TimestepGroups.one_per_timestep(calib.timesteps)}
+    found = MeanErrors(run, states, groups, OutputMeans(run.modules))
     for call in calib.calls():
         found.see(call)
     expected = -torch.tensor([shift[t] for t in sorted(shift)])
@@ -144,7 +145,8 @@ def test_a_planted_shift_is_found_for_each_group(tmp_path) -> None:
 
 
 def test_chance_is_not_corrected() -> None:
-    found = MeanErrors(QuantizedRun(OneLayer(), ["layer"], {}, "timestep"), {}, {"layer": TimestepGroups(())})
+    run = QuantizedRun(OneLayer(), ["layer"], {}, "timestep")
+    found = MeanErrors(run, {}, {"layer": TimestepGroups(())}, OutputMeans(run.modules))
     noise = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
     found._add("layer", torch.tensor([1.0]), noise)
     pure_chance = found.table("layer").square().mean() / noise.mean(0).square().mean()

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dq_plugins.passes.correction.strength import InputSample, balance_factors, remaining_error
+from dq_plugins.passes.correction.strength import InputSample, balance_factors, exact_outputs, remaining_error
 
 ONE_GROUP = torch.zeros(1, dtype=torch.int64)
 
@@ -26,9 +26,9 @@ def factors(sample: InputSample, weight: torch.Tensor, strength: float) -> torch
 
 
 def error(sample, weight, balance, act_bits=8, weight_bits=8, groups=ONE_GROUP):
-    return remaining_error(
-        sample, [weight], balance, act_bits=act_bits, weight_bits=weight_bits, groups=groups, symmetric=False
-    )
+    bits = {"act_bits": act_bits, "weight_bits": weight_bits}
+    exact = exact_outputs(sample, [weight])
+    return remaining_error(sample, [weight], exact, balance, **bits, groups=groups, symmetric=False)
 
 
 def test_full_strength_makes_the_inputs_even_and_none_the_weights():
