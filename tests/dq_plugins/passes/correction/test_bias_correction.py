@@ -103,6 +103,33 @@ def test_it_survives_disk_and_the_denoiser_is_left_alone(case, tmp_path) -> None
     assert not any(m._forward_hooks for m in case[0].modules())
 
 
+def balanced(case, *steps: Step, samples: int = 48, **options) -> dq.QuantPlan:
+    recipe = Recipe("r", "", (Step("channel-balance", {"samples": samples}), Step("weight-ranges"), *RANGES, *steps))
+    return dq.make_plan(*case, recipe, weight_bits=4, act_bits=8, progress=False, **options)
+
+
+@pytest.mark.parametrize(("samples", "runs"), [(48, 1), (20, 2)])
+def test_calls_that_balance_ran_are_not_run_again(case, samples, runs) -> None:
+    calls = []
+
+    def count(*steps: Step) -> int:
+        calls.clear()
+        with hooked({"": case[0]}, before=lambda *call: calls.append(call[0])):
+            balanced(case, *steps, samples=samples)
+        return len(calls)
+
+    assert count(Step("bias-correction")) - count() == runs * len(case[1])
+
+
+def test_what_balance_saw_gives_the_same_corrections(case, tmp_path, monkeypatch) -> None:
+    shared = balanced(case, Step("bias-correction"))
+    with monkeypatch.context() as patch:
+        patch.setattr("dq_plugins.passes.correction.bias_correction.BiasCorrecting.run", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            balanced(case, Step("bias-correction"), workdir=tmp_path)
+    assert balanced(case, Step("bias-correction"), workdir=tmp_path) == shared
+
+
 class OneLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -147,6 +147,16 @@ def test_second_moments_in_integers_round_as_well_as_exact_ones(monkeypatch):
     assert output_error(weight, compensated_codes(weight, x, quant), quant, x) < 1.05 * with_exact
 
 
+def test_strips_of_second_moments_hold_the_lower_triangle(monkeypatch):
+    _, x, _ = problem(0, columns=60)
+    monkeypatch.setattr("dq_plugins.passes.rounding.compensation.FEW", 0)
+    whole = second_moments(x)
+    monkeypatch.setattr("dq_plugins.passes.rounding.compensation.STRIP", 16)
+    found = second_moments(x)
+    assert torch.equal(found.tril(), whole.tril())
+    assert not found[:16, 16:].any()
+
+
 def test_outputs_get_the_same_scales_a_few_at_a_time(monkeypatch):
     weight, x, quant = problem(0)
     whole = weighted_quantizer(weight, x.square().sum(0), quant)

@@ -171,6 +171,29 @@ def test_the_statistics_of_ranges_come_in_the_same_sweep(case) -> None:
     assert gain(case, plan, make(case)) < 0.6
 
 
+def test_it_limits_the_samples_that_statistics_are_of_also_after_an_interruption(case, tmp_path, monkeypatch) -> None:
+    denoiser, calibration = case
+    steps = (Step("weight-ranges"), Step("gptq", {"statistics_samples": 1}), Step("activation-ranges"))
+    samples = []
+
+    def made(**options) -> dq.QuantPlan:
+        samples.clear()
+        with hooked({"": denoiser}, before=lambda _, args, kwargs: samples.append(len(kwargs["sample"]))):
+            return dq.make_plan(denoiser, calibration, Recipe("r", "", steps), progress=False, **options)
+
+    plan = made()
+    assert samples.count(1) >= len(calibration)  # one of every call, and the probes of tracing
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dq_plugins.passes.ranges.activation_ranges.ActivationRanges.run", fail)
+        with pytest.raises(KeyboardInterrupt):
+            made(workdir=tmp_path)
+    assert made(workdir=tmp_path) == plan
+
+
 def test_a_layer_that_no_call_reaches_keeps_its_rounding(case) -> None:
     denoiser, calibration = case
     context = PassContext(denoiser, calibration)
