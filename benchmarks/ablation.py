@@ -3,9 +3,10 @@
     python -m benchmarks.ablation --model digits --weight-bits 4 --act-bits 8 --images 32 --seeds 3
     python -m benchmarks.ablation --act-bits 4 --weight-bits 4 --variants fast default best --pictures grid.png
 
-A variant is one of the steps listed here, or the name of a recipe. Each seed records its own calibration images and is
-judged on others, from the same noise as full precision. Prints a table and writes every run as JSON; started again, it
-goes on where it was stopped. Fake quantization (backend ``simulate``): this measures error, not speed.
+A variant is the name of a recipe, or one of those listed here: a part of `best` alone, or all but one of them. Each
+seed records its own calibration images and is judged on others, from the same noise as full precision. Prints a table
+and writes every run as JSON; started again, it goes on where it was stopped. Fake quantization (backend ``simulate``):
+this measures error, not speed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,26 +29,30 @@ from dq_plugins.plots import pairs_of_images
 from dq_plugins.recipe import Step
 from dq_plugins.report import Table
 
-BALANCE, WEIGHTS, GPTQ = Step("channel-balance"), Step("weight-ranges"), Step("gptq")
-UNIFORM = Step("timestep-groups", {"method": "uniform"}), Step("activation-ranges", {"observer": "minmax"})
-OPTIMAL = Step("timestep-groups"), Step("activation-ranges", {"observer": "minmax"})
-LEAST_ERROR = Step("timestep-groups"), Step("activation-ranges")
-CORRECTION = Step("bias-correction")
+PASSES = ("channel-balance", "gptq", "exempt-layers", "block-reconstruction", "bias-correction", "learned-ranges")
+PARTS = (*PASSES, "embeddings at 8 bits", "timestep groups", "dynamic ranges")
+"""What makes `best`: passes, and choices of passes that every plan has."""
 STATIC = Step("activation-ranges", {"observer": "by-width"})
 
+
+def of_parts(parts: Collection[str]) -> tuple[Step, ...]:
+    """The steps of `best` with some of its parts; without any, one static range for an input, and nearest rounding."""
+    options: dict[str, dict[str, Any]] = {
+        "weight-ranges": {
+            **({"embedding_bits": 8} if "embeddings at 8 bits" in parts else {}),
+            **({"method": "later"} if "gptq" in parts else {}),
+        },
+        "timestep-groups": {} if "timestep groups" in parts else {"groups": 1},
+        "activation-ranges": {"observer": "by-width", **({"ranges": "measured"} if "dynamic ranges" in parts else {})},
+    }
+    steps = (s for s in dq.get("recipe", "best").steps if s.name not in PASSES or s.name in parts)
+    return tuple(Step(s.name, options.get(s.name, s.options)) for s in steps)
+
+
 VARIANTS: dict[str, tuple[Step, ...]] = {
-    "nearest, min-max by uniform groups": (WEIGHTS, *UNIFORM),
-    "... optimal groups": (WEIGHTS, *OPTIMAL),
-    "... optimal groups, ranges of least error": (WEIGHTS, *LEAST_ERROR),
-    "balance": (BALANCE, WEIGHTS, *UNIFORM),
-    "GPTQ": (WEIGHTS, GPTQ, *UNIFORM),
-    "correction": (WEIGHTS, *UNIFORM, CORRECTION),
-    "balance, correction": (BALANCE, WEIGHTS, *UNIFORM, CORRECTION),
-    "GPTQ, correction": (WEIGHTS, GPTQ, *UNIFORM, CORRECTION),
-    "balance, GPTQ": (BALANCE, WEIGHTS, GPTQ, *UNIFORM),
-    "balance, GPTQ, correction": (BALANCE, WEIGHTS, GPTQ, *UNIFORM, CORRECTION),
-    "... optimal groups instead": (BALANCE, WEIGHTS, GPTQ, *OPTIMAL, CORRECTION),
-    "... optimal groups, ranges of least error instead": (BALANCE, WEIGHTS, GPTQ, *LEAST_ERROR, CORRECTION),
+    "nothing": of_parts(()),
+    **{f"{part} alone": of_parts({part}) for part in PARTS},
+    **{f"all but {part}": of_parts(set(PARTS) - {part}) for part in PARTS},
     "default, static ranges": tuple(STATIC if s.name == STATIC.name else s for s in dq.get("recipe", "default").steps),
 }
 
@@ -113,7 +119,7 @@ def main() -> None:
     reference = case.images(case.denoiser, args.images)
     for seed in range(args.seeds):
         records.get(f"recording, {seed}", partial(recording, case, seed))
-    for label in args.variants or VARIANTS:
+    for label in args.variants or (*VARIANTS, "best"):
         files = [folder / f"{records.path.stem}-{label}-{seed}.npy" for seed in range(args.seeds)]
         for seed, file in enumerate(files):
             records.get(f"{label}, {seed}", partial(measure, case, label, seed, reference, bits, file))

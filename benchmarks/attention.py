@@ -19,7 +19,6 @@ from dq_torchao.kernels.attention import attention_kernel, int8_attention
 from torch.nn import functional as F
 
 import dq_plugins as dq
-from benchmarks.ablation import BALANCE, CORRECTION, GPTQ, OPTIMAL, UNIFORM, WEIGHTS
 from benchmarks.records import Records
 from benchmarks.tfmq import MODELS, Case, usual_steps
 from dq_plugins.affine import affine_parameters
@@ -41,9 +40,11 @@ SHAPES = (  # samples, heads, queries, keys, channels of a head
     (2, 8, 4096, 4096, 40),  # Stable Diffusion 1.5 at 512 x 512
 )
 ATTENTION = Step("attention-ranges")
+MIN_MAX = Step("activation-ranges", {"observer": "minmax"})
+ROUNDED = Step("channel-balance"), Step("weight-ranges"), Step("gptq")
 RECIPES = {
-    "min-max": ((WEIGHTS, *UNIFORM), ()),
-    "default": ((BALANCE, WEIGHTS, GPTQ, *OPTIMAL), (CORRECTION,)),
+    "min-max": ((Step("weight-ranges"), Step("timestep-groups", {"method": "uniform"}), MIN_MAX), ()),
+    "default": ((*ROUNDED, Step("timestep-groups"), MIN_MAX), (Step("bias-correction"),)),
 }
 
 
