@@ -36,7 +36,7 @@ from dq_plugins.quantized.width import Width, WidthChoices, entries_of
 from dq_plugins.sensitivity.exact_noise import ExactQuality, final_samples
 from dq_plugins.sensitivity.measure import measure
 from dq_plugins.sensitivity.probes import ContentProbes, QualityProbes
-from dq_plugins.sensitivity.sensitivity_table import SensitivityTable, cost, entries_to_check, relative
+from dq_plugins.sensitivity.sensitivity_table import Group, SensitivityTable, cost, entries_to_check, relative
 
 UNIFORM = "uniform, first and last layers 8 bits"
 SIZES = (3.0, 3.5, 4.0, 4.5, 5.0, 6.0)
@@ -109,6 +109,13 @@ def weights_only(setting: Setting, table: SensitivityTable) -> AllocationProblem
     return setting.problem(dict(table.noise), default_choices=WidthChoices(WEIGHT_CHOICES, (8,)))
 
 
+def paper_menu(problem: AllocationProblem, groups: Mapping[str, Group]) -> AllocationProblem:
+    """The problem with the widths of the paper's code: content layers 2, 4 or 8 bits, quality layers 4 or 8."""
+    menus: dict[Group, tuple[int, ...]] = {"content": (2, 4, 8), "quality": (4, 8)}
+    choices = {name: WidthChoices(menus[groups[name]], (8,)) for name in problem.layers}
+    return replace(problem, choices=choices)
+
+
 def paper_plan(setting: Setting, table: SensitivityTable, problem: AllocationProblem) -> Mapping[str, Width]:
     """The plan of the paper's program: the coupling with the least pixel error of one recorded run."""
     run = setting.trajectories()[0]
@@ -125,9 +132,15 @@ def true_fronts(setting: Setting, table: SensitivityTable, records: Records) -> 
     problem = weights_only(setting, table)
     found = list(fronts(problem, SIZES, least=edges(setting)))
     found[-1] = found[-1]._replace(rule=UNIFORM)
-    budgets = [replace(problem, budgets=Budgets(weight_bits=bits, act_bits=8.0)) for bits in SIZES]
-    points = [paper_plan(setting, table, problem_at) for problem_at in budgets]
-    found.insert(1, Front("the paper's program", (), tuple(points)))
+    narrow = paper_menu(problem, table.metric_kinds())
+    for place, (rule, offered, plan_of) in enumerate((
+        ("the paper's program", problem, partial(paper_plan, setting, table)),
+        ("the paper's program, its menu", narrow, partial(paper_plan, setting, table)),
+        ("exact (ours), the paper's menu", narrow, lambda within: allocate(within).widths),
+    )):  # fmt: skip
+        budgets = [replace(offered, budgets=Budgets(weight_bits=bits, act_bits=8.0)) for bits in SIZES]
+        plans = [plan for plan in map(plan_of, budgets) if plan]
+        found.insert(1 + place, Front(rule, (), tuple(plans)))
     measured = []
     for front in found:
         rows = records.get(f"true SQNR in dB, {front.rule}", partial(true_points, setting, problem, front))
