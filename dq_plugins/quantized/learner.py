@@ -22,15 +22,36 @@ Loss = Callable[[dict[Key, Tensor], int], Tensor]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Some variables before learning and learned, by their mean loss over the probes."""
+    """Some variables before learning and learned.
 
-    start_loss: float
-    learned_loss: float
+    Attributes:
+        start: losses of the probes before, float64 ``[P]``.
+        learned: and after; infinite before the first look.
+    """
+
+    start: Tensor
+    learned: Tensor
+
+    @property
+    def start_loss(self) -> float:
+        """Mean over the probes."""
+        return float(self.start.mean())
+
+    @property
+    def learned_loss(self) -> float:
+        """Mean over the probes."""
+        return float(self.learned.mean())
 
     @property
     def kept_start(self) -> bool:
-        """What was learned is no better, so all stays as it was."""
-        return not self.learned_loss < self.start_loss
+        """All stays as it was: what was learned is not better by more than the standard error of the mean gain.
+
+        Few probes judge, and the best of several looks is partly luck. A gain within chance is as likely a loss on
+        other images.
+        """
+        gain = self.start - self.learned
+        chance = float(gain.std()) / math.sqrt(len(gain)) if len(gain) > 1 else 0.0
+        return not float(gain.mean()) > chance
 
 
 @dataclass(frozen=True)
@@ -58,7 +79,7 @@ class Best:
     """The best so far of variables that are decided together.
 
     Attributes:
-        losses: before learning and of these values, float64 ``[2]``.
+        losses: of the probes before learning and of these values, float64 ``[2, P]``.
         decided: by the place of the variable.
     """
 
@@ -103,7 +124,7 @@ class Learner(Generic[Key]):
         together: what the verdict on a variable is shared with: variables of one value are decided together. All of
             them by default.
         judge: the loss that decides, if it is another: of decided values, ``judge(values, probe)``.
-        probes: how many probes the judge averages.
+        probes: how many probes the judge averages, ``P``.
     """
 
     def __init__(
@@ -145,7 +166,7 @@ class Learner(Generic[Key]):
             [place[key] for key in self._used],
             [
                 Best(
-                    torch.tensor([verdict.start_loss, verdict.learned_loss], dtype=torch.float64),
+                    torch.stack([verdict.start, verdict.learned]),
                     {place[key]: value for key, value in decided.items()},
                 )
                 for verdict, decided in self._best.values()
@@ -165,7 +186,7 @@ class Learner(Generic[Key]):
             restore_optimizer(optimiser, found)
         for best in state.best:
             decided = {keys[int(place)]: value for place, value in best.decided.items()}
-            self._best[self.together(next(iter(decided)))] = Verdict(*best.losses.tolist()), decided
+            self._best[self.together(next(iter(decided)))] = Verdict(*best.losses), decided
 
     def _other_parameters(self) -> list[Tensor]:
         return [each for optimiser in self._others for group in optimiser.param_groups for each in group["params"]]
@@ -173,8 +194,8 @@ class Learner(Generic[Key]):
     def run(self) -> Generator[int, None, Learned[Key]]:
         """Learn; yields the number of finished iterations.
 
-        The judge decides: the best values among those of the method's checks are kept, or, where none is better than
-        what learning started from, none.
+        The judge decides: the best values among those of the method's checks are kept, or, where these are not clearly
+        better than what learning started from (`Verdict.kept_start`), none.
 
         Returns:
             (of the generator) what was decided, and the losses.
@@ -182,7 +203,7 @@ class Learner(Generic[Key]):
         Raises:
             RecipeError: the loss is not finite.
         """
-        unit = self.method.unit(lambda: self._mean_loss({k: v.start() for k, v in self.variables.items()}))
+        unit = self.method.unit(lambda: float(self._losses({k: v.start() for k, v in self.variables.items()}).mean()))
         rounding = [v for v in self.variables.values() if isinstance(v, RoundingVariables)]
         count = sum(v.parameter.numel() for v in rounding)
         for iteration in range(self._done, self.method.iterations):
@@ -230,12 +251,14 @@ class Learner(Generic[Key]):
         for group, variables in groups.items():
             best, decided = self._best.get(group, (None, {}))
             if best is None or decided.keys() != variables.keys():  # more has been drawn since: another comparison
-                best = Verdict(self._mean_loss({k: v.start() for k, v in variables.items()}), math.inf)
+                start = self._losses({k: v.start() for k, v in variables.items()})
+                best = Verdict(start, torch.full_like(start, torch.inf))
                 self._best[group] = best, dict.fromkeys(variables, torch.empty(0))
-            loss = self._mean_loss({k: v.hard() for k, v in variables.items()})
-            if loss < best.learned_loss:
-                self._best[group] = Verdict(best.start_loss, loss), {k: v.decided() for k, v in variables.items()}
+            losses = self._losses({k: v.hard() for k, v in variables.items()})
+            if float(losses.mean()) < best.learned_loss:
+                self._best[group] = Verdict(best.start, losses), {k: v.decided() for k, v in variables.items()}
 
     @torch.no_grad()
-    def _mean_loss(self, values: dict[Key, Tensor]) -> float:
-        return sum(float(self.judge(values, i)) for i in range(self.probes)) / self.probes
+    def _losses(self, values: dict[Key, Tensor]) -> Tensor:
+        """Of every probe, float64 ``[P]``."""
+        return torch.tensor([float(self.judge(values, i)) for i in range(self.probes)], dtype=torch.float64)

@@ -9,7 +9,7 @@ from dq_plugins.artifact import Format, UnitResults
 from dq_plugins.quantized.learner import Key, Learned, Learner, LearnerState
 
 KEPT_EVERY_S = 30.0
-STATE: Format[LearnerState] = Format("learner-state", 3, LearnerState, what="the state of a learner")
+STATE: Format[LearnerState] = Format("learner-state", 4, LearnerState, what="the state of a learner")
 NOTHING_KEPT = UnitResults(STATE, None, {})
 
 

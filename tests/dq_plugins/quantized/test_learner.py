@@ -6,7 +6,7 @@ import torch
 from dq_plugins.affine import integer_range
 from dq_plugins.errors import RecipeError
 from dq_plugins.plan import WeightQuant
-from dq_plugins.quantized.learner import Learner
+from dq_plugins.quantized.learner import Learner, Verdict
 from dq_plugins.quantized.soft_rounding import AdaRound, SoftRounding
 from dq_plugins.quantized.weight_scale import weight_parameters
 
@@ -102,6 +102,18 @@ def test_nearest_is_kept_when_learning_does_not_help() -> None:
     result = run(Learner({"w": variables}, loss, AdaRound(iterations=1)).run())
     assert result.verdict.kept_start
     assert result.decided == {}
+
+
+def test_a_gain_within_chance_is_none() -> None:
+    start = torch.tensor([1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    lucky = Verdict(start, torch.tensor([0.0, 1.3, 1.2, 1.4], dtype=torch.float64))  # better on one probe of four
+    clear = Verdict(start, torch.tensor([0.9, 0.8, 0.9, 1.0], dtype=torch.float64))
+    assert lucky.learned_loss < lucky.start_loss
+    assert lucky.kept_start
+    assert not clear.kept_start
+    assert not Verdict(start[:1], start[:1] - 0.1).kept_start  # one probe knows no chance
+    assert Verdict(start, start).kept_start
+    assert Verdict(start, torch.full_like(start, torch.inf)).kept_start  # nothing was looked at
 
 
 def test_beta_is_linear_after_the_warm_up() -> None:

@@ -107,7 +107,7 @@ def test_an_interrupted_search_ends_with_the_same_plan(setting, joint, tmp_path,
 
 
 def test_learned_quantizers_reach_the_plan(setting):
-    plan = make(setting, steps=(3,), search="exact", calibration="random", iterations=10)
+    plan = make(setting, steps=(3,), search="exact", calibration="random", iterations=40)
     assert any(layer.weight.codes is not None for layer in plan.layers.values())
     applied = dq.apply(setting[0], plan, "simulate")
     assert torch.isfinite(applied(sample=torch.ones(1, 2, 4, 4), timestep=torch.tensor([550.0]))).all()
