@@ -21,7 +21,8 @@ def quantized(
     Args:
         denoiser: in full precision.
         weight_bits: width of weights.
-        integer: multiply in integers, with activations of 8 bits; else weights are dequantized.
+        integer: multiply in integers, with activations of 8 bits; else weights are dequantized, as those of convolutions
+            are below 8 bits: SDNQ 0.2.8 fails there.
         svd: keep a low-rank part of each weight in floating point.
         mixed: ``weight_bits`` are the least, and a layer gets more where its weight loses too much by SDNQ's threshold.
     """
@@ -32,7 +33,7 @@ def quantized(
         weights_dtype=f"int{weight_bits}",
         quant_conv=True,
         use_quantized_matmul=integer,
-        use_quantized_matmul_conv=integer,
+        use_quantized_matmul_conv=integer and weight_bits == 8,
         use_svd=svd,
         use_dynamic_quantization=mixed,
         add_skip_keys=False,
