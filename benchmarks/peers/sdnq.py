@@ -21,8 +21,8 @@ def quantized(
     Args:
         denoiser: in full precision.
         weight_bits: width of weights.
-        integer: multiply in integers, with activations of 8 bits; else weights are dequantized, as those of convolutions
-            are below 8 bits: SDNQ 0.2.8 fails there.
+        integer: multiply in integers, with activations of 8 bits; else weights are dequantized, as in convolutions
+            below 8 bits, where SDNQ 0.2.8 fails.
         svd: keep a low-rank part of each weight in floating point.
         mixed: ``weight_bits`` are the least, and a layer gets more where its weight loses too much by SDNQ's threshold.
     """
