@@ -16,9 +16,14 @@ from dq_plugins.metrics.size import state_bytes
 REQUIREMENTS: tuple[str, ...] = ()
 
 
+def _taken(module: nn.Module, name: str = "") -> bool:
+    """Linear layers of more than one input: of one, torchao's dynamic form fails."""
+    return isinstance(module, nn.Linear) and module.in_features > 1
+
+
 def _group(denoiser: nn.Module) -> int:
     """Inputs that share a scale: 32, torchao's default, where all layers allow it."""
-    return gcd(32, *(module.in_features for module in denoiser.modules() if isinstance(module, nn.Linear)))
+    return gcd(32, *(module.in_features for module in denoiser.modules() if _taken(module)))  # type: ignore[arg-type]
 
 
 def weight_only(setting: Setting) -> Quantized:
@@ -26,9 +31,9 @@ def weight_only(setting: Setting) -> Quantized:
     from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig, PerGroup, quantize_
 
     if setting.widths[0] == 8:
-        quantize_(setting.denoiser, Int8WeightOnlyConfig(set_inductor_config=False))
+        quantize_(setting.denoiser, Int8WeightOnlyConfig(set_inductor_config=False), _taken)
     else:
-        quantize_(setting.denoiser, IntxWeightOnlyConfig(torch.int4, PerGroup(_group(setting.denoiser))))
+        quantize_(setting.denoiser, IntxWeightOnlyConfig(torch.int4, PerGroup(_group(setting.denoiser))), _taken)
     return Quantized(setting.denoiser, state_bytes(setting.denoiser))
 
 
@@ -40,7 +45,7 @@ def dynamic(setting: Setting) -> Quantized:
 
     group = PerGroup(_group(setting.denoiser))
     config = Int8(set_inductor_config=False) if setting.widths[0] == 8 else Intx(torch.int4, group)
-    quantize_(setting.denoiser, config)
+    quantize_(setting.denoiser, config, _taken)
     return Quantized(setting.denoiser, state_bytes(setting.denoiser))
 
 
