@@ -53,6 +53,7 @@ VARIANTS: dict[str, tuple[Step, ...]] = {
     "nothing": of_parts(()),
     **{f"{part} alone": of_parts({part}) for part in PARTS},
     **{f"all but {part}": of_parts(set(PARTS) - {part}) for part in PARTS},
+    "all": of_parts(PARTS),
     "default, static ranges": tuple(STATIC if s.name == STATIC.name else s for s in dq.get("recipe", "default").steps),
 }
 
@@ -119,7 +120,7 @@ def main() -> None:
     reference = case.images(case.denoiser, args.images)
     for seed in range(args.seeds):
         records.get(f"recording, {seed}", partial(recording, case, seed))
-    for label in args.variants or (*VARIANTS, "best"):
+    for label in args.variants or VARIANTS:
         files = [folder / f"{records.path.stem}-{label}-{seed}.npy" for seed in range(args.seeds)]
         for seed, file in enumerate(files):
             records.get(f"{label}, {seed}", partial(measure, case, label, seed, reference, bits, file))
