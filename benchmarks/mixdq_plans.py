@@ -26,6 +26,7 @@ from scipy.stats import spearmanr
 
 from benchmarks.mixdq_setting import ACT_CHOICES, WEIGHT_CHOICES, Setting, arguments, prepare
 from benchmarks.records import Records
+from dq_plugins.errors import BudgetError
 from dq_plugins.passes.allocation.coupling import mixdq_widths, score
 from dq_plugins.passes.allocation.front import Front, draw, fronts, mean_weight_bits
 from dq_plugins.passes.allocation.problem import AllocationProblem, Budgets, allocate
@@ -117,14 +118,17 @@ def paper_menu(problem: AllocationProblem, groups: Mapping[str, Group]) -> Alloc
 
 
 def paper_plan(setting: Setting, table: SensitivityTable, problem: AllocationProblem) -> Mapping[str, Width]:
-    """The plan of the paper's program: the coupling with the least pixel error of one recorded run."""
+    """The plan of the paper's program: the coupling with the least pixel error of one recorded run; empty: none."""
     run = setting.trajectories()[0]
 
     def image_error(widths: Mapping[str, Width]) -> float:
         final = final_samples(setting.denoiser, setting.candidates, entries_of(widths), run)
         return float((final - run.final()).double().square().mean())
 
-    return mixdq_widths(problem, table, table.metric_kinds(), image_error)[0]
+    try:
+        return mixdq_widths(problem, table, table.metric_kinds(), image_error)[0]
+    except BudgetError:  # no coupling of the grid fits: quality layers have 4 bits at least
+        return {}
 
 
 def true_fronts(setting: Setting, table: SensitivityTable, records: Records) -> list[Front]:
