@@ -87,11 +87,14 @@ class GPTQ(Pass):
         """Write codes (and scales) sweep by sweep; a finished sweep is not made again after an interruption."""
         layers, finished = self._layers(plan, context), context.finished(SWEEP, plan, self.options)
         done = 0
-        for chunk in self._chunks(layers, context):
+        for place, chunk in enumerate(self._chunks(layers, context)):
             unit = " ".join(chunk)
             weights = finished.find(unit)
             if weights is None:
-                weights = yield from self._sweep(chunk, plan, context, done, len(layers))
+                yield Progress(done, len(layers), f"inputs of {len(chunk)} layers")
+                # only ever the first, so that a run that was interrupted behind it sees the same calls
+                inputs = self._inputs(chunk, plan, context, with_statistics=place == 0)
+                weights = yield from self._sweep(inputs, plan, context, done, len(layers))
                 weights = finished.keep(unit, weights)
             for name, weight in weights.items():
                 plan.layers[name].weight = weight
@@ -101,10 +104,8 @@ class GPTQ(Pass):
             yield Progress(done, len(layers), chunk[-1])
 
     def _sweep(
-        self, chunk: list[str], plan: QuantPlan, context: PassContext, done: int, total: int
+        self, inputs: dict[str, _Rows], plan: QuantPlan, context: PassContext, done: int, total: int
     ) -> Generator[Progress, None, dict[str, WeightQuant]]:
-        yield Progress(done, total, f"inputs of {len(chunk)} layers")
-        inputs = self._inputs(chunk, plan, context)
         columns = self.options.columns or (4096 if is_large(context.denoiser) else 9216)
         options = GPTQOptions(self.options.damping, self.options.act_order, columns)
         found = {}
@@ -145,8 +146,10 @@ class GPTQ(Pass):
             return self.options.memory_mb * MEBIBYTE
         return max(USUAL_MEMORY - weight_bytes(denoiser), 0.15 * weight_bytes(denoiser))
 
-    def _inputs(self, names: list[str], plan: QuantPlan, context: PassContext) -> dict[str, _Rows]:
-        """Rows of the inputs of those of some layers that run."""
+    def _inputs(
+        self, names: list[str], plan: QuantPlan, context: PassContext, *, with_statistics: bool
+    ) -> dict[str, _Rows]:
+        """Rows of the inputs of those of some layers that run, in the sweep of the statistics if that is to be."""
         modules = {name: context.denoiser.get_submodule(name) for name in names}
         found: dict[str, _Rows] = {}
         generator = context.generator(*names)
@@ -157,7 +160,7 @@ class GPTQ(Pass):
                 found.setdefault(name, _Rows(share * calls)).add(input_rows(modules[name], x, share, generator))
 
         bits = activation_bits(plan, context)
-        if modules.keys() <= bits.keys():
+        if with_statistics and modules.keys() <= bits.keys():
             every = len(context.calibration)
             statistics(context, tuple(sorted(bits)), also=lambda name, x, _: see(name, x, every))
         if not found:  # the statistics were known

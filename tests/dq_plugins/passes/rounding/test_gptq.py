@@ -19,9 +19,10 @@ def case(tmp_path_factory):
     return denoiser, recorded(denoiser, tmp_path_factory.mktemp("calib"), batch=4)
 
 
-def make(case, *steps: Step, weight_bits: int = 3, **options) -> dq.QuantPlan:
+def make(case, *steps: Step, **options) -> dq.QuantPlan:
     recipe = Recipe("r", "", (Step("weight-ranges"), *steps))
-    return dq.make_plan(*case, recipe, weight_bits=weight_bits, act_bits=None, edge_bits=3, progress=False, **options)
+    usual = {"weight_bits": 3, "act_bits": None, "edge_bits": 3, "progress": False}
+    return dq.make_plan(*case, recipe, **usual | options)
 
 
 def errors(case, plan: dq.QuantPlan) -> dict[str, float]:
@@ -85,7 +86,9 @@ def test_wider_weights_keep_their_rounding(case) -> None:
 def test_little_memory_means_more_sweeps_and_as_good_a_plan(case, monkeypatch) -> None:
     sweeps = []
     inputs = gptq.GPTQ._inputs
-    monkeypatch.setattr(gptq.GPTQ, "_inputs", lambda *args: sweeps.append(args[1]) or inputs(*args))
+    monkeypatch.setattr(
+        gptq.GPTQ, "_inputs", lambda *args, **options: sweeps.append(args[1]) or inputs(*args, **options)
+    )
     monkeypatch.setattr(gptq, "MEBIBYTE", 1024)
     plan = make(case, Step("gptq", {"memory_mb": 32}))
     assert len(sweeps) > 1
@@ -99,26 +102,28 @@ def test_the_same_seed_gives_the_same_plan(case) -> None:
     assert make(case, few, seed=1) != make(case, few)
 
 
-def test_resumes_sweep_by_sweep_to_the_same_plan(case, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("act_bits", [None, 8])  # with the statistics of ranges in the first sweep, or without
+def test_resumes_sweep_by_sweep_to_the_same_plan(case, tmp_path, monkeypatch, act_bits) -> None:
     monkeypatch.setattr(gptq, "MEBIBYTE", 1)  # a sweep for each layer
-    whole, measure, swept = make(case, Step("gptq", {"memory_mb": 16})), gptq.GPTQ._inputs, []
+    form = {"act_bits": act_bits}
+    whole, measure, swept = make(case, Step("gptq", {"memory_mb": 16, "calls": 3}), **form), gptq.GPTQ._inputs, []
 
     def interrupted_after(sweeps: int):
-        def inputs(self, names, plan, context):
+        def inputs(self, names, plan, context, **options):
             if len(swept) == sweeps:
                 raise KeyboardInterrupt
             swept.append(names)
-            return measure(self, names, plan, context)
+            return measure(self, names, plan, context, **options)
 
         return inputs
 
     with monkeypatch.context() as patch:
         patch.setattr(gptq.GPTQ, "_inputs", interrupted_after(2))
         with pytest.raises(KeyboardInterrupt):
-            make(case, Step("gptq", {"memory_mb": 16}), workdir=tmp_path)
+            make(case, Step("gptq", {"memory_mb": 16, "calls": 3}), workdir=tmp_path, **form)
     assert len(list((tmp_path / "01-gptq").iterdir())) == 2
     monkeypatch.setattr(gptq.GPTQ, "_inputs", interrupted_after(99))
-    assert make(case, Step("gptq", {"memory_mb": 16}), workdir=tmp_path) == whole
+    assert make(case, Step("gptq", {"memory_mb": 16, "calls": 3}), workdir=tmp_path, **form) == whole
     assert len(swept) == len({tuple(names) for names in swept}) > 2
 
 
