@@ -207,7 +207,11 @@ def test_a_layer_that_no_call_reaches_keeps_its_rounding(case) -> None:
     before = plan.layers[name].weight
     with pytest.MonkeyPatch.context() as patch:
         inputs = gptq.GPTQ._inputs
-        patch.setattr(gptq.GPTQ, "_inputs", lambda *a: {n: x for n, x in inputs(*a).items() if n != name})
+
+        def without_it(*args, **options):
+            return {n: x for n, x in inputs(*args, **options).items() if n != name}
+
+        patch.setattr(gptq.GPTQ, "_inputs", without_it)
         finish(gptq.GPTQ().run(plan, context))
     assert plan.layers[name].weight == before
     assert all(layer.weight.codes is not None for other, layer in plan.layers.items() if other != name)
