@@ -129,12 +129,16 @@ def _before_normalisation(x: fx.Node) -> tuple[fx.Node, float | None]:
     if shifted.target is not _ATEN.sub.Tensor or len(shifted.users) > 1 or shifted.kwargs:
         return x, None
     rows, mean = shifted.args
-    statistics = [each.args[0] for each in (mean, inverse) if getattr(each, "target", None) is operator.getitem]
-    if len(statistics) != 2 or statistics[0] is not statistics[1] or (mean.args[1], inverse.args[1]) != (0, 1):
-        return x, None
-    made = statistics[0]
-    matches = made.target is _OURS.row_statistics.default and made.args[0] is rows
-    return (rows, made.args[1]) if matches else (x, None)
+    made = _statistics(mean, inverse, _OURS.row_statistics.default, rows)
+    return (x, None) if made is None else (rows, made.args[1])
+
+
+def _statistics(mean: Any, inverse: Any, target: Any, of: fx.Node) -> fx.Node | None:
+    """The call of ``target`` for ``of`` that gives this mean and this inverse deviation."""
+    made = [each.args[0] for each in (mean, inverse) if getattr(each, "target", None) is operator.getitem]
+    if len(made) != 2 or made[0] is not made[1] or (mean.args[1], inverse.args[1]) != (0, 1):
+        return None
+    return made[0] if made[0].target is target and made[0].args[0] is of else None
 
 
 def _group_normalisation(x: fx.Node, affine: list[Any]) -> tuple[list[Any], float | None, int]:
@@ -156,12 +160,9 @@ def _group_normalisation(x: fx.Node, affine: list[Any]) -> tuple[list[Any], floa
     if getattr(shift, "target", None) is not _ATEN.mul.Tensor or shift.args[1] is not factor:
         return as_it_is
     mean = shift.args[0].args[0] if shift.args[0].target is _ATEN.neg.default else None
-    statistics = [each.args[0] for each in (mean, inverse) if getattr(each, "target", None) is operator.getitem]
-    if len(statistics) != 2 or statistics[0] is not statistics[1] or (mean.args[1], inverse.args[1]) != (0, 1):
-        return as_it_is
-    made = statistics[0]
+    made = _statistics(mean, inverse, _OURS.group_statistics.default, x)
     by_channel = all(isinstance(each, fx.Node) and value(each).numel() == channels for each in (weight, bias))
-    if made.target is not _OURS.group_statistics.default or made.args[0] is not x or not by_channel:
+    if made is None or not by_channel:
         return as_it_is
     return [weight, bias], made.args[2], made.args[1]
 
