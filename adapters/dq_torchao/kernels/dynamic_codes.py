@@ -207,9 +207,9 @@ def _run(
     fields = [field for part in parts for field in _fields(part, channels, units)]
     low, high = integer_range(bits)
     job = _JOB.pack(
-        x.data_ptr(), *map(_address, results), _address(factor), units, rows, total // (units * rows),
+        x.data_ptr(), *map(native.address, results), native.address(factor), units, rows, total // (units * rows),
         symmetric, low, high, code_offset(x.device), SMALLEST_SCALE, eps is not None and not groups, eps or 0.0,
-        *fields, *_NO_PART * (2 * PAIRS - len(parts)), silu, torch.get_num_threads(), _address(given_zero),
+        *fields, *_NO_PART * (2 * PAIRS - len(parts)), silu, torch.get_num_threads(), native.address(given_zero),
         factor is not None and factor.numel() == 1, groups,
     )  # fmt: skip
     if not native.library().dq_dynamic_codes(job):
@@ -219,10 +219,6 @@ def _run(
 def _laid_out(x: Tensor, spatial: int, by_channel: bool) -> Tensor:
     last = spatial and x.dim() == 4 and (by_channel or not x.is_contiguous())
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
 
 
 def _rows(part: Tensor, channels: int, spatial: int) -> Tensor:

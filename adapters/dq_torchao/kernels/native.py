@@ -75,6 +75,11 @@ def library() -> ctypes.CDLL:
         raise NotBuiltError(f"{target} cannot be written or loaded: {error}") from error
 
 
+def address(x: torch.Tensor | None) -> int:
+    """Where the values of a tensor lie, as a kernel takes it; 0: there is none."""
+    return 0 if x is None else x.data_ptr()
+
+
 def _declared(found: ctypes.CDLL) -> ctypes.CDLL:
     pointer, long, whole = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     found.dq_codes.argtypes = [pointer, pointer, long, long, pointer, whole, pointer, whole, whole, whole]

@@ -192,7 +192,7 @@ def _multiplied(
         scale, zero_point, weight_scale = scale.contiguous(), zero_point.contiguous(), weight_scale.contiguous()
         bias = None if bias is None else bias.contiguous()
         job = _JOB.pack(
-            codes.data_ptr(), panels.data_ptr(), sums.data_ptr(), weight_scale.data_ptr(), _address(bias),
+            codes.data_ptr(), panels.data_ptr(), sums.data_ptr(), weight_scale.data_ptr(), native.address(bias),
             scale.data_ptr(), zero_point.data_ptr(), y.data_ptr(), *image, *taps, torch.get_num_threads(),
             ACTIVATIONS[activation], run, *after, SMALLEST_SCALE,
         )  # fmt: skip
@@ -210,7 +210,7 @@ def _codes_after(
     one = int(factor is not None and factor.numel() == 1)
     ranges = (0, 0, 0) if own is None else (own[0].data_ptr(), own[1].data_ptr(), int(own[2]))
     given = zero if own is None else None
-    return _address(factor), _address(given), one, low + offset, high + offset, *ranges, low, high, offset
+    return native.address(factor), native.address(given), one, low + offset, high + offset, *ranges, low, high, offset
 
 
 torch.library.impl("dq_torchao::product", "CPU")(product)
@@ -237,10 +237,6 @@ def _(
     rows = codes.shape[:-1]
     own = codes.new_empty((*rows, 1), dtype=torch.float32), codes.new_empty((*rows, 1), dtype=torch.int32)
     return codes.new_empty((*rows, _written(len(sums), activation))), *own
-
-
-def _address(x: Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
 
 
 def _run(rows: int, scale: Tensor, zero_point: Tensor) -> int:
