@@ -138,14 +138,16 @@ def plot(rows: list[list[Any]], title: str, file: Path) -> None:
     pyplot.close(figure)
 
 
-def compare(bench: Bench, peers: list[str], label: str, seeds: int, settings: dict[str, Any], out: Path) -> None:
-    """All methods at some widths."""
+def compare(bench: Bench, peers: list[str], label: str, seeds: int, only: list[str] | None, out: Path) -> None:
+    """All methods at some widths. Those that ``only`` does not name are taken from the record, if they are there."""
     model = bench.case.name
-    records = Records(f"peers-{model}-{label}", settings | {"model": model, "widths": label}, out)
+    records = Records(f"peers-{model}-{label}", {"images": bench.images, "model": model, "widths": label}, out)
     sampling = records.get("sampling CPU s", bench.sampling_seconds)
     found: dict[str, list[dict[str, Any]]] = {}
     runs: dict[str, str] = {}
     for peer, name, method in methods(peers, label):
+        if only is not None and name not in only and any(f"{name}, {s}" not in records.data for s in range(seeds)):
+            continue
         runs[name] = method.runs + (f"; {method.note}" if method.note else "")
         each = [records.get(f"{name}, {s}", partial(bench.run, peer, name, label, s)) for s in range(seeds)]
         failed = next((one["failed"] for one in each if "failed" in one), None)
@@ -170,6 +172,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
     parser.add_argument("--widths", nargs="+", default=list(WIDTHS), choices=WIDTHS)
     parser.add_argument("--peers", nargs="+", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help='run these alone, such as "SDNQ, dynamic"')
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=16, help="judged for each seed")
     parser.add_argument("--work", type=Path, default=Path("peers-work"), help="folder of recorded calls and images")
@@ -179,7 +182,7 @@ def main() -> None:
     for model in args.models:
         bench = Bench(model, args.images, args.work.resolve())
         for label in args.widths:
-            compare(bench, args.peers, label, args.seeds, {"images": args.images}, args.out)
+            compare(bench, args.peers, label, args.seeds, args.only, args.out)
 
 
 if __name__ == "__main__":
