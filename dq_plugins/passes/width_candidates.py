@@ -14,19 +14,32 @@ from dq_plugins.errors import RecipeError
 from dq_plugins.observers.observer import Observer
 from dq_plugins.observers.streaming import located, stream_inputs
 from dq_plugins.passes.activations import input_ranges, observer_at, shared_rows
+from dq_plugins.passes.attention import attention_quantizers, quantized_attentions
 from dq_plugins.passes.binarization.binarize import binary_weight
-from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, QuantPlan, Reason, WeightQuant
+from dq_plugins.plan import (
+    ActivationQuant,
+    AttentionPlan,
+    DynamicActivationQuant,
+    InputQuant,
+    QuantPlan,
+    Reason,
+    WeightQuant,
+)
 from dq_plugins.plan.layers import NO_RANGES
+from dq_plugins.quantized.attention import attending_module, site_name
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.weight_scale import layer_quantizer, weight_rows
 from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import PassContext
 
+WIDEST_ATTENTION = 8
+"""Most bits of an operand of an attention: products of wider codes have no kernel anywhere."""
+
 
 def candidates_of(
     plan: QuantPlan, context: PassContext, weight_choices: Sequence[int], act_choices: Sequence[int]
 ) -> Candidates:
-    """Candidates of every layer that the plan quantizes; shared by the passes of a run.
+    """Candidates of every layer and every attention that the plan quantizes; shared by the passes of a run.
 
     Layers whose rounding another pass has learned stay as they are: they have no candidates.
 
@@ -34,9 +47,10 @@ def candidates_of(
         plan: with weight quantizers, and with activation quantizers unless activations stay in floating point.
         context: the run.
         weight_choices: widths of weights; one bit is BinaryDM's: signs, scaled by the mean magnitude.
-        act_choices: widths of inputs.
+        act_choices: widths of inputs, and of the operands of attentions as far as these can have them.
     """
-    key = ("candidates", tuple(weight_choices), tuple(act_choices), plan.range_methods)
+    attending = tuple(quantized_attentions(plan))
+    key = ("candidates", tuple(weight_choices), tuple(act_choices), plan.range_methods, attending)
     return context.shared(key, lambda: _make(plan, context, weight_choices, act_choices))
 
 
@@ -51,12 +65,13 @@ def _make(
     activations = (
         activation_candidates(plan, context, order, act_choices) if context.targets.act_bits is not None else {}
     )
+    attention = attention_candidates(plan, context, act_choices)
     used = {q.groups for widths in activations.values() for q in widths.values() if isinstance(q, ActivationQuant)}
+    used |= {q.groups for each in attention.values() for a in each.values() for q in a.quantizers.values()}
     weights = {name: _weights(plan, context, name, weight_choices) for name in order}
     transforms = {name: context.transforms[name] for name in order if name in context.transforms}
-    return Candidates(
-        weights, activations, {name: plan.groups[name] for name in sorted(used)}, transforms, plan.row_orders
-    )
+    groups = {name: plan.groups[name] for name in sorted(used)}
+    return Candidates(weights, activations, groups, transforms, plan.row_orders, attention)
 
 
 def _weights(plan: QuantPlan, context: PassContext, name: str, choices: Sequence[int]) -> dict[int, WeightQuant]:
@@ -111,6 +126,27 @@ def activation_candidates(
     return found
 
 
+def attention_candidates(
+    plan: QuantPlan, context: PassContext, choices: Sequence[int]
+) -> dict[str, dict[int, AttentionPlan]]:
+    """Quantizers of the operands of attentions at several widths, by `site_name`; those of the plan at its own width.
+
+    Args:
+        plan: the attentions that it quantizes have candidates.
+        context: the run.
+        choices: widths; codes of more than 8 bits have no definition, and are left out.
+    """
+    planned = {name: each for name, each in plan.attention.items() if each.quantized}
+    widths = [bits for bits in choices if bits <= WIDEST_ATTENTION]
+    if not planned or not widths:
+        return {}
+    found = attention_quantizers(plan, context, tuple(planned), widths)
+    for name, each in planned.items():
+        own = {bits for bits in widths if all(quant.bits == bits for quant in each.quantizers.values())}
+        found[name] = {b: each if b in own else replace(a, rows=each.rows) for b, a in found[name].items()}
+    return {site_name(name): each for name, each in found.items()}
+
+
 def _other_tokens(
     context: PassContext, layers: Mapping[str, Sequence[int]], choices: Sequence[int], observer: str
 ) -> dict[tuple[str, int], Observer]:
@@ -141,10 +177,16 @@ def write_widths(plan: QuantPlan, widths: Mapping[str, Width], candidates: Candi
 
     Args:
         plan: changed in place.
-        widths: by layer.
+        widths: by layer, and by `site_name`.
         candidates: holds a quantizer for each of them.
     """
     for name, width in widths.items():
+        if (module := attending_module(name)) is not None:
+            left = Reason("bit allocation leaves it in full precision: its products cost most there", "allocated")
+            bits, rows = width.activation, plan.attention[module].rows
+            full = AttentionPlan(unquantized_reason=left, rows=rows)
+            plan.attention[module] = full if bits is None else candidates.attention[name][bits]
+            continue
         layer = plan.layers[name]
         layer.weight = None if width.weight is None else candidates.weights[name][width.weight]
         activations = candidates.activations.get(name, {})

@@ -74,6 +74,8 @@ class RangeMethods:
         weights: ``"minmax"`` or ``"shrink"``, see `dq_plugins.quantized.weight_scale`.
         inputs: registered observer, or ``"by-width"``.
         power: p of the error norm of the observer ``"mse"``.
+        attention: observer of the operands of attentions, likewise.
+        attention_power: p of its error norm.
     """
 
     __pydantic_config__ = STRICT
@@ -81,6 +83,8 @@ class RangeMethods:
     weights: Literal["minmax", "shrink"] = "shrink"
     inputs: str = "mse"
     power: float = 2.0
+    attention: str = "by-width"
+    attention_power: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,8 @@ class EstimateCheck:
     Attributes:
         entries: how many were measured exactly.
         rank_correlation: Spearman's, over them; None where there is none.
-        typical_ratio: geometric mean of exact / estimate, by ``operand@bits``; what estimates were multiplied by.
+        typical_ratio: geometric mean of exact / estimate, by ``operand@bits``; what estimates were multiplied by; those
+            of attentions are apart, by ``attention@bits``.
         spread: geometric standard deviation of exact / corrected estimate.
     """
 

@@ -1,4 +1,4 @@
-"""A plan on a screen: model, recipe, schedule, groups, layers by width and why, and what else it decides.
+"""A plan on a screen: model, recipe, schedule, groups, layers and attentions by width and why, and what else it decides.
 
 `QuantPlan` shows itself with these functions, so they cannot name its class: an import would go in a circle.
 """
@@ -16,14 +16,14 @@ from dq_plugins.plan.brief import listed
 def overview(plan: Any) -> str:
     """A plan as text of a few lines."""
     facts = [f"  {name + ':':<10}{value}".rstrip() for name, value in _facts(plan)]
-    layers = [f"    {n:>4} {width}" + (f": {why}" if why else "") for n, width, why in _layers(plan)]
+    layers = [f"    {n:>4} {what}" for n, what in _widths(plan)]
     others = [f"  {name + ':':<10}{value}" for name, value in _others(plan)]
     return "\n".join([_title(plan), *facts, *layers, *others])
 
 
 def overview_html(plan: Any) -> str:
     """The same for a notebook."""
-    layers = [("", f"{n} {width}" + (f": {why}" if why else "")) for n, width, why in _layers(plan)]
+    layers = [("", f"{n} {what}") for n, what in _widths(plan)]
     return html_table((), [*_facts(plan), *layers, *_others(plan)], _title(plan))
 
 
@@ -44,12 +44,13 @@ def _facts(plan: Any) -> Iterator[tuple[str, str]]:
     yield "layers", str(len(plan.layers))
 
 
-def _layers(plan: Any) -> Iterator[tuple[int, str, str]]:
-    """For each width: how many layers have it, and why they are not quantized further."""
-    for width, count in Counter(layer.width for layer in plan.layers.values()).most_common():
-        reasons = Counter(layer.why for layer in plan.layers.values() if layer.width == width and layer.why)
-        why = [f"{text} ({n})" if n < count else text for text, n in reasons.most_common()]
-        yield count, width, listed(why) if why else ""
+def _widths(plan: Any) -> Iterator[tuple[int, str]]:
+    """For each width: how many layers, then attentions, have it, and why they are not quantized further."""
+    for what, sites in (("", plan.layers.values()), ("attention ", plan.attention.values())):
+        for width, count in Counter(site.width for site in sites).most_common():
+            reasons = Counter(site.why for site in sites if site.width == width and site.why)
+            why = [f"{text} ({n})" if n < count else text for text, n in reasons.most_common()]
+            yield count, f"{what}{width}" + (f": {listed(why)}" if why else "")
 
 
 def _others(plan: Any) -> Iterator[tuple[str, str]]:
@@ -59,7 +60,7 @@ def _others(plan: Any) -> Iterator[tuple[str, str]]:
     if plan.outlier_rows:
         found["outlier_rows"] = f"{len(plan.outlier_rows)} layers"
     if plan.sensitivity is not None:
-        found["sensitivity"] = f"{len(plan.sensitivity.noise)} layers"
+        found["sensitivity"] = f"{sum(name in plan.layers for name in plan.sensitivity.noise)} layers"
     if plan.sampler_correction is not None:
         found["sampler_correction"] = f"{len(plan.sampler_correction.timesteps)} steps"
     if found:

@@ -46,6 +46,20 @@ PROBABILITY_CODES = 255
 DROPOUT = "quantized attention has no dropout: put the denoiser into evaluation mode, or leave its dropout at 0"
 
 
+def site_name(module: str) -> str:
+    """Name of a module's attention where it stands among layers: that of the attribute that holds it.
+
+    No layer has this name, not even one that attends itself.
+    """
+    return ".".join(filter(None, (module, SITE)))
+
+
+def attending_module(name: str) -> str | None:
+    """The module whose attention has this name; None: it is the name of a layer."""
+    module, _, last = name.rpartition(".")
+    return module if last == SITE else None
+
+
 class QuantizedAttention(nn.Module):
     """What a module's call of ``scaled_dot_product_attention`` runs instead, with the same arguments.
 
@@ -176,6 +190,22 @@ def quantize_attention(module: nn.Module, site: QuantizedAttention) -> ExitStack
     module.add_module(SITE, site)
     stack.callback(module._modules.pop, SITE)
     return stack
+
+
+class SwitchedAttention:
+    """Puts the attention of a module into one form after another.
+
+    Args:
+        module: it calls ``scaled_dot_product_attention`` in its forward.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self._quantized = module, ExitStack()
+
+    def use(self, site: QuantizedAttention | None) -> None:
+        """Attend by ``site`` from now on; None: as PyTorch does, the module being exactly as it was found."""
+        self._quantized.close()
+        self._quantized = ExitStack() if site is None else quantize_attention(self.module, site)
 
 
 def simulated_attention(module: nn.Module, plan: AttentionPlan, context: TimestepContext) -> QuantizedAttention:

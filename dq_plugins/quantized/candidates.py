@@ -1,11 +1,14 @@
 """Every quantizer that bit allocation may choose from: by layer, operand and width.
 
+An attention stands among the layers under a name of its own (`dq_plugins.quantized.attention.site_name`). It has no
+weight; its query, key and value are its input, and share a width.
+
 Shapes: ``G`` timestep groups, ``B`` samples in the batch, ``C`` input channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 
 from dq_plugins.hashing import hash_json, hash_tensors
 from dq_plugins.layer_kinds import kind_of
-from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant, WeightQuant
+from dq_plugins.plan import ActivationQuant, AttentionPlan, DynamicActivationQuant, InputQuant, WeightQuant
 from dq_plugins.plan.decisions import Operand
 from dq_plugins.quantized.input_quantizers import quantize_dynamically, quantize_input
 from dq_plugins.quantized.layer_transform import LayerTransform, fake_weight
@@ -59,6 +62,7 @@ class Candidates:
         groups: the timestep groups that the activation quantizers name.
         transforms: of the inputs of some layers; their quantizers are those of transformed inputs and weights.
         rows: where the samples of a call are in the inputs of layers.
+        attention: name of an attention -> bits -> quantizers of its operands.
     """
 
     weights: Mapping[str, Mapping[int, WeightQuant]]
@@ -66,20 +70,29 @@ class Candidates:
     groups: Mapping[str, TimestepGroups] = field(default_factory=dict)
     transforms: Mapping[str, LayerTransform] = field(default_factory=dict)
     rows: Mapping[str, RowOrder | None] = field(default_factory=dict)
+    attention: Mapping[str, Mapping[int, AttentionPlan]] = field(default_factory=dict)
 
     def entries(self) -> list[Entry]:
-        """All entries: layers in their order, weights before activations, widths ascending."""
-        layers = list(dict.fromkeys([*self.weights, *self.activations]))
+        """All entries: layers in their order, then attentions; weights before activations, widths ascending."""
+        tables: tuple[tuple[Operand, Mapping[str, Mapping[int, Any]]], ...] = (
+            ("weight", self.weights),
+            ("activation", self.inputs),
+        )
         return [
-            Entry(layer, operand, bits)
-            for layer in layers
-            for operand, table in (("weight", self.weights), ("activation", self.activations))
-            for bits in sorted(table.get(layer, {}))
+            Entry(name, operand, bits)
+            for name in (*self.layers, *self.attention)
+            for operand, table in tables
+            for bits in sorted(table.get(name, {}))
         ]
+
+    @property
+    def inputs(self) -> Mapping[str, Mapping[int, InputQuant | AttentionPlan]]:
+        """Quantizers of all that has an input to quantize: layers and attentions."""
+        return {**self.activations, **self.attention}
 
     def in_group(self, entry: Entry, timestep: float) -> AnyEntry:
         """The entry for the group of a timestep alone; one whose ranges have no groups, as it is."""
-        quant = self.activations[entry.layer][entry.bits] if entry.operand == "activation" else None
+        quant = self.inputs[entry.layer][entry.bits] if entry.operand == "activation" else None
         if not isinstance(quant, ActivationQuant):
             return entry
         return GroupEntry(*entry, self.groups[quant.groups].of(timestep))
@@ -95,11 +108,8 @@ class Candidates:
         tensors: dict[str, Tensor] = {}
         transforms = {layer: transform.hash for layer, transform in self.transforms.items()}
         for entry in self.entries():
-            table: Any = self.weights if entry.operand == "weight" else self.activations
-            quant = table[entry.layer][entry.bits]
-            for part in ("scale", "zero_point", "codes", "group_scale"):
-                if getattr(quant, part, None) is not None:
-                    tensors[f"{entry}.{part}"] = getattr(quant, part)
+            table: Any = self.weights if entry.operand == "weight" else self.inputs
+            tensors |= {f"{entry}.{part}": tensor for part, tensor in _tensors(table[entry.layer][entry.bits])}
         groups = {name: list(g.edges) for name, g in self.groups.items()}
         dynamic = {
             f"{layer} {bits}": quant.symmetric
@@ -149,4 +159,20 @@ class Candidates:
             }
             return {layer: widths for layer, widths in kept.items() if widths}
 
-        return replace(self, weights=part("weight", self.weights), activations=part("activation", self.activations))
+        return replace(
+            self,
+            weights=part("weight", self.weights),
+            activations=part("activation", self.activations),
+            attention=part("activation", self.attention),
+        )
+
+
+def _tensors(quant: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a quantizer by name."""
+    if isinstance(quant, AttentionPlan):
+        for operand, each in quant.quantizers.items():
+            yield from ((f"{operand}.{part}", tensor) for part, tensor in _tensors(each))
+        return
+    for part in ("scale", "zero_point", "codes", "group_scale"):
+        if getattr(quant, part, None) is not None:
+            yield part, getattr(quant, part)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dq_plugins.errors import PlanError
+from dq_plugins.quantized.attention import QuantizedAttention, simulated_attention
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.input_quantizers import InputQuantizer, input_quantizer
 from dq_plugins.quantized.layer import LayerState
@@ -40,11 +41,12 @@ class SuperNetwork(QuantizedRun):
     """
 
     def __init__(self, denoiser: nn.Module, candidates: Candidates, timestep: str) -> None:
-        super().__init__(denoiser, candidates.layers, candidates.groups, timestep)
+        super().__init__(denoiser, (*candidates.layers, *candidates.attention), candidates.groups, timestep)
         self.candidates = candidates
         self._weights: dict[tuple[str, int], Tensor] = {}
         self._inputs: dict[tuple[str, int], InputQuantizer] = {}
         self._branches: dict[str, Tensor | None] = {}
+        self._sites: dict[tuple[str, int], QuantizedAttention] = {}
 
     def switch(self, widths: Mapping[str, Width]) -> None:
         """Compute with an assignment from now on; layers that it does not name are in full precision.
@@ -63,14 +65,22 @@ class SuperNetwork(QuantizedRun):
         Raises:
             PlanError: a layer has no such width.
         """
-        return {
-            name: LayerState(
-                None if width.weight is None else self._weight(name, width.weight),
-                None if width.activation is None else self.input(name, width.activation),
-                branch=self.branch(name),
-            )
-            for name, width in widths.items()
-        }
+        return {name: self._state(name, width) for name, width in widths.items()}
+
+    def _state(self, name: str, width: Width) -> LayerState:
+        if name in self.attending:
+            return LayerState(quantizer=None if width.activation is None else self._site(name, width.activation))
+        return LayerState(
+            None if width.weight is None else self._weight(name, width.weight),
+            None if width.activation is None else self.input(name, width.activation),
+            branch=self.branch(name),
+        )
+
+    def _site(self, name: str, bits: int) -> QuantizedAttention:
+        if (name, bits) not in self._sites:
+            planned = self._candidate("activation", name, bits)
+            self._sites[name, bits] = simulated_attention(self.attending[name], planned, self.context)
+        return self._sites[name, bits]
 
     def branch(self, name: str) -> Tensor | None:
         """The low-rank branch of a layer as a weight; None without one."""
@@ -99,7 +109,7 @@ class SuperNetwork(QuantizedRun):
         return self._inputs[name, bits]
 
     def _candidate(self, operand: str, name: str, bits: int) -> Any:
-        table = self.candidates.weights if operand == "weight" else self.candidates.activations
+        table = self.candidates.weights if operand == "weight" else self.candidates.inputs
         found = table.get(name, {})
         if bits not in found:
             raise PlanError(

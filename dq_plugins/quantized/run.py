@@ -11,7 +11,13 @@ from typing_extensions import Self
 
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import ActivationQuant, QuantPlan
-from dq_plugins.quantized.attention import install_attention
+from dq_plugins.quantized.attention import (
+    SwitchedAttention,
+    attending_module,
+    install_attention,
+    simulated_attention,
+    site_name,
+)
 from dq_plugins.quantized.exact_tokens import install_tokens
 from dq_plugins.quantized.layer import LayerState, QuantizedLayer, planned_state
 from dq_plugins.quantized.memory import is_large
@@ -26,14 +32,17 @@ class QuantizedRun:
 
     Args:
         denoiser: full precision.
-        layers: fully qualified names of those that are ever quantized.
+        layers: fully qualified names of those that are ever quantized; attentions among them, by `site_name`.
         groups: the timestep groups that quantizers name.
         timestep: name of the denoiser's timestep argument.
         out_of_range: what a timestep outside the calibrated range does: ``"error"``, or ``"nearest"`` group.
-        plan: its attention, its temporal table and its exact tokens are there while the run is open; none by default.
+        plan: its attention, but for those among ``layers``, its temporal table and its exact tokens are there while the
+            run is open; none by default.
 
     Attributes:
         context: knows the timestep group of the running call; for input quantizers.
+        modules: the layers, by name.
+        attending: the modules whose attention is ever quantized, by its `site_name`.
 
     Example::
 
@@ -56,8 +65,14 @@ class QuantizedRun:
     ) -> None:
         self.denoiser, self.timestep, self.plan = denoiser, timestep, plan
         self.context = TimestepContext(groups, out_of_range)
-        self.modules = {name: denoiser.get_submodule(name) for name in layers}
+        self.modules: dict[str, nn.Module] = {}
+        self.attending: dict[str, nn.Module] = {}
+        for name in layers:
+            module = attending_module(name)
+            found = self.modules if module is None else self.attending
+            found[name] = denoiser.get_submodule(name if module is None else module)
         self._layers: dict[str, QuantizedLayer] = {}
+        self._attention = {name: SwitchedAttention(module) for name, module in self.attending.items()}
         self._restore = ExitStack()
 
     @property
@@ -77,8 +92,11 @@ class QuantizedRun:
             for name, module in self.modules.items():
                 self._layers[name] = QuantizedLayer(module)
                 stack.callback(self._layers[name].remove)
+            for switched in self._attention.values():
+                stack.callback(switched.use, None)
             if self.plan is not None:
-                stack.enter_context(install_attention(self.denoiser, self.plan.attention, self.context))
+                others = {n: a for n, a in self.plan.attention.items() if site_name(n) not in self.attending}
+                stack.enter_context(install_attention(self.denoiser, others, self.context))
                 stack.enter_context(install_tables(self.denoiser, self.plan, self.context))
                 stack.enter_context(install_tokens(self.denoiser, self.plan))
             self._restore = stack.pop_all()
@@ -88,18 +106,23 @@ class QuantizedRun:
         self._restore.close()
 
     def use(self, states: States) -> None:
-        """Compute with these states from now on; layers that they do not name are in full precision.
+        """Compute with these states from now on; layers and attentions that they do not name are in full precision.
+
+        The quantizer of an attention's state is its `QuantizedAttention`.
 
         Raises:
             PlanError: the run is closed, or was not made for a layer.
         """
         if not self.is_open:
             raise PlanError("open the run first: with QuantizedRun(...) as run")
-        unknown = sorted(states.keys() - self.modules.keys())
+        unknown = sorted(states.keys() - self.modules.keys() - self.attending.keys())
         if unknown:
             raise PlanError(f"layer {unknown[0]!r} is none of the {len(self.modules)} layers of this quantized run")
         for name, layer in self._layers.items():
             layer.use(states.get(name, LayerState()))
+        for name, switched in self._attention.items():
+            site: Any = states[name].quantizer if name in states else None
+            switched.use(site)
 
     def put(self, name: str, state: LayerState) -> None:
         """One layer computes with this state from now on; the others with what they have."""
@@ -129,7 +152,7 @@ def planned_run(
     Args:
         denoiser: full precision.
         plan: the plan.
-        others: further layers that are ever quantized.
+        others: further layers, or attentions, that are ever quantized.
         whole: the plan's temporal table and exact tokens are there too while the run is open.
         out_of_range: see `QuantizedRun`.
     """
@@ -157,10 +180,15 @@ def planned_states(
             runs: one at a time, in place of a second copy of all of them.
     """
     how = {"quantize_inputs": quantize_inputs, "streamed": spare_memory and is_large(run.denoiser)}
-    return {
-        name: planned_state(run.modules[name], plan.layers[name], run.context, **how)
-        for name in (run.modules if layers is None else layers)
-    }
+    states = {}
+    for name in (*run.modules, *run.attending) if layers is None else layers:
+        module = attending_module(name)
+        if module is None:
+            states[name] = planned_state(run.modules[name], plan.layers[name], run.context, **how)
+        elif quantize_inputs:
+            site = simulated_attention(run.attending[name], plan.attention[module], run.context)
+            states[name] = LayerState(quantizer=site)
+    return states
 
 
 def sees_quantized_inputs(plan: QuantPlan, chosen: bool | None = None) -> bool:

@@ -17,7 +17,7 @@ def width_table(plan: QuantPlan) -> Table:
 
 
 def add_decisions(page: Page, plan: QuantPlan) -> None:
-    """Everything the plan decided: timesteps, groups, what its passes draw, and the layers."""
+    """Everything the plan decided: timesteps, groups, what its passes draw, layers and attentions."""
     if plan.sampling is not None:
         page.heading("Sampling")
         page.text(f"{len(plan.sampling)} timesteps: {', '.join(f'{t:g}' for t in plan.sampling.timesteps)}.")
@@ -34,6 +34,10 @@ def add_decisions(page: Page, plan: QuantPlan) -> None:
         for name, layer in plan.layers.items()
     ]
     page.table(Table(["layer", "kind", "roles", "width", "why not quantized"], rows), folded=f"all {len(rows)} layers")
+    if plan.attention:
+        page.heading("Attention")
+        rows = [[name, attention.width, attention.why] for name, attention in plan.attention.items()]
+        page.table(Table(["attention", "width", "why not quantized"], rows))
 
 
 def add_figure(page: Page, plan: QuantPlan, name: str) -> None:

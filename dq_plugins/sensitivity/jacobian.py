@@ -5,7 +5,8 @@ and the denoiser's output moves by ``J d``, with ``J`` its Jacobian there. For a
 
     v . J d  =  (J' v) . d
 
-and one backward pass gives ``J' v`` at the inputs and outputs of all layers together.
+and one backward pass gives ``J' v`` at the inputs and outputs of all layers together. Quantizing an attention moves its
+output by a known ``d``, too: its definition on the operands of the call, in which the softmax is not linearised.
 
 Shapes: ``P`` cotangents, ``B`` samples in the batch, ``n`` rows of a layer's input or output (or 1: all of them
 together). Sums over a row are float32, sums over rows float64.
@@ -22,18 +23,26 @@ from torch import Tensor, nn
 
 from dq_plugins.calibration import first_tensor
 from dq_plugins.hooks import Arguments, hooked
+from dq_plugins.quantized.attention import (
+    ObservedAttention,
+    QuantizedAttention,
+    attending_module,
+    quantize_attention,
+    simulated_attention,
+)
 from dq_plugins.quantized.candidates import Candidates, Entry
 from dq_plugins.quantized.exact_tokens import ExactTokens
+from dq_plugins.timesteps import TimestepContext
 
 CHUNK_BYTES = 2**30
 """How much memory the gradients of several cotangents may take at once; more of them take turns."""
 
 
 class _Use(NamedTuple):
-    """One run of a layer: its input, what else it was given, and its output."""
+    """One run of a layer: its input, what else it was given, and its output; of an attention: all that it was given."""
 
     layer: str
-    x: Tensor
+    x: Tensor | None
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     y: Tensor
@@ -50,6 +59,9 @@ class JacobianProbe:
     def __init__(self, denoiser: nn.Module, candidates: Candidates) -> None:
         self.denoiser, self.candidates = denoiser, candidates
         self._layers = {name: denoiser.get_submodule(name) for name in candidates.layers}
+        self._attending = {name: denoiser.get_submodule(attending_module(name) or "") for name in candidates.attention}
+        self._context = TimestepContext(candidates.groups)
+        self._sites: dict[tuple[str, int], QuantizedAttention] = {}
         self._given: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._uses: list[_Use] = []
 
@@ -60,6 +72,10 @@ class JacobianProbe:
             stack.callback(self._uses.clear)
             stack.enter_context(hooked(self._layers, before=self._watch_input, first=True))
             stack.enter_context(hooked(self._layers, after=self._watch_output))
+            for name, module in self._attending.items():
+                site = ObservedAttention()
+                stack.enter_context(quantize_attention(module, site))
+                stack.enter_context(hooked({name: site}, after=self._watch_attention))
             stack.enter_context(torch.enable_grad())
             yield self
 
@@ -76,8 +92,16 @@ class JacobianProbe:
 
     def _watch_output(self, name: str, args: Any, kwargs: Any, output: Tensor) -> Tensor:
         (x, *others), keywords = self._given.pop(name)
+        return self._used(name, x, tuple(others), keywords, output)
+
+    def _watch_attention(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        return self._used(name, None, args, kwargs, output)
+
+    def _used(
+        self, name: str, x: Tensor | None, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor:
         y = output if output.requires_grad else output.detach().requires_grad_()
-        self._uses.append(_Use(name, x, tuple(others), keywords, y))
+        self._uses.append(_Use(name, x, args, kwargs, y))
         return y.clone()  # what follows may change it in place
 
     def run(self, kwargs: dict[str, Any]) -> Tensor:
@@ -99,7 +123,7 @@ class JacobianProbe:
         Returns:
             By entry, float64 ``[P, n]``; and the gradients ``[P, ...]`` with respect to ``sample``.
         """
-        inputs = [use.x for use in self._uses if use.x.requires_grad]
+        inputs = [use.x for use in self._uses if use.x is not None and use.x.requires_grad]
         wanted = [*inputs, *(use.y for use in self._uses), *([] if sample is None else [sample])]
         size = max(sum(tensor.nbytes for tensor in wanted), 1)
         found: dict[Entry, list[Tensor]] = {}
@@ -124,7 +148,10 @@ class JacobianProbe:
             if onto_y is not None:
                 for bits in self.candidates.weights.get(use.layer, {}):
                     _add(found, Entry(use.layer, "weight", bits), _products(onto_y, self._moved_output(use, bits)))
-            if onto_x is not None:
+                for bits in self.candidates.attention.get(use.layer, {}):
+                    moved = self._moved_attention(use, bits, timestep)
+                    _add(found, Entry(use.layer, "activation", bits), _products(onto_y, moved))
+            if use.x is not None and onto_x is not None:
                 for bits in self.candidates.activations.get(use.layer, {}):
                     x, layer = use.x.detach(), self._layers[use.layer]
                     moved = self.candidates.fake_input(use.layer, bits, layer, x, timestep) - x
@@ -135,11 +162,21 @@ class JacobianProbe:
         """What the quantized weight moves the layer's output by: the layer is linear in its weight."""
         layer = self._layers[use.layer]
         weight: Any = layer.weight
+        x: Any = use.x
+        x = x.detach()
         moved = self.candidates.fake_weight(use.layer, bits, layer).detach() - weight.detach()
         with _parameters(layer, weight=moved, bias=None):
-            y = layer.forward(use.x.detach(), *use.args, **use.kwargs)
+            y = layer.forward(x, *use.args, **use.kwargs)
         tokens: ExactTokens | None = getattr(layer, "exact_tokens", None)
-        return y if tokens is None else tokens.without_known(use.x.detach(), y)
+        return y if tokens is None else tokens.without_known(x, y)
+
+    def _moved_attention(self, use: _Use, bits: int, timestep: Tensor) -> Tensor:
+        """What quantizing an attention moves its own output by."""
+        if (use.layer, bits) not in self._sites:
+            planned = self.candidates.attention[use.layer][bits]
+            self._sites[use.layer, bits] = simulated_attention(self._attending[use.layer], planned, self._context)
+        with self._context.select(timestep):
+            return self._sites[use.layer, bits](*use.args, **use.kwargs) - use.y
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 
 from dq_plugins.errors import DQError
 from dq_plugins.plan import EstimateCheck, MeasuredImageError, MeasuredSensitivity
+from dq_plugins.quantized.attention import attending_module
 from dq_plugins.quantized.candidates import Candidates, Entry, Operand
 from dq_plugins.sensitivity.drift import ImageError
 from dq_plugins.sensitivity.measure import FORWARD, Sums
@@ -61,7 +62,7 @@ class SensitivityTable:
     def metric_kinds(
         self, rule: Literal["measured", "paper"] = "measured", *, paper: Iterable[str] = ()
     ) -> dict[str, Group]:
-        """Content and quality layers.
+        """Content and quality layers; attentions are neither.
 
         Args:
             rule: ``"measured"``: content layers are those whose share of structure in the loss of similarity is above
@@ -71,12 +72,12 @@ class SensitivityTable:
         Returns:
             Group by layer.
         """
-        layers = dict.fromkeys(entry.layer for entry in self.noise)
+        layers = dict.fromkeys(entry.layer for entry in self.noise if attending_module(entry.layer) is None)
         if rule == "paper":
             content = set(paper)
             return {layer: "content" if layer in content else "quality" for layer in layers}
         shares = self.structure_shares()
-        middle = float(np.median(list(shares.values())))
+        middle = float(np.median([shares[layer] for layer in layers]))
         return {layer: "content" if shares[layer] > middle else "quality" for layer in layers}
 
     def structure_shares(self) -> dict[str, float]:
@@ -158,7 +159,8 @@ def _rank_correlation(estimates: list[float], exact: list[float]) -> float | Non
 
 
 def _stratum(entry: Entry) -> str:
-    return f"{entry.operand}@{entry.bits}"
+    kind = entry.operand if attending_module(entry.layer) is None else "attention"
+    return f"{kind}@{entry.bits}"
 
 
 def _checked(

@@ -61,6 +61,19 @@ def attention_denoiser(seed: int = 0) -> AttentionDenoiser:
     return AttentionDenoiser().eval().requires_grad_(False)
 
 
+def loud_keys_denoiser(module: str = "near", loud: float = 30.0) -> AttentionDenoiser:
+    """One whose attention ``module`` is hard to quantize, and no layer is: one channel of its keys is ``loud`` times as
+    large as the others, and the queries' as much smaller, so that in floating point both attentions are alike."""
+    denoiser = attention_denoiser()
+    attention = denoiser.get_submodule(module)
+    for each in (denoiser.near, denoiser.far):
+        each.a.weight.mul_(3)  # or they would attend to everything alike
+    for layer, factor in ((attention.a, 1 / loud), (attention.b, loud)):
+        layer.weight[0] *= factor
+        layer.bias[0] *= factor
+    return denoiser
+
+
 def attention_inputs(t: float | Tensor = 500.0, batch: int = 3, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {

@@ -27,6 +27,7 @@ from dq_plugins.passes.allocation.problem import (
     allocate,
     allocate_image,
 )
+from dq_plugins.passes.attention import attention_sizes
 from dq_plugins.passes.width_candidates import candidates_of, write_widths
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.plan.layers import EDGE_ROLES
@@ -57,6 +58,10 @@ class BitAllocation(Pass):
 
         The widths on offer are those that ``sensitivity`` measured. Without any of the budgets ``bytes``, ``bitops``
         and ``latency``, the mean bits of weights and inputs default to the recipe's targets.
+
+        Attentions that the plan quantizes are decided about where they count in a budget: in ``bitops``, or in
+        ``latency`` if the table has them, by their names in ``plan.sensitivity``. Elsewhere narrower operands would
+        save nothing, so they keep the widths of the plan.
 
         Attributes:
             objective: ``"image"`` (error of the final image), ``"noise-power"`` (of the denoiser's output), or
@@ -135,6 +140,10 @@ class BitAllocation(Pass):
             inputs = math.prod(info.input_shape) if name in candidates.activations else 0
             scales = {b: q.group_scale.nbytes for b, q in candidates.weights[name].items() if q.group_scale is not None}
             layers[name] = LayerCost(math.prod(info.weight_shape), inputs, info.macs, info.block, scales)
+        attending = self._attending(candidates)
+        sizes = attention_sizes(context, attending) if attending else {}
+        for name, size in sizes.items():
+            layers[name] = LayerCost(0, size.inputs, size.macs, value_macs=size.value_macs)
         weight: Any = context.denoiser.get_submodule(candidates.layers[0]).weight
         problem = AllocationProblem(
             layers,
@@ -144,8 +153,14 @@ class BitAllocation(Pass):
             latency={n: {Width.parse(w): ms for w, ms in times.items()} for n, times in o.latency_table.items()},
             float_bits=weight.element_size() * 8,
         )
-        edges = [name for name in layers if plan.layers[name].roles & EDGE_ROLES and name not in o.pinned]
+        edges = [name for name in candidates.layers if plan.layers[name].roles & EDGE_ROLES and name not in o.pinned]
         return problem if o.edge_bits is None else problem.with_least(edges, o.edge_bits)
+
+    def _attending(self, candidates: Candidates) -> list[str]:
+        """The attentions that count in a budget, by name."""
+        o = self.options
+        timed = o.latency_table if o.latency is not None else {}
+        return [name for name in candidates.attention if o.bitops is not None or name in timed]
 
     def _budgets(self, context: PassContext) -> Budgets:
         o = self.options
@@ -158,13 +173,13 @@ class BitAllocation(Pass):
 
     def _choices(self, plan: QuantPlan, candidates: Candidates, name: str) -> WidthChoices:
         o = self.options
-        weight: tuple[int | None, ...] = tuple(sorted(candidates.weights[name]))
-        activation: tuple[int | None, ...] = tuple(sorted(candidates.activations.get(name, ())))
-        for role in sorted(plan.layers[name].roles):
+        weight: tuple[int | None, ...] = tuple(sorted(candidates.weights.get(name, ()))) or (None,)
+        activation: tuple[int | None, ...] = tuple(sorted(candidates.inputs.get(name, ())))
+        for role in sorted(plan.layers[name].roles) if name in plan.layers else ():
             weight = o.role_choices.get(role, weight)
             activation = o.role_act_choices.get(role, activation)
         if o.full_precision:
-            weight, activation = (*weight, None), (*activation, None)
+            weight, activation = tuple(dict.fromkeys((*weight, None))), (*activation, None)
         if name in o.pinned:
             pinned = Width.parse(o.pinned[name])
             weight, activation = (pinned.weight,), (pinned.activation,)
@@ -219,6 +234,6 @@ class BitAllocation(Pass):
         }
 
     def _fronts(self, plan: QuantPlan, context: PassContext, problem: AllocationProblem) -> list[Front]:
-        edges = [name for name in problem.layers if plan.layers[name].roles & EDGE_ROLES]
+        edges = [n for n in problem.layers if n in plan.layers and plan.layers[n].roles & EDGE_ROLES]
         least = dict.fromkeys(edges, context.targets.edge_bits)
         return list(fronts(problem, sorted(self.options.sweep), least=least)) if self.options.sweep else []

@@ -6,6 +6,9 @@ calls are repeated with the whole plan, with the plan but for all of them, and w
 turn. A layer stays in full precision when that takes away enough of the output's error for what it costs in bytes and
 in time; the more it takes away, the more it may cost.
 
+Attentions that the plan quantizes are among those that harm may be found in. Floating point costs one no byte, but the
+speed of its products.
+
 It comes before whatever is learned or measured against errors (`block-reconstruction`, `bias-correction`,
 `learned-ranges`): that would make up for errors of layers that are in full precision after all.
 
@@ -15,16 +18,19 @@ measured on one image, lay between -0.14 and 0.39 where 32 images say 0.27; on e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
+from itertools import chain
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from dq_plugins.passes.allocation.harm import harm, output_error
-from dq_plugins.passes.allocation.problem import LayerCost
-from dq_plugins.plan import LayerPlan, QuantPlan, Reason, Section
+from dq_plugins.passes.allocation.problem import PROBABILITY_BITS, LayerCost
+from dq_plugins.passes.attention import AttentionSize, attention_sizes, quantized_attentions
+from dq_plugins.plan import AttentionPlan, LayerPlan, QuantPlan, Reason, Section
+from dq_plugins.quantized.attention import attending_module
 from dq_plugins.quantized.run import planned_run, planned_states
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity.measure import MEASURED
@@ -37,7 +43,7 @@ class Exemption:
     """What one layer in full precision would do.
 
     Attributes:
-        layer: fully qualified name.
+        layer: fully qualified name; of an attention, its `site_name`.
         gain: share of the error of the denoiser's output that it takes away; negative where it adds some. Where all
             that could be exempt together take too little away, what they take. None: it costs more than any gain is
             worth, so it was not measured.
@@ -80,14 +86,14 @@ class ExemptLayers(Pass):
 
     name = "exempt-layers"
     requires = ("weight-ranges",)
-    after = ("activation-ranges", "gptq", "bit-allocation")
+    after = ("activation-ranges", "attention-ranges", "gptq", "bit-allocation")
 
     class Options(PassOptions):
         """Options of ``exempt-layers``.
 
         Attributes:
             roles: layers to try, by role.
-            layers: further ones, by name.
+            layers: further ones, by name; attentions by the name of the module that attends.
             worst: further ones, so many at most: each makes a share of ``least_gain`` of the error that worse ones
                 leave in the denoiser's output.
             calls: recorded calls to repeat, spread evenly over the recording.
@@ -118,8 +124,12 @@ class ExemptLayers(Pass):
         o = self.options
         asked = [n for n, p in plan.layers.items() if p.quantized and (n in o.layers or p.roles & set(o.roles))]
         asked.sort(key=lambda name: "last" not in plan.layers[name].roles)  # then what all gain answers for the others
+        attending = list(quantized_attentions(plan))
+        asked += [name for name in attending if attending_module(name) in o.layers]
         calls = list(context.calibration.spread(o.calls, o.samples).calls())
-        running, finished = planned_run(context.denoiser, plan, whole=True), context.finished(MEASURED, plan, o)
+        sizes = attention_sizes(context, attending) if attending else {}
+        running = planned_run(context.denoiser, plan, attending, whole=True)
+        finished = context.finished(MEASURED, plan, o)
         tried, kept = [], frozenset[str]()
         with running:
             running.use({})
@@ -141,7 +151,7 @@ class ExemptLayers(Pass):
             def gain(exempt: frozenset[str]) -> float:
                 return 1 - error(exempt) / error(kept) if error(kept) > 0 else 0.0
 
-            prices = {name: self._price(plan, context, name) for name in asked}
+            prices = {name: _price(plan, context, sizes, name) for name in asked}
             possible = frozenset(n for n, price in prices.items() if max(price) <= o.most_cost * MOST_TIMES)
             for done, name in enumerate(asked):
                 yield Progress(done, len(asked), name)
@@ -153,19 +163,9 @@ class ExemptLayers(Pass):
                 tried.append(found)
                 if found.exempt:
                     kept |= {name}
-                    plan.layers[name] = exempted(plan.layers[name], found.why)
+                    exempt(plan, name, found.why)
             errors = error(frozenset()), error(kept)
         plan.sections[self.name] = Section.of(ExemptionFindings(errors, tuple(tried)))
-
-    def _price(self, plan: QuantPlan, context: PassContext, name: str) -> tuple[float, float]:
-        """Shares that a layer in full precision adds to the bytes of all weights and to the time of a call."""
-        costs = {n: _cost(context, n) for n in plan.layers if n in context.partition.layers}
-        bytes_now = {n: cost.weights * _bits(plan.layers[n])[0] for n, cost in costs.items()}
-        time_now = {n: cost.macs * max(_bits(plan.layers[n])) for n, cost in costs.items()}
-        full = 8 * context.denoiser.get_submodule(name).weight.element_size()  # type: ignore[union-attr, operator]
-        more_bytes = (costs[name].weights * full - bytes_now[name]) / max(sum(bytes_now.values()), 1)
-        more_time = (costs[name].macs * full - time_now[name]) / max(sum(time_now.values()), 1)
-        return more_bytes, more_time
 
     def _worth(self, gain: float | None, price: float) -> bool:
         o = self.options
@@ -174,10 +174,26 @@ class ExemptLayers(Pass):
         return price <= o.most_cost * min(gain / max(o.least_gain, 1e-6), MOST_TIMES)
 
 
-def exempted(layer: LayerPlan, why: str) -> LayerPlan:
-    """The plan of a layer that stays in full precision, with the figures that say why."""
-    reason = Reason(f"exempt-layers: {why}", "measured")
-    return LayerPlan(layer.kind, layer.roles, unquantized_reason=reason, rows=layer.rows)
+def exempt(plan: QuantPlan, name: str, why: str) -> None:
+    """Leave a layer or an attention of a plan in full precision, with the figures that say why."""
+    reason, module = Reason(f"exempt-layers: {why}", "measured"), attending_module(name)
+    if module is not None:
+        plan.attention[module] = AttentionPlan(unquantized_reason=reason, rows=plan.attention[module].rows)
+        return
+    layer = plan.layers[name]
+    plan.layers[name] = LayerPlan(layer.kind, layer.roles, unquantized_reason=reason, rows=layer.rows)
+
+
+def _price(plan: QuantPlan, context: PassContext, sizes: Mapping[str, AttentionSize], name: str) -> tuple[float, float]:
+    """Shares that one in full precision adds to the bytes of all weights and to the time of a call."""
+    costs = {n: _cost(context, n) for n in plan.layers if n in context.partition.layers}
+    costs |= {n: LayerCost(0, size.inputs, size.macs) for n, size in sizes.items()}
+    bytes_now = {n: cost.weights * _bits(plan, n)[0] for n, cost in costs.items()}
+    time_now = {n: cost.macs * max(_bits(plan, n)) for n, cost in costs.items()}
+    full = _full_bits(context, name)
+    more_bytes = (costs[name].weights * full - bytes_now[name]) / max(sum(bytes_now.values()), 1)
+    more_time = (costs[name].macs * full - time_now[name]) / max(sum(time_now.values()), 1)
+    return more_bytes, more_time
 
 
 def _cost(context: PassContext, name: str) -> LayerCost:
@@ -185,6 +201,19 @@ def _cost(context: PassContext, name: str) -> LayerCost:
     return LayerCost(context.denoiser.get_submodule(name).weight.numel(), 0, info.macs)  # type: ignore[union-attr, operator]
 
 
-def _bits(layer: LayerPlan) -> tuple[int, int]:
-    """Bits of weight and input; 32 in floating point."""
+def _full_bits(context: PassContext, name: str) -> int:
+    """Bits of a value of a layer's weight; of an attention, of its module's or the denoiser's."""
+    module = attending_module(name)
+    where = context.denoiser.get_submodule(name if module is None else module)
+    weight: Any = where.weight if module is None else next(chain(where.parameters(), context.denoiser.parameters()))
+    return 8 * weight.element_size()
+
+
+def _bits(plan: QuantPlan, name: str) -> tuple[int, int]:
+    """Bits of weight and input; 32 in floating point. Of a quantized attention 8, whatever its operands have: the
+    probabilities have as many."""
+    module = attending_module(name)
+    if module is not None:
+        return (PROBABILITY_BITS, PROBABILITY_BITS) if plan.attention[module].quantized else (32, 32)
+    layer = plan.layers[name]
     return (layer.weight.bits if layer.weight else 32), (layer.activation.bits if layer.activation else 32)

@@ -35,18 +35,19 @@ from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
 
 
 class Sensitivity(Pass):
-    """Measure what each layer does to the output at each width."""
+    """Measure what each layer, and each attention that the plan quantizes, does to the output at each width."""
 
     name = "sensitivity"
     requires = ("weight-ranges",)
-    after = ("timestep-groups", "activation-ranges", "bos-tokens")
+    after = ("timestep-groups", "activation-ranges", "attention-ranges", "bos-tokens")
 
     class Options(PassOptions):
         """Options of ``sensitivity``.
 
         Attributes:
             weight_choices: widths of weights; one bit is BinaryDM's: signs, scaled by the mean magnitude.
-            act_choices: widths of inputs; not measured when activations stay in floating point.
+            act_choices: widths of inputs, those of query, key and value of attentions among them; not measured when
+                activations stay in floating point.
             method: ``"linearised"`` or ``"exact"``.
             calls_per_timestep: recorded calls used at each timestep.
             draws: backward passes over all calls together. An allocation picks widths that look cheap, so it picks

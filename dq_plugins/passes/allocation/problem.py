@@ -4,7 +4,7 @@
     subject to  sum_l  n_l w_l            <= W sum_l n_l         mean weight bits
                 sum_l  m_l a_l            <= A sum_l m_l         mean activation bits
                 sum_l  bytes(n_l w_l)     <= bytes               packed weights
-                sum_l  macs_l w_l a_l     <= BitOps              a product of two choices
+                sum_l  macs_l w_l a_l     <= BitOps              a product of two choices; of an attention see below
                 sum_l  ms[l, w_l, a_l]    <= ms                  from a measured table
                 sum_{l in block} n_l w_l  <= cap sum n_l         for single blocks
 
@@ -12,6 +12,9 @@
 choices are *pairs* of widths: one column for every (w, a), which is the tightest linear form there is (its relaxation
 is the convex hull of each layer's choices). Without a budget that couples the two, weights and inputs get choices of
 their own, which are shorter. Budgets may be given alone or together.
+
+An attention is a layer without weights whose input is query, key and value: of a bits, its two products take
+``macs_qk a a + macs_pv 8 a`` bit operations, because probabilities have 8 bits.
 
 The error of the final image is not linear in the choices, because the drifts of layers add up in amplitude
 (`dq_plugins.sensitivity.drift`). `allocate_image` solves the program that is linear around a plan, again around its
@@ -39,6 +42,9 @@ from dq_plugins.sensitivity.drift import ImageError
 from dq_plugins.solvers.program import Budget, ChoiceProgram
 from dq_plugins.solvers.solution import Solution
 
+PROBABILITY_BITS = 8
+"""Width of the probabilities of a quantized attention."""
+
 
 @dataclass(frozen=True)
 class LayerCost:
@@ -50,6 +56,7 @@ class LayerCost:
         macs: multiply-accumulate operations of one denoiser call.
         block: the block whose cap it counts for.
         group_scale_bytes: what the scales of groups of inputs take, by width of the weight; none by default.
+        value_macs: of an attention, those of its ``macs`` that multiply probabilities with values; None: it is a layer.
     """
 
     weights: int
@@ -57,6 +64,15 @@ class LayerCost:
     macs: int
     block: str = ""
     group_scale_bytes: Mapping[int, int] = field(default_factory=dict)
+    value_macs: int | None = None
+
+    def bit_operations(self, width: Width, float_bits: int) -> float:
+        """Bit operations at a width, in full precision of ``float_bits``."""
+        weight, activation = (float_bits if bits is None else bits for bits in width)
+        if self.value_macs is None:
+            return float(self.macs * weight * activation)
+        probabilities = float_bits if width.activation is None else PROBABILITY_BITS
+        return float(((self.macs - self.value_macs) * activation + self.value_macs * probabilities) * activation)
 
 
 class Budgets(PassOptions):
@@ -66,7 +82,8 @@ class Budgets(PassOptions):
         weight_bits: mean bits of a weight over all layers of the problem.
         act_bits: mean bits of an input element over all layers of the problem.
         bytes: packed weights of all layers, and the scales of groups of inputs; without those of outputs.
-        bitops: bit operations of one denoiser call, for the batch it was traced with.
+        bitops: bit operations of one denoiser call, for the batch it was traced with; of layers, and of the attentions
+            that the plan quantizes.
         latency: total of the latency table, in its unit.
         block_bits: cap on the mean weight bits of single blocks.
     """
@@ -197,8 +214,7 @@ class AllocationProblem:
         return float(self.layers[column.layer].inputs * self.bits(column.width.activation)) if decided else 0.0
 
     def _bitops(self, column: Column) -> float:
-        weight, activation = (self.bits(bits) for bits in column.width)
-        return float(self.layers[column.layer].macs * weight * activation)
+        return self.layers[column.layer].bit_operations(column.width, self.float_bits)
 
 
 def error_of(errors: Mapping[Entry, float], layer: str, width: Width) -> float:

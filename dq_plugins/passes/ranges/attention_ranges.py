@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import Field
-from torch import nn
 
-from dq_plugins.affine import affine_parameters
-from dq_plugins.passes.activations import DEFAULT_GROUPS, Ranges, input_ranges, shared_rows
-from dq_plugins.plan import ActivationQuant, AttentionPlan, QuantPlan, Reason, Section
+from dq_plugins.passes.activations import DEFAULT_GROUPS
+from dq_plugins.passes.attention import attention_quantizers, observed, operand_name
+from dq_plugins.plan import AttentionPlan, QuantPlan, Reason, Section
 from dq_plugins.plan.attention import OPERANDS
-from dq_plugins.quantized.attention import SITE, ObservedAttention, attention_calls, quantize_attention
+from dq_plugins.quantized.attention import attention_calls
 from dq_plugins.quantized.sampled import SampledStatistics
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.timesteps import RowOrder, TimestepGroups
@@ -57,23 +55,15 @@ class AttentionRanges(Pass):
         if not chosen:
             return
         low, high = context.calibration.timestep_range
-        groups = plan.groups.setdefault(DEFAULT_GROUPS, TimestepGroups((), low, high))
-        bits = {operand_name(name, operand): o.bits for name in chosen for operand in OPERANDS}
-        methods = replace(plan.range_methods, inputs=o.observer, power=o.power)
+        plan.groups.setdefault(DEFAULT_GROUPS, TimestepGroups((), low, high))
+        plan.range_methods = replace(plan.range_methods, attention=o.observer, attention_power=o.power)
+        operands = {name: [operand_name(name, operand) for operand in OPERANDS] for name in chosen}
         with observed({name: context.denoiser.get_submodule(name) for name in chosen}):
-            orders = context.find_row_orders(bits)
-            ranges = input_ranges(context, bits, groups, methods, shared_rows(plan, DEFAULT_GROUPS))
-        for done, name in enumerate(chosen, 1):
-            plan.attention[name] = self._planned(name, ranges, symmetric=context.targets.symmetric_acts)
-            plan.attention[name].rows = _order([orders.get(operand_name(name, operand)) for operand in OPERANDS])
+            orders = context.find_row_orders([each for names in operands.values() for each in names])
+        for done, (name, widths) in enumerate(attention_quantizers(plan, context, chosen, (o.bits,)).items(), 1):
+            rows = _order([orders.get(each) for each in operands[name]])
+            plan.attention[name] = replace(widths[o.bits], rows=rows)
             yield Progress(done, len(chosen), name)
-
-    def _planned(self, name: str, ranges: Ranges, *, symmetric: bool) -> AttentionPlan:
-        bits, quantizers = self.options.bits, {}
-        for operand in OPERANDS:
-            parameters = affine_parameters(*ranges[operand_name(name, operand)], bits, symmetric=symmetric)
-            quantizers[operand] = ActivationQuant(bits, DEFAULT_GROUPS, *(p.cpu() for p in parameters))
-        return AttentionPlan(**quantizers)
 
     def _reason(self, name: str, calls: int) -> Reason:
         if name in self.options.leave:
@@ -88,21 +78,7 @@ class AttentionRanges(Pass):
 CHOSEN = Reason("no range has been chosen yet", "undecided")
 
 
-def operand_name(module: str, operand: str) -> str:
-    """Fully qualified name of what an operand passes through while the module is observed."""
-    return ".".join(filter(None, (module, SITE, operand)))
-
-
 def _order(operands: Sequence[RowOrder | None]) -> RowOrder | None:
     """Where the samples are in all operands: a row of one meets the same row of the others."""
     known = {order for order in operands if order is not None}
     return "mixed" if len(known) > 1 else next(iter(known), None)
-
-
-@contextmanager
-def observed(modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Query, key and value of attentions pass through modules of their own, whose inputs can be observed."""
-    with ExitStack() as stack:
-        for module in modules.values():
-            stack.enter_context(quantize_attention(module, ObservedAttention()))
-        yield

@@ -4,10 +4,13 @@ import pickle
 
 import pytest
 import torch
+from attention_models import RECIPE as ATTENTION
+from attention_models import attention_calls_recorded, attention_denoiser, attention_inputs
 
 import dq_plugins as dq
 from dq_plugins.errors import PlanError
 from dq_plugins.passes.width_candidates import candidates_of, write_widths
+from dq_plugins.quantized.attention import site_name
 from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.network import SuperNetwork
 from dq_plugins.quantized.width import Width
@@ -36,6 +39,29 @@ def balanced():
         assert transforms
         context = PassContext(denoiser, calibration, transforms=transforms)
         yield denoiser, plan, candidates_of(plan, context, (3, 4, 8), (4, 8))
+
+
+@pytest.fixture(scope="module")
+def attending(tmp_path_factory):
+    denoiser = attention_denoiser()
+    calibration = attention_calls_recorded(denoiser, tmp_path_factory.mktemp("attending"))
+    plan = dq.make_plan(denoiser, calibration, ATTENTION, progress=False)
+    return denoiser, plan, candidates_of(plan, PassContext(denoiser, calibration), (3, 8), (4, 8))
+
+
+def test_attentions_have_widths_too(attending):
+    denoiser, plan, candidates = attending
+    near, far = site_name("near"), site_name("far")
+    chosen = pickle.loads(pickle.dumps(plan))
+    for widths in ({near: Width(None, 4), far: Width(None, 8)}, {near: Width(None, 8)}, {far: Width()}):
+        every = {name: Width(8, 8) for name in candidates.layers} | {near: Width(), far: Width()} | widths
+        with SuperNetwork(denoiser, candidates, "timestep") as net:
+            net.switch(every)
+            found = denoiser(**attention_inputs())
+        write_widths(chosen, every, candidates)
+        assert torch.equal(dq.apply(denoiser, chosen, "simulate")(**attention_inputs()), found)
+    assert not chosen.attention["near"].quantized
+    assert chosen.attention["near"].unquantized_reason.code == "allocated"
 
 
 def alternating(candidates):

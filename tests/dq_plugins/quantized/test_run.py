@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
+from attention_models import attention_denoiser, attention_inputs, attention_plan
 
 import dq_plugins as dq
 from dq_plugins.errors import PlanError
-from dq_plugins.plan import LayerPlan, OutlierRows, Reason
+from dq_plugins.plan import AttentionPlan, LayerPlan, OutlierRows, Reason
+from dq_plugins.quantized.attention import site_name
 from dq_plugins.quantized.layer import LayerState
 from dq_plugins.quantized.run import QuantizedRun, planned_run, planned_states, sees_quantized_inputs
 from dq_plugins.quantized.table_lookup import tabulated
@@ -161,3 +164,39 @@ def test_mistakes_are_named(denoiser):
             run.use({"nowhere": LayerState()})
     with pytest.raises(PlanError, match="quantized already"):
         QuantizedRun(dq.apply(denoiser, plan, "simulate"), [], plan.groups, "timestep").__enter__()
+
+
+def test_an_attention_is_switched_like_a_layer_and_its_module_is_restored(tmp_path):
+    denoiser = attention_denoiser()
+    plan = attention_plan(denoiser, tmp_path)
+    sites, given = [site_name(name) for name in plan.attention], attention_inputs()
+    whole, full = dq.apply(denoiser, plan, "simulate")(**given), denoiser(**given)
+    one = copy.deepcopy(plan)
+    one.attention["far"] = AttentionPlan(unquantized_reason=Reason("not here", "asked"))
+    without = dq.apply(denoiser, one, "simulate")(**given)
+    classes = [type(module) for module in denoiser.modules()]
+    with torch.no_grad(), planned_run(denoiser, plan, sites, whole=True) as run:
+        states = planned_states(run, plan)
+        assert list(states) == [*plan.layers, *sites]
+        for chosen, expected in (
+            (states, whole),
+            ({name: state for name, state in states.items() if name != site_name("far")}, without),
+            ({}, full),
+            (states, whole),
+        ):
+            run.use(chosen)
+            assert torch.equal(denoiser(**given), expected)
+        with pytest.raises(PlanError, match="is none of the"):
+            run.use({site_name("nowhere"): LayerState()})
+    assert not torch.equal(whole, without)
+    assert [type(module) for module in denoiser.modules()] == classes
+    assert torch.equal(denoiser(**given), full)
+
+
+def test_attention_that_is_not_named_is_there_all_the_time(tmp_path):
+    denoiser = attention_denoiser()
+    plan, given = attention_plan(denoiser, tmp_path), attention_inputs()
+    with torch.no_grad(), planned_run(denoiser, plan, whole=True) as run:
+        run.use({})
+        assert not torch.equal(denoiser(**given), (full := attention_denoiser()(**given)))
+    assert torch.equal(denoiser(**given), full)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import pytest
+from attention_models import RECIPE, attention_calls_recorded, attention_inputs, loud_keys_denoiser
 from denoisers import recorded, tiny_denoiser
 
 import dq_plugins as dq
 from dq_plugins.passes.allocation.exempt_layers import ExemptionFindings
+from dq_plugins.quantized.attention import site_name
 from dq_plugins.recipe import Recipe, Step
 
 RANGES = (Step("weight-ranges"), Step("timestep-groups", {"groups": 2}), Step("activation-ranges"))
@@ -76,3 +78,53 @@ def test_a_cheap_layer_may_gain_less(case):
 def test_parts_of_a_run_are_enough(case):
     calibration = case[1].subset(timesteps=case[1].timesteps[:2])
     assert any(each.exempt for each in findings(make((case[0], calibration))).tried)
+
+
+@pytest.fixture(scope="module")
+def attending(tmp_path_factory):
+    denoiser = loud_keys_denoiser("near")
+    return denoiser, attention_calls_recorded(denoiser, tmp_path_factory.mktemp("attending"))
+
+
+def with_attention(case, **options) -> dq.QuantPlan:
+    steps = (*RECIPE.steps, Step("exempt-layers", {"roles": (), "least_gain": 0.4, **options}))
+    return dq.make_plan(*case, Recipe("r", "", steps), progress=False)
+
+
+def test_the_attention_that_does_harm_stays_in_floating_point_and_says_why(attending):
+    plan = with_attention(attending, worst=1, most_cost=0.5)  # the worst of all layers and attentions
+    (exempt,) = [each for each in findings(plan).tried if each.exempt]
+    assert exempt.layer == site_name("near")
+    assert exempt.bytes == 0
+    near, far = plan.attention["near"], plan.attention["far"]
+    assert far.quantized
+    assert not near.quantized
+    assert near.unquantized_reason.code == "measured"
+    assert f"{exempt.gain:.1%} of the output's error" in near.why
+    assert all(layer.quantized for layer in plan.layers.values())
+    assert plan.features["attention"] == ("far",)
+    calls = list(attending[1].spread(8, 8).calls())
+    applied = dq.apply(attending[0], plan, "simulate")
+    error = sum(float((call.run(applied) - call.output).square().sum()) for call in calls)
+    assert error / sum(float(call.output.square().sum()) for call in calls) == pytest.approx(
+        findings(plan).error[1], rel=1e-4
+    )
+    assert findings(plan).error[1] == pytest.approx((1 - exempt.gain) * findings(plan).error[0])
+
+
+def test_an_attention_costs_the_speed_of_its_products(attending):
+    (tried,) = findings(with_attention(attending, worst=0, layers=("near",), most_cost=2.0)).tried
+    inputs = attention_inputs()
+    partition = dq.partition(attending[0], inputs)
+    rows = 3 * 36 * 24  # samples, tokens, channels of all heads
+    near, far = (2 * rows * keys for keys in (36, 7))
+    layers = sum(info.macs for info in partition.layers.values())
+    assert tried.layer == site_name("near")
+    assert tried.time == pytest.approx(near * (32 - 8) / (8 * (layers + near + far)))
+    assert not any(each.exempt for each in findings(with_attention(attending, most_cost=0.01)).tried)
+
+
+def test_without_quantized_attention_none_is_tried(attending):
+    steps = (*RECIPE.steps[:-1], Step("exempt-layers", {"most_cost": 0.5}))
+    plan = dq.make_plan(*attending, Recipe("r", "", steps), progress=False)
+    assert {each.layer for each in findings(plan).tried} <= plan.layers.keys()

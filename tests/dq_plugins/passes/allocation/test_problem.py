@@ -170,3 +170,11 @@ def test_scales_of_groups_count_as_bytes() -> None:
     program, columns = given.program()
     (budget,) = program.budgets
     assert {c.width.weight: cost for c, cost in zip(columns, budget.cost, strict=True)} == {4: 32 + 9, 8: 64}
+
+
+def test_products_of_an_attention_are_of_its_operands_and_of_eight_bit_probabilities():
+    cost = LayerCost(0, 300, 1000, value_macs=400)
+    assert cost.bit_operations(Width(None, 4), 32) == 600 * 4 * 4 + 400 * 8 * 4
+    assert cost.bit_operations(Width(None, 8), 32) == 1000 * 8 * 8
+    assert cost.bit_operations(Width(), 32) == 1000 * 32 * 32
+    assert LayerCost(5, 300, 1000).bit_operations(Width(4, None), 16) == 1000 * 4 * 16
