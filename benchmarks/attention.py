@@ -2,16 +2,20 @@
 
     python -m benchmarks.attention speed                      # one thread, CPU time of the thread, interleaved
     python -m benchmarks.attention images --model digits      # 32 images x 3 seeds, with and without it
+    python -m benchmarks.attention widths --model digits      # its operands at several widths, fake-quantized
 
-``images`` goes on where it was stopped. Error power is that against full precision's images from the same noise.
+``images`` and ``widths`` go on where they were stopped. Error power is that against full precision's images from the
+same noise.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +27,11 @@ from benchmarks.records import Records
 from benchmarks.tfmq import MODELS, Case, usual_steps
 from dq_plugins.affine import affine_parameters
 from dq_plugins.metrics.latency import compare_latency, thread_clock
-from dq_plugins.recipe import Step
+from dq_plugins.passes.allocation.problem import LayerCost
+from dq_plugins.passes.attention import attention_sizes
+from dq_plugins.quantized.attention import site_name
+from dq_plugins.quantized.width import Width
+from dq_plugins.recipe import PassContext, Step
 from dq_plugins.report import Table
 
 SHAPES = (  # samples, heads, queries, keys, channels of a head
@@ -40,6 +48,7 @@ SHAPES = (  # samples, heads, queries, keys, channels of a head
     (2, 8, 4096, 4096, 40),  # Stable Diffusion 1.5 at 512 x 512
 )
 ATTENTION = Step("attention-ranges")
+WIDTHS = (4, 5, 6, 8)
 MIN_MAX = Step("activation-ranges", {"observer": "minmax"})
 ROUNDED = Step("channel-balance"), Step("weight-ranges"), Step("gptq")
 RECIPES = {
@@ -111,15 +120,74 @@ def images(model: str, count: int, seeds: int, recipes: list[str]) -> Table:
     return Table([title, "backend", "PSNR without", "PSNR with", "error power, with over without"], rows)
 
 
+def attention_widths(plan: dq.QuantPlan) -> str:
+    """Widths of the attentions of a plan, in order."""
+    return " ".join(attention.width for attention in plan.attention.values())
+
+
+def uniform(case: Case, seed: int, bits: int | None) -> dq.QuantPlan:
+    """All attentions at one width; None: in floating point."""
+    before, _ = RECIPES["min-max"]
+    return case.plan((*before, *([] if bits is None else [Step("attention-ranges", {"bits": bits})])), seed)
+
+
+def allocated(case: Case, seed: int, bits: int) -> dq.QuantPlan:
+    """Widths of attentions within the bit operations that all of them take at one width; layers as they were."""
+    plan, context = uniform(case, seed, 8), PassContext(case.denoiser, case.calibration(seed))
+    costs = {name: LayerCost(0, 0, info.macs) for name, info in context.partition.layers.items()}
+    layers = sum(costs[n].bit_operations(Width.parse(layer.width), 32) for n, layer in plan.layers.items())
+    sizes = attention_sizes(context, [site_name(name) for name in plan.attention])
+    each = [LayerCost(0, size.inputs, size.macs, value_macs=size.value_macs) for size in sizes.values()]
+    limit = layers + sum(cost.bit_operations(Width(activation=bits), 32) for cost in each)
+    pinned = {name: layer.width for name, layer in plan.layers.items()}
+    before, _ = RECIPES["min-max"]
+    measured = Step("sensitivity", {"weight_choices": (8,), "act_choices": WIDTHS})
+    return case.plan((*before, ATTENTION, measured, Step("bit-allocation", {"bitops": limit, "pinned": pinned})), seed)
+
+
+def widths(model: str, count: int, seeds: int) -> Table:
+    """Error power of final images by the widths of attentions, beside that with all attention in floating point."""
+    steps, rows = usual_steps(model), []
+    records = Records(f"attention-widths-{model}", {"images": count, "steps": steps})
+    forms: dict[str, Callable[[Case, int], dq.QuantPlan]] = {"floating point": partial(uniform, bits=None)}
+    forms |= {f"{bits} bits": partial(uniform, bits=bits) for bits in sorted(WIDTHS, reverse=True)}
+    forms |= {f"allocated, BitOps of {bits} bits": partial(allocated, bits=bits) for bits in (6, 5)}
+    with tempfile.TemporaryDirectory() as folder:
+        case = Case(model, steps, Path(folder))
+        reference = case.images(case.denoiser, count)
+
+        def measured(form: str, seed: int) -> dict[str, Any]:
+            plan = forms[form](case, seed)
+            found = case.images(dq.apply(case.denoiser, plan, backend="simulate"), count)
+            power = np.square(found.astype(np.float64) - reference).reshape(count, -1).mean(1)
+            return {"widths": attention_widths(plan), "power": power.tolist()}
+
+        for form in forms:
+            runs = [records.get(f"{form}, {seed}", partial(measured, form, seed)) for seed in range(seeds)]
+            power = np.array([run["power"] for run in runs])
+            floating = [records.data[f"floating point, {seed}"]["power"] for seed in range(seeds)]
+            psnr, ratio = float(10 * np.log10(1 / np.median(power))), float(power.mean() / np.mean(floating))
+            rows.append([form, "; ".join(dict.fromkeys(run["widths"] for run in runs)), psnr, ratio])
+            records.put(form, {"seeds": seeds, "psnr": psnr, "ratio": ratio})
+            print(*rows[-1], flush=True)
+    title = f"{model}, W8A8, {count} images x {seeds} seeds: attention"
+    return Table([title, "widths", "PSNR", "error power, over that in floating point"], rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["speed", "images"])
+    parser.add_argument("what", choices=["speed", "images", "widths"])
     parser.add_argument("--model", default="digits", choices=MODELS)
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     args = parser.parse_args()
-    print(speed() if args.what == "speed" else images(args.model, args.images, args.seeds, args.recipes))
+    if args.what == "speed":
+        print(speed())
+    elif args.what == "images":
+        print(images(args.model, args.images, args.seeds, args.recipes))
+    else:
+        print(widths(args.model, args.images, args.seeds))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A plan on a screen: model, recipe, schedule, groups, layers and attentions by width and why, and what else it decides.
+"""A plan on a screen: model, recipe, schedule, groups, layers and attentions by width and why, and whatever else.
 
 `QuantPlan` shows itself with these functions, so they cannot name its class: an import would go in a circle.
 """

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from dq_plugins import plots, registry
-from dq_plugins.plan import PassRecord
+from dq_plugins.plan import ActivationQuant, AttentionPlan, PassRecord, Reason
 from dq_plugins.recipe import Pass
 from dq_plugins.report.plan_page import plan_page
 from dq_plugins.testing.denoiser import TinyDenoiser
@@ -55,3 +56,20 @@ def test_pass_that_fails_leaves_a_note(plan):
         page = plan_page(plan).html()
     assert "The figure of the pass drawing is missing: KeyError" in page
     assert "<h2>Layers</h2>" in page
+
+
+def test_page_and_overview_tell_the_widths_of_attentions(plan):
+    assert "<h2>Attention</h2>" not in plan_page(plan).html()
+    quant = ActivationQuant(6, "default", torch.ones(1), torch.zeros(1, dtype=torch.int32))
+    plan.attention = {
+        "block.attends": AttentionPlan(quant, quant, quant),
+        "block.spared": AttentionPlan(unquantized_reason=Reason("it does <harm>", "measured")),
+    }
+    page = plan_page(plan).html()
+    assert "<h2>Attention</h2>" in page
+    assert "<td>block.attends</td>" in page
+    assert "<td>A6</td>" in page
+    assert "it does &lt;harm&gt;" in page
+    assert "1 attention A6" in repr(plan)
+    assert "1 attention full precision: it does <harm>" in repr(plan)
+    assert "1 attention A6" in plan._repr_html_()

@@ -95,7 +95,7 @@ def test_where_attention_counts_in_no_budget_it_keeps_the_widths_of_the_plan(cas
 
 
 def test_a_latency_table_that_has_an_attention_decides_about_it(case) -> None:
-    table = dict.fromkeys(layers_of(case), {"W8A8": 1.0})
+    table = {name: {"W8A8": 1.0} for name in layers_of(case)}
     table[NEAR] = {"A4": 1.0, "A6": 2.0, "A8": 3.0, "full precision": 9.0}
     within = 1.0 * len(layers_of(case))
     plan = made(case, latency=within + 2.5, latency_table=table)
