@@ -69,6 +69,16 @@ class Call:
         first = int(self.index * GOLDEN % 1 * batch)  # all samples in turn, also of every n-th call
         return self.rows((torch.arange(count) * batch // count + first).remainder(batch).sort().values, batch)
 
+    def branches(self, argument: str) -> int:
+        """Rows that an image has: 2 where both halves of the batch hold the same samples (classifier-free guidance).
+
+        Args:
+            argument: name of the denoiser's sample argument.
+        """
+        sample = self.kwargs[argument]
+        half = len(sample) // 2
+        return 2 if len(sample) % 2 == 0 and torch.equal(sample[:half], sample[half:]) else 1
+
     def run(self, denoiser: nn.Module) -> Tensor:
         """First tensor of ``denoiser``'s output for these arguments, computed on the denoiser's device."""
         weight = next(denoiser.parameters(), None)

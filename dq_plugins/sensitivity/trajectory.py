@@ -210,7 +210,7 @@ def trajectories_of(calibration: CalibrationSet, argument: str) -> list[Trajecto
             "batch), or leave the content measure out."
         )
     first = next(calibration.subset(calls=[runs[0][0]]).calls())
-    guided = _is_guided(first.kwargs[argument])
+    guided = first.branches(argument) == 2
     stepper = _stepper(calibration)
     followed = [_followed(stepper, calibration, run, argument, guided) for run in runs] if stepper is not None else []
     known = bool(followed) and not stepper.stochastic and max(off for _, off in followed) < FOLLOWED
@@ -275,8 +275,3 @@ def _complete_runs(calibration: CalibrationSet, schedule: tuple[float, ...]) -> 
             runs.append(run)
             run = []
     return runs
-
-
-def _is_guided(sample: Tensor) -> bool:
-    half = len(sample) // 2
-    return len(sample) % 2 == 0 and torch.equal(sample[:half], sample[half:])

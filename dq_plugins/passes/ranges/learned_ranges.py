@@ -5,7 +5,8 @@
 A range that is good for a layer's own input need not be good for what comes out: it counts which values matter later.
 Against the denoiser's output everything that is learned moves together; blocks go one after the other, each on the
 inputs that the quantized denoiser gives it. What is learned is judged on images (of blocks: calls) that nothing was
-learned from, and thrown away where it is no better there.
+learned from, and thrown away where it is no better there. Against the denoiser's output every image counts by the share
+of its error that is taken away (`dq_plugins.quantized.denoiser_loss`).
 
 With the ranges may be learned: the scales of weights whose codes are settled, the corrections of outputs, and the
 rounding itself.
@@ -98,13 +99,16 @@ class LearnedRanges(Pass):
     def _denoiser(
         self, plan: QuantPlan, context: PassContext, layers: list[str]
     ) -> Generator[Progress, None, dict[str, Any]]:
-        run, o = planned_run(context.denoiser, plan, whole=True), self.options
+        o = self.options
         finished, kept = context.finished(UNIT, plan, o), context.finished(STATE, plan, o)
         unit = finished.find("denoiser")
-        loss = DenoiserLoss(run, context.calibration.spread(o.calls), o.images, context.generator("order"))
-        planned = self._variables(run, plan, layers, method := self._method(o.passes * loss.per_pass))
         if unit is None:
-            states = planned_states(run, plan)
+            run = planned_run(context.denoiser, plan, whole=True)
+            states, calls = planned_states(run, plan), context.calibration.spread(o.calls)
+            argument, generator = context.partition.sample_argument, context.generator("order")
+            with run:
+                loss = DenoiserLoss(run, calls, argument, states, o.images, generator)
+            planned = self._variables(run, plan, layers, method := self._method(o.passes * loss.per_pass))
             learner = Learner(
                 planned.variables,
                 lambda values, i: loss.learn(planned.states(states, values), i),

@@ -176,6 +176,7 @@ class GroupSearch:
             units=units,
             symmetric=self.symmetric,
             order=order,
+            argument=context.partition.sample_argument,
             images=o.images,
         )
 

@@ -63,7 +63,8 @@ class OutputLoss:
         units: names of the modules whose outputs are compared; ``("",)`` is the denoiser itself.
         symmetric: whether zero points are 0.
         order: timesteps that iterations see, by index, one after the other: rounds of all of them. Wraps around.
-        images: samples of a call that an iteration runs; they take turns. Some are held out, and never learned from.
+        argument: name of the denoiser's sample argument.
+        images: images of a call that an iteration runs; they take turns. Some are held out, and never learned from.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class OutputLoss:
         units: Sequence[str] = ("",),
         symmetric: bool,
         order: Sequence[int],
+        argument: str,
         images: int = 2,
     ) -> None:
         self.denoiser, self.calibration = denoiser, calibration
@@ -84,7 +86,7 @@ class OutputLoss:
         self.states = planned_states(self.run, plan, quantize_inputs=False)
         self.transforms = {name: transform_of(plan.layers[name]) for name in bits}
         self.order, self.images = tuple(order), images
-        self.parts = [divided(calibration, t) for t in calibration.timesteps]
+        self.parts = [divided(calibration, t, argument) for t in calibration.timesteps]
         self.power = self._power()
         self.elements = calibration.call(calibration.timesteps[0], 0).output[0].numel()
 
@@ -125,10 +127,10 @@ class OutputLoss:
     def visited(self, index: int, turn: int) -> Call:
         """What one visit of a timestep runs: a part of the calls that are learned from, each turn other images."""
         learned = self.parts[index][0]
-        position, rows = learned[turn % len(learned)]
+        position, images, branches = learned[turn % len(learned)]
         start = (turn // len(learned)) * self.images
-        chosen = sorted({rows[(start + i) % len(rows)] for i in range(min(self.images, len(rows)))})
-        return Part(position, chosen).call(self.calibration, self.calibration.timesteps[index])
+        chosen = sorted({images[(start + i) % len(images)] for i in range(min(self.images, len(images)))})
+        return Part(position, chosen, branches).call(self.calibration, self.calibration.timesteps[index])
 
     def _error(self, call: Call, states: States) -> Tensor:
         """Mean over units of squared error over power."""

@@ -23,7 +23,8 @@ def output_loss(case, **options) -> OutputLoss:
     denoiser, calibration, plan = case
     order = list(range(len(calibration.timesteps)))
     bits = {name: layer.activation.bits for name, layer in plan.layers.items()}
-    return OutputLoss(denoiser.requires_grad_(False), plan, calibration, bits, symmetric=False, order=order, **options)
+    options = {"symmetric": False, "order": order, "argument": "sample"} | options
+    return OutputLoss(denoiser.requires_grad_(False), plan, calibration, bits, **options)
 
 
 def planned_ranges(case) -> Relaxation:
