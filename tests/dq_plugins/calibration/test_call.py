@@ -52,3 +52,9 @@ def test_timesteps_that_no_number_holds_are_refused(value):
 @pytest.mark.parametrize("value", [5, 2**63 - 1, 10**30, 0.5])
 def test_timesteps_of_any_size_are_read(value):
     assert float(timestep_tensor(value, "t")) == float(value)
+
+
+def test_an_image_has_two_rows_where_both_halves_of_the_batch_are_alike():
+    half = torch.arange(6.0).reshape(2, 3)
+    for sample, rows in ((torch.cat([half, half]), 2), (torch.cat([half, -half]), 1), (half[:1], 1)):
+        assert Call(0, torch.tensor(5), {"sample": sample}, sample).branches("sample") == rows
