@@ -229,24 +229,6 @@ class CalibrationSet:
         each = self._images if samples is None else -(-samples // len(spread))
         return CalibrationSet(self.folder, self._manifest, chosen, each)
 
-    def halves(self) -> tuple[CalibrationSet, CalibrationSet]:
-        """Two sets without a call in common: to decide on the one and judge on the other.
-
-        Both have every timestep where each was recorded twice; else every second timestep.
-
-        Raises:
-            CalibrationError: there is only one call.
-        """
-        at: dict[float, list[int]] = {t: [] for t in self.timesteps}
-        for index, t in self._selection:
-            at[t].append(index)
-        if min(len(indices) for indices in at.values()) > 1:
-            second = {index for indices in at.values() for index in indices[(len(indices) + 1) // 2 :]}
-        else:
-            second = {index for t in self.timesteps[1::2] for index in at[t]}
-        every = {index for index, _ in self._selection}
-        return self.subset(calls=every - second), self.subset(calls=second)
-
     def subset(
         self,
         timesteps: Iterable[float] | None = None,

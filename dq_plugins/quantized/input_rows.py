@@ -31,6 +31,14 @@ def weight_matrix(layer: nn.Module, weight: Tensor) -> Tensor:
     return weight.flatten(1).reshape(groups, weight.shape[0] // groups, -1)
 
 
+def seen_and_held_out(x: Tensor, *, batched: bool) -> tuple[Tensor, Tensor]:
+    """Samples of an input that something is chosen by, and others that judge it; the same where there is one alone.
+
+    Every second one, so that both rows of a guided image are on one side (of an even number of images).
+    """
+    return (x[::2], x[1::2]) if batched and len(x) > 1 else (x, x)
+
+
 def input_rows(layer: nn.Module, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """At most ``count`` rows of ``x``, drawn without replacement.
 

@@ -86,4 +86,4 @@ class SampledStatistics:
             "record calls with dq_plugins.record and make the plan from them"
         )
 
-    call = calls = count = halves = subset = spread = _not_recorded
+    call = calls = count = subset = spread = _not_recorded

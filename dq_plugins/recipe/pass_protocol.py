@@ -64,6 +64,11 @@ class Pass(ABC):
                 fault = f"option {field!r}: {first['msg']} (got {first['input']!r}); {known}"
             raise RecipeError(f"pass {self.name!r}: {fault}") from error
 
+    @property
+    def statistics_samples(self) -> int | None:
+        """Samples that statistics of inputs are to be of at least; None: this pass does not care."""
+        return None
+
     @classmethod
     def figure(cls, plan: QuantPlan) -> tuple[Figure, str] | None:
         """What a report shows of this pass's decisions: a figure drawn from the plan alone, and its caption."""

@@ -225,7 +225,7 @@ def make_plan(
     chosen = {**recipe.targets, **{name: value for name, value in given.items() if value is not None}}
     context = PassContext(denoiser, calibration, Targets(weight_bits, act_bits, **chosen), seed)
     # of the whole run: a pass that finds no statistics after an interruption must collect the same again
-    limits = [getattr(each.options, "statistics_samples", None) for each in passes]
+    limits = (each.statistics_samples for each in passes)
     context.statistics_samples = min((limit for limit in limits if limit is not None), default=None)
     mapped = codes_where(denoiser)
     scratch = Scratch("plan") if mapped and workdir is None and out is None else nullcontext(workdir)

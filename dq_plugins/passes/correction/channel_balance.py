@@ -28,7 +28,7 @@ from dq_plugins.passes.correction.mean_error import output_means
 from dq_plugins.passes.correction.strength import InputSample, balance_factors, exact_outputs, remaining_error
 from dq_plugins.passes.shared_inputs import layers_by_input
 from dq_plugins.plan import QuantPlan
-from dq_plugins.quantized.input_rows import input_rows, weight_matrix
+from dq_plugins.quantized.input_rows import input_rows, seen_and_held_out, weight_matrix
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 
 
@@ -111,13 +111,6 @@ class ChannelBalance(Pass):
         return candidates[best] if errors[best] < (1 - self.options.least_gain) * plain else None
 
 
-def _halves(x: Tensor, batched: bool) -> tuple[Tensor, Tensor]:
-    """Samples that give the ranges, and others on which errors are judged: what is rare must not be cut off."""
-    if not batched or len(x) < 2:
-        return x, x
-    return x[: len(x) // 2], x[len(x) // 2 :]
-
-
 class _Gathering:
     """Samples of the inputs of some layers, over calls.
 
@@ -144,7 +137,7 @@ class _Gathering:
             layer, x = self.modules[name], first_argument(name, args, kwargs)
             kind = kind_of(layer)
             assert kind is not None
-            seen, held_out = _halves(x, batched=x.dim() > 1 + kind.spatial)
+            seen, held_out = seen_and_held_out(x, batched=x.dim() > 1 + kind.spatial)
             channels = seen.float().movedim(kind.channel_axis, -1).flatten(0, -2)  # [positions, C]
             self._low[name].append(channels.amin(0))
             self._high[name].append(channels.amax(0))

@@ -13,7 +13,7 @@ from dq_plugins.layer_kinds import kind_of
 from dq_plugins.observers.grouping import uniform_groups
 from dq_plugins.observers.streaming import first_argument
 from dq_plugins.passes.rotation.held_out_error import InputRows
-from dq_plugins.quantized.input_rows import input_rows
+from dq_plugins.quantized.input_rows import input_rows, seen_and_held_out
 
 
 class SampledInputs:
@@ -40,7 +40,7 @@ class SampledInputs:
             layer, x = self.modules[name], first_argument(name, args, kwargs)
             kind = kind_of(layer)
             assert kind is not None
-            for part, values in enumerate(_halves(x, batched=x.dim() > 1 + kind.spatial)):
+            for part, values in enumerate(seen_and_held_out(x, batched=x.dim() > 1 + kind.spatial)):
                 rows = input_rows(layer, values, self.count, generator)  # [P, R, K]
                 self._rows[name][part].append(rows)
                 self._calls[name][part].extend([len(self._timesteps) - 1] * rows.shape[1])
@@ -57,7 +57,3 @@ class SampledInputs:
             for rows, calls in zip(self._rows[name], self._calls[name], strict=True)
         )
         return seen, held_out
-
-
-def _halves(x: Tensor, *, batched: bool) -> tuple[Tensor, Tensor]:
-    return (x[: len(x) // 2], x[len(x) // 2 :]) if batched and len(x) > 1 else (x, x)

@@ -83,6 +83,11 @@ class GPTQ(Pass):
     options: Options
     Options: ClassVar[type[PassOptions]] = Options
 
+    @property
+    def statistics_samples(self) -> int | None:
+        """Of the option of this name."""
+        return self.options.statistics_samples
+
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
         """Write codes (and scales) sweep by sweep; a finished sweep is not made again after an interruption."""
         layers, finished = self._layers(plan, context), context.finished(SWEEP, plan, self.options)

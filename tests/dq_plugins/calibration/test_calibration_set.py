@@ -225,28 +225,12 @@ def test_calls_of_a_timestep_can_be_counted_read_one_by_one_and_limited_one_by_o
     assert [some.count(t) for t in schedule] == [1, 0, 2]
 
 
-@pytest.mark.parametrize(
-    ("timesteps", "first", "second"),
-    [([9, 5] * 2, [0, 1], [2, 3]), ([9, 5] * 3, [0, 1, 2, 3], [4, 5]), ([9, 5, 3, 1], [1, 3], [0, 2])],
-)
-def test_halves_have_no_call_in_common_and_every_timestep_where_it_was_recorded_twice(
-    tmp_path, timesteps, first, second
-):
-    found = record_at(tmp_path, timesteps).halves()
-    assert [[call.index for call in half.calls()] for half in found] == [first, second]
-
-
-def test_one_call_has_no_halves(tmp_path):
-    with pytest.raises(CalibrationError, match="leaves none"):
-        record_at(tmp_path, [9]).halves()
-
-
 def test_a_few_samples_of_every_call(tmp_path):
     calib = record_at(tmp_path, [9, torch.tensor([5, 5, 5, 2]), 1], batch=4)
     few = calib.spread(3, samples=5)
     assert [len(call.output) for call in few.calls()] == [2, 2, 2]
     assert len({calib.hash, few.hash, calib.spread(3, samples=7).hash}) == 3
-    for part in (few.subset(timesteps=[9]), few.spread(1), few.halves()[0]):
+    for part in (few.subset(timesteps=[9]), few.spread(1)):
         assert all(len(call.output) == 2 for call in part.calls())
     whole = next(calib.calls())
     assert torch.equal(next(few.calls()).kwargs["x"], whole.kwargs["x"][[0, 2]])

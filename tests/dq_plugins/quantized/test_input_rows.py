@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dq_plugins.quantized.input_rows import has_rows, input_rows, weight_matrix
+from dq_plugins.quantized.input_rows import has_rows, input_rows, seen_and_held_out, weight_matrix
 
 LAYERS = [
     (nn.Linear(6, 4), (2, 5, 6)),
@@ -44,3 +44,12 @@ def test_a_sample_of_rows_is_drawn_from_all_of_them_without_repetition():
 def test_transposed_convolutions_have_no_rows():
     assert not has_rows(nn.ConvTranspose2d(2, 2, 2))
     assert not has_rows(nn.Embedding(3, 2))
+
+
+def test_both_rows_of_a_guided_image_are_seen_or_held_out():
+    images = torch.arange(4.0)[:, None]
+    seen, held_out = seen_and_held_out(torch.cat([images, images]), batched=True)
+    assert not set(seen.flatten().tolist()) & set(held_out.flatten().tolist())
+    assert len(seen) == len(held_out) == 4
+    for alone, batched in ((images[:1], True), (images, False)):
+        assert all(torch.equal(part, alone) for part in seen_and_held_out(alone, batched=batched))

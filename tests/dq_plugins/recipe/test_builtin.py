@@ -33,7 +33,7 @@ def test_low_bit_is_best_with_rotations_branches_and_groups() -> None:
 
 
 def test_low_bit_runs_in_integers(tmp_path_factory) -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(3)
     denoiser = TinyDenoiser(width=32).eval().requires_grad_(False)
     calibration = recorded(denoiser, tmp_path_factory.mktemp("wide"), batch=4)
     quick = {"block-reconstruction": {"iterations": 4}, "learned-ranges": {"passes": 0.5}, "low-rank": {"ranks": (4,)}}

@@ -142,7 +142,7 @@ def test_statistics_alone_cannot_be_judged_on():
     from dq_plugins.quantized.statistics import Collector
 
     with pytest.raises(RecipeError, match="recorded calls"):
-        SampledStatistics(Collector(), {}, "timestep").halves()
+        SampledStatistics(Collector(), {}, "timestep").spread(2)
 
 
 def test_learning_leaves_dynamic_ranges_and_learns_the_rest_around_them(case):
