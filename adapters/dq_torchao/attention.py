@@ -68,7 +68,7 @@ def _selected(quantizer: ActivationQuantizer, x: Tensor) -> list[Tensor]:
     """Scale and zero point of the call, or of every sample of ``x``: ``[1]`` or ``[B]``."""
     column = selected_column(quantizer, quantizer.context)
     if column is not None:
-        return list(column[:2])
+        return [column.scale, column.zero_point]
     index = quantizer.context.index(quantizer.groups).to(quantizer.scale.device)
     if len(quantizer.scale) == 1:
         index = index[:1]

@@ -1,43 +1,97 @@
-"""The activation parameters of all layers as columns of one table, in a graph whose weights inductor freezes.
+"""The activation parameters of all layers, selected at once, in a graph of the whole denoiser for inference.
 
 A graph that selects scale and zero point for every layer by itself has some hundred tiny loops, and inductor compares
-each with each when it looks for loops to merge: most of the time that compiling took. The tables are constants there,
-so they are put side by side while it compiles, and a call selects one row for all layers.
+each with each when it looks for loops to merge: most of the time that compiling took. So one operator takes the entries
+of the selected group from all tables, and hands them out as small tensors. As parts of one tensor they would differ by
+a number in the source of the loops that read them, and loops of equal blocks would be compiled one by one.
 
-An operator hands the row out as one small tensor for each layer. As parts of one tensor they would differ by a number
-in the source of the loops that read them, and loops of equal blocks would be compiled one by one.
-
-Shapes: ``G`` groups, ``L`` layers (and operands of attentions) with parameters of the same groups.
+Shapes: ``G`` groups, ``L`` layers (and operands of attentions) with parameters of the same groups, ``U`` of them with
+parameters of their own.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dq_plugins.errors import DQError
 from dq_plugins.quantized.input_quantizers import ActivationQuantizer
 from dq_plugins.timesteps import TimestepContext
-from dq_torchao.kernels import code_offset, is_frozen
+from dq_torchao.kernels import code_offset, is_merged
 from dq_torchao.timestep_state import NAME, TimestepState
 
-torch.library.define("dq_torchao::columns", "(Tensor row) -> Tensor[]")
-ALIGNED = 16
-"""Bytes from one to the next: compiled code takes every tensor that an operator makes for aligned to as many."""
+torch.library.define(
+    "dq_torchao::columns", "(Tensor index, Tensor[] scales, Tensor[] zero_points, int[] ranks, int offset) -> Tensor[]"
+)
+ALIGNED = 4
+"""Values of four bytes from one to the next: compiled code takes what an operator makes for aligned to 16 bytes."""
+CHANGED = (
+    "layers that had the same activation ranges when this denoiser was compiled no longer have, so what was compiled "
+    "is not valid any more: call torch.compiler.reset() and compile it again"
+)
 
 
-def _columns(row: Tensor) -> list[Tensor]:
-    # over one allocation, but of no common storage: an operator's results may share none
-    values = row.detach().reshape(-1).numpy()
-    apart = np.zeros((len(values), ALIGNED // values.itemsize), values.dtype)
-    apart[:, 0] = values
-    return [torch.from_numpy(each) for each in apart[:, :1]]
+class Column(NamedTuple):
+    """What a call selects for one module, each ``[1]``.
+
+    Attributes:
+        scale: float32.
+        factor: its reciprocal.
+        zero_point: int32.
+        stored: zero point of the stored codes.
+    """
+
+    scale: Tensor
+    factor: Tensor
+    zero_point: Tensor
+    stored: Tensor
+
+
+def _columns(
+    index: Tensor, scales: list[Tensor], zero_points: list[Tensor], ranks: list[int], offset: int
+) -> list[Tensor]:
+    """Scales, factors, zero points and those of stored codes, ``[1]`` each: 4 U, one kind after the other.
+
+    Args:
+        index: ``[1]``.
+        scales: ``[G]``, or ``[1]`` where it is the same in every group: L of them.
+        zero_points: likewise.
+        ranks: see `_ranks`.
+        offset: of stored codes.
+    """
+    scale, zero_point = (_row(tables, int(index)) for tables in (scales, zero_points))
+    own = [ranks.index(rank) for rank in range(max(ranks) + 1)]
+    one_scale, one_zero = scale[own], zero_point[own]
+    if not (np.array_equal(one_scale[ranks], scale) and np.array_equal(one_zero[ranks], zero_point)):
+        raise DQError(CHANGED)
+    kinds = (one_scale, 1 / one_scale), (one_zero, one_zero + np.int32(offset))
+    return [column for each in kinds for column in _apart(np.concatenate(each))]
+
+
+def _row(tables: list[Tensor], group: int) -> np.ndarray:
+    """``[L]``."""
+    flat = torch.cat(tables).detach().numpy()
+    if len(flat) != len(tables) * len(tables[0]):  # a length is G or 1
+        return np.array([table[group if len(table) > 1 else 0].item() for table in tables], flat.dtype)
+    return flat.reshape(len(tables), -1)[:, group if len(tables[0]) > 1 else 0]
+
+
+def _apart(values: np.ndarray) -> list[Tensor]:
+    """``[1]`` each, over one allocation, but of no common storage: an operator's results may share none."""
+    memory = np.empty((len(values), ALIGNED), values.dtype)
+    memory[:, 0] = values
+    return [torch.from_numpy(each) for each in memory[:, :1]]
 
 
 torch.library.impl("dq_torchao::columns", "CPU")(_columns)
-torch.library.register_fake("dq_torchao::columns")(lambda row: [row.new_empty(1) for _ in range(row.numel())])
+
+
+@torch.library.register_fake("dq_torchao::columns")
+def _(index, scales: list[Tensor], zero_points: list[Tensor], ranks: list[int], offset: int) -> list[Tensor]:
+    return [like.new_empty(1) for like in (scales[0], zero_points[0]) for _ in range(2 * (max(ranks) + 1))]
 
 
 def enlist(denoiser: nn.Module, name: str) -> None:
@@ -57,55 +111,59 @@ def enlist_all(denoiser: nn.Module) -> None:
         enlist(denoiser, name)
 
 
-def selected_column(module: Any, context: TimestepContext) -> tuple[Tensor, Tensor, Tensor] | None:
-    """Scale, zero point, and zero point of the stored codes that a call selects for one module, each ``[1]``.
+class _Selected(NamedTuple):
+    modules: list[nn.Module]
+    columns: list[Column]
+    ranks: list[int]
+
+
+def selected_column(module: Any, context: TimestepContext) -> Column | None:
+    """What a call selects for one module.
 
     Returns:
-        None where this is not a frozen graph of the whole denoiser, or a call with several timesteps.
+        None where this is not a graph of the whole denoiser for inference, or a call with several timesteps.
     """
-    selection, groups = context.selection, _groups(module)
-    if not selection.traced or selection.denoiser is None or not is_frozen(module_device(module)):
+    selection = context.selection
+    if not selection.traced or selection.denoiser is None:
         return None
-    state = getattr(selection.denoiser, NAME, None)
-    names = () if state is None else state.columns.get(groups, ())
-    column = getattr(module, "column", len(names))
-    index = context.index(groups)
-    if index.numel() != 1 or column >= len(names) or selection.denoiser.get_submodule(names[column]) is not module:
-        return None
+    groups = _groups(module)
     key = ("columns", groups)
     if key not in selection.per_call:
-        tables = [_table(selection.denoiser.get_submodule(name)) for name in names]
-        scale, zero_point = (_side_by_side(list(part)) for part in zip(*tables, strict=True))
-        row = [table.index_select(0, index.reshape(-1)) for table in (scale, zero_point)]  # [1, L]
-        row.append(row[1] + code_offset(scale.device))
-        selection.per_call[key] = [*(torch.ops.dq_torchao.columns(each) for each in row), _firsts(scale, zero_point)]
-    scale, zero_point, stored, firsts = selection.per_call[key]
-    first = firsts[column]
-    return scale[first], zero_point[first], stored[first]
+        selection.per_call[key] = _select(selection.denoiser, groups, context.index(groups))
+    selected: _Selected | None = selection.per_call[key]
+    column = getattr(module, "column", None)
+    if selected is None or column is None or column >= len(selected.modules):
+        return None
+    return selected.columns[selected.ranks[column]] if selected.modules[column] is module else None
+
+
+def _select(denoiser: nn.Module, groups: str, index: Tensor) -> _Selected | None:
+    state = getattr(denoiser, NAME, None)
+    names = () if state is None else state.columns.get(groups, ())
+    if not names or index.numel() != 1 or not is_merged(index.device):
+        return None
+    modules = [denoiser.get_submodule(name) for name in names]
+    tables = [_table(module) for module in modules]
+    if any(table is None or table[0].device != index.device for table in tables):
+        return None
+    scales, zero_points = (list(part) for part in zip(*tables, strict=True))
+    ranks = _ranks(*scales, *zero_points)
+    found = torch.ops.dq_torchao.columns(index.reshape(-1), scales, zero_points, ranks, code_offset(index.device))
+    own = len(found) // 4
+    return _Selected(modules, [Column(*found[rank::own]) for rank in range(own)], ranks)
 
 
 @torch.compiler.assume_constant_result
-def _firsts(scale: Tensor, zero_point: Tensor) -> list[int]:
-    """For every column of two tables ``[G, L]``, the first that is like it, in both.
+def _ranks(*tables: Tensor) -> list[int]:
+    """For L scales and L zero points, ``[G]`` or ``[1]`` each, a number for each of the L: equal ones have the same.
 
     Layers that share an input (query, key, value) mostly have the same ranges. Where they take them from one place, a
-    compiler sees that their codes are the same. The tables are frozen anyway, so a constant may follow from them.
+    compiler sees that their codes are the same. That is a constant of the graph, and its calls check it.
     """
-    columns = list(zip(scale.mT.tolist(), zero_point.mT.tolist(), strict=True))
-    return [columns.index(column) for column in columns]
-
-
-def _side_by_side(tables: list[Tensor]) -> Tensor:
-    """``[G, L]``; a table with one row has it in every group."""
-    most = max(len(table) for table in tables)
-    return torch.stack([table.expand(most) for table in tables], 1)
-
-
-def module_device(module: Any) -> torch.device:
-    """Where the parameters of a module lie."""
-    table = _table(module)
-    assert table is not None
-    return table[0].device
+    half, most = len(tables) // 2, max(len(table) for table in tables)
+    columns = [tuple(table.expand(most).tolist()) for table in tables]
+    known: dict[tuple[Any, ...], int] = {}
+    return [known.setdefault(pair, len(known)) for pair in zip(columns[:half], columns[half:], strict=True)]
 
 
 def _groups(module: Any) -> str:

@@ -22,6 +22,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._inductor import config as inductor_config
 
 from dq_plugins.affine import code_ranges
 from dq_plugins.errors import DQError, TimestepError
@@ -32,7 +33,7 @@ from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.output_correction import rows_for_output
 from dq_plugins.timesteps import TimestepContext, select_for_input
 from dq_torchao.columns import selected_column
-from dq_torchao.kernels import activation_codes, code_offset, is_frozen, kernel_dtype
+from dq_torchao.kernels import activation_codes, code_offset, kernel_dtype
 from dq_torchao.report import Execution
 from dq_torchao.row_ranges import RowRanges, result_dtype
 from dq_torchao.shared_codes import ParameterKey, shared_codes
@@ -46,7 +47,8 @@ NO_GRADIENT = (
 
 def refuse_frozen_group(device: torch.device, context: TimestepContext) -> None:
     """Raise `TimestepError` where a compiler would take the group of the running call for that of all calls."""
-    if is_frozen(device) and not context.selection.traced:
+    frozen = torch.compiler.is_compiling() and inductor_config.freezing and not torch.is_grad_enabled()
+    if frozen and device.type == "cpu" and not context.selection.traced:
         raise TimestepError(
             "a part of this denoiser is compiled on its own with inductor's freezing, which would freeze the timestep "
             "group of one call into it. Compile the denoiser as a whole, or compile parts of it without "
@@ -165,16 +167,18 @@ class IntegerLayer(RowRanges):
             where = index, x, self._kind.spatial, self.rows
             scale, zero_point = (select_for_input(t, *where) for t in (self.act_scale, self.act_zero_point))
             stored = zero_point + code_offset(x.device)
-            codes = self._narrowed(self._codes(self.padded(x, wholly=True), scale, stored), index, x)
+            codes = self._codes(self.padded(x, wholly=True), scale.reciprocal(), stored)
+            codes = self._narrowed(codes, index, x)
             return self._by_rows(codes, scale, zero_point, row).to(result_dtype(x))
         # [1] tensors all the way: this runs at every layer of every step, and each small operation costs microseconds.
         column = selected_column(self, self.context)
         if column is not None:
-            scale, _, zero_point = column
+            scale, factor, _, zero_point = column
         else:
             scale = self.act_scale.index_select(0, index)
+            factor = scale.reciprocal()
             zero_point = self.act_zero_point.index_select(0, index) + code_offset(x.device)
-        codes = self._narrowed(self._codes_once(x, scale, zero_point), index, x)
+        codes = self._narrowed(self._codes_once(x, factor, zero_point), index, x)
         return self.multiply(codes, scale, zero_point, self._bias(row), kernel_dtype(x)).to(result_dtype(x))
 
     def _narrowed(self, codes: Tensor, index: Tensor, x: Tensor) -> Tensor:
@@ -210,24 +214,23 @@ class IntegerLayer(RowRanges):
         index = self.context.index(groups).to(table.device)
         return index if len(table) > 1 or index.numel() == 1 else index.reshape(-1)[:1]
 
-    def _codes(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
-        """Codes of the transformed input; without a rotation, the balance is part of the factor."""
-        factor = scale.reciprocal()
+    def _codes(self, x: Tensor, factor: Tensor, zero_point: Tensor) -> Tensor:
+        """Codes of the transformed input by one over the scale; without a rotation, the balance is part of that."""
         if self.input_rotation is not None:
             x = self._transformed(x)
         elif self.inverse_balance is not None:
             factor = factor * self.inverse_balance
         return activation_codes(x, factor, zero_point, self.act_bits)
 
-    def _codes_once(self, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    def _codes_once(self, x: Tensor, factor: Tensor, zero_point: Tensor) -> Tensor:
         """`_codes` of the padded input, or those that the layer before has made of the same."""
         if torch.compiler.is_compiling():
-            return self._codes(self.padded(x), scale, zero_point)
+            return self._codes(self.padded(x), factor, zero_point)
         padded, key = self.padded(x), None
         if padded is x and self.input_rotation is None:
             values = self.parameter_key.of(self.act_scale, self.act_zero_point, self.inverse_balance)
             key = values and (self.group_name, self.act_bits, values)
-        return shared_codes(self.context.selection, x, key, lambda: self._codes(padded, scale, zero_point))
+        return shared_codes(self.context.selection, x, key, lambda: self._codes(padded, factor, zero_point))
 
     def extra_repr(self) -> str:
         """Shape, widths and groups."""

@@ -2,7 +2,8 @@
 
 Their weights are not put side by side for one product: three products of ``[512, 384] x [384, 384]`` take as long as
 one of ``[512, 384] x [384, 1152]`` (oneDNN, uint8 x int8: 404 and 393 GF/s), and their results would no longer be
-contiguous. What is saved is quantizing the same tensor three times. In a frozen graph `dq_torchao.columns` sees to it.
+contiguous. What is saved is quantizing the same tensor three times. In a graph for inference `dq_torchao.columns` sees
+to it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from dq_torchao.kernels import merging
-from dq_torchao.kernels.panels import panels
 from dq_torchao.kernels.product import LINEAR
 from torch import Tensor, fx
 from torch._inductor.decomposition import select_decomp_table
@@ -22,15 +21,16 @@ def layer(outputs: int, inputs: int) -> tuple[Tensor, ...]:
     return (
         scale,
         zero,
-        panels(weight),
-        weight.sum(1, dtype=torch.int32),
+        weight.view(torch.uint8).flatten() ^ 128,  # packed
         torch.rand(outputs) * 0.01,
         torch.randn(outputs),
     )
 
 
 def multiply(codes: Tensor, layer: tuple[Tensor, ...]) -> Tensor:
-    return OURS.product(codes, *layer, *LINEAR)
+    scale, zero, weight, weight_scale, bias = layer
+    shape = [len(bias), codes.shape[-1]]
+    return OURS.product(codes, scale, zero, weight, shape, 8, False, None, None, weight_scale, bias, *LINEAR)
 
 
 def in_loops(x: Tensor, layer: tuple[Tensor, ...], bits: int = 8) -> Tensor:

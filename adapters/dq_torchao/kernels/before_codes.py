@@ -29,15 +29,6 @@ _PLAIN = 6
 """Arguments of the codes of what nothing is done to."""
 
 
-def same_codes(graph: fx.Graph, node: fx.Node) -> None:
-    """Layers that share an input (query, key, value) share its codes."""
-    if node.target is not _OURS.dynamic_codes.default or not node.users:
-        return
-    for other in list(node.args[0].users):
-        if other is not node and other.target is node.target and other.args == node.args:
-            other.replace_all_uses_with(node)
-
-
 def on_the_way(graph: fx.Graph, node: fx.Node) -> None:
     """Take what lies before codes, by ranges of their own or by given ones, into the operator that makes them."""
     if node.target is _OURS.dynamic_codes.default:

@@ -1,6 +1,6 @@
 """Activation codes by ranges of their own: of each token of a linear layer, of each sample of a convolution.
 
-On a CPU a kernel of ours finds the ranges and makes the codes, in eager mode and in graphs whose weights are frozen.
+On a CPU a kernel of ours finds the ranges and makes the codes, in eager mode and in graphs of inference.
 There what lies before may become part of it (`dq_torchao.kernels.before_codes`), as of codes by given ranges:
 normalisation, factors and addends of channels, SiLU. Elsewhere a compiler fuses the definition.
 
@@ -19,7 +19,7 @@ from dq_plugins.affine import SMALLEST_SCALE, dynamic_parameters, integer_range
 from dq_plugins.plan import DynamicActivationQuant
 from dq_torchao.kernels import native
 from dq_torchao.kernels.codes import activation_codes, code_offset
-from dq_torchao.kernels.frozen import is_frozen
+from dq_torchao.kernels.graphs import is_merged
 from dq_torchao.kernels.product import available
 
 FEWEST = 1 << 14
@@ -58,7 +58,7 @@ def _in_kernel(x: Tensor, factor: Tensor | None, spatial: int) -> bool:
     if factor is not None and (factor.dtype != torch.float32 or factor.numel() != x.shape[-1 - spatial]):
         return False
     if torch.compiler.is_compiling():
-        return is_frozen(x.device) and x.numel() >= FEWEST and _dense(x, factor, spatial) and available()
+        return is_merged(x.device) and x.numel() >= FEWEST and _dense(x, factor, spatial) and available()
     return x.numel() > 0 and _dense(x, factor, spatial) and not native.why_not()
 
 

@@ -3,7 +3,7 @@
 Transformers apply it to their widest activations. PyTorch computes a tanh or an erf in full precision there, which
 takes as long as a third of the integer products of such a block. In eager mode a kernel of ours takes one pass over
 memory. A compiler gets the same formulas in operations that it merges into the loop that quantizes the result, or,
-where weights are frozen, an operator that becomes part of the product before it (`dq_torchao.kernels.merging`).
+in inference, an operator that becomes part of the product before it (`dq_torchao.kernels.merging`).
 
     tanh    y = x / (1 + exp(-2 u)),    u = sqrt(2 / pi) (x + 0.044715 x^3)
     none    y = max(x, 0) - |x| erfc(|x| / sqrt(2)) / 2
@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from dq_plugins.lookalike import Lookalike, change_class, known_lookalike, lookalike
 from dq_torchao.kernels import native
-from dq_torchao.kernels.frozen import is_frozen
+from dq_torchao.kernels.graphs import is_merged
 from dq_torchao.kernels.product import available
 
 CUBE, LARGEST, BEYOND = 0.044715, 126.0, 13.0
@@ -48,7 +48,7 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """`torch.nn.functional.gelu`, the faster way where there is one: error 4e-7 or less, relative where |x| > 1."""
     if torch.compiler.is_compiling():
         takes = x.dtype == torch.float32 and x.device.type == "cpu" and not torch.compiler.is_exporting()
-        if takes and is_frozen(x.device) and available():
+        if takes and is_merged(x.device) and available():
             return torch.ops.dq_torchao.gelu(x, approximate)
         return _in_loops(x, approximate) if takes else F.gelu(x, approximate=approximate)
     if approximate not in ("none", "tanh") or not _fits(x):

@@ -1,4 +1,4 @@
-"""What a compiler should merge into operators of ours, or around them: a pass over graphs whose weights are frozen.
+"""What a compiler should merge into operators of ours, or around them: a pass over graphs of inference.
 
 Our operators are opaque to inductor, and what lies between two of them becomes a loop over memory. After its own
 passes, when every value is a node with known uses, this one changes
@@ -7,7 +7,7 @@ passes, when every value is a node with known uses, this one changes
   codes of the next layer's input, by given ranges or by ranges of their own;
 - the statistics of layer and group normalisation: `dq_torchao.kernels.norm`;
 - normalisation, what modulates it, SiLU, and the codes of that: one kernel (`dq_torchao.kernels.before_codes`);
-- ``1 / scale`` of every layer's codes: looked up, as the scale is, instead of divided in each step of a loop;
+- equal calls: one, so that layers that share an input (query, key, value) share its codes;
 - a division by 1.0, as attention blocks have it of a factor that is not used: nothing.
 
 Values stay the same; those of normalisation up to rounding. Graphs without products of ours are left as they are.
@@ -24,13 +24,14 @@ from torch import fx
 from torch._inductor import config as inductor_config
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from dq_torchao.kernels import before_codes, gelu, norm, product  # noqa: F401  # the operators that are looked for
-from dq_torchao.kernels.before_codes import codes_of, on_the_way, same_codes
+from dq_torchao.kernels import before_codes, equals, gelu, norm  # noqa: F401  # the operators that are looked for
+from dq_torchao.kernels.before_codes import codes_of, on_the_way
+from dq_torchao.kernels.equals import one_of_equals
+from dq_torchao.kernels.graphs import PLAIN
 from dq_torchao.kernels.nodes import called, only_user, value
+from dq_torchao.kernels.product import GATED_OUTPUTS
 
 _ATEN, _OURS = torch.ops.aten, torch.ops.dq_torchao
-_PLAIN = 11
-"""Arguments of a product that nothing follows."""
 
 
 class Merging(CustomGraphPass):
@@ -49,7 +50,8 @@ class Merging(CustomGraphPass):
             self.before(graph)
         if not any(node.target is _OURS.product.default for node in graph.nodes):
             return
-        for change in (_no_division, _looked_up_factors, _statistics, same_codes, on_the_way, _following):
+        one_of_equals(graph)
+        for change in (_no_division, _statistics, on_the_way, _following):
             for node in list(graph.nodes):
                 change(graph, node)
             graph.eliminate_dead_code()
@@ -57,7 +59,7 @@ class Merging(CustomGraphPass):
     def uuid(self) -> Any:
         """What the compiler's caches know it by."""
         before = self.before.uuid() if isinstance(self.before, CustomGraphPass) else None
-        return get_hash_for_files((__file__, before_codes.__file__)), before
+        return get_hash_for_files((__file__, before_codes.__file__, equals.__file__)), before
 
 
 def install() -> None:
@@ -70,24 +72,6 @@ def install() -> None:
 def _no_division(graph: fx.Graph, node: fx.Node) -> None:
     if node.target is _ATEN.div.Tensor and node.args[1] == 1.0 and value(node.args[0]).dtype == value(node).dtype:
         node.replace_all_uses_with(node.args[0])
-
-
-def _looked_up_factors(graph: fx.Graph, node: fx.Node) -> None:
-    if node.target is not _OURS.columns.default:
-        return
-    wanted = [
-        (column, user) for column in node.users for user in column.users if user.target is _ATEN.reciprocal.default
-    ]
-    if not wanted:
-        return
-    with graph.inserting_after(node):
-        inverse = called(graph, _ATEN.reciprocal.default, (node.args[0],), value(node.args[0]))
-    with graph.inserting_after(inverse):
-        factors = called(graph, node.target, (inverse,), value(node))
-    for column, user in wanted:
-        with graph.inserting_after(factors):
-            factor = called(graph, operator.getitem, (factors, column.args[1]), value(column))
-        user.replace_all_uses_with(factor)
 
 
 def _statistics(graph: fx.Graph, node: fx.Node) -> None:
@@ -134,10 +118,10 @@ def _following(graph: fx.Graph, node: fx.Node) -> None:
         activation = f"gated {activation}"
     if before is None or before.target is not _OURS.product.default or len(before.users) > 1:
         return
-    if len(before.args) != _PLAIN:
+    if len(before.args) != PLAIN:
         return
     own = only_user(result, _OURS.dynamic_codes.default)
-    if own is not None and own.args[-2:] == (0, []) and not before.args[_PLAIN - 4]:
+    if own is not None and own.args[-2:] == (0, []) and not before.args[PLAIN - 4]:
         factor, bits, symmetric = own.args[1:4]
         with graph.inserting_before(own):
             then = *before.args, activation, factor, bits, symmetric
@@ -158,7 +142,7 @@ def _gated(activated: fx.Node) -> tuple[Any, fx.Node]:
     if split.target is not _ATEN.split.Tensor or len(halves) != 2 or halves[1] is not gate or len(gate.users) > 1:
         return None, activated
     outputs, last = value(split.args[0]).shape[-1], value(split.args[0]).dim() - 1
-    if outputs % product.GATED_OUTPUTS or tuple(split.args[1:]) not in ((outputs // 2, last), (outputs // 2, -1)):
+    if outputs % GATED_OUTPUTS or tuple(split.args[1:]) not in ((outputs // 2, last), (outputs // 2, -1)):
         return None, activated
     of_both = result.target is _ATEN.mul.Tensor and set(result.args) == {halves[0], activated}
     return (split.args[0], result) if of_both and len(halves[0].users) == 1 else (None, activated)

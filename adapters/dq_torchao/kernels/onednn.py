@@ -65,8 +65,8 @@ def release(weight: Tensor) -> Tensor | None:
     """An empty tensor that stands for a packed weight whose layouts are held; None if there are none yet."""
     if next(_PACKED.layouts(weight), None) is None:
         return None
-    stand_in = weight.new_empty(0)
-    _PACKED.move(weight, stand_in)
+    stand_in = weight.new_empty((1, 1))[:0]  # inductor makes others of what has one dimension, or no memory
+    _PACKED.share(weight, stand_in)
     return stand_in
 
 

@@ -26,9 +26,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_WEIGHT = "Tensor weight, int[] weight_shape, int weight_bits, bool weight_signs, Tensor? weight_zero_point"
-_WEIGHT += ", Tensor? weight_group_scale"
-_COMMON = f"Tensor codes, Tensor scale, Tensor zero_point, {_WEIGHT}, Tensor weight_scale, Tensor? bias"
+WEIGHT = "Tensor weight, int[] weight_shape, int weight_bits, bool weight_signs, Tensor? weight_zero_point"
+WEIGHT += ", Tensor? weight_group_scale"
+_COMMON = f"Tensor codes, Tensor scale, Tensor zero_point, {WEIGHT}, Tensor weight_scale, Tensor? bias"
 _WINDOW = "int[] stride, int[] padding, int[] dilation, int groups, int[] transposed"
 
 # Exact strides: the convolutions want channels-last codes, and inductor would otherwise choose a layout itself.
@@ -40,7 +40,7 @@ torch.library.define(
     f"({_COMMON}, {_WINDOW}, ScalarType dtype) -> Tensor",
     tags=(torch.Tag.needs_exact_strides,),
 )
-torch.library.define("dq_torchao::weight_code_sum", f"({_WEIGHT}) -> Tensor")
+torch.library.define("dq_torchao::weight_code_sum", f"({WEIGHT}) -> Tensor")
 
 int8_linear = torch.ops.dq_torchao.int8_linear.default
 int8_conv2d = torch.ops.dq_torchao.int8_conv2d.default

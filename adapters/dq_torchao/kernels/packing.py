@@ -87,10 +87,9 @@ class PackedWeights:
                 del entry.layouts[next(iter(entry.layouts))]
         return entry.layouts[layout]
 
-    def move(self, weight: Tensor, successor: Tensor) -> None:
-        """Hold the forms of ``weight`` for another tensor from now on."""
-        entry = self._entries.pop(id(weight))
-        for layout, form in entry.layouts.items():
+    def share(self, weight: Tensor, successor: Tensor) -> None:
+        """Hold the forms of ``weight`` for another tensor, too; a compiled graph may keep the first."""
+        for layout, form in self._entries[id(weight)].layouts.items():
             self.get(successor, layout, lambda form=form: form)
 
     def layouts(self, weight: Tensor) -> Iterator[Any]:

@@ -2,7 +2,7 @@
 
 On one core of an EPYC (Zen 4), at the large shapes of two denoisers of 40 and 50 M parameters, ours was 8 to 26 %
 faster (interleaved, CPU time), up to 97 % of what the processor can multiply in int8.
-It is one operator, opaque to ``torch.compile``; frozen graphs hold its layout of the weight as a constant.
+In graphs it is one operator, opaque to ``torch.compile`` (`dq_torchao.kernels.graphs`).
 """
 
 from __future__ import annotations
@@ -20,19 +20,6 @@ from dq_torchao.kernels.codes import code_offset
 from dq_torchao.kernels.operators import empty_conv2d_output
 from dq_torchao.kernels.panels import COLUMNS, WORD
 
-_WINDOW = "int[] kernel, int[] stride, int[] padding, int[] dilation"
-torch.library.define(
-    "dq_torchao::product",
-    "(Tensor codes, Tensor scale, Tensor zero_point, Tensor panels, Tensor sums, Tensor weight_scale, Tensor? bias, "
-    f"{_WINDOW}, str activation='', Tensor? next_factor=None, Tensor? next_zero=None, int next_bits=8) -> Tensor",
-    tags=(torch.Tag.needs_exact_strides,),
-)
-torch.library.define(
-    "dq_torchao::product_dynamic_codes",
-    "(Tensor codes, Tensor scale, Tensor zero_point, Tensor panels, Tensor sums, Tensor weight_scale, Tensor? bias, "
-    f"{_WINDOW}, str activation, Tensor? factor, int bits, bool symmetric) -> (Tensor, Tensor, Tensor)",
-    tags=(torch.Tag.needs_exact_strides,),
-)
 OWN_KERNEL = "dq_torchao.product"
 """Its name in reports."""
 ACTIVATIONS = {"": 0, "tanh": 1, "none": 2, "gated tanh": 5, "gated none": 6}
@@ -161,7 +148,7 @@ def _multiplied(
     panels, sums, weight_scale, bias = layer
     kernel, stride, padding, dilation = window
     outputs = sums.shape[0]
-    written = _written(outputs, activation)
+    written = written_outputs(outputs, activation)
     if then[0] is not None:
         then = then[0].contiguous(), *then[1:]
     dtype = torch.float32 if then[0] is None and own is None else torch.uint8
@@ -213,32 +200,6 @@ def _codes_after(
     return native.address(factor), native.address(given), one, low + offset, high + offset, *ranges, low, high, offset
 
 
-torch.library.impl("dq_torchao::product", "CPU")(product)
-torch.library.impl("dq_torchao::product_dynamic_codes", "CPU")(product_dynamic_codes)
-
-
-@torch.library.register_fake("dq_torchao::product")
-def _(
-    codes: Tensor, scale, zero_point, panels, sums: Tensor, weight_scale, bias, kernel, stride, padding, dilation,
-    activation="", next_factor=None, next_zero=None, next_bits=8,
-) -> Tensor:  # fmt: skip
-    dtype = torch.float32 if next_factor is None else torch.uint8
-    written = _written(len(sums), activation)
-    if kernel:
-        return empty_conv2d_output(codes, (written, 0, *kernel), stride, padding, dilation, dtype)
-    return codes.new_empty((*codes.shape[:-1], written), dtype=dtype)
-
-
-@torch.library.register_fake("dq_torchao::product_dynamic_codes")
-def _(
-    codes: Tensor, scale, zero_point, panels, sums: Tensor, weight_scale, bias, kernel, stride, padding, dilation,
-    activation, factor, bits, symmetric,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    rows = codes.shape[:-1]
-    own = codes.new_empty((*rows, 1), dtype=torch.float32), codes.new_empty((*rows, 1), dtype=torch.int32)
-    return codes.new_empty((*rows, _written(len(sums), activation))), *own
-
-
 def _run(rows: int, scale: Tensor, zero_point: Tensor) -> int:
     """Rows that share a scale, 0: all."""
     runs = scale.numel()
@@ -247,7 +208,8 @@ def _run(rows: int, scale: Tensor, zero_point: Tensor) -> int:
     return 0 if runs == 1 else rows // runs
 
 
-def _written(outputs: int, activation: str) -> int:
+def written_outputs(outputs: int, activation: str) -> int:
+    """How many of its outputs a product writes."""
     return outputs // 2 if activation.startswith("gated") else outputs
 
 

@@ -1,4 +1,4 @@
-"""One selection for all layers of a denoiser that is compiled with its weights frozen."""
+"""One selection for all layers of a denoiser that is compiled as a whole."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import dq_torchao
 import pytest
 import torch
 from attention_models import RECIPE, SCHEDULE, attention_denoiser, attention_inputs, attention_plan
-from dq_torchao.columns import _firsts
+from dq_torchao.columns import _ranks, _table
 from dq_torchao.timestep_state import NAME
 from torch import fx
 from torch._inductor import config as inductor_config
 
 import dq_plugins as dq
+from dq_plugins.errors import DQError
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def plan(tmp_path_factory) -> dq.QuantPlan:
     return attention_plan(attention_denoiser(), tmp_path_factory.mktemp("calib"), RECIPE)
 
 
-def traced(model: torch.nn.Module, timesteps: list[float], *, freezing: bool = True) -> list[fx.GraphModule]:
+def traced(model: torch.nn.Module, timesteps: list[float], *, freezing: bool = False) -> list[fx.GraphModule]:
     """The graphs of a model compiled by a backend that runs them as they are; their results are the model's."""
     graphs: list[fx.GraphModule] = []
 
@@ -40,25 +41,38 @@ def traced(model: torch.nn.Module, timesteps: list[float], *, freezing: bool = T
 
 
 def selections(graph: fx.GraphModule) -> int:
-    return sum(node.target == "index_select" for node in graph.graph.nodes)
+    assert "index_select" not in {node.target for node in graph.graph.nodes}
+    return sum(node.target == torch.ops.dq_torchao.columns for node in graph.graph.nodes)
 
 
-def test_a_frozen_graph_selects_once_for_all_layers(plan) -> None:
+@pytest.mark.parametrize("freezing", [False, True])
+def test_a_graph_selects_once_for_all_layers(plan, freezing) -> None:
     model = dq_torchao.apply(attention_denoiser(), plan, uniform_timesteps=True)
-    (frozen,) = traced(model, SCHEDULE)
-    (plain,) = traced(model, SCHEDULE, freezing=False)
-    modules = sum(len(names) for names in getattr(model, NAME).columns.values())
-    assert modules > 3
-    assert selections(frozen) == 2  # scales, and zero points
-    assert selections(plain) == 2 * modules
+    (graph,) = traced(model, SCHEDULE, freezing=freezing)
+    assert sum(len(names) for names in getattr(model, NAME).columns.values()) > 3
+    assert selections(graph) == 1
 
 
-def test_equal_columns_are_taken_from_the_first() -> None:
-    scale = torch.tensor([[1.0, 2.0, 1.0, 1.0], [3.0, 4.0, 3.0, 5.0]])
-    zero_point = torch.zeros((2, 4), dtype=torch.int32)
-    assert _firsts(scale, zero_point) == [0, 1, 0, 3]
-    zero_point[1, 2] = 7
-    assert _firsts(scale, zero_point) == [0, 1, 2, 3]
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_group_is_selected_from_all_tables(length) -> None:
+    index = torch.tensor([1])
+    scales = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 3.0])[:length], torch.tensor([4.0, 2.0])]
+    zero_points = [torch.full((len(scale),), 5 * len(scale), dtype=torch.int32) for scale in scales]
+    columns = torch.ops.dq_torchao.columns(index, scales, zero_points, [0, 1, 0], 128)
+    zero = 5 * length
+    assert torch.cat(columns).tolist() == pytest.approx([2.0, 3.0, 0.5, 1 / 3, 10, zero, 138, zero + 128])
+    assert [x.dtype for x in columns] == [torch.float32] * 4 + [torch.int32] * 4
+    assert all(x.shape == (1,) and x.data_ptr() % 16 == 0 for x in columns)
+    with pytest.raises(DQError, match="compile it again"):
+        torch.ops.dq_torchao.columns(index - 1, scales, zero_points, [0, 1, 0], 128)
+
+
+def test_equal_columns_have_the_same_rank() -> None:
+    scales = [torch.tensor(column) for column in ([1.0, 3.0], [2.0, 4.0], [1.0, 3.0], [1.0, 5.0])]
+    zero_points = [torch.zeros(2, dtype=torch.int32) for _ in scales]
+    assert _ranks(*scales, *zero_points) == [0, 1, 0, 2]
+    zero_points[2][1] = 7
+    assert _ranks(*scales, *zero_points) == [0, 1, 2, 3]
 
 
 def test_columns_follow_copies_and_checkpoints(plan, tmp_path) -> None:
@@ -69,7 +83,7 @@ def test_columns_follow_copies_and_checkpoints(plan, tmp_path) -> None:
         assert {*map(frozenset, getattr(other, NAME).columns.values())} == {
             *map(frozenset, getattr(model, NAME).columns.values())
         }
-        assert selections(traced(other, SCHEDULE[:1])[0]) == 2
+        assert selections(traced(other, SCHEDULE[:1])[0]) == 1
 
 
 def test_a_replaced_layer_and_new_values_are_not_missed(plan) -> None:
@@ -84,3 +98,23 @@ def test_a_replaced_layer_and_new_values_are_not_missed(plan) -> None:
     parent.query = copy.copy(other)  # not the module that has the column in the list
     parent.query.column = site.column
     traced(model, SCHEDULE)
+
+
+def test_a_graph_follows_other_ranges_and_says_where_it_cannot(plan) -> None:
+    model = dq_torchao.apply(attention_denoiser(), plan, uniform_timesteps=True)
+    names = next(names for names in getattr(model, NAME).columns.values() if len(names) > 3)
+    scales = [_table(model.get_submodule(name))[0] for name in names]
+    alike = next(group for group in ([b for b in scales if torch.equal(a, b)] for a in scales) if len(group) > 1)
+    inputs = attention_inputs(SCHEDULE[0])
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        before = compiled(**inputs)
+        for scale in alike:
+            scale.mul_(3)
+        after = compiled(**inputs)
+        assert not torch.equal(after, before)
+        torch.testing.assert_close(after, model(**inputs), rtol=1e-3, atol=1e-3)
+        alike[0].mul_(2)
+        with pytest.raises(DQError, match="compile it again"):
+            compiled(**inputs)

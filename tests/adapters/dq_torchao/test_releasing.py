@@ -121,7 +121,8 @@ def test_whole_models_are_released_and_restored():
 
 
 @torch.no_grad()
-def test_released_models_compile_with_frozen_weights():
+@pytest.mark.parametrize("freezing", [False, True])
+def test_released_models_compile(freezing):
     torch.manual_seed(0)
     model = Denoiser().eval().requires_grad_(False)
     dq_torchao.apply(model, denoiser_plan(model, weight_bits=3))
@@ -129,8 +130,26 @@ def test_released_models_compile_with_frozen_weights():
     y = model(**batch)
     dq_torchao.release_weights(model)
     torch.compiler.reset()
-    with inductor_config.patch(freezing=True):
+    with inductor_config.patch(freezing=freezing):
         assert sqnr(y, torch.compile(model)(**batch)) > 60
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("freezing", [False, True])
+def test_a_compiled_model_is_released_and_its_weights_stay_laid_out_once(freezing):
+    torch.manual_seed(0)
+    model = Denoiser().eval().requires_grad_(False)
+    dq_torchao.apply(model, denoiser_plan(model))
+    batch = {"sample": torch.randn(2, 4, 8, 8), "timestep": torch.tensor(500.0)}
+    torch.compiler.reset()
+    with inductor_config.patch(freezing=freezing):
+        compiled = torch.compile(model)
+        y = compiled(**batch)
+        held = {name: prepacked_bytes(m.weight_packed) for name, m in model.named_modules() if hasattr(m, "released")}
+        assert all(held.values())
+        assert dq_torchao.release_weights(model) > 0
+        assert torch.equal(compiled(**batch), y)
+    assert held == {name: prepacked_bytes(model.get_submodule(name).weight_packed) for name in held}
 
 
 def test_a_stand_in_that_was_copied_is_refused():
