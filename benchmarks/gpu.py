@@ -103,7 +103,7 @@ def steps(device: str, batch: int, until: float, records: Records) -> Iterator[s
             continue
         torch._dynamo.reset()
         model = to_device(BUILDERS[name](batch), device)
-        rows = measure(model, COMPILED if mode else EAGER, device=device, compiled=mode, rounds=15)
+        rows = measure(model, COMPILED if mode else EAGER, device=device, modes=[mode], rounds=15)
         records.put(title, [{**row._asdict(), "latency": vars(row.latency)} for row in rows])
         yield f"\n{title} (columns: {', '.join(COLUMNS)})\n\n{table(rows)}"
 

@@ -2,7 +2,7 @@
 
     python benchmarks/latency.py --model unet                  # eager
     python benchmarks/latency.py --model dit --compile         # compiled, inductor freezing on
-    python benchmarks/latency.py --model dit --compile regions # repeated blocks compiled one by one
+    python benchmarks/latency.py --model dit --compile frozen whole regions   # every variant in three ways
     python benchmarks/latency.py --model unet --device cuda --compile
     python benchmarks/latency.py --model dit --only fp32 "W8A8, 8 groups (ours)" --json dit.json
 
@@ -12,10 +12,11 @@ Rounds are interleaved, so that a machine that slows down slows all variants; qu
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,14 +97,29 @@ def compile_parts(denoiser: nn.Module) -> nn.Module:
     return denoiser
 
 
+def compile_whole(denoiser: nn.Module) -> Callable[..., Any]:
+    return torch.compile(denoiser, dynamic=False)
+
+
+def compile_frozen(denoiser: nn.Module) -> Callable[..., Any]:
+    return within(lambda: inductor_config.patch(freezing=True), compile_whole(denoiser))
+
+
 COMPILE: dict[str, Callable[[nn.Module], Callable[..., Any]]] = {
     "": lambda denoiser: denoiser,
-    "whole": lambda denoiser: torch.compile(denoiser, dynamic=False),
+    "whole": compile_whole,
+    "frozen": compile_frozen,
     "regions": compile_parts,
+}
+MODES = {
+    "": "eager",
+    "whole": "compiled",
+    "frozen": "compiled with inductor's freezing",
+    "regions": "compiled by regions",
 }
 
 
-def within(around: Callable[[], AbstractContextManager[None]], run: Callable[..., Any]) -> Callable[..., Any]:
+def within(around: Callable[[], AbstractContextManager[Any]], run: Callable[..., Any]) -> Callable[..., Any]:
     """``run`` inside a context, the compilation of its first call, too."""
 
     def call(**inputs: Any) -> Any:
@@ -113,31 +129,34 @@ def within(around: Callable[[], AbstractContextManager[None]], run: Callable[...
     return call
 
 
-def build(model: Model, names: list[str], compiled: str) -> tuple[dict[str, nn.Module], dict[str, Callable[..., Any]]]:
-    """Every variant that can be built, and what is called to run it."""
+def build(
+    model: Model, names: list[str], modes: Sequence[str]
+) -> tuple[dict[str, nn.Module], dict[str, Callable[..., Any]]]:
+    """Every variant that can be built, in every mode, and what is called to run it."""
     denoisers, callables = {}, {}
     for name in names:
         try:
-            denoiser = VARIANTS[name](model)
-            own_runtime = getattr(denoiser, "own_runtime", False)
-            run = denoiser if own_runtime else COMPILE[compiled](denoiser)
-            around = getattr(denoiser, "around", None)
-            callables[name] = run if around is None else within(around, run)
+            built = VARIANTS[name](model)
+            for mode in modes[:1] if getattr(built, "own_runtime", False) else modes:
+                denoiser = built if mode is modes[0] else copy.deepcopy(built)
+                run = denoiser if getattr(denoiser, "own_runtime", False) else COMPILE[mode](denoiser)
+                around = getattr(denoiser, "around", None)
+                label = f"{name}, {MODES[mode]}" if len(modes) > 1 else name
+                denoisers[label], callables[label] = denoiser, run if around is None else within(around, run)
         except ImportError as error:
             print(f"{name}: left out, {error}")
             continue
-        denoisers[name] = denoiser
         print(f"built {name}", flush=True)
     return denoisers, callables
 
 
 @torch.no_grad()
 def measure(
-    model: Model, names: list[str], *, device: str, compiled: str, rounds: int, clock: Clock = wall_clock
+    model: Model, names: list[str], *, device: str, modes: Sequence[str], rounds: int, clock: Clock = wall_clock
 ) -> list[Row]:
     """Build and time the variants; the first is what the others are compared with."""
     reference = [output(model.denoiser, model.inputs(t, t + 1)) for t in TEST_TIMESTEPS]
-    denoisers, callables = build(model, names, compiled)
+    denoisers, callables = build(model, names, modes)
     inputs = [model.inputs(t, 0) for t in TEST_TIMESTEPS]
     turn = iter(range(10**9))
 
@@ -173,11 +192,11 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument(
         "--compile",
-        nargs="?",
-        const="whole",
-        default="",
-        choices=["whole", "regions"],
-        help="torch.compile, with inductor freezing on a CPU; regions: repeated blocks one by one, without freezing",
+        nargs="*",
+        metavar="MODE",
+        choices=[mode for mode in COMPILE if mode],
+        help="one or more of whole (torch.compile), frozen (with inductor's freezing; the default on a CPU), regions "
+        "(repeated blocks one by one)",
     )
     parser.add_argument("--only", nargs="+", metavar="VARIANT", choices=list(VARIANTS), help="default: all")
     parser.add_argument("--rounds", type=int, default=15)
@@ -190,14 +209,15 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     model = to_device(MODELS[arguments.model](), arguments.device)
     names = arguments.only or [n for n in VARIANTS if arguments.device == "cpu" or n not in CPU_ONLY]
-    freezing = arguments.compile == "whole" and arguments.device == "cpu"
+    usual = "frozen" if arguments.device == "cpu" else "whole"
+    modes = [""] if arguments.compile is None else arguments.compile or [usual]
     # without caches: the first call compiles, whatever ran before
-    with inductor_config.patch(freezing=freezing, force_disable_caches=True):
-        options = {"device": arguments.device, "compiled": arguments.compile, "rounds": arguments.rounds}
+    with inductor_config.patch(force_disable_caches=True):
+        options = {"device": arguments.device, "modes": modes, "rounds": arguments.rounds}
         clock = thread_clock(torch.device(arguments.device)) if arguments.cpu_time else wall_clock
         rows = measure(model, names, **options, clock=clock)
     parameters = sum(p.numel() for p in model.denoiser.parameters()) / 1e6
-    mode = {"": "eager", "whole": "compiled", "regions": "compiled by regions"}[arguments.compile]
+    mode = MODES[modes[0]] if len(modes) == 1 else "in several ways"
     print(
         f"\n{arguments.model}, {parameters:.0f} M parameters, {mode}, {arguments.device}, torch {torch.__version__}, ",
         end="",

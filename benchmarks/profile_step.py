@@ -136,7 +136,7 @@ def measure(model_name: str, compiled: bool) -> dict[str, Any]:
     with Counting() as counted:
         denoiser(**inputs)
     # without caches: they may hold loops that do not tell the profiler their names
-    options = {"freezing": True, "cpp.enable_kernel_profile": True, "force_disable_caches": True}
+    options = {"cpp.enable_kernel_profile": True, "force_disable_caches": True}
     with inductor_config.patch(options):
         run: Any = torch.compile(denoiser, dynamic=False) if compiled else denoiser
         step = cpu_ms(lambda: run(**inputs))
@@ -165,7 +165,7 @@ def rows(found: dict[str, Any]) -> Iterator[list[Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=["dit", "unet"], default="dit")
-    parser.add_argument("--compile", action="store_true", help="torch.compile, weights frozen")
+    parser.add_argument("--compile", action="store_true", help="torch.compile")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     mode = "compiled" if arguments.compile else "eager"

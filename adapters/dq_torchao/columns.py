@@ -142,7 +142,8 @@ def _select(denoiser: nn.Module, groups: str, index: Tensor) -> _Selected | None
     names = () if state is None else state.columns.get(groups, ())
     if not names or index.numel() != 1 or not is_merged(index.device):
         return None
-    modules = [denoiser.get_submodule(name) for name in names]
+    known: dict[str, Any] = {"": denoiser}
+    modules = [_submodule(known, name) for name in names]
     tables = [_table(module) for module in modules]
     if any(table is None or table[0].device != index.device for table in tables):
         return None
@@ -151,6 +152,14 @@ def _select(denoiser: nn.Module, groups: str, index: Tensor) -> _Selected | None
     found = torch.ops.dq_torchao.columns(index.reshape(-1), scales, zero_points, ranks, code_offset(index.device))
     own = len(found) // 4
     return _Selected(modules, [Column(*found[rank::own]) for rank in range(own)], ranks)
+
+
+def _submodule(known: dict[str, Any], name: str) -> Any:
+    """``get_submodule``, which traces as many lookups as a name has parts; most names share all but the last."""
+    if name not in known:
+        parent, _, last = name.rpartition(".")
+        known[name] = getattr(_submodule(known, parent), last)
+    return known[name]
 
 
 @torch.compiler.assume_constant_result
@@ -174,5 +183,5 @@ def _table(module: Any) -> tuple[Tensor, Tensor] | None:
     """Scale and zero point of every group, ``[G]``: of an operand of an attention, or of an integer layer."""
     if isinstance(module, ActivationQuantizer):
         return module.scale, module.zero_point
-    scale, zero_point = (getattr(module, name, None) for name in ("act_scale", "act_zero_point"))
+    scale, zero_point = getattr(module, "act_scale", None), getattr(module, "act_zero_point", None)
     return None if scale is None or zero_point is None else (scale, zero_point)

@@ -52,7 +52,7 @@ def refuse_frozen_group(device: torch.device, context: TimestepContext) -> None:
         raise TimestepError(
             "a part of this denoiser is compiled on its own with inductor's freezing, which would freeze the timestep "
             "group of one call into it. Compile the denoiser as a whole, or compile parts of it without "
-            "torch._inductor.config.freezing"
+            "torch._inductor.config.freezing, which integer layers do not need"
         )
 
 

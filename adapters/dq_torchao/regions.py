@@ -1,8 +1,8 @@
 """Regional compilation: repeated blocks are compiled one by one, and blocks of one kind share what was compiled.
 
 The first call of a compiled denoiser takes minutes, most of it for blocks that look alike. Compiled on their own, the
-first of a kind is compiled and the others reuse it. The price is that nothing is merged across block borders and that
-weights are not frozen (see `dq_torchao.kernels.frozen`): a step is slower than that of a wholly compiled denoiser.
+first of a kind is compiled and the others reuse it. The price is that nothing is merged across block borders, and that
+every block checks on its own whether it is what was compiled: a step is slower than that of a wholly compiled denoiser.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def repeated_blocks(denoiser: nn.Module) -> list[str]:
 def compile_regions(denoiser: nn.Module, **options: Any) -> list[str]:
     """Compile the repeated blocks of ``denoiser``, in place, at their first call.
 
-    Leave ``torch._inductor.config.freezing`` off: it would compile every block again, and integer layers refuse it.
+    Leave ``torch._inductor.config.freezing`` off: integer layers gain nothing by it, and refuse it here, because it
+    would compile every block again and freeze the timestep group of one call into each.
 
     Args:
         denoiser: full precision or quantized.

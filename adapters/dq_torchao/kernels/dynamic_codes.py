@@ -1,6 +1,6 @@
 """Activation codes by ranges of their own: of each token of a linear layer, of each sample of a convolution.
 
-On a CPU a kernel of ours finds the ranges and makes the codes, in eager mode and in graphs of inference.
+On a CPU a kernel of ours finds the ranges and makes the codes, in eager mode and in graphs for inference.
 There what lies before may become part of it (`dq_torchao.kernels.before_codes`), as of codes by given ranges:
 normalisation, factors and addends of channels, SiLU. Elsewhere a compiler fuses the definition.
 

@@ -1,7 +1,7 @@
 """One node for calls that are equal: same operator, same arguments.
 
-Inductor does that to graphs whose weights are frozen, and to no other graph of inference. Without it, layers that share
-an input (query, key, value) have codes of their own each, and blocks that embed the same timestep embed it each.
+Inductor does that to graphs whose weights are frozen, and to no other graph for inference. Without it, layers that
+share an input (query, key, value) have codes of their own each, and blocks that embed one timestep embed it each.
 """
 
 from __future__ import annotations
@@ -12,27 +12,20 @@ from typing import Any
 import torch
 from torch import fx
 
+_FUNCTIONS = type(torch.ops.aten.add.Tensor), type(operator.getitem)
+
 
 def one_of_equals(graph: fx.Graph) -> None:
     """Let the first of equal calls stand for all, in place; the graph changes no tensor in place."""
     seen: dict[tuple[Any, str, str], fx.Node] = {}
     returned = _returned(graph)
     for node in list(graph.nodes):
-        if node in returned or not _depends_on_arguments_alone(node):
-            continue
+        if node in returned or node.is_impure() or type(node.target) not in _FUNCTIONS:
+            continue  # impure: it changes something, or is random
         first = seen.setdefault((node.target, repr(node.args), repr(node.kwargs)), node)  # nodes by their names
         if first is not node:
             node.replace_all_uses_with(first)
             graph.erase_node(node)
-
-
-def _depends_on_arguments_alone(node: fx.Node) -> bool:
-    if node.op != "call_function" or node.target is operator.getitem:
-        return node.op == "call_function"
-    target = node.target
-    if not isinstance(target, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in target.tags:
-        return False
-    return not target._schema.is_mutable and not node.is_impure()
 
 
 def _returned(graph: fx.Graph) -> set[fx.Node]:

@@ -3,7 +3,7 @@
 Transformers apply it to their widest activations. PyTorch computes a tanh or an erf in full precision there, which
 takes as long as a third of the integer products of such a block. In eager mode a kernel of ours takes one pass over
 memory. A compiler gets the same formulas in operations that it merges into the loop that quantizes the result, or,
-in inference, an operator that becomes part of the product before it (`dq_torchao.kernels.merging`).
+in graphs for inference, an operator that becomes part of the product before it (`dq_torchao.kernels.merging`).
 
     tanh    y = x / (1 + exp(-2 u)),    u = sqrt(2 / pi) (x + 0.044715 x^3)
     none    y = max(x, 0) - |x| erfc(|x| / sqrt(2)) / 2

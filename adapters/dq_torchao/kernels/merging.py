@@ -1,4 +1,4 @@
-"""What a compiler should merge into operators of ours, or around them: a pass over graphs of inference.
+"""What a compiler should merge into operators of ours, or around them: a pass over graphs for inference.
 
 Our operators are opaque to inductor, and what lies between two of them becomes a loop over memory. After its own
 passes, when every value is a node with known uses, this one changes

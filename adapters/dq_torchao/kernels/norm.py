@@ -1,4 +1,4 @@
-"""The statistics of layer and group normalisation by kernels of ours, in graphs of inference.
+"""The statistics of layer and group normalisation by kernels of ours, in graphs for inference.
 
 The compiler's loops compute 1 / sqrt(variance + eps) of a row again for every 16 of its values, which takes longer than
 the rest, and take a group of a channels-last image in steps of its few channels. As two small tensors the statistics
