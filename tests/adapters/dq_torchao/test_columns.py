@@ -11,6 +11,7 @@ from attention_models import RECIPE, SCHEDULE, attention_denoiser, attention_inp
 from dq_torchao.columns import _ranks, _table
 from dq_torchao.timestep_state import NAME
 from torch import fx
+from torch._dynamo.utils import counters
 from torch._inductor import config as inductor_config
 
 import dq_plugins as dq
@@ -118,3 +119,15 @@ def test_a_graph_follows_other_ranges_and_says_where_it_cannot(plan) -> None:
         alike[0].mul_(2)
         with pytest.raises(DQError, match="compile it again"):
             compiled(**inputs)
+
+
+def test_other_batches_compile_once_more(plan) -> None:
+    model = dq_torchao.apply(attention_denoiser(), plan, uniform_timesteps=True)
+    torch._dynamo.reset()
+    counters.clear()
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True)
+        for batch in (3, 4, 5):  # of any size from the second on
+            inputs = attention_inputs(SCHEDULE[0], batch)
+            torch.testing.assert_close(compiled(**inputs), model(**inputs), rtol=1e-3, atol=1e-3)
+    assert counters["stats"]["unique_graphs"] == 2
