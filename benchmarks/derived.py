@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,11 @@ def ablation(data: Mapping[str, Any]) -> Derived:
         if recording:
             found[label]["over_recording"] = found[label]["cpu_seconds"] / statistics.fmean(recording)
     return found
+
+
+def latency(data: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, with the first call in seconds."""
+    return [{**row, "first call s": row["latency"]["first"] / 1e3} for row in data]
 
 
 def bootstrap_means(values: np.ndarray, count: int = 2000) -> np.ndarray:
@@ -233,6 +238,7 @@ DERIVATIONS: dict[str, Callable[[Mapping[str, Any]], Derived]] = {
         peers,
         transforms,
         first_picture,
+        latency,
     )
 } | dict.fromkeys(("group_widths", "group_steps", "sampler_correction", "caching"), by_images)
 
