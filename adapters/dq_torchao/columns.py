@@ -34,7 +34,7 @@ CHANGED = (
 )
 
 
-class Column(NamedTuple):
+class SelectedRange(NamedTuple):
     """What a call selects for one module, each ``[1]``.
 
     Attributes:
@@ -113,11 +113,11 @@ def enlist_all(denoiser: nn.Module) -> None:
 
 class _Selected(NamedTuple):
     modules: list[nn.Module]
-    columns: list[Column]
+    columns: list[SelectedRange]
     ranks: list[int]
 
 
-def selected_column(module: Any, context: TimestepContext) -> Column | None:
+def selected_column(module: Any, context: TimestepContext) -> SelectedRange | None:
     """What a call selects for one module.
 
     Returns:
@@ -151,7 +151,7 @@ def _select(denoiser: nn.Module, groups: str, index: Tensor) -> _Selected | None
     ranks = _ranks(*scales, *zero_points)
     found = torch.ops.dq_torchao.columns(index.reshape(-1), scales, zero_points, ranks, code_offset(index.device))
     own = len(found) // 4
-    return _Selected(modules, [Column(*found[rank::own]) for rank in range(own)], ranks)
+    return _Selected(modules, [SelectedRange(*found[rank::own]) for rank in range(own)], ranks)
 
 
 def _submodule(known: dict[str, Any], name: str) -> Any:
