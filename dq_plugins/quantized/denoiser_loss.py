@@ -135,9 +135,11 @@ def divided(calibration: CalibrationSet, timestep: float, argument: str) -> tupl
         timestep: one of theirs.
         argument: name of the denoiser's sample argument.
     """
-    calls = [calibration.call(timestep, position) for position in range(calibration.count(timestep))]
-    branches = [call.branches(argument) for call in calls]
-    sizes = [len(call.output) // b for call, b in zip(calls, branches, strict=True)]
+    branches, sizes = [], []
+    for position in range(calibration.count(timestep)):  # one call in memory at a time
+        call = calibration.call(timestep, position)
+        branches.append(call.branches(argument))
+        sizes.append(len(call.output) // branches[-1])
     if max(sizes) == 1:
         whole = [Part(place, [0], b) for place, b in enumerate(branches)]
         judged = whole[HELD_OUT - 1 :: HELD_OUT] or whole[-1:]
