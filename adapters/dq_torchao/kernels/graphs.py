@@ -8,7 +8,7 @@ what eager calls have laid out serves graphs, too, and nothing depends on weight
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -43,18 +43,18 @@ def is_merged(device: torch.device) -> bool:
     return device.type == "cpu" and not torch.is_grad_enabled()
 
 
-@torch.library.impl("dq_torchao::product", "CPU")
-def _product(codes: Tensor, scale: Tensor, zero_point: Tensor, *rest: Any) -> Tensor:
-    laid_out = in_panels(*rest[:6])
-    return product(codes, scale, zero_point, laid_out.panels, laid_out.sums, *rest[6:])
+def _of_stored_weight(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel with a weight as layers store it, six arguments, in place of panels and sums."""
+
+    def run(codes: Tensor, scale: Tensor, zero_point: Tensor, *rest: Any) -> Any:
+        laid_out = in_panels(*rest[:6])
+        return kernel(codes, scale, zero_point, laid_out.panels, laid_out.sums, *rest[6:])
+
+    return run
 
 
-@torch.library.impl("dq_torchao::product_dynamic_codes", "CPU")
-def _product_dynamic_codes(
-    codes: Tensor, scale: Tensor, zero_point: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    laid_out = in_panels(*rest[:6])
-    return product_dynamic_codes(codes, scale, zero_point, laid_out.panels, laid_out.sums, *rest[6:])
+torch.library.impl("dq_torchao::product", "CPU")(_of_stored_weight(product))
+torch.library.impl("dq_torchao::product_dynamic_codes", "CPU")(_of_stored_weight(product_dynamic_codes))
 
 
 @torch.library.register_fake("dq_torchao::product")
