@@ -1,9 +1,8 @@
 """Layers that share an input and its parameters (query, key, value) share its codes, in eager mode.
 
-Their weights are not put side by side for one product: three products of ``[512, 384] x [384, 384]`` take as long as
-one of ``[512, 384] x [384, 1152]`` (oneDNN, uint8 x int8: 404 and 393 GF/s), and their results would no longer be
-contiguous. What is saved is quantizing the same tensor three times. In a graph for inference `dq_torchao.columns` sees
-to it.
+Their weights are not put side by side for one product: three products take as long as one (`benchmarks.shared_inputs`),
+and their results would no longer be contiguous. What is saved is quantizing the same tensor three times. In a graph for
+inference `dq_torchao.columns` and `dq_torchao.kernels.equals` see to it.
 """
 
 from __future__ import annotations
