@@ -69,7 +69,7 @@ def speed() -> Table:
         q, k, v = (torch.randn(samples, n, heads, channels).transpose(1, 2) for n in (queries, keys, keys))
         ranges = [p.reshape(1) for x in (q, k, v) for p in affine_parameters(x.min(), x.max(), 8, symmetric=False)]
         forms = {
-            "integer": partial(int8_attention, q, k, v, None, False, channels**-0.5, *ranges, 8),
+            "integer": partial(int8_attention, q, k, v, None, False, channels**-0.5, *ranges, 8, q.dtype),
             "floating": partial(F.scaled_dot_product_attention, q, k, v),
         }
         rounds = max(5, min(31, 10**9 // (samples * heads * queries * keys)))

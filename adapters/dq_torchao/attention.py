@@ -26,11 +26,14 @@ from dq_plugins.quantized.attention import (
 from dq_plugins.quantized.input_quantizers import ActivationQuantizer
 from dq_plugins.timesteps import TimestepContext, fit_to_input
 from dq_torchao.columns import selected_column
+from dq_torchao.kernels import activation_codes, code_offset, is_merged
 from dq_torchao.kernels.attention import attention_kernel, int8_attention
 from dq_torchao.layer import NO_GRADIENT, refuse_frozen_group
 from dq_torchao.report import Execution, Timing
 
 FLOATING = "scaled_dot_product_attention"
+
+Pair = tuple[Tensor, Tensor]
 
 
 class IntegerAttention(QuantizedAttention):
@@ -54,26 +57,44 @@ class IntegerAttention(QuantizedAttention):
         if per_token or empty or not 3 <= query.dim() <= 4 or scale <= 0 or query.device.type != "cpu":
             return super().attend(query, key, value, mask, is_causal, scale)
         refuse_frozen_group(query.device, self.query.context)
-        tables = _same_length([table for quantizer, x in operands for table in _selected(quantizer, x)])
+        ranges = [_selected(quantizer, x) for quantizer, x in operands]
+        tables = _same_length([table for scale_and_zero, _ in ranges for table in scale_and_zero])
         if is_causal and mask is not None:
             full_mask(query, key, mask, is_causal)  # an error
+        dtype, bits = query.dtype, self.query.bits
+        query, key, value = (
+            x if of_codes is None else activation_codes(x, *(_of_samples(each, x) for each in of_codes), bits)
+            for (_, x), (_, of_codes) in zip(operands, ranges, strict=True)
+        )
         if query.dim() == 3:
             query, key, value = (x.unsqueeze(1) for x in (query, key, value))
             mask = mask.unsqueeze(1) if mask is not None and mask.dim() == 3 else mask
-            return int8_attention(query, key, value, mask, is_causal, scale, *tables, self.query.bits).squeeze(1)
-        return int8_attention(query, key, value, mask, is_causal, scale, *tables, self.query.bits)
+            return int8_attention(query, key, value, mask, is_causal, scale, *tables, bits, dtype).squeeze(1)
+        return int8_attention(query, key, value, mask, is_causal, scale, *tables, bits, dtype)
 
 
-def _selected(quantizer: ActivationQuantizer, x: Tensor) -> list[Tensor]:
-    """Scale and zero point of the call, or of every sample of ``x``: ``[1]`` or ``[B]``."""
+def _selected(quantizer: ActivationQuantizer, x: Tensor) -> tuple[Pair, Pair | None]:
+    """What the call selects, or every sample of ``x``, ``[1]`` or ``[B]`` each.
+
+    Returns:
+        Scale and zero point; in a graph for inference, in which what makes ``x`` makes its codes, also the factor and the
+        zero point of these.
+    """
     column = selected_column(quantizer, quantizer.context)
     if column is not None:
-        return [column.scale, column.zero_point]
+        return (column.scale, column.zero_point), (column.factor, column.stored)
     index = quantizer.context.index(quantizer.groups).to(quantizer.scale.device)
     if len(quantizer.scale) == 1:
         index = index[:1]
     fitted = index if len(index) == 1 else fit_to_input(index, x, spatial=1, rows=quantizer.rows)
-    return [table.index_select(0, fitted) for table in (quantizer.scale, quantizer.zero_point)]
+    scale, zero_point = (table.index_select(0, fitted) for table in (quantizer.scale, quantizer.zero_point))
+    of_codes = (scale.reciprocal(), zero_point + code_offset(x.device)) if is_merged(x.device) else None
+    return (scale, zero_point), of_codes
+
+
+def _of_samples(values: Tensor, x: Tensor) -> Tensor:
+    """``[1]`` or ``[B]`` as it broadcasts against ``x``."""
+    return values if len(values) == 1 else values.reshape(-1, *[1] * (x.dim() - 1))
 
 
 def _same_length(tables: list[Tensor]) -> list[Tensor]:

@@ -97,7 +97,7 @@ def _(index, scales: list[Tensor], zero_points: list[Tensor], ranks: list[int], 
 def enlist(denoiser: nn.Module, name: str) -> None:
     """Give a quantized layer, or an operand of an attention, its column; nothing happens to other modules."""
     module, state = denoiser.get_submodule(name), getattr(denoiser, NAME, None)
-    if not isinstance(state, TimestepState) or _table(module) is None:
+    if not isinstance(state, TimestepState) or not _has_table(module):
         return
     names = state.columns.setdefault(_groups(module), [])
     if name not in names:
@@ -143,11 +143,17 @@ def _select(denoiser: nn.Module, groups: str, index: Tensor) -> _Selected | None
     if not names or index.numel() != 1 or not is_merged(index.device):
         return None
     known: dict[str, Any] = {"": denoiser}
-    modules = [_submodule(known, name) for name in names]
-    tables = [_table(module) for module in modules]
-    if any(table is None or table[0].device != index.device for table in tables):
-        return None
-    scales, zero_points = (list(part) for part in zip(*tables, strict=True))
+    modules, scales, zero_points = [], [], []
+    for name in names:  # one loop: a compiler traces each call of a function anew
+        parent, _, last = name.rpartition(".")
+        module = getattr(_submodule(known, parent), last)
+        part = "" if isinstance(module, ActivationQuantizer) else "act_"
+        scale, zero_point = getattr(module, f"{part}scale", None), getattr(module, f"{part}zero_point", None)
+        if scale is None or zero_point is None or scale.device != index.device:
+            return None
+        modules.append(module)
+        scales.append(scale)
+        zero_points.append(zero_point)
     ranks = _ranks(*scales, *zero_points)
     found = torch.ops.dq_torchao.columns(index.reshape(-1), scales, zero_points, ranks, code_offset(index.device))
     own = len(found) // 4
@@ -179,9 +185,6 @@ def _groups(module: Any) -> str:
     return module.groups if isinstance(module, ActivationQuantizer) else module.group_name
 
 
-def _table(module: Any) -> tuple[Tensor, Tensor] | None:
-    """Scale and zero point of every group, ``[G]``: of an operand of an attention, or of an integer layer."""
-    if isinstance(module, ActivationQuantizer):
-        return module.scale, module.zero_point
-    scale, zero_point = getattr(module, "act_scale", None), getattr(module, "act_zero_point", None)
-    return None if scale is None or zero_point is None else (scale, zero_point)
+def _has_table(module: Any) -> bool:
+    """Whether a module is an operand of an attention, or an integer layer with ranges by group."""
+    return isinstance(module, ActivationQuantizer) or getattr(module, "act_scale", None) is not None

@@ -35,7 +35,7 @@ from dq_plugins.timesteps import TimestepContext, select_for_input
 from dq_torchao.columns import selected_column
 from dq_torchao.kernels import activation_codes, code_offset, kernel_dtype
 from dq_torchao.report import Execution
-from dq_torchao.row_ranges import RowRanges, result_dtype
+from dq_torchao.row_ranges import RowRanges, in_dtype, result_dtype
 from dq_torchao.shared_codes import ParameterKey, shared_codes
 
 NO_GRADIENT = (
@@ -140,6 +140,11 @@ class IntegerLayer(RowRanges):
             raise DQError(NO_GRADIENT)
         x = input
         row = None if self.bias_correction is None else self._index(self.correction_groups, self.bias_correction)
+        column = None if self.group_bits is not None else selected_column(self, self.context)
+        if column is not None:
+            codes = self._codes(self.padded(x), column.factor, column.stored)
+            y = self.multiply(codes, column.scale, column.stored, self._bias(row), kernel_dtype(x))
+            return self._with_branch(in_dtype(y, result_dtype(x)), x)
         if self.act_scale is None or self.act_zero_point is None:
             assert self.dynamic is not None
             return self._with_branch(self._dynamic(x, self.dynamic, row), x)
@@ -171,14 +176,9 @@ class IntegerLayer(RowRanges):
             codes = self._narrowed(codes, index, x)
             return self._by_rows(codes, scale, zero_point, row).to(result_dtype(x))
         # [1] tensors all the way: this runs at every layer of every step, and each small operation costs microseconds.
-        column = selected_column(self, self.context)
-        if column is not None:
-            scale, factor, _, zero_point = column
-        else:
-            scale = self.act_scale.index_select(0, index)
-            factor = scale.reciprocal()
-            zero_point = self.act_zero_point.index_select(0, index) + code_offset(x.device)
-        codes = self._narrowed(self._codes_once(x, factor, zero_point), index, x)
+        scale = self.act_scale.index_select(0, index)
+        zero_point = self.act_zero_point.index_select(0, index) + code_offset(x.device)
+        codes = self._narrowed(self._codes_once(x, scale.reciprocal(), zero_point), index, x)
         return self.multiply(codes, scale, zero_point, self._bias(row), kernel_dtype(x)).to(result_dtype(x))
 
     def _narrowed(self, codes: Tensor, index: Tensor, x: Tensor) -> Tensor:

@@ -32,6 +32,11 @@ def result_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind)
 
 
+def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)``, which a compiler need not trace where it does nothing."""
+    return x if x.dtype == dtype else x.to(dtype)
+
+
 class RowRanges(ReleasableWeight):
     """A layer in integers that may get rows with parameters of their own; subclasses know the kernel that multiplies.
 
@@ -144,4 +149,4 @@ class RowRanges(ReleasableWeight):
         if self.bias_correction is not None and row is not None:
             correction = self.bias_correction.index_select(0, row).reshape(-1)
             bias = correction if bias is None else correction + bias
-        return None if bias is None else bias.to(kernel_dtype(bias))
+        return None if bias is None else in_dtype(bias, kernel_dtype(bias))

@@ -8,9 +8,12 @@
 // r[l] is the same for all keys of a query and cancels in the softmax: the zero point of keys costs nothing. That of
 // values comes out of the weighted mean: sum_n p[n] (v[n] - zv) / sum_n p[n] = sum_n p[n] v[n] / sum_n p[n] - zv.
 //
-// Keys and values are quantized and laid out once for a head, in panels (product.h). Then blocks of queries run by themselves: scores of a block against all keys, the exact
-// largest of a row, codes of the probabilities, their product with the values. Memory grows with the number of keys,
-// never with its square.
+// Each operand comes as values, which are quantized here, or as codes that what made it has written. The result is
+// written as values, or as codes of the input of the next layer.
+//
+// Keys and values are laid out once for a head, in panels (product.h). Then blocks of queries run by themselves: scores of
+// a block against all keys, the exact largest of a row, codes of the probabilities, their product with the values. Memory
+// grows with the number of keys, never with its square.
 
 #include <algorithm>
 #include <atomic>
@@ -20,19 +23,23 @@
 #include <memory>
 #include <vector>
 
+#include "pointwise.h"
 #include "product.h"
 
 // Fields in the order of `dq_torchao.kernels.attention`. Strides are of elements: sample, head, token (mask: key, too).
 // Channels are contiguous. A table has one entry for all samples (step 0) or one for each (step 1).
 struct Job {
-  const float *query, *key, *value;
-  float* output;
-  const float* mask;  // added to the scores, or null
+  const void *query, *key, *value;  // float, or stored codes: signed ones plus 128
+  void* output;                     // float, or codes where there is a next factor
+  const float* mask;                // added to the scores, or null
   const float *query_scale, *key_scale, *value_scale;
   const int32_t *query_zero, *key_zero, *value_zero;  // of signed codes
+  const float* next_factor;  // one, or as many as heads have channels of values together; null: no codes
+  const int32_t* next_zero;  // of the stored codes
   int64_t samples, heads, key_heads, queries, keys, channels, value_channels, table_step;
   int64_t query_stride[3], key_stride[3], value_stride[3], output_stride[3], mask_stride[4];
   int32_t low, high, causal, threads;  // low, high: the smallest and the largest signed code
+  int32_t query_coded, key_coded, value_coded, one_factor, next_low, next_high;  // the last two: of the stored codes
   float scale;
 };
 
@@ -47,22 +54,31 @@ std::unique_ptr<uint8_t, void (*)(void*)> allocate(int64_t bytes) {
   return {static_cast<uint8_t*>(aligned_alloc(64, round_up(std::max<int64_t>(bytes, 64), 64))), free};
 }
 
-// clip(round(x * (1 / s)) + z, low, high), as `dq_plugins.affine.quantize`; clipped before it is rounded, which is the
-// same because the bounds are integers, and fits int32.
-struct Quantizer {
-  __m512 inverse, low, high;
-  __m512i zero;
+constexpr int32_t OFFSET = 128;  // of stored codes
 
-  Quantizer(float scale, int32_t zero_point, const Job& job)
-      : inverse(_mm512_set1_ps(1.0f / scale)),
-        low(_mm512_set1_ps(float(job.low - zero_point))),
-        high(_mm512_set1_ps(float(job.high - zero_point))),
-        zero(_mm512_set1_epi32(zero_point)) {}
+// Signed codes of values, as `dq_plugins.affine.quantize`.
+struct Quantized {
+  using Element = float;
+  __m512 inverse;
+  Codes codes;
+
+  Quantized(float scale, int32_t zero_point, const Job& job)
+      : inverse(_mm512_set1_ps(1.0f / scale)), codes(job.low, job.high, zero_point) {}
 
   __m512i operator()(const float* x, __mmask16 lanes) const {
-    const __m512 y = _mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x), inverse);
-    const __m512i code = _mm512_cvtps_epi32(_mm512_min_ps(_mm512_max_ps(y, low), high));
-    return _mm512_maskz_add_epi32(lanes, code, zero);
+    return _mm512_maskz_mov_epi32(lanes, codes(_mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x), inverse)));
+  }
+};
+
+// Signed codes of stored ones.
+struct Stored {
+  using Element = uint8_t;
+
+  Stored(float, int32_t, const Job&) {}
+
+  __m512i operator()(const uint8_t* x, __mmask16 lanes) const {
+    const __m512i codes = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, x));
+    return _mm512_maskz_sub_epi32(lanes, codes, _mm512_set1_epi32(OFFSET));
   }
 };
 
@@ -77,7 +93,7 @@ struct Attention {
   // padded: keys and channels of values to registers, channels to four; rows: of a block of queries
   const int64_t keys, channels, width, rows;
   const int64_t key_bytes, value_bytes, head_bytes;
-  std::unique_ptr<uint8_t, void (*)(void*)> store;
+  std::unique_ptr<uint8_t, void (*)(void*)> memory;
 
   explicit Attention(const Job& j)
       : job(j),
@@ -88,10 +104,10 @@ struct Attention {
         key_bytes(round_up(channels * keys, 64)),
         value_bytes(round_up(keys * width, 64)),
         head_bytes(key_bytes + value_bytes + 4 * keys),
-        store(allocate(head_bytes * j.samples * j.key_heads)) {}
+        memory(allocate(head_bytes * j.samples * j.key_heads)) {}
 
   Head head(int64_t which) const {
-    uint8_t* at = store.get() + which * head_bytes;
+    uint8_t* at = memory.get() + which * head_bytes;
     return {reinterpret_cast<int8_t*>(at), reinterpret_cast<int8_t*>(at + key_bytes),
             reinterpret_cast<int32_t*>(at + key_bytes + value_bytes)};
   }
@@ -103,15 +119,24 @@ struct Attention {
   }
 
   // Rows of one head lie apart, where the processor does not look ahead by itself.
-  static void fetch(const float* row, int64_t n) {
-    for (int64_t d = 0; d < n; d += LANES) __builtin_prefetch(row + d);
+  template <class T>
+  static void fetch(const T* row, int64_t n) {
+    for (int64_t d = 0; d < n; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(row + d);
   }
 
+  // Where the rows of a head begin.
+  template <class T>
+  static const T* rows_of(const void* operand, const int64_t* stride, int64_t sample, int64_t h) {
+    return static_cast<const T*>(operand) + sample * stride[0] + h * stride[1];
+  }
+
+  template <class Source>
   void pack_keys(int64_t sample, int64_t h, const Head& to, int8_t* row) const {
     const int64_t entry = sample * job.table_step, words = channels / 4;
-    const Quantizer quantize(job.key_scale[entry], job.key_zero[entry], job);
-    const int32_t query_zero = job.query_zero[entry] + 128;
-    for (int64_t n = 0; n < keys; n++) {
+    const Source codes_of(job.key_scale[entry], job.key_zero[entry], job);
+    const auto* x = rows_of<typename Source::Element>(job.key, job.key_stride, sample, h);
+    const int32_t query_zero = job.query_zero[entry] + OFFSET;
+    for (int64_t n = 0; n < keys; n++, x += job.key_stride[2]) {
       int32_t* packed = word_of(to.key, words, keys, n);
       const int64_t step = std::min(PANEL, keys - n / PANEL * PANEL);
       if (n >= job.keys) {
@@ -119,11 +144,10 @@ struct Attention {
         to.shift[n] = 0;
         continue;
       }
-      const float* x = job.key + sample * job.key_stride[0] + h * job.key_stride[1] + n * job.key_stride[2];
       if (n + AHEAD < job.keys) fetch(x + AHEAD * job.key_stride[2], job.channels);
       __m512i sum = _mm512_setzero_si512();
       for (int64_t d = 0; d < job.channels; d += LANES) {
-        const __m512i codes = quantize(x + d, first(job.channels - d));
+        const __m512i codes = codes_of(x + d, first(job.channels - d));
         sum = _mm512_add_epi32(sum, codes);
         _mm_storeu_si128(reinterpret_cast<__m128i*>(row + d), _mm512_cvtepi32_epi8(codes));
       }
@@ -132,18 +156,19 @@ struct Attention {
     }
   }
 
+  template <class Source>
   void pack_values(int64_t sample, int64_t h, const Head& to) const {
     const int64_t entry = sample * job.table_step, stride = job.value_stride[2];
-    const Quantizer quantize(job.value_scale[entry], job.value_zero[entry], job);
+    const Source codes_of(job.value_scale[entry], job.value_zero[entry], job);
+    const auto* x = rows_of<typename Source::Element>(job.value, job.value_stride, sample, h);
     const __m512i byte = _mm512_set1_epi32(255);
-    for (int64_t n = 0; n < keys; n += 4) {
-      const float* x = job.value + sample * job.value_stride[0] + h * job.value_stride[1] + n * stride;
+    for (int64_t n = 0; n < keys; n += 4, x += 4 * stride) {
       for (int64_t i = AHEAD; i < AHEAD + 4 && n + i < job.keys; i++) fetch(x + i * stride, job.value_channels);
       for (int64_t d = 0; d < width; d += LANES) {
         const __mmask16 lanes = first(job.value_channels - d);
         __m512i word = _mm512_setzero_si512();
         for (int64_t i = 0; i < 4 && n + i < job.keys; i++) {
-          const __m512i codes = _mm512_and_si512(quantize(x + i * stride + d, lanes), byte);
+          const __m512i codes = _mm512_and_si512(codes_of(x + i * stride + d, lanes), byte);
           word = _mm512_or_si512(word, _mm512_slli_epi32(codes, unsigned(8 * i)));
         }
         const int64_t step = std::min(PANEL, width - d / PANEL * PANEL);
@@ -152,13 +177,27 @@ struct Attention {
     }
   }
 
+  void pack(int64_t sample, int64_t h, const Head& to, int8_t* row) const {
+    if (job.key_coded)
+      pack_keys<Stored>(sample, h, to, row);
+    else
+      pack_keys<Quantized>(sample, h, to, row);
+    if (job.value_coded)
+      pack_values<Stored>(sample, h, to);
+    else
+      pack_values<Quantized>(sample, h, to);
+  }
+
   // Codes of the probabilities of one query from its int32 scores; returns their sum.
   int64_t probabilities(const int32_t* scores, int64_t seen, float factor, uint8_t* codes) const {
     __m512i most = _mm512_set1_epi32(INT32_MIN), sum = _mm512_setzero_si512();
-    for (int64_t n = 0; n < seen; n += LANES) most = _mm512_mask_max_epi32(most, first(seen - n), most, load(scores + n));
+    by_lanes(seen, [&](int64_t n, __mmask16 lanes) DQ_INLINE {
+      const __m512i found = integers(scores + n);
+      most = lanes == ALL ? _mm512_max_epi32(most, found) : _mm512_mask_max_epi32(most, lanes, most, found);
+    });
     const __m512i largest = _mm512_set1_epi32(_mm512_reduce_max_epi32(most));
     const auto power = [&](int64_t n) DQ_INLINE {
-      const __m512 below = _mm512_cvtepi32_ps(_mm512_sub_epi32(load(scores + n), largest));
+      const __m512 below = _mm512_cvtepi32_ps(_mm512_sub_epi32(integers(scores + n), largest));
       return exp2(_mm512_fmadd_ps(below, _mm512_set1_ps(factor), _mm512_set1_ps(LOG2_255)));
     };
     int64_t n = 0;
@@ -199,7 +238,7 @@ struct Attention {
     return _mm512_reduce_add_epi32(sum);
   }
 
-  static __m512i load(const int32_t* x) { return _mm512_loadu_si512(x); }
+  static __m512i integers(const int32_t* x) { return _mm512_loadu_si512(x); }
 
   static __m512i store_codes(uint8_t* to, __m512 probabilities, __mmask16 lanes) {
     const __m512i codes = _mm512_maskz_cvtps_epi32(lanes, probabilities);
@@ -214,23 +253,46 @@ struct Attention {
     std::vector<int64_t> totals;
   };
 
+  // Stored codes of queries, side by side.
+  template <class Source>
+  void pack_queries(int64_t sample, int64_t h, int64_t start, int64_t count, uint8_t* to) const {
+    const int64_t entry = sample * job.table_step, stride = job.query_stride[2];
+    const Source codes_of(job.query_scale[entry], job.query_zero[entry], job);
+    const auto* x = rows_of<typename Source::Element>(job.query, job.query_stride, sample, h) + start * stride;
+    for (int64_t l = 0; l < count; l++, x += stride, to += channels) {
+      if (start + l + AHEAD < job.queries) fetch(x + AHEAD * stride, job.channels);
+      for (int64_t d = 0; d < channels; d += LANES) {
+        const __m512i codes = codes_of(x + d, first(job.channels - d));
+        store_bytes(to + d, _mm512_add_epi32(codes, _mm512_set1_epi32(OFFSET)), first(channels - d));
+      }
+    }
+  }
+
+  // Results of one query, or the codes of the next layer's input: `channel` is where they begin among its channels.
+  void write(const float* results, int64_t at, int64_t channel) const {
+    if (!job.next_factor) {
+      by_lanes(job.value_channels, [&](int64_t d, __mmask16 lanes) DQ_INLINE {
+        store(static_cast<float*>(job.output) + at + d, load(results + d, lanes), lanes);
+      });
+      return;
+    }
+    const Codes codes(job.next_low, job.next_high, *job.next_zero);
+    by_lanes(job.value_channels, [&](int64_t d, __mmask16 lanes) DQ_INLINE {
+      const __m512 factor = job.one_factor ? _mm512_set1_ps(*job.next_factor) : load(job.next_factor + channel + d, lanes);
+      store_bytes(static_cast<uint8_t*>(job.output) + at + d, codes(_mm512_mul_ps(load(results + d, lanes), factor)), lanes);
+    });
+  }
+
   void attend(int64_t sample, int64_t h, int64_t start, Scratch& s) const {
     const int64_t entry = sample * job.table_step;
     const int64_t count = std::min(rows, job.queries - start);
     const Head from = head(sample * job.key_heads + h / (job.heads / job.key_heads));
-    const Quantizer quantize(job.query_scale[entry], job.query_zero[entry], job);
-    for (int64_t l = 0; l < count; l++) {
-      const float* x = job.query + sample * job.query_stride[0] + h * job.query_stride[1];
-      x += (start + l) * job.query_stride[2];
-      if (start + l + AHEAD < job.queries) fetch(x + AHEAD * job.query_stride[2], job.channels);
-      for (int64_t d = 0; d < channels; d += LANES) {
-        const __m512i codes = quantize(x + d, first(job.channels - d));
-        const __m512i shifted = _mm512_add_epi32(codes, _mm512_set1_epi32(128));
-        _mm512_mask_cvtepi32_storeu_epi8(s.queries + l * channels + d, first(channels - d), shifted);
-      }
-    }
+    if (job.query_coded)
+      pack_queries<Stored>(sample, h, start, count, s.queries);
+    else
+      pack_queries<Quantized>(sample, h, start, count, s.queries);
     multiply_rows(s.queries, channels, count, from.key, keys, channels / 4, 0, channels / 4,
-                  [&](int64_t n) DQ_INLINE { return load(from.shift + n); },
+                  [&](int64_t n) DQ_INLINE { return integers(from.shift + n); },
                   [&](int64_t l, int64_t n, __m512i sums) DQ_INLINE { _mm512_storeu_si512(s.scores + l * keys + n, sums); });
     const float factor = job.query_scale[entry] * job.key_scale[entry] * job.scale * LOG2_E;
     for (int64_t l = 0; l < count; l++) {
@@ -254,10 +316,11 @@ struct Attention {
     }
     const float value_scale = job.value_scale[entry], zero = value_scale * float(job.value_zero[entry]);
     for (int64_t l = 0; l < count; l++) {
-      float* y = job.output + sample * job.output_stride[0] + h * job.output_stride[1] +
-                 (start + l) * job.output_stride[2];
       const float factor = s.totals[l] ? value_scale / float(s.totals[l]) : 0.0f, less = s.totals[l] ? zero : 0.0f;
-      for (int64_t d = 0; d < job.value_channels; d++) y[d] = s.sums[l * width + d] * factor - less;
+      float* y = s.sums.data() + l * width;
+      for (int64_t d = 0; d < width; d++) y[d] = y[d] * factor - less;
+      const int64_t* stride = job.output_stride;
+      write(y, sample * stride[0] + h * stride[1] + (start + l) * stride[2], h * job.value_channels);
     }
   }
 
@@ -274,15 +337,14 @@ struct Attention {
 #pragma omp parallel num_threads(job.threads)
     {
       const int64_t score_bytes = 4 * rows * keys;
-      const auto memory = allocate(score_bytes + rows * keys + rows * channels);
+      const auto own = allocate(score_bytes + rows * keys + rows * channels);
       std::vector<int8_t> row(round_up(channels, LANES));
-      Scratch s{reinterpret_cast<int32_t*>(memory.get()), memory.get() + score_bytes,
-                memory.get() + score_bytes + rows * keys, std::vector<float>(rows * width), std::vector<int64_t>(rows)};
+      Scratch s{reinterpret_cast<int32_t*>(own.get()), own.get() + score_bytes,
+                own.get() + score_bytes + rows * keys, std::vector<float>(rows * width), std::vector<int64_t>(rows)};
 #pragma omp for
       for (int64_t i = 0; i < packed; i++)
         guarded([&] {
-          pack_keys(i / job.key_heads, i % job.key_heads, head(i), row.data());
-          pack_values(i / job.key_heads, i % job.key_heads, head(i));
+          pack(i / job.key_heads, i % job.key_heads, head(i), row.data());
         });
 #pragma omp for
       for (int64_t i = 0; i < job.samples * job.heads * blocks; i++)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dq_plugins.affine import integer_range
 from dq_torchao.kernels import native
+from dq_torchao.kernels.tracing import is_merged
 
 
 def code_offset(device: torch.device) -> int:
@@ -43,14 +44,25 @@ def activation_codes(x: Tensor, factor: Tensor, zero_point: Tensor, bits: int) -
     Returns:
         uint8 (CPU) or int8 codes, the shape and memory format of ``x``.
     """
+    if is_merged(x.device):
+        return torch.ops.dq_torchao.traced_codes(x, factor, zero_point, bits)
     if one_pass(x, factor, zero_point):
         return torch.ops.dq_torchao.activation_codes(x, factor, zero_point, bits)
+    return _in_operations(x, factor, zero_point, bits)
+
+
+def _in_operations(x: Tensor, factor: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     offset = code_offset(x.device)
     low, high = (bound + offset for bound in integer_range(bits))
     # In place: eager mode then touches one buffer of the size of x. Inductor makes one loop of it either way.
     codes = (x.float() * factor).round_().add_(zero_point).clamp_(low, high)
     return codes.to(torch.uint8 if offset else torch.int8)
 
+
+# One operator until a compiler wants to know what it is made of: tracing its operations layer by layer takes longer than
+# all the rest of a layer.
+torch.library.define("dq_torchao::traced_codes", "(Tensor x, Tensor factor, Tensor zero_point, int bits) -> Tensor")
+torch.library.impl("dq_torchao::traced_codes", "CompositeImplicitAutograd")(_in_operations)
 
 torch.library.define("dq_torchao::activation_codes", "(Tensor x, Tensor factor, Tensor zero_point, int bits) -> Tensor")
 

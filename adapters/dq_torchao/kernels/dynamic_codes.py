@@ -19,7 +19,7 @@ from dq_plugins.affine import SMALLEST_SCALE, dynamic_parameters, integer_range
 from dq_plugins.plan import DynamicActivationQuant
 from dq_torchao.kernels import native
 from dq_torchao.kernels.codes import activation_codes, code_offset
-from dq_torchao.kernels.graphs import is_merged
+from dq_torchao.kernels.tracing import is_merged
 from dq_torchao.kernels.product import available
 
 FEWEST = 1 << 14

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 
 from dq_plugins.lookalike import Lookalike, change_class, known_lookalike, lookalike
 from dq_torchao.kernels import native
-from dq_torchao.kernels.graphs import is_merged
+from dq_torchao.kernels.tracing import is_merged
 from dq_torchao.kernels.product import available
 
 CUBE, LARGEST, BEYOND = 0.044715, 126.0, 13.0

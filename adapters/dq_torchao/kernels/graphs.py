@@ -19,6 +19,7 @@ from dq_torchao.kernels.onednn import in_panels
 from dq_torchao.kernels.operators import WEIGHT, empty_conv2d_output
 from dq_torchao.kernels.packing import StoredWeight
 from dq_torchao.kernels.product import LINEAR, product, product_dynamic_codes, takes, takes_conv2d, written_outputs
+from dq_torchao.kernels.tracing import is_merged
 
 _OPERANDS = f"Tensor codes, Tensor scale, Tensor zero_point, {WEIGHT}, Tensor weight_scale, Tensor? bias, "
 _OPERANDS += "int[] kernel, int[] stride, int[] padding, int[] dilation"
@@ -34,13 +35,6 @@ torch.library.define(
 )
 PLAIN = 15
 """Arguments of a product that nothing follows."""
-
-
-def is_merged(device: torch.device) -> bool:
-    """Whether what is being traced now is such a graph."""
-    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
-        return False
-    return device.type == "cpu" and not torch.is_grad_enabled()
 
 
 def _of_stored_weight(kernel: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,6 +5,8 @@ passes, when every value is a node with known uses, this one changes
 
 - a product, GELU of it (or of its second half, times the first) and the codes of that: one product, which writes the
   codes of the next layer's input, by given ranges or by ranges of their own;
+- a product or an attention, a view of it, and the codes of that: it writes codes, so that queries, keys and values go
+  from products to attention, and its result to the next product, as codes;
 - the statistics of layer and group normalisation: `dq_torchao.kernels.norm`;
 - normalisation, what modulates it, SiLU, and the codes of that: one kernel (`dq_torchao.kernels.before_codes`);
 - equal calls: one, so that layers that share an input (query, key, value) share its codes;
@@ -24,7 +26,7 @@ from torch import fx
 from torch._inductor import config as inductor_config
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from dq_torchao.kernels import before_codes, equals, gelu, norm  # noqa: F401  # the operators that are looked for
+from dq_torchao.kernels import attention, before_codes, equals, gelu, norm  # noqa: F401  # the operators that are looked for
 from dq_torchao.kernels.before_codes import codes_of, on_the_way
 from dq_torchao.kernels.equals import one_of_equals
 from dq_torchao.kernels.graphs import PLAIN
@@ -32,6 +34,16 @@ from dq_torchao.kernels.nodes import called, only_user, value
 from dq_torchao.kernels.product import GATED_OUTPUTS
 
 _ATEN, _OURS = torch.ops.aten, torch.ops.dq_torchao
+_PLAIN = {_OURS.product.default: PLAIN, _OURS.int8_attention.default: attention.PLAIN}
+"""What may write codes, and how many arguments it has when nothing follows."""
+_VIEWS = (
+    _ATEN.reshape.default,
+    _ATEN.view.default,
+    _ATEN.permute.default,
+    _ATEN.transpose.int,
+    _ATEN.unsqueeze.default,
+    _ATEN.squeeze.dim,
+)
 
 
 class Merging(CustomGraphPass):
@@ -51,7 +63,7 @@ class Merging(CustomGraphPass):
         if not any(node.target is _OURS.product.default for node in graph.nodes):
             return
         one_of_equals(graph)
-        for change in (_no_division, _statistics, on_the_way, _following):
+        for change in (_no_division, _statistics, on_the_way, _following, _coded):
             for node in list(graph.nodes):
                 change(graph, node)
             graph.eliminate_dead_code()
@@ -131,6 +143,36 @@ def _following(graph: fx.Graph, node: fx.Node) -> None:
     last, rest = (result, ()) if coded is None else coded
     with graph.inserting_before(last):
         last.replace_all_uses_with(called(graph, before.target, (*before.args, activation, *rest), value(last)))
+
+
+def _coded(graph: fx.Graph, node: fx.Node) -> None:
+    if _PLAIN.get(node.target) != len(node.args):
+        return
+    views, last = [], node
+    while len(last.users) == 1 and (view := next(iter(last.users))).target in _VIEWS:
+        views.append(view)
+        last = view
+    coded = codes_of(last)
+    if coded is None or (views and not _keeps_channels(node, last, coded[1][0])):
+        return
+    codes, rest = coded
+    with graph.inserting_before(views[0] if views else codes):
+        after = () if node.target is _OURS.int8_attention.default else ("",)
+        made = called(graph, node.target, (*node.args, *after, *rest), value(node).to(torch.uint8))
+        for view in views:
+            made = called(graph, view.target, (made, *view.args[1:]), value(view).to(torch.uint8))
+        codes.replace_all_uses_with(made)
+
+
+def _keeps_channels(node: fx.Node, view: fx.Node, factor: fx.Node) -> bool:
+    """Whether the channels of a view are those that an operator writes, where each has a factor of its own."""
+    if value(factor).numel() == 1:
+        return True
+    made, seen = value(node), value(view)
+    if node.target is not _OURS.int8_attention.default or seen.dim() != 3:
+        return False
+    samples, heads, queries, channels = made.shape  # [B, H, L, D'] as [B, L, H D']
+    return tuple(seen.shape) == (samples, queries, heads * channels) and seen.is_contiguous()
 
 
 def _gated(activated: fx.Node) -> tuple[Any, fx.Node]:

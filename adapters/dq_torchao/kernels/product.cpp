@@ -7,7 +7,7 @@
 //
 // What follows in the network may be done to each block of results as long as it is in the cache: GELU, of the results or
 // of their second half, which then is a factor of the first half, and the codes of the input of the next layer, which are
-// then all that is written.
+// then all that is written. Codes of results as they are need no second look: they are made in the registers.
 
 #include "product.h"
 
@@ -97,10 +97,11 @@ void write_own_codes(const ProductJob& job, const float* values, int64_t from, i
   }
 }
 
-// Results of rows and of one panel to `output`, whose rows are `row` apart.
-template <int REGISTERS, bool RUNS>
+// Results of rows and of one panel to `output`, values or codes, whose rows are `row` apart.
+template <int REGISTERS, bool RUNS, class Output>
 void multiply_panel(const ProductJob& job, const Image& image, const int64_t* taps, int64_t from, int64_t to, int64_t column,
-                    float* output, int64_t row) {
+                    Output* output, int64_t row) {
+  constexpr bool CODED = sizeof(Output) == 1;
   const int64_t words = (job.channels + 3) / 4, tap_count = job.kernel[0] * job.kernel[1];
   const int64_t left = job.outputs - column;
   const __m512 scale = _mm512_set1_ps(RUNS ? 1.0f : *job.scale);
@@ -114,12 +115,17 @@ void multiply_panel(const ProductJob& job, const Image& image, const int64_t* ta
     begin[j] = _mm512_mullo_epi32(minus_zero, _mm512_maskz_loadu_epi32(lanes, job.sums + column + j * LANES));
   }
   const __mmask16 last = first(left - (REGISTERS - 1) * LANES);
+  const Codes codes(int32_t(job.low), int32_t(job.high), CODED ? *job.next_zero : 0);
+  const auto next = [&](int j) DQ_INLINE {
+    return job.one_factor ? _mm512_set1_ps(*job.next_factor)
+                          : _mm512_maskz_loadu_ps(first(left - j * LANES), job.next_factor + column + j * LANES);
+  };
   const int8_t* panel = job.panels + column * tap_count * words * 4;
   const int64_t pixels = job.rows * job.columns, step = job.stride[1] * job.channels;
   int64_t y = from % pixels / job.columns, x = from % job.columns;
   const uint8_t* line = image.codes + from / pixels * image.sample + y * job.stride[0] * image.row;
   int64_t unit = RUNS ? from / job.run : 0, within = RUNS ? from % job.run : 0;
-  const auto tile = [&](auto count, float* to) DQ_INLINE {
+  const auto tile = [&](auto count, Output* to) DQ_INLINE {
     constexpr int ROWS = decltype(count)::value;
     const uint8_t* rows[ROWS];
     int64_t units[ROWS];
@@ -146,7 +152,11 @@ void multiply_panel(const ProductJob& job, const Image& image, const int64_t* ta
             own = _mm512_mul_ps(_mm512_set1_ps(job.scale[units[i]]), own);
           }
           const __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), own, bias[j]);
-          _mm512_mask_storeu_ps(to + i * row + j * LANES, j + 1 < REGISTERS ? 0xFFFF : last, y);
+          const __mmask16 lanes = j + 1 < REGISTERS ? ALL : last;
+          if constexpr (CODED)
+            store_bytes(to + i * row + j * LANES, codes(_mm512_mul_ps(y, next(j))), lanes);
+          else
+            _mm512_mask_storeu_ps(to + i * row + j * LANES, lanes, y);
         });
   };
   for (; from + TILE_ROWS <= to; from += TILE_ROWS, output += TILE_ROWS * row)
@@ -160,11 +170,23 @@ void multiply_panel(const ProductJob& job, const Image& image, const int64_t* ta
   }
 }
 
-template <int REGISTERS>
+template <int REGISTERS, class Output>
 void multiply(const ProductJob& job, const Image& image, const int64_t* taps, int64_t from, int64_t to, int64_t column,
-              float* output, int64_t row) {
-  const auto function = job.run ? multiply_panel<REGISTERS, true> : multiply_panel<REGISTERS, false>;
+              Output* output, int64_t row) {
+  const auto function = job.run ? multiply_panel<REGISTERS, true, Output> : multiply_panel<REGISTERS, false, Output>;
   function(job, image, taps, from, to, column, output, row);
+}
+
+// The same, by as many registers as the outputs from `column` on take.
+template <class Output>
+void multiply_columns(const ProductJob& job, const Image& image, const int64_t* taps, int64_t from, int64_t to,
+                      int64_t column, Output* output, int64_t row) {
+  switch (std::min(TILE_REGISTERS, (job.outputs - column + LANES - 1) / LANES)) {
+    case 1: return multiply<1>(job, image, taps, from, to, column, output, row);
+    case 2: return multiply<2>(job, image, taps, from, to, column, output, row);
+    case 3: return multiply<3>(job, image, taps, from, to, column, output, row);
+    default: return multiply<4>(job, image, taps, from, to, column, output, row);
+  }
 }
 
 }  // namespace
@@ -180,7 +202,7 @@ extern "C" int dq_product(const ProductJob* given) {
   if (gated && job.outputs % (2 * PANEL)) return 0;
   const int64_t outputs = gated ? job.outputs / 2 : job.outputs;
   const int64_t panels = (outputs + PANEL - 1) / PANEL, tap_count = job.kernel[0] * job.kernel[1];
-  const bool own = job.own_scale, followed = job.activation != NONE || job.next_factor || own;
+  const bool own = job.own_scale, followed = job.activation != NONE || own, coded = job.next_factor && !followed;
   const bool parallel = job.threads > 1 && all * job.outputs * job.channels * tap_count > WORTH;
   // rows that a thread multiplies by one panel after the other, or by all of them: enough parts for all threads
   const int64_t together = own ? panels : 1;
@@ -224,17 +246,18 @@ extern "C" int dq_product(const ProductJob* given) {
     const int64_t first_panel = i * together % panels;
     float* values = memory.get() + omp_get_thread_num() * waiting;
     for (int64_t column = first_panel * PANEL; column < std::min(outputs, (first_panel + together) * PANEL); column += PANEL) {
-      alignas(64) float results[FEW * PANEL], gates[FEW * PANEL];
-      float* output = followed ? results : static_cast<float*>(job.output) + from * job.outputs + column;
-      const int64_t row = followed ? PANEL : job.outputs;
-      switch (std::min(TILE_REGISTERS, (job.outputs - column + LANES - 1) / LANES)) {
-        case 1: multiply<1>(job, image, taps.get(), from, to, column, output, row); break;
-        case 2: multiply<2>(job, image, taps.get(), from, to, column, output, row); break;
-        case 3: multiply<3>(job, image, taps.get(), from, to, column, output, row); break;
-        default: multiply<4>(job, image, taps.get(), from, to, column, output, row);
+      const int64_t at = from * outputs + column;
+      if (coded) {
+        multiply_columns(job, image, taps.get(), from, to, column, static_cast<uint8_t*>(job.output) + at, outputs);
+        continue;
       }
-      if (gated) multiply<4>(job, image, taps.get(), from, to, outputs + column, gates, row);
-      if (!followed) continue;
+      if (!followed) {
+        multiply_columns(job, image, taps.get(), from, to, column, static_cast<float*>(job.output) + at, outputs);
+        continue;
+      }
+      alignas(64) float results[FEW * PANEL], gates[FEW * PANEL];
+      multiply_columns(job, image, taps.get(), from, to, column, results, PANEL);
+      if (gated) multiply<4>(job, image, taps.get(), from, to, outputs + column, gates, PANEL);
       const int64_t bytes = job.next_factor ? 1 : 4;
       void* written = values;
       if (!own) written = static_cast<uint8_t*>(job.output) + from * outputs * bytes;

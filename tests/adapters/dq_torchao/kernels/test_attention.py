@@ -8,6 +8,7 @@ import pytest
 import torch
 from dq_torchao.kernels import native
 from dq_torchao.kernels.attention import attention_kernel, cpu_kernel, int8_attention
+from dq_torchao.kernels.codes import activation_codes
 from torch import nn
 from torch.nn import functional as F
 
@@ -50,7 +51,7 @@ def simulated(tensors, tables, bits: int, mask=None, is_causal=False, scale=None
 
 def integer(tensors, tables, bits: int, mask=None, is_causal=False, scale=None) -> torch.Tensor:
     scale = tensors[0].shape[-1] ** -0.5 if scale is None else scale
-    return int8_attention(*tensors, mask, is_causal, scale, *tables, bits)
+    return int8_attention(*tensors, mask, is_causal, scale, *tables, bits, tensors[0].dtype)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,6 +72,45 @@ def test_equals_the_simulated(shape, bits: int) -> None:
     tensors = operands(shape)
     tables = parameters(tensors, bits)
     close(integer(tensors, tables, bits), simulated(tensors, tables, bits), tensors[2])
+
+
+def stored(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes as what makes the values writes them, in their layout."""
+    return activation_codes(x, scale.reciprocal(), zero_point + 128, bits)
+
+
+@pytest.mark.parametrize("coded", ["query", "key", "value", "all"])
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_codes_are_taken_as_they_are(shape, bits: int, coded: str) -> None:
+    tensors = operands(shape)
+    tables = parameters(tensors, bits)
+    given = [
+        stored(x, *tables[2 * i : 2 * i + 2], bits) if coded in (name, "all") else x
+        for i, (name, x) in enumerate(zip(("query", "key", "value"), tensors, strict=True))
+    ]
+    y = int8_attention(*given, None, False, shape[5] ** -0.5, *tables, bits, torch.float32)
+    assert torch.equal(y, integer(tensors, tables, bits))
+
+
+@pytest.mark.parametrize("bits", [8, 3])
+@pytest.mark.parametrize("each", [False, True], ids=["one factor", "a factor for each channel"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_result_as_codes(shape, each: bool, bits: int) -> None:
+    b, h, _, queries, _, _, e = shape
+    tensors = operands(shape)
+    tables = parameters(tensors, 8)
+    values = integer(tensors, tables, 8)  # [B, H, L, D']
+    factor = 1 + torch.rand(h * e if each else 1, generator=torch.Generator().manual_seed(2))
+    factor *= 2**bits / (values.max() - values.min() + 1e-3)  # all codes, and a few beyond
+    zero_point = (128 - factor.mean() * values.mean()).round().to(torch.int32).reshape(1)
+    rows = values.transpose(1, 2).reshape(b, queries, h * e)
+    expected = activation_codes(rows, factor, zero_point, bits)
+    arguments = (*tensors, None, False, shape[5] ** -0.5, *tables, 8, torch.float32, factor, zero_point, bits)
+    codes = int8_attention(*arguments)
+    assert codes.dtype == torch.uint8
+    assert len(codes.unique()) > 1
+    assert torch.equal(codes.transpose(1, 2).reshape(b, queries, h * e), expected)
 
 
 MASKS = {
@@ -139,7 +179,7 @@ def test_more_keys_than_one_int32_sum_takes() -> None:
     q, k = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, keys, 4)
     v = torch.full((1, 1, keys, 4), 1.27)
     one, zero = torch.full((1,), 0.01), torch.zeros(1, dtype=torch.int32)
-    y = int8_attention(q, k, v, None, False, 0.5, one, zero, one, zero, one, zero, 8)
+    y = int8_attention(q, k, v, None, False, 0.5, one, zero, one, zero, one, zero, 8, q.dtype)
     assert torch.allclose(y, torch.full_like(y, 1.27), rtol=1e-4)
 
 
@@ -164,7 +204,7 @@ def test_memory_grows_with_tokens_not_with_their_square() -> None:
         x = torch.randn(1, 1, tokens, 8)
         Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
         before = resident("VmRSS")
-        int8_attention(x, x, x, None, False, 1.0, *[one, zero] * 3, 8)
+        int8_attention(x, x, x, None, False, 1.0, *[one, zero] * 3, 8, x.dtype)
         return resident("VmHWM") - before
 
     megabytes(1024)
@@ -179,7 +219,7 @@ def resident(field: str) -> float:
 @pytest.mark.parametrize("is_causal", [False, True])
 def test_the_operator_is_one_of_pytorch(is_causal: bool) -> None:
     tensors = operands(SHAPES["odd"])
-    arguments = (*tensors, None, is_causal, 0.4, *parameters(tensors, 8), 8)
+    arguments = (*tensors, None, is_causal, 0.4, *parameters(tensors, 8), 8, torch.float32)
     torch.library.opcheck(int8_attention, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
