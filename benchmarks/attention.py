@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from dq_torchao.kernels import code_offset
 from dq_torchao.kernels.attention import attention_kernel, int8_attention
 from torch.nn import functional as F
 
@@ -67,14 +68,15 @@ def speed() -> Table:
     rows = []
     for samples, heads, queries, keys, channels in SHAPES:
         q, k, v = (torch.randn(samples, n, heads, channels).transpose(1, 2) for n in (queries, keys, keys))
-        ranges = [p.reshape(1) for x in (q, k, v) for p in affine_parameters(x.min(), x.max(), 8, symmetric=False)]
+        found = [affine_parameters(x.min(), x.max(), 8, symmetric=False) for x in (q, k, v)]
+        ranges = [p.reshape(1) for scale, zero_point in found for p in (scale, zero_point + code_offset(q.device))]
         forms = {
             "integer": partial(int8_attention, q, k, v, None, False, channels**-0.5, *ranges, 8, q.dtype),
             "floating": partial(F.scaled_dot_product_attention, q, k, v),
         }
         rounds = max(5, min(31, 10**9 // (samples * heads * queries * keys)))
-        found = compare_latency(forms, rounds=rounds, clock=thread_clock(q.device), until_stable=True)
-        ms = {name: latency.median for name, latency in found.items()}
+        latencies = compare_latency(forms, rounds=rounds, clock=thread_clock(q.device), until_stable=True)
+        ms = {name: latency.median for name, latency in latencies.items()}
         ms["ratio"] = ms["floating"] / ms["integer"]
         label = f"{samples} x {heads} heads, {queries} x {keys} tokens, {channels} channels"
         records.put(label, ms)

@@ -33,8 +33,6 @@ from dq_torchao.report import Execution, Timing
 
 FLOATING = "scaled_dot_product_attention"
 
-Pair = tuple[Tensor, Tensor]
-
 
 class IntegerAttention(QuantizedAttention):
     """Both products in integers, ranges by timestep group."""
@@ -58,13 +56,13 @@ class IntegerAttention(QuantizedAttention):
             return super().attend(query, key, value, mask, is_causal, scale)
         refuse_frozen_group(query.device, self.query.context)
         ranges = [_selected(quantizer, x) for quantizer, x in operands]
-        tables = _same_length([table for scale_and_zero, _ in ranges for table in scale_and_zero])
+        tables = _same_length([table for scale, zero_point, _ in ranges for table in (scale, zero_point)])
         if is_causal and mask is not None:
             full_mask(query, key, mask, is_causal)  # an error
         dtype, bits = query.dtype, self.query.bits
         query, key, value = (
-            x if of_codes is None else activation_codes(x, *(_of_samples(each, x) for each in of_codes), bits)
-            for (_, x), (_, of_codes) in zip(operands, ranges, strict=True)
+            x if factor is None else activation_codes(x, _of_samples(factor, x), _of_samples(zero_point, x), bits)
+            for (_, x), (_, zero_point, factor) in zip(operands, ranges, strict=True)
         )
         if query.dim() == 3:
             query, key, value = (x.unsqueeze(1) for x in (query, key, value))
@@ -73,23 +71,22 @@ class IntegerAttention(QuantizedAttention):
         return int8_attention(query, key, value, mask, is_causal, scale, *tables, bits, dtype)
 
 
-def _selected(quantizer: ActivationQuantizer, x: Tensor) -> tuple[Pair, Pair | None]:
-    """What the call selects, or every sample of ``x``, ``[1]`` or ``[B]`` each.
+def _selected(quantizer: ActivationQuantizer, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What the call selects, or every sample of ``x``: ``[1]`` or ``[B]`` each.
 
     Returns:
-        Scale and zero point; in a graph for inference, in which what makes ``x`` makes its codes, also the factor and the
-        zero point of these.
+        Scale and zero point of stored codes; then, in a graph for inference, in which what makes ``x`` makes its codes,
+        the factor of these, else None.
     """
     column = selected_column(quantizer, quantizer.context)
     if column is not None:
-        return (column.scale, column.zero_point), (column.factor, column.stored)
+        return column.scale, column.zero_point, column.factor
     index = quantizer.context.index(quantizer.groups).to(quantizer.scale.device)
     if len(quantizer.scale) == 1:
         index = index[:1]
     fitted = index if len(index) == 1 else fit_to_input(index, x, spatial=1, rows=quantizer.rows)
     scale, zero_point = (table.index_select(0, fitted) for table in (quantizer.scale, quantizer.zero_point))
-    of_codes = (scale.reciprocal(), zero_point + code_offset(x.device)) if is_merged(x.device) else None
-    return (scale, zero_point), of_codes
+    return scale, zero_point + code_offset(x.device), scale.reciprocal() if is_merged(x.device) else None
 
 
 def _of_samples(values: Tensor, x: Tensor) -> Tensor:

@@ -40,35 +40,33 @@ class SelectedRange(NamedTuple):
     Attributes:
         scale: float32.
         factor: its reciprocal.
-        zero_point: int32.
-        stored: zero point of the stored codes.
+        zero_point: int32, of the stored codes.
     """
 
     scale: Tensor
     factor: Tensor
     zero_point: Tensor
-    stored: Tensor
 
 
 def _columns(
     index: Tensor, scales: list[Tensor], zero_points: list[Tensor], ranks: list[int], offset: int
 ) -> list[Tensor]:
-    """Scales, factors, zero points and those of stored codes, ``[1]`` each: 4 U, one kind after the other.
+    """Scales, factors, and zero points of stored codes, ``[1]`` each: 3 U, one kind after the other.
 
     Args:
         index: ``[1]``.
         scales: ``[G]``, or ``[1]`` where it is the same in every group: L of them.
-        zero_points: likewise.
+        zero_points: likewise, of signed codes.
         ranks: see `_ranks`.
         offset: of stored codes.
     """
     scale, zero_point = (_row(tables, int(index)) for tables in (scales, zero_points))
-    own = [ranks.index(rank) for rank in range(max(ranks) + 1)]
+    own = dict(zip(reversed(ranks), range(len(ranks) - 1, -1, -1), strict=True))  # the first of each rank
+    own = [own[rank] for rank in range(len(own))]
     one_scale, one_zero = scale[own], zero_point[own]
     if not (np.array_equal(one_scale[ranks], scale) and np.array_equal(one_zero[ranks], zero_point)):
         raise DQError(CHANGED)
-    kinds = (one_scale, 1 / one_scale), (one_zero, one_zero + np.int32(offset))
-    return [column for each in kinds for column in _apart(np.concatenate(each))]
+    return _apart(np.concatenate([one_scale, 1 / one_scale])) + _apart(one_zero + np.int32(offset))
 
 
 def _row(tables: list[Tensor], group: int) -> np.ndarray:
@@ -91,13 +89,14 @@ torch.library.impl("dq_torchao::columns", "CPU")(_columns)
 
 @torch.library.register_fake("dq_torchao::columns")
 def _(index, scales: list[Tensor], zero_points: list[Tensor], ranks: list[int], offset: int) -> list[Tensor]:
-    return [like.new_empty(1) for like in (scales[0], zero_points[0]) for _ in range(2 * (max(ranks) + 1))]
+    own = max(ranks) + 1
+    return [like.new_empty(1) for like in (scales[0], scales[0], zero_points[0]) for _ in range(own)]
 
 
 def enlist(denoiser: nn.Module, name: str) -> None:
     """Give a quantized layer, or an operand of an attention, its column; nothing happens to other modules."""
     module, state = denoiser.get_submodule(name), getattr(denoiser, NAME, None)
-    if not isinstance(state, TimestepState) or not _has_table(module):
+    if not isinstance(state, TimestepState) or _table(module) is None:
         return
     names = state.columns.setdefault(_groups(module), [])
     if name not in names:
@@ -144,19 +143,17 @@ def _select(denoiser: nn.Module, groups: str, index: Tensor) -> _Selected | None
         return None
     known: dict[str, Any] = {"": denoiser}
     modules, scales, zero_points = [], [], []
-    for name in names:  # one loop: a compiler traces each call of a function anew
-        parent, _, last = name.rpartition(".")
-        module = getattr(_submodule(known, parent), last)
-        part = "" if isinstance(module, ActivationQuantizer) else "act_"
-        scale, zero_point = getattr(module, f"{part}scale", None), getattr(module, f"{part}zero_point", None)
-        if scale is None or zero_point is None or scale.device != index.device:
+    for name in names:
+        module = _submodule(known, name)
+        table = _table(module)
+        if table is None or table[0].device != index.device:
             return None
         modules.append(module)
-        scales.append(scale)
-        zero_points.append(zero_point)
+        scales.append(table[0])
+        zero_points.append(table[1])
     ranks = _ranks(*scales, *zero_points)
     found = torch.ops.dq_torchao.columns(index.reshape(-1), scales, zero_points, ranks, code_offset(index.device))
-    own = len(found) // 4
+    own = len(found) // 3
     return _Selected(modules, [SelectedRange(*found[rank::own]) for rank in range(own)], ranks)
 
 
@@ -185,6 +182,9 @@ def _groups(module: Any) -> str:
     return module.groups if isinstance(module, ActivationQuantizer) else module.group_name
 
 
-def _has_table(module: Any) -> bool:
-    """Whether a module is an operand of an attention, or an integer layer with ranges by group."""
-    return isinstance(module, ActivationQuantizer) or getattr(module, "act_scale", None) is not None
+def _table(module: Any) -> tuple[Tensor, Tensor] | None:
+    """Scale and zero point of every group, ``[G]``: of an operand of an attention, or of an integer layer."""
+    if isinstance(module, ActivationQuantizer):
+        return module.scale, module.zero_point
+    scale, zero_point = getattr(module, "act_scale", None), getattr(module, "act_zero_point", None)
+    return None if scale is None or zero_point is None else (scale, zero_point)

@@ -142,8 +142,8 @@ class IntegerLayer(RowRanges):
         row = None if self.bias_correction is None else self._index(self.correction_groups, self.bias_correction)
         column = None if self.group_bits is not None else selected_column(self, self.context)
         if column is not None:
-            codes = self._codes(self.padded(x), column.factor, column.stored)
-            y = self.multiply(codes, column.scale, column.stored, self._bias(row), kernel_dtype(x))
+            codes = self._codes(self.padded(x), column.factor, column.zero_point)
+            y = self.multiply(codes, column.scale, column.zero_point, self._bias(row), kernel_dtype(x))
             return self._with_branch(in_dtype(y, result_dtype(x)), x)
         if self.act_scale is None or self.act_zero_point is None:
             assert self.dynamic is not None

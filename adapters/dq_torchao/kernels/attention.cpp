@@ -33,7 +33,7 @@ struct Job {
   void* output;                     // float, or codes where there is a next factor
   const float* mask;                // added to the scores, or null
   const float *query_scale, *key_scale, *value_scale;
-  const int32_t *query_zero, *key_zero, *value_zero;  // of signed codes
+  const int32_t *query_zero, *key_zero, *value_zero;  // of stored codes
   const float* next_factor;  // one, or as many as heads have channels of values together; null: no codes
   const int32_t* next_zero;  // of the stored codes
   int64_t samples, heads, key_heads, queries, keys, channels, value_channels, table_step;
@@ -62,8 +62,8 @@ struct Quantized {
   __m512 inverse;
   Codes codes;
 
-  Quantized(float scale, int32_t zero_point, const Job& job)
-      : inverse(_mm512_set1_ps(1.0f / scale)), codes(job.low, job.high, zero_point) {}
+  Quantized(float scale, int32_t stored_zero, const Job& job)
+      : inverse(_mm512_set1_ps(1.0f / scale)), codes(job.low, job.high, stored_zero - OFFSET) {}
 
   __m512i operator()(const float* x, __mmask16 lanes) const {
     return _mm512_maskz_mov_epi32(lanes, codes(_mm512_mul_ps(_mm512_maskz_loadu_ps(lanes, x), inverse)));
@@ -135,7 +135,7 @@ struct Attention {
     const int64_t entry = sample * job.table_step, words = channels / 4;
     const Source codes_of(job.key_scale[entry], job.key_zero[entry], job);
     const auto* x = rows_of<typename Source::Element>(job.key, job.key_stride, sample, h);
-    const int32_t query_zero = job.query_zero[entry] + OFFSET;
+    const int32_t query_zero = job.query_zero[entry];
     for (int64_t n = 0; n < keys; n++, x += job.key_stride[2]) {
       int32_t* packed = word_of(to.key, words, keys, n);
       const int64_t step = std::min(PANEL, keys - n / PANEL * PANEL);
@@ -314,7 +314,7 @@ struct Attention {
                       _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), _mm512_cvtepi32_ps(sums)));
                     });
     }
-    const float value_scale = job.value_scale[entry], zero = value_scale * float(job.value_zero[entry]);
+    const float value_scale = job.value_scale[entry], zero = value_scale * float(job.value_zero[entry] - OFFSET);
     for (int64_t l = 0; l < count; l++) {
       const float factor = s.totals[l] ? value_scale / float(s.totals[l]) : 0.0f, less = s.totals[l] ? zero : 0.0f;
       float* y = s.sums.data() + l * width;

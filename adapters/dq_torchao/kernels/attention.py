@@ -1,7 +1,7 @@
 """Attention on codes behind one operator, ``dq_torchao::int8_attention``, opaque to ``torch.compile``.
 
 Shapes: query ``[B, H, L, D]``, key ``[B, H', S, D]``, value ``[B, H', S, D']`` (H' divides H), mask broadcasting
-against ``[B, H, L, S]``; scales float32 and zero points int32, of signed codes, ``[1]`` or ``[B]``.
+against ``[B, H, L, S]``; scales float32 and zero points int32, of stored codes, ``[1]`` or ``[B]``.
 
 An operand in uint8 is codes already, as `dq_torchao.kernels.codes` stores them. In a graph for inference all three are:
 what made the values makes their codes, a product (`dq_torchao.kernels.merging`) or a loop of the compiler. With a next

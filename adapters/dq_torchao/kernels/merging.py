@@ -26,7 +26,7 @@ from torch import fx
 from torch._inductor import config as inductor_config
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from dq_torchao.kernels import attention, before_codes, equals, gelu, norm  # noqa: F401  # the operators that are looked for
+from dq_torchao.kernels import attention, before_codes, codes, equals, gelu, graphs, norm  # noqa: F401  # the operators that are looked for
 from dq_torchao.kernels.before_codes import codes_of, on_the_way
 from dq_torchao.kernels.equals import one_of_equals
 from dq_torchao.kernels.graphs import PLAIN
@@ -36,6 +36,8 @@ from dq_torchao.kernels.product import GATED_OUTPUTS
 _ATEN, _OURS = torch.ops.aten, torch.ops.dq_torchao
 _PLAIN = {_OURS.product.default: PLAIN, _OURS.int8_attention.default: attention.PLAIN}
 """What may write codes, and how many arguments it has when nothing follows."""
+_PARTS = (attention, before_codes, codes, equals, graphs)
+"""Modules that decide what a graph becomes."""
 _VIEWS = (
     _ATEN.reshape.default,
     _ATEN.view.default,
@@ -71,7 +73,7 @@ class Merging(CustomGraphPass):
     def uuid(self) -> Any:
         """What the compiler's caches know it by."""
         before = self.before.uuid() if isinstance(self.before, CustomGraphPass) else None
-        return get_hash_for_files((__file__, before_codes.__file__, equals.__file__)), before
+        return get_hash_for_files((__file__, *(part.__file__ for part in _PARTS))), before
 
 
 def install() -> None:
@@ -155,13 +157,13 @@ def _coded(graph: fx.Graph, node: fx.Node) -> None:
     coded = codes_of(last)
     if coded is None or (views and not _keeps_channels(node, last, coded[1][0])):
         return
-    codes, rest = coded
-    with graph.inserting_before(views[0] if views else codes):
+    written, rest = coded
+    with graph.inserting_before(written):
         after = () if node.target is _OURS.int8_attention.default else ("",)
         made = called(graph, node.target, (*node.args, *after, *rest), value(node).to(torch.uint8))
         for view in views:
             made = called(graph, view.target, (made, *view.args[1:]), value(view).to(torch.uint8))
-        codes.replace_all_uses_with(made)
+        written.replace_all_uses_with(made)
 
 
 def _keeps_channels(node: fx.Node, view: fx.Node, factor: fx.Node) -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from attention_models import RECIPE, SCHEDULE, attention_denoiser, attention_inputs, attention_plan
 from dq_torchao.columns import _ranks, _table
+from dq_torchao.kernels.attention import int8_attention
 from dq_torchao.timestep_state import NAME
 from torch import fx
 from torch._dynamo.utils import counters
@@ -54,6 +55,15 @@ def test_a_graph_selects_once_for_all_layers(plan, freezing) -> None:
     assert selections(graph) == 1
 
 
+def test_attention_takes_codes_in_a_graph(plan) -> None:
+    model = dq_torchao.apply(attention_denoiser(), plan, uniform_timesteps=True)
+    (graph,) = traced(model, SCHEDULE)
+    attentions = [node for node in graph.graph.nodes if node.target == int8_attention]
+    assert len(attentions) == 2
+    operands = [node.meta["example_value"] for attention in attentions for node in attention.args[:3]]
+    assert {x.dtype for x in operands} == {torch.uint8}
+
+
 @pytest.mark.parametrize("length", [1, 2])
 def test_a_group_is_selected_from_all_tables(length) -> None:
     index = torch.tensor([1])
@@ -61,8 +71,8 @@ def test_a_group_is_selected_from_all_tables(length) -> None:
     zero_points = [torch.full((len(scale),), 5 * len(scale), dtype=torch.int32) for scale in scales]
     columns = torch.ops.dq_torchao.columns(index, scales, zero_points, [0, 1, 0], 128)
     zero = 5 * length
-    assert torch.cat(columns).tolist() == pytest.approx([2.0, 3.0, 0.5, 1 / 3, 10, zero, 138, zero + 128])
-    assert [x.dtype for x in columns] == [torch.float32] * 4 + [torch.int32] * 4
+    assert torch.cat(columns).tolist() == pytest.approx([2.0, 3.0, 0.5, 1 / 3, 138, zero + 128])
+    assert [x.dtype for x in columns] == [torch.float32] * 4 + [torch.int32] * 2
     assert all(x.shape == (1,) and x.data_ptr() % 16 == 0 for x in columns)
     with pytest.raises(DQError, match="compile it again"):
         torch.ops.dq_torchao.columns(index - 1, scales, zero_points, [0, 1, 0], 128)

@@ -51,7 +51,12 @@ def simulated(tensors, tables, bits: int, mask=None, is_causal=False, scale=None
 
 def integer(tensors, tables, bits: int, mask=None, is_causal=False, scale=None) -> torch.Tensor:
     scale = tensors[0].shape[-1] ** -0.5 if scale is None else scale
-    return int8_attention(*tensors, mask, is_causal, scale, *tables, bits, tensors[0].dtype)
+    return int8_attention(*tensors, mask, is_causal, scale, *for_stored(tables), bits, tensors[0].dtype)
+
+
+def for_stored(tables: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Zero points of stored codes."""
+    return [t + 128 if t.dtype == torch.int32 else t for t in tables]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -89,7 +94,7 @@ def test_codes_are_taken_as_they_are(shape, bits: int, coded: str) -> None:
         stored(x, *tables[2 * i : 2 * i + 2], bits) if coded in (name, "all") else x
         for i, (name, x) in enumerate(zip(("query", "key", "value"), tensors, strict=True))
     ]
-    y = int8_attention(*given, None, False, shape[5] ** -0.5, *tables, bits, torch.float32)
+    y = int8_attention(*given, None, False, shape[5] ** -0.5, *for_stored(tables), bits, torch.float32)
     assert torch.equal(y, integer(tensors, tables, bits))
 
 
@@ -106,8 +111,8 @@ def test_the_result_as_codes(shape, each: bool, bits: int) -> None:
     zero_point = (128 - factor.mean() * values.mean()).round().to(torch.int32).reshape(1)
     rows = values.transpose(1, 2).reshape(b, queries, h * e)
     expected = activation_codes(rows, factor, zero_point, bits)
-    arguments = (*tensors, None, False, shape[5] ** -0.5, *tables, 8, torch.float32, factor, zero_point, bits)
-    codes = int8_attention(*arguments)
+    given = (*tensors, None, False, shape[5] ** -0.5, *for_stored(tables), 8, torch.float32)
+    codes = int8_attention(*given, factor, zero_point, bits)
     assert codes.dtype == torch.uint8
     assert len(codes.unique()) > 1
     assert torch.equal(codes.transpose(1, 2).reshape(b, queries, h * e), expected)
@@ -178,7 +183,7 @@ def test_more_keys_than_one_int32_sum_takes() -> None:
     keys = 66_000  # 66,000 * 255 * 127 > 2^31
     q, k = torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, keys, 4)
     v = torch.full((1, 1, keys, 4), 1.27)
-    one, zero = torch.full((1,), 0.01), torch.zeros(1, dtype=torch.int32)
+    one, zero = torch.full((1,), 0.01), torch.full((1,), 128, dtype=torch.int32)
     y = int8_attention(q, k, v, None, False, 0.5, one, zero, one, zero, one, zero, 8, q.dtype)
     assert torch.allclose(y, torch.full_like(y, 1.27), rtol=1e-4)
 
@@ -198,7 +203,7 @@ def test_threads_share_the_work_and_change_nothing() -> None:
 
 
 def test_memory_grows_with_tokens_not_with_their_square() -> None:
-    one, zero = torch.full((1,), 0.02), torch.zeros(1, dtype=torch.int32)
+    one, zero = torch.full((1,), 0.02), torch.full((1,), 128, dtype=torch.int32)
 
     def megabytes(tokens: int) -> float:
         x = torch.randn(1, 1, tokens, 8)

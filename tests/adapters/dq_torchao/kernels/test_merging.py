@@ -197,3 +197,43 @@ def test_other_graphs_stay_and_another_pass_comes_first():
 def test_codes_as_a_compiler_sees_them_are_those_of_the_kernel(feed):
     x = torch.randn(40, 68)
     assert torch.equal(in_loops(x, feed[6:], 5), activation_codes(x, feed[6].reciprocal(), feed[7], 5))
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of two heads to codes, ``[2, L, H D]``."""
+    one, zero = torch.tensor([0.02]), torch.tensor([120], dtype=torch.int32)
+    heads = (x.reshape(2, -1, 2, 8).transpose(1, 2) for x in (queries, keys, values))
+    y = OURS.int8_attention(*heads, None, False, 0.3, *[one, zero] * 3, 8, torch.float32)
+    return y.transpose(1, 2).reshape(2, -1, 16)
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["one factor", "a factor for each channel"])
+def test_codes_go_into_attention_and_out_of_it(feed, each):
+    layers = [layer(16, 24) for _ in range(3)] + [layer(20, 16)]
+    balance = torch.rand(16) + 0.5
+
+    def run(codes, balance, *parameters):
+        q, k, v, out = (parameters[5 * i : 5 * i + 5] for i in range(4))
+        y = attend(*(in_loops(multiply(codes, one), one) for one in (q, k, v)))
+        factor = (out[0].reciprocal() * balance) if each else out[0].reciprocal()
+        codes = ((y * factor).round() + out[1]).clamp(0, 255).to(torch.uint8)
+        return multiply(codes, out)
+
+    arguments = (feed[0], balance, *(tensor for each in layers for tensor in each))
+    graph = merged(run, *arguments)
+    assert targets(graph).count(OURS.product.default) == 4
+    assert torch.ops.aten.round.default not in targets(graph)
+    assert torch.equal(graph(*arguments), run(*arguments))
+
+
+def test_results_that_are_used_otherwise_stay_values(feed):
+    layers = [layer(16, 24) for _ in range(3)]
+
+    def query_twice(codes, *parameters):
+        q, k, v = (multiply(codes, parameters[5 * i : 5 * i + 5]) for i in range(3))
+        return attend(*(in_loops(x, parameters) for x in (q, k, v))) + q
+
+    arguments = (feed[0], *(tensor for each in layers for tensor in each))
+    graph = merged(query_twice, *arguments)
+    assert targets(graph).count(torch.ops.aten.round.default) == 1
+    assert torch.equal(graph(*arguments), query_twice(*arguments))
