@@ -28,7 +28,8 @@ _TABLES = ", ".join(f"Tensor {operand}_{part}" for operand in ("query", "key", "
 torch.library.define(
     "dq_torchao::int8_attention",
     "(Tensor query, Tensor key, Tensor value, Tensor? mask, bool is_causal, float scale, "
-    f"{_TABLES}, int bits, ScalarType dtype, Tensor? next_factor=None, Tensor? next_zero=None, int next_bits=8) -> Tensor",
+    f"{_TABLES}, int bits, ScalarType dtype, "
+    "Tensor? next_factor=None, Tensor? next_zero=None, int next_bits=8) -> Tensor",
 )
 int8_attention = torch.ops.dq_torchao.int8_attention.default
 PLAIN = 14
@@ -64,8 +65,8 @@ def output_like(query: Tensor, value: Tensor, dtype: torch.dtype) -> Tensor:
 
 @torch.library.register_fake("dq_torchao::int8_attention")
 def _(
-    query: Tensor, key, value: Tensor, mask, is_causal, scale, query_scale, query_zero, key_scale, key_zero, value_scale,
-    value_zero, bits, dtype: torch.dtype, next_factor: Tensor | None = None, next_zero=None, next_bits=8,
+    query: Tensor, key, value: Tensor, mask, is_causal, scale, query_scale, query_zero, key_scale, key_zero,
+    value_scale, value_zero, bits, dtype: torch.dtype, next_factor: Tensor | None = None, next_zero=None, next_bits=8,
 ) -> Tensor:  # fmt: skip
     return output_like(query, value, dtype if next_factor is None else torch.uint8)
 

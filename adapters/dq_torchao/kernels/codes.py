@@ -59,8 +59,8 @@ def _in_operations(x: Tensor, factor: Tensor, zero_point: Tensor, bits: int) -> 
     return codes.to(torch.uint8 if offset else torch.int8)
 
 
-# One operator until a compiler wants to know what it is made of: tracing its operations layer by layer takes longer than
-# all the rest of a layer.
+# One operator until a compiler wants to know what it is made of: tracing its operations took a sixth of the time that
+# tracing a denoiser takes.
 torch.library.define("dq_torchao::traced_codes", "(Tensor x, Tensor factor, Tensor zero_point, int bits) -> Tensor")
 torch.library.impl("dq_torchao::traced_codes", "CompositeImplicitAutograd")(_in_operations)
 

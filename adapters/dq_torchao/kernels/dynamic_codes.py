@@ -19,8 +19,8 @@ from dq_plugins.affine import SMALLEST_SCALE, dynamic_parameters, integer_range
 from dq_plugins.plan import DynamicActivationQuant
 from dq_torchao.kernels import native
 from dq_torchao.kernels.codes import activation_codes, code_offset
-from dq_torchao.kernels.tracing import is_merged
 from dq_torchao.kernels.product import available
+from dq_torchao.kernels.tracing import is_merged
 
 FEWEST = 1 << 14
 """Values below which a compiler's loop is faster than a call."""

@@ -27,8 +27,8 @@ from torch.overrides import TorchFunctionMode
 
 from dq_plugins.lookalike import Lookalike, change_class, known_lookalike, lookalike
 from dq_torchao.kernels import native
-from dq_torchao.kernels.tracing import is_merged
 from dq_torchao.kernels.product import available
+from dq_torchao.kernels.tracing import is_merged
 
 CUBE, LARGEST, BEYOND = 0.044715, 126.0, 13.0
 ERF_FACTOR, ERF = 0.3275911, (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592)
