@@ -95,8 +95,8 @@ def _of_samples(values: Tensor, x: Tensor) -> Tensor:
 
 
 def _same_length(tables: list[Tensor]) -> list[Tensor]:
-    longest = max(len(table) for table in tables)
-    return [table.expand(longest) for table in tables]
+    longest = max([len(table) for table in tables])
+    return [table if len(table) == longest else table.expand(longest) for table in tables]
 
 
 def lower_attention(

@@ -140,7 +140,8 @@ class IntegerLayer(RowRanges):
             raise DQError(NO_GRADIENT)
         x = input
         row = None if self.bias_correction is None else self._index(self.correction_groups, self.bias_correction)
-        column = None if self.group_bits is not None else selected_column(self, self.context)
+        one_width = self.act_scale is not None and self.group_bits is None
+        column = selected_column(self, self.context) if one_width else None
         if column is not None:
             codes = self._codes(self.padded(x), column.factor, column.zero_point)
             y = self.multiply(codes, column.scale, column.zero_point, self._bias(row), kernel_dtype(x))

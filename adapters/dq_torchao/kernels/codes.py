@@ -45,7 +45,7 @@ def activation_codes(x: Tensor, factor: Tensor, zero_point: Tensor, bits: int) -
         uint8 (CPU) or int8 codes, the shape and memory format of ``x``.
     """
     if is_merged(x.device):
-        return torch.ops.dq_torchao.traced_codes(x, factor, zero_point, bits)
+        return traced_codes(x, factor, zero_point, bits)
     if one_pass(x, factor, zero_point):
         return torch.ops.dq_torchao.activation_codes(x, factor, zero_point, bits)
     return _in_operations(x, factor, zero_point, bits)
@@ -63,6 +63,7 @@ def _in_operations(x: Tensor, factor: Tensor, zero_point: Tensor, bits: int) -> 
 # tracing a denoiser takes.
 torch.library.define("dq_torchao::traced_codes", "(Tensor x, Tensor factor, Tensor zero_point, int bits) -> Tensor")
 torch.library.impl("dq_torchao::traced_codes", "CompositeImplicitAutograd")(_in_operations)
+traced_codes = torch.ops.dq_torchao.traced_codes.default
 
 torch.library.define("dq_torchao::activation_codes", "(Tensor x, Tensor factor, Tensor zero_point, int bits) -> Tensor")
 

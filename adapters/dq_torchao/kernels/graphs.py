@@ -33,6 +33,7 @@ torch.library.define(
     f"({_OPERANDS}, str activation, Tensor? factor, int bits, bool symmetric) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.needs_exact_strides,),
 )
+traced_product = torch.ops.dq_torchao.product.default
 PLAIN = 15
 """Arguments of a product that nothing follows."""
 
@@ -84,7 +85,7 @@ def int8_linear(
 ) -> Tensor:
     """Linear layer on codes; see `dq_torchao.kernels.operators` for shapes."""
     if is_merged(codes.device) and takes(dtype, bias):
-        return torch.ops.dq_torchao.product(codes, scale, zero_point, *weight, weight_scale, bias, *LINEAR)
+        return traced_product(codes, scale, zero_point, *weight, weight_scale, bias, *LINEAR)
     return operators.int8_linear(codes, scale, zero_point, *weight, weight_scale, bias, dtype)
 
 
@@ -106,5 +107,5 @@ def int8_conv2d(
     codes = codes.contiguous(memory_format=torch.channels_last)
     operands = codes, scale, zero_point, *weight, weight_scale, bias
     if is_merged(codes.device) and takes(dtype, bias) and takes_conv2d(weight[1], groups, transposed):
-        return torch.ops.dq_torchao.product(*operands, list(weight[1][2:]), stride, padding, dilation)
+        return traced_product(*operands, list(weight[1][2:]), stride, padding, dilation)
     return operators.int8_conv2d(*operands, stride, padding, dilation, groups, transposed, dtype)
