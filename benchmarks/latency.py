@@ -93,6 +93,8 @@ def compile_parts(denoiser: nn.Module) -> nn.Module:
     """Regional compilation; an exported graph has no blocks."""
     if isinstance(denoiser, fx.GraphModule):
         raise ImportError("an exported graph has no blocks to compile one by one")
+    if hasattr(denoiser, "around"):
+        raise ImportError("blocks would run what was compiled for those of fp32, which are of the same class")
     compile_regions(getattr(denoiser, "denoiser", denoiser), dynamic=False)
     return denoiser
 
