@@ -148,7 +148,8 @@ def compare(bench: Bench, peers: list[str], label: str, seeds: int, only: list[s
     for peer, name, method in methods(peers, label):
         if only is not None and name not in only and any(f"{name}, {s}" not in records.data for s in range(seeds)):
             continue
-        runs[name] = method.runs + (f"; {method.note}" if method.note else "")
+        how = method.runs if WIDTHS[label][1] else "weight-only"
+        runs[name] = how + (f"; {method.note}" if method.note else "")
         each = [records.get(f"{name}, {s}", partial(bench.run, peer, name, label, s)) for s in range(seeds)]
         failed = next((one["failed"] for one in each if "failed" in one), None)
         print(f"  {model} {label}, {name}: " + (failed or f"{statistics.median(each[0]['psnr']):.2f} dB"), flush=True)
