@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dq_plugins.affine import per_row
 from dq_plugins.compiled import uncompiled
 from dq_plugins.errors import DQError
 from dq_plugins.metrics.latency import compare_latency, thread_clock
@@ -91,7 +92,7 @@ def _selected(quantizer: ActivationQuantizer, x: Tensor) -> tuple[Tensor, Tensor
 
 def _of_samples(values: Tensor, x: Tensor) -> Tensor:
     """``[1]`` or ``[B]`` as it broadcasts against ``x``."""
-    return values if len(values) == 1 else values.reshape(-1, *[1] * (x.dim() - 1))
+    return values if len(values) == 1 else per_row(values, x)
 
 
 def _same_length(tables: list[Tensor]) -> list[Tensor]:

@@ -61,8 +61,8 @@ def _columns(
         offset: of stored codes.
     """
     scale, zero_point = (_row(tables, int(index)) for tables in (scales, zero_points))
-    own = dict(zip(reversed(ranks), range(len(ranks) - 1, -1, -1), strict=True))  # the first of each rank
-    own = [own[rank] for rank in range(len(own))]
+    last = {rank: place for place, rank in enumerate(ranks)}  # any of a rank serves, as the next check shows
+    own = [last[rank] for rank in range(len(last))]
     one_scale, one_zero = scale[own], zero_point[own]
     if not (np.array_equal(one_scale[ranks], scale) and np.array_equal(one_zero[ranks], zero_point)):
         raise DQError(CHANGED)
