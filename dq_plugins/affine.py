@@ -89,7 +89,9 @@ def affine_parameters(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) 
     return scale, zero_point
 
 
-def dynamic_parameters(x: Tensor, bits: int, *, symmetric: bool, spatial: int = 0) -> tuple[Tensor, Tensor]:
+def dynamic_parameters(
+    x: Tensor, bits: int, *, symmetric: bool, spatial: int = 0, clip: float | Tensor = 1.0
+) -> tuple[Tensor, Tensor]:
     """`affine_parameters` of every token of a linear layer's input, or every sample of a convolution's, from its own
     extremes.
 
@@ -98,13 +100,15 @@ def dynamic_parameters(x: Tensor, bits: int, *, symmetric: bool, spatial: int = 
         bits: width of the code.
         symmetric: whether the zero point is fixed at 0.
         spatial: number of dimensions that the layer slides over.
+        clip: what the extremes are multiplied by; a tensor may require gradients.
 
     Returns:
         ``(scale, zero_point)``: float32 and int32, ``[..., 1]`` or ``[N, 1, *1]``.
     """
     axes = tuple(range(-1 - spatial, 0))
     # not aminmax, which is more than ten times slower along a dimension on a CPU
-    return affine_parameters(x.amin(axes, keepdim=True), x.amax(axes, keepdim=True), bits, symmetric=symmetric)
+    low, high = x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)
+    return affine_parameters(low.float() * clip, high.float() * clip, bits, symmetric=symmetric)
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, q_min: int | Tensor, q_max: int | Tensor) -> Tensor:

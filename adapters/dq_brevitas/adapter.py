@@ -19,7 +19,7 @@ from dq_plugins.quantized.installation import install_plan
 from dq_plugins.quantized.table_lookup import Outside
 from dq_plugins.timesteps import NonFinite, OutOfRange, TimestepContext
 
-IMPLEMENTED = frozenset({"balance", "bias_correction", "dynamic_ranges", "row_order"})
+IMPLEMENTED = frozenset({"balance", "bias_correction", "clipped_ranges", "dynamic_ranges", "row_order"})
 """What layers of this adapter can do of `QuantPlan.features`."""
 
 

@@ -33,12 +33,15 @@ class TokenQuant(nn.Module):
         bit_width: width of the code.
         symmetric: whether zero points are fixed at 0.
         balance: what the channels of the input are divided by before and multiplied by after, ``[C]``.
+        clip: share of its extremes at which an input is cut off.
     """
 
-    def __init__(self, bit_width: int, symmetric: bool = True, balance: Tensor | None = None) -> None:
+    def __init__(
+        self, bit_width: int, symmetric: bool = True, balance: Tensor | None = None, clip: float = 1.0
+    ) -> None:
         super().__init__()
         transform = None if balance is None else LayerTransform(balance)
-        quant, kind = DynamicActivationQuant(bit_width, symmetric), LAYER_KINDS["linear"]
+        quant, kind = DynamicActivationQuant(bit_width, symmetric, clip), LAYER_KINDS["linear"]
         self.tokens = DynamicQuantizer(quant, torch.device("cpu"), transform, kind)
         self.tokens.register_load_state_dict_pre_hook(host.keep_what_is_missing)
         self.bit_width_impl = BitWidthConst(bit_width)
@@ -93,6 +96,7 @@ class Int8DynamicActPerTokenFloat(ExtendedInjector):
     tensor_quant = TokenQuant
     bit_width = 8
     symmetric = True
+    clip = 1.0
 
 
 class Int8DynamicAsymmetricActPerTokenFloat(Int8DynamicActPerTokenFloat):

@@ -160,4 +160,5 @@ def _check_widths(record: ModelRecord, model: nn.Module) -> None:
 def _ranges(quant: DynamicActivationQuant | None) -> str:
     if quant is None:
         return "ranges that are calibrated"
-    return f"{'symmetric' if quant.symmetric else 'asymmetric'} dynamic ranges"
+    cut = f" cut off at {quant.clip:.3g} of the extremes" if quant.clip < 1 else ""
+    return f"{'symmetric' if quant.symmetric else 'asymmetric'} dynamic ranges{cut}"

@@ -240,8 +240,9 @@ def _input_for(
         return None
     balance = None if planned.balance is None or kind is None else kind.per_output(planned.balance)
     if isinstance(planned.activation, DynamicActivationQuant):
-        bits, symmetric = planned.activation.bits, planned.activation.symmetric
-        return Int8DynamicActPerTokenFloat.let(bit_width=bits, symmetric=symmetric, balance=balance)
+        quant = planned.activation
+        form = {"bit_width": quant.bits, "symmetric": quant.symmetric, "clip": quant.clip}
+        return Int8DynamicActPerTokenFloat.let(**form, balance=balance)
     return activation_quantizer(planned.activation, name, context, balance, planned.rows)
 
 

@@ -36,6 +36,7 @@ IMPLEMENTED = frozenset(
         "balance",
         "bias_correction",
         "dynamic_ranges",
+        "clipped_ranges",
         "group_scale",
         "group_widths",
         "low_rank",

@@ -91,7 +91,7 @@ def _input_ranks(model: nn.Module, plan: QuantPlan, example_inputs: Mapping[str,
 
 def _beyond(plan: QuantPlan) -> dict[str, str]:
     """Layers about which the plan decides what torchao has no config for, beyond quantizers, and what that is."""
-    named = {feature: frozenset(layers) for feature, layers in plan.features.items() if feature != "dynamic_ranges"}
+    named = {feature: frozenset(layers) for feature, layers in plan.features.items() if feature not in RANGES}
     named |= {"outlier_rows": frozenset(plan.outlier_rows)}
     named |= {"temporal_table": plan.tabulated}
     everywhere = [
@@ -125,6 +125,8 @@ def _layer_config(plan: LayerPlan, layer: nn.Module, rank: int | None) -> AOBase
     )
 
 
+RANGES = {"dynamic_ranges", "clipped_ranges"}
+"""Features about which `_dynamic` decides."""
 NO_CONVOLUTION = "torchao's int8 tensor has no convolution"
 
 
@@ -148,8 +150,10 @@ def _dynamic(
 ) -> AOBaseConfig | str:
     if kind.spatial:
         return NO_CONVOLUTION
-    if (weight.bits, activation.bits) != (8, 8) or not (weight.symmetric and activation.symmetric):
-        return f"torchao's dynamic config is W8A8 without zero points, and this is {plan.width}"
+    if (weight.bits, activation.bits) != (8, 8) or not (
+        weight.symmetric and activation.symmetric and activation.clip == 1
+    ):
+        return f"torchao's dynamic config is W8A8 without zero points and clipping, and this is {plan.width}"
     return Int8DynamicActivationInt8WeightConfig(granularity=PerRow(), set_inductor_config=False)
 
 

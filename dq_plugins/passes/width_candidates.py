@@ -91,7 +91,7 @@ def activation_candidates(
     """Quantizers of layers' inputs at several widths, with the observer and the groups of the plan's own.
 
     Layers with exact tokens (``plan.outlier_rows``) get the range of their other tokens. Inputs with dynamic ranges
-    have them at every width.
+    have them at every width; what is cut off at one width is not at another.
 
     Args:
         plan: with an activation quantizer for every layer that is to have candidates.
@@ -106,7 +106,7 @@ def activation_candidates(
     for name in layers:
         activation = plan.layers[name].activation
         if isinstance(activation, DynamicActivationQuant):
-            found[name] = {bits: replace(activation, bits=bits) for bits in choices}
+            found[name] = {bits: activation.at(bits) for bits in choices}
         elif activation is not None:
             by_groups.setdefault(activation.groups, []).append(name)
     for groups, members in by_groups.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from pydantic import Field
@@ -19,14 +19,15 @@ class DynamicActivationQuant:
     layer, for each sample of a convolution, which sums over positions.
 
     A token is a vector along the last dimension. Its range is that of its values, divided by the layer's balance if it
-    has one, and likewise a sample's; see `dq_plugins.affine.dynamic_parameters`. Nothing is stored and nothing is ever
-    clipped.
+    has one, and likewise a sample's; see `dq_plugins.affine.dynamic_parameters`. Nothing is stored.
 
     Attributes:
         bits: width of the code.
         symmetric: whether zero points are fixed at 0.
+        clip: share of the extremes at which values are cut off. With few bits that is better than to keep the few
+            largest values and tell the many others less apart.
 
-    Source: Yao et al. 2022 (ZeroQuant), section 4.1.
+    Source: Yao et al. 2022 (ZeroQuant), section 4.1; a share of the extremes as in Ashkboos et al. 2024 (QuaRot).
     """
 
     __pydantic_config__ = STRICT
@@ -34,8 +35,13 @@ class DynamicActivationQuant:
 
     bits: Annotated[int, Field(ge=2, le=MAX_BITS)]
     symmetric: bool = True
+    clip: Annotated[float, Field(gt=0, le=1)] = 1.0
 
     def __post_init__(self) -> None:
         integer_range(self.bits)
         if self.bits < 2:
             raise PlanError("ranges per token need at least 2 bits")
+
+    def at(self, bits: int) -> DynamicActivationQuant:
+        """The same at another width, where nothing is cut off."""
+        return self if bits == self.bits else replace(self, bits=bits, clip=1.0)

@@ -329,7 +329,14 @@ class LayerPlan:
         widths = isinstance(self.activation, ActivationQuant) and self.activation.group_bits is not None
         grouped = self.weight is not None and self.weight.group_scale is not None
         order = self.quantized and self.rows not in (None, "first")
-        more = {"dynamic_ranges": self.dynamic, "group_widths": widths, "group_scale": grouped, "row_order": order}
+        clipped = isinstance(self.activation, DynamicActivationQuant) and self.activation.clip < 1
+        more = {
+            "dynamic_ranges": self.dynamic,
+            "clipped_ranges": clipped,
+            "group_widths": widths,
+            "group_scale": grouped,
+            "row_order": order,
+        }
         return (*found, *(name for name, present in more.items() if present))
 
     @property

@@ -112,7 +112,7 @@ class Candidates:
             tensors |= {f"{entry}.{part}": tensor for part, tensor in _tensors(table[entry.layer][entry.bits])}
         groups = {name: list(g.edges) for name, g in self.groups.items()}
         dynamic = {
-            f"{layer} {bits}": quant.symmetric
+            f"{layer} {bits}": [quant.symmetric, quant.clip]
             for layer, widths in self.activations.items()
             for bits, quant in widths.items()
             if isinstance(quant, DynamicActivationQuant)

@@ -63,22 +63,32 @@ def quantize_input(
 
 
 def quantize_dynamically(
-    x: Tensor, quant: DynamicActivationQuant, transform: InputTransform | None = None, kind: LayerKind | None = None
+    x: Tensor,
+    quant: DynamicActivationQuant,
+    transform: InputTransform | None = None,
+    kind: LayerKind | None = None,
+    clip: Tensor | None = None,
 ) -> Tensor:
     """Simulated quantization of each token, or of each sample of a convolution's input, by its own range; gradients
-    pass straight through, ranges get none.
+    pass straight through where nothing is cut off, extremes get none.
 
     Args:
         x: ``[..., C]``, or ``[N, C, *positions]``.
         quant: width and form.
         transform: see `quantize_input`.
         kind: of the layer; None: a linear one.
+        clip: in place of that of ``quant``, ``[]``; may require gradients.
     """
     values = x.float() if transform is None or kind is None else transform.of_input(kind, x)
     known = values.detach()
     spatial = 0 if kind is None else kind.spatial
-    s, z = dynamic_parameters(known, quant.bits, symmetric=quant.symmetric, spatial=spatial)
-    values = fake_quantize(known, s, z, *integer_range(quant.bits)) + (values - known)
+    share = quant.clip if clip is None else clip
+    s, z = dynamic_parameters(known, quant.bits, symmetric=quant.symmetric, spatial=spatial, clip=share)
+    codes = integer_range(quant.bits)
+    if torch.is_grad_enabled() and (clip is not None or quant.clip < 1):
+        values = FakeQuantize.apply(values, s, z, *codes)
+    else:
+        values = fake_quantize(known, s, z, *codes) + (values - known)
     return (values if transform is None or kind is None else transform.input_restored(kind, values)).to(x.dtype)
 
 
@@ -115,6 +125,9 @@ class DynamicQuantizer(InputQuantizer):
         device: where the transform lives.
         transform: see `quantize_dynamically`.
         kind: of the layer.
+
+    Attributes:
+        clip: in place of that of ``quant``, while it is learned.
     """
 
     def __init__(
@@ -126,11 +139,12 @@ class DynamicQuantizer(InputQuantizer):
     ) -> None:
         super().__init__(device, transform, kind)
         self.quant = quant
+        self.clip: Tensor | None = None
         self.state_widths(input_widths(quant), device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize ``x``."""
-        return quantize_dynamically(x, self.quant, self, self.kind)
+        return quantize_dynamically(x, self.quant, self, self.kind, self.clip)
 
     def extra_repr(self) -> str:
         """Width and form."""

@@ -4,7 +4,7 @@ A key is the name of a layer and what of it is learned:
 
     "rounding"      codes of its weight; the value is the weight, transformed
     "scales"        scales of its weight, the codes stay as they are, ``[O]``
-    "ranges"        scale and zero point of its input, ``[2, G]``
+    "ranges"        scale and zero point of its input, ``[2, G]``; of dynamic ranges, the share of the extremes, ``[]``
     "corrections"   what is added to its output, ``[G, O]``
 """
 
@@ -24,18 +24,19 @@ from dq_plugins.plan import (
     ActivationQuant,
     BiasCorrection,
     DynamicActivationQuant,
+    InputQuant,
     LayerPlan,
     QuantPlan,
     WeightQuant,
 )
-from dq_plugins.quantized.input_quantizers import ActivationQuantizer
+from dq_plugins.quantized.input_quantizers import ActivationQuantizer, DynamicQuantizer
 from dq_plugins.quantized.layer import LayerState
 from dq_plugins.quantized.layer_transform import restored_weight, transform_of, transformed_weight
 from dq_plugins.quantized.learner import Learned
 from dq_plugins.quantized.output_correction import OutputCorrection
 from dq_plugins.quantized.rounding_variables import RoundingMethod
 from dq_plugins.quantized.run import QuantizedRun, States
-from dq_plugins.quantized.variables import Correction, InputRange, Variables, WeightScale
+from dq_plugins.quantized.variables import Correction, InputClip, InputRange, Smooth, Variables, WeightScale
 
 What = Literal["rounding", "scales", "ranges", "corrections"]
 Key = tuple[str, What]
@@ -85,9 +86,8 @@ class PlannedVariables:
             elif "scales" in learn:
                 self._codes[name] = quant.quantize(transformed_weight(module, transform_of(layer)))
                 found[name, "scales"] = WeightScale(quant, device, self.rate)
-        table = layer.activation if isinstance(layer.activation, ActivationQuant) else None
-        if "ranges" in learn and table is not None and table.bits <= self.most_bits:
-            found[name, "ranges"] = InputRange(table, device, self.rate)
+        if "ranges" in learn and layer.activation is not None and layer.activation.bits <= self.most_bits:
+            found[name, "ranges"] = _range(layer.activation, device, self.rate)
         if "corrections" in learn and layer.quantized and kind is not None and not kind.lookup:
             correction = layer.bias_correction or _no_correction(module, layer)
             unit = self._unit(name, layer, len(correction.values))
@@ -122,8 +122,10 @@ class PlannedVariables:
             weight = scaled(self._codes[name], value, layer.weight)
             return state._replace(weight=restored_weight(module, weight, transform_of(layer)))
         if what == "ranges":
-            assert isinstance(state.quantizer, ActivationQuantizer)
-            state.quantizer.scale, state.quantizer.zero_point = value.unbind()
+            if isinstance(state.quantizer, DynamicQuantizer):
+                state.quantizer.clip = value
+            elif isinstance(state.quantizer, ActivationQuantizer):
+                state.quantizer.scale, state.quantizer.zero_point = value.unbind()
             return state
         if state.correction is None:
             kind = kind_of(module)
@@ -133,6 +135,12 @@ class PlannedVariables:
         assert isinstance(state.correction, OutputCorrection)
         state.correction.values = value
         return state
+
+
+def _range(quant: InputQuant, device: torch.device, rate: float) -> Smooth:
+    return (
+        InputClip(quant, device, rate) if isinstance(quant, DynamicActivationQuant) else InputRange(quant, device, rate)
+    )
 
 
 @dataclass(frozen=True)
@@ -173,8 +181,10 @@ def _write(layer: LayerPlan, module: nn.Module, what: What, value: Tensor) -> No
         codes = value if rounding else layer.weight.quantize(transformed_weight(module, transform_of(layer))).cpu()
         layer.weight = replace(layer.weight, codes=codes, scale=layer.weight.scale if rounding else value)
     elif what == "ranges":
-        assert isinstance(layer.activation, ActivationQuant)
-        layer.activation = replace(layer.activation, scale=value[0].clone(), zero_point=value[1].int())
+        if isinstance(layer.activation, DynamicActivationQuant):
+            layer.activation = replace(layer.activation, clip=min(float(value), 1.0))
+        elif layer.activation is not None:
+            layer.activation = replace(layer.activation, scale=value[0].clone(), zero_point=value[1].int())
     else:
         layer.bias_correction = replace(layer.bias_correction or _no_correction(module, layer), values=value)
 

@@ -1,6 +1,7 @@
 """What can be learned of quantized layers beside rounding: clip ranges, scales of weights, corrections of outputs.
 
     s = s0 exp(p),   z = round(z0 + n q)      an input: p and q by timestep group; n steps of the code
+    k = k0 exp(p) <= 1                        an input with dynamic ranges: the share of its extremes that is kept
     s = s0 exp(p)                             a weight: p by output channel, its codes stay as they are
     c = c0 + u p                              a correction: p by timestep group and output channel
 
@@ -17,13 +18,14 @@ Shapes: ``G`` timestep groups, ``O`` output channels. Precision: float32 through
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
 from dq_plugins.affine import code_ranges
-from dq_plugins.plan import ActivationQuant, WeightQuant
+from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, WeightQuant
 from dq_plugins.quantized.straight_through import round_ste
 
 
@@ -115,6 +117,29 @@ class InputRange(Smooth):
             return torch.stack([scale, self.zero_point])
         low, high = self.code
         return torch.stack([scale, round_ste(self.zero_point + (high - low) * self.parameter[1]).clamp(low, high)])
+
+
+class InputClip(Smooth):
+    """Share of the extremes at which an input with dynamic ranges is cut off, ``[]``.
+
+    Args:
+        quant: the quantizer to start from.
+        device: where it is learned.
+        rate: see `Smooth`.
+    """
+
+    def __init__(self, quant: DynamicActivationQuant, device: torch.device, rate: float = 1.0) -> None:
+        super().__init__((), device, rate * of_steps(quant.bits))
+        self.clip = quant.clip
+
+    def soft(self) -> Tensor:
+        """The share."""
+        return self.clip * self.parameter.exp()
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """At most 1: there is nothing beyond the extremes."""
+        self.parameter.clamp_(max=-math.log(self.clip))
 
 
 class WeightScale(Smooth):

@@ -25,15 +25,15 @@ from dq_torchao.kernels.nodes import called, only_user, value
 _ATEN, _OURS = torch.ops.aten, torch.ops.dq_torchao
 _TO_DTYPE = torch.ops.prims.convert_element_type.default
 _TO_CODES = (_ATEN.mul.Tensor, _ATEN.round.default, _ATEN.add.Tensor, _ATEN.clamp_min.default, _ATEN.clamp_max.default)
-_PLAIN = 6
+_PLAIN = 7
 """Arguments of the codes of what nothing is done to."""
 
 
 def on_the_way(graph: fx.Graph, node: fx.Node) -> None:
     """Take what lies before codes, by ranges of their own or by given ones, into the operator that makes them."""
     if node.target is _OURS.dynamic_codes.default:
-        if len(node.args) == _PLAIN and not node.args[5]:
-            x, *quant = node.args[:5]
+        if len(node.args) == _PLAIN and not node.args[6]:
+            x, *quant = node.args[:6]
             _take(graph, x, node, node.target, tuple(quant))
     elif node.target in (_ATEN.add.Tensor, _ATEN.mul.Tensor, _ATEN.div.Tensor) and (coded := codes_of(node)):
         last, quant = coded

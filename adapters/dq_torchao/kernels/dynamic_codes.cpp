@@ -21,7 +21,7 @@ struct DynamicCodesJob {
   int32_t* zero_point;
   const float* factor;  // [channels], or null
   int64_t units, rows, channels, symmetric, least, most, offset;
-  double smallest_scale;
+  double smallest_scale, clip;
   int64_t normed;  // whether rows are normalised first; samples are where there are groups of channels
   double eps;
   struct {
@@ -66,7 +66,8 @@ struct DynamicCodes {
 
   explicit DynamicCodes(const Job& j)
       : job(j),
-        form{int32_t(j.symmetric), int32_t(j.least), int32_t(j.most), int32_t(j.offset), float(j.smallest_scale)},
+        form{int32_t(j.symmetric), int32_t(j.least), int32_t(j.most), int32_t(j.offset), float(j.smallest_scale),
+             float(j.clip)},
         n(j.rows * j.channels),
         before(j.normed || j.silu || j.parts[0].rows || j.parts[1].rows || j.given_zero),
         row(j.factor || before ? j.channels : PART),

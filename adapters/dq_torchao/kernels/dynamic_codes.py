@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from struct import Struct
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,10 +45,11 @@ def dynamic_codes(
         ``[N, 1, *1]``.
     """
     if _in_kernel(x, factor, spatial):
-        given = x, factor, quant.bits, quant.symmetric, spatial, ()
+        given = x, factor, quant.bits, quant.symmetric, quant.clip, spatial, ()
         return torch.ops.dq_torchao.dynamic_codes(*given) if torch.compiler.is_compiling() else _one_call(*given)
     values = x.float() if factor is None else x.float() * factor
-    scale, zero_point = dynamic_parameters(values, quant.bits, symmetric=quant.symmetric, spatial=spatial)
+    form = {"symmetric": quant.symmetric, "clip": quant.clip}
+    scale, zero_point = dynamic_parameters(values, quant.bits, spatial=spatial, **form)
     stored = zero_point + code_offset(x.device)
     return activation_codes(values, scale.reciprocal(), stored, quant.bits), scale, stored
 
@@ -71,7 +73,7 @@ def _dense(x: Tensor, factor: Tensor | None, spatial: int) -> bool:
 
 torch.library.define(
     "dq_torchao::dynamic_codes",
-    "(Tensor x, Tensor? factor, int bits, bool symmetric, int spatial, Tensor?[] affine, "
+    "(Tensor x, Tensor? factor, int bits, bool symmetric, float clip, int spatial, Tensor?[] affine, "
     "float? eps=None, bool silu=False, int groups=0) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.needs_exact_strides,),
 )
@@ -83,8 +85,17 @@ def _results(x: Tensor, spatial: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.library.register_fake("dq_torchao::dynamic_codes")
-def _(x: Tensor, factor, bits, symmetric, spatial: int, *_, **__) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, factor, bits, symmetric, clip, spatial: int, *_, **__) -> tuple[Tensor, Tensor, Tensor]:
     return _results(x, spatial)
+
+
+class _Before(NamedTuple):
+    """What is done to the values first, see `_one_call`."""
+
+    affine: Sequence[Tensor | None]
+    eps: float | None
+    silu: bool
+    groups: int
 
 
 def _one_call(
@@ -92,6 +103,7 @@ def _one_call(
     factor: Tensor | None,
     bits: int,
     symmetric: bool,
+    clip: float,
     spatial: int,
     affine: Sequence[Tensor | None],
     eps: float | None = None,
@@ -105,6 +117,7 @@ def _one_call(
         factor: see `dynamic_codes`.
         bits: width of the codes.
         symmetric: whether the zero point of the signed codes is 0.
+        clip: share of the extremes at which values are cut off.
         spatial: see `dynamic_codes`.
         affine: up to `PAIRS` pairs of factors and addends of channels, float32: ``[R, C]`` when reshaped,
             R a divisor of the number of units.
@@ -116,22 +129,11 @@ def _one_call(
     Raises:
         MemoryError: to keep the values of a unit.
     """
+    before = _Before(affine, eps, silu, groups)
     by_channel = factor is not None or eps is not None or silu or len(affine) > 0
     x = _laid_out(x, spatial, by_channel)
-    results = _results(x, spatial)
-    _run(
-        x,
-        results,
-        results[1].numel(),
-        factor,
-        bits,
-        symmetric,
-        spatial if by_channel else None,
-        affine,
-        eps,
-        silu,
-        groups,
-    )
+    results, form = _results(x, spatial), DynamicActivationQuant(bits, symmetric, clip)
+    _run(x, results, results[1].numel(), factor, form, spatial if by_channel else None, before)
     return results
 
 
@@ -178,7 +180,8 @@ def activation_codes_after(
     x = _laid_out(x, spatial, by_channel=True)
     codes = torch.empty_like(x, dtype=torch.uint8)
     units = len(x) if spatial else x.numel() // x.shape[-1]
-    _run(x, (codes, None, None), units, factor, bits, False, spatial, affine, eps, silu, groups, zero_point)
+    form, before = DynamicActivationQuant(bits), _Before(affine, eps, silu, groups)
+    _run(x, (codes, None, None), units, factor, form, spatial, before, zero_point)
     return codes
 
 
@@ -190,27 +193,24 @@ def _run(
     results: tuple[Tensor, Tensor | None, Tensor | None],
     units: int,
     factor: Tensor | None,
-    bits: int,
-    symmetric: bool,
+    form: DynamicActivationQuant,
     spatial: int | None,
-    affine: Sequence[Tensor | None],
-    eps: float | None,
-    silu: bool,
-    groups: int,
+    before: _Before,
     given_zero: Tensor | None = None,
 ) -> None:
     """``spatial``: None where nothing depends on the channels; ``given_zero``: of a given range, with its factor."""
     channels, total = x.shape[-1 - (spatial or 0)], x.numel()
     rows = total // (units * channels) if spatial else 1
     factor = None if factor is None else factor.contiguous()
-    parts = [None if part is None else _rows(part, channels, spatial or 0) for part in affine]
+    parts = [None if part is None else _rows(part, channels, spatial or 0) for part in before.affine]
     fields = [field for part in parts for field in _fields(part, channels, units)]
-    low, high = integer_range(bits)
+    low, high = integer_range(form.bits)
     job = _JOB.pack(
         x.data_ptr(), *map(native.address, results), native.address(factor), units, rows, total // (units * rows),
-        symmetric, low, high, code_offset(x.device), SMALLEST_SCALE, eps is not None and not groups, eps or 0.0,
-        *fields, *_NO_PART * (2 * PAIRS - len(parts)), silu, torch.get_num_threads(), native.address(given_zero),
-        factor is not None and factor.numel() == 1, groups,
+        form.symmetric, low, high, code_offset(x.device), SMALLEST_SCALE, form.clip,
+        before.eps is not None and not before.groups, before.eps or 0.0,
+        *fields, *_NO_PART * (2 * PAIRS - len(parts)), before.silu, torch.get_num_threads(),
+        native.address(given_zero), factor is not None and factor.numel() == 1, before.groups,
     )  # fmt: skip
     if not native.library().dq_dynamic_codes(job):
         raise MemoryError("no memory for the values of a sample")
@@ -237,5 +237,5 @@ def _fields(part: Tensor | None, channels: int, units: int) -> tuple[int, int, i
 
 
 _NO_PART = 0, 0, 1
-_JOB = Struct("12qdqd17q")
+_JOB = Struct("12q2dqd17q")
 """The fields of a job in dynamic_codes.cpp."""

@@ -30,7 +30,7 @@ torch.library.define(
 )
 torch.library.define(
     "dq_torchao::product_dynamic_codes",
-    f"({_OPERANDS}, str activation, Tensor? factor, int bits, bool symmetric) -> (Tensor, Tensor, Tensor)",
+    f"({_OPERANDS}, str activation, Tensor? factor, int bits, bool symmetric, float clip) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.needs_exact_strides,),
 )
 traced_product = torch.ops.dq_torchao.product.default
@@ -67,7 +67,7 @@ def _(
 @torch.library.register_fake("dq_torchao::product_dynamic_codes")
 def _(
     codes: Tensor, scale, zero_point, weight, shape, bits, signs, weight_zero_point, weight_group_scale, weight_scale,
-    bias, kernel, stride, padding, dilation, activation, factor, next_bits, symmetric,
+    bias, kernel, stride, padding, dilation, activation, factor, next_bits, symmetric, clip,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rows = codes.shape[:-1]
     own = codes.new_empty((*rows, 1), dtype=torch.float32), codes.new_empty((*rows, 1), dtype=torch.int32)

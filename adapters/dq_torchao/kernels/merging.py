@@ -136,9 +136,8 @@ def _following(graph: fx.Graph, node: fx.Node) -> None:
         return
     own = only_user(result, _OURS.dynamic_codes.default)
     if own is not None and own.args[-2:] == (0, []) and not before.args[PLAIN - 4]:
-        factor, bits, symmetric = own.args[1:4]
         with graph.inserting_before(own):
-            then = *before.args, activation, factor, bits, symmetric
+            then = *before.args, activation, *own.args[1:5]
             own.replace_all_uses_with(called(graph, _OURS.product_dynamic_codes.default, then, value(own)))
         return
     coded = codes_of(result)

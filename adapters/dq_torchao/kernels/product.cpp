@@ -43,7 +43,7 @@ struct ProductJob {
   float* own_scale;  // [rows of the result], where its codes have ranges of their own, which then go there; or null
   int32_t* own_zero;
   int64_t symmetric, least, most, offset;  // of these; see ranges.h
-  double smallest_scale;
+  double smallest_scale, clip;
 };
 
 namespace {
@@ -87,7 +87,7 @@ void follow(const ProductJob& job, const float* results, const float* gates, int
 // Codes of rows of values, each by its own range.
 void write_own_codes(const ProductJob& job, const float* values, int64_t from, int64_t to, int64_t width, int64_t stride) {
   const Form form{int32_t(job.symmetric), int32_t(job.least), int32_t(job.most), int32_t(job.offset),
-                  float(job.smallest_scale)};
+                  float(job.smallest_scale), float(job.clip)};
   for (int64_t r = from; r < to; r++, values += stride) {
     Seen seen;
     see(seen, values, job.next_factor, width);

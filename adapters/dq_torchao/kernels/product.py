@@ -116,6 +116,7 @@ def product_dynamic_codes(
     factor: Tensor | None,
     bits: int,
     symmetric: bool,
+    clip: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`product` of a linear layer, and of every row the codes by its own range (`kernels.dynamic_codes`).
 
@@ -124,6 +125,7 @@ def product_dynamic_codes(
         factor: float32, one for each output that is left, or None.
         bits: width of the codes.
         symmetric: whether the zero point of the signed codes is 0.
+        clip: share of the extremes at which values are cut off.
 
     Returns:
         codes, uint8 ``[..., O]``; their scale, float32, and zero point of the stored codes, int32, ``[..., 1]``.
@@ -131,7 +133,7 @@ def product_dynamic_codes(
     own = torch.empty((*codes.shape[:-1], 1)), torch.empty((*codes.shape[:-1], 1), dtype=torch.int32)
     layer = panels, sums, weight_scale, bias
     window = kernel, stride, padding, dilation
-    y = _multiplied(codes, scale, zero_point, layer, window, activation, (factor, None, bits), (*own, symmetric))
+    y = _multiplied(codes, scale, zero_point, layer, window, activation, (factor, None, bits), (*own, symmetric, clip))
     return y, *own
 
 
@@ -143,7 +145,7 @@ def _multiplied(
     window: tuple[Sequence[int], ...],
     activation: str,
     then: tuple[Tensor | None, Tensor | None, int],
-    own: tuple[Tensor, Tensor, bool] | None = None,
+    own: tuple[Tensor, Tensor, bool, float] | None = None,
 ) -> Tensor:
     panels, sums, weight_scale, bias = layer
     kernel, stride, padding, dilation = window
@@ -181,7 +183,7 @@ def _multiplied(
         job = _JOB.pack(
             codes.data_ptr(), panels.data_ptr(), sums.data_ptr(), weight_scale.data_ptr(), native.address(bias),
             scale.data_ptr(), zero_point.data_ptr(), y.data_ptr(), *image, *taps, torch.get_num_threads(),
-            ACTIVATIONS[activation], run, *after, SMALLEST_SCALE,
+            ACTIVATIONS[activation], run, *after,
         )  # fmt: skip
         if not native.library().dq_product(job):
             raise MemoryError("no memory for the border of an image, or for rows that wait for their ranges")
@@ -189,15 +191,16 @@ def _multiplied(
 
 
 def _codes_after(
-    then: tuple[Tensor | None, Tensor | None, int], own: tuple[Tensor, Tensor, bool] | None
-) -> tuple[int, ...]:
+    then: tuple[Tensor | None, Tensor | None, int], own: tuple[Tensor, Tensor, bool, float] | None
+) -> tuple[float, ...]:
     factor, zero, bits = then
     low, high = integer_range(bits)
     offset = code_offset(_CPU)
     one = int(factor is not None and factor.numel() == 1)
     ranges = (0, 0, 0) if own is None else (own[0].data_ptr(), own[1].data_ptr(), int(own[2]))
     given = zero if own is None else None
-    return native.address(factor), native.address(given), one, low + offset, high + offset, *ranges, low, high, offset
+    ends, form = (low + offset, high + offset), (low, high, offset, SMALLEST_SCALE, 1.0 if own is None else own[3])
+    return native.address(factor), native.address(given), one, *ends, *ranges, *form
 
 
 def _run(rows: int, scale: Tensor, zero_point: Tensor) -> int:
@@ -215,7 +218,7 @@ def written_outputs(outputs: int, activation: str) -> int:
 
 _ONE_TAP = (1, 1, 1, 1, 0, 0, 1, 1)
 _CPU = torch.device("cpu")
-_NO_CODES = (0,) * 11
-_JOB = Struct("37qd")
+_NO_CODES = (0,) * 11 + (0.0, 1.0)
+_JOB = Struct("37q2d")
 """The fields of a job in product.cpp: 8 pointers, 7 sizes, the window of 8, threads, activation, run, codes (11), and
 the smallest scale."""

@@ -37,13 +37,14 @@ struct Range {
 struct Form {
   int32_t symmetric, least, most, offset;
   float smallest_scale;
+  float clip;  // what extremes are multiplied by
 
   Range range(const Extremes& found) const {
-    const float reach = symmetric ? std::max(-found.low, found.high) / float(std::max(most, 1))
-                                  : (found.high - found.low) / float(most - least);
+    const float low = found.low * clip, high = found.high * clip;
+    const float reach = symmetric ? std::max(-low, high) / float(std::max(most, 1)) : (high - low) / float(most - least);
     const float scale = !found.broken && reach > smallest_scale ? reach : 1.0f;
     if (symmetric || found.broken || !std::isfinite(scale)) return {scale, offset};
-    const float zero = float(least) - std::nearbyint(found.low / scale);
+    const float zero = float(least) - std::nearbyint(low / scale);
     return {scale, int32_t(std::min(std::max(zero, float(least)), float(most))) + offset};
   }
 };

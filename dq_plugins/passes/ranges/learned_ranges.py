@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from dq_plugins.artifact import Format
-from dq_plugins.plan import ActivationQuant, InputQuant, QuantPlan, Section
+from dq_plugins.plan import InputQuant, QuantPlan, Section
 from dq_plugins.progress import Progress, reported
 from dq_plugins.quantized.block_learning import block_recorder, learn_block
 from dq_plugins.quantized.denoiser_loss import DenoiserLoss
@@ -61,7 +61,8 @@ class LearnedRanges(Pass):
 
         Attributes:
             target: whose error counts: the denoiser's output (``"denoiser"``), or that of each block (``"block"``).
-            learn: what is learned: ``"ranges"``, ``"scales"`` of weights, ``"corrections"`` of outputs, ``"rounding"``
+            learn: what is learned: ``"ranges"`` (of dynamic ones the share of the extremes at which an input is
+                cut off), ``"scales"`` of weights, ``"corrections"`` of outputs, ``"rounding"``
                 of weights.
             most_bits: wider inputs keep their ranges; other things are learned at any width.
             passes: how often every recorded image is seen, about.
@@ -156,7 +157,7 @@ class LearnedRanges(Pass):
         return losses
 
     def _learns(self, quant: InputQuant | None) -> bool:
-        return isinstance(quant, ActivationQuant) and quant.bits <= self.options.most_bits
+        return quant is not None and quant.bits <= self.options.most_bits
 
     def _method(self, iterations: float) -> SignSteps:
         return SignSteps(max(round(iterations), 1), self.options.rounding_rate, self.options.looks)

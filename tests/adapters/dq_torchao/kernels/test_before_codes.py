@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="no kernels of ou
 
 
 def codes_of(x: Tensor, factor: Tensor | None = None, bits: int = 8, symmetric: bool = False, spatial: int = 0):
-    return OURS.dynamic_codes(x, factor, bits, symmetric, spatial, ())
+    return OURS.dynamic_codes(x, factor, bits, symmetric, 1.0, spatial, ())
 
 
 def separate(monkeypatch, function, *arguments) -> fx.GraphModule:

@@ -19,7 +19,7 @@ def changed(function, *arguments: Tensor) -> fx.GraphModule:
 
 def test_equal_calls_become_one_and_other_arguments_another() -> None:
     def codes(x: Tensor, bits: int) -> Tensor:
-        made, scale, _ = OURS.dynamic_codes(x, None, bits, False, 0, [])
+        made, scale, _ = OURS.dynamic_codes(x, None, bits, False, 1.0, 0, [])
         return made.float() * scale
 
     x = torch.randn(3, 8)
