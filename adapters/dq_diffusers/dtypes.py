@@ -22,6 +22,8 @@ OWN = (
     "low_rank_up",
     "low_rank_scale",
     "rotation.matrix",
+    "split.basis",
+    "kept_weight",
     "input_quantizer.scale",
     "output_correction.values",
     "_edges",

@@ -42,6 +42,7 @@ IMPLEMENTED = frozenset(
         "low_rank",
         "rotation",
         "row_order",
+        "subspace",
     }
 )
 """What layers of this adapter can do of `QuantPlan.features`."""

@@ -10,6 +10,8 @@ number of zeros; everything else is padded before it is quantized.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,11 +81,20 @@ class IntegerConvolution(IntegerLayer):
 
     def multiply_floats(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         """See `IntegerLayer.multiply_floats`."""
-        dimensions = len(self.stride)
-        convolve = (F.conv1d, F.conv2d, F.conv3d)[dimensions - 1]
-        window = down.reshape(len(down), *self.weight_shape[1:])
-        inner = convolve(self.padded(x), window, None, self.stride, self._kernel_padding, self.dilation)
-        return convolve(inner, up.reshape(*up.shape, *[1] * dimensions))
+        inner = self._slid_over(x, down.reshape(len(down), *self.weight_shape[1:]))
+        return self._convolve(inner, up.reshape(*up.shape, *[1] * len(self.stride)))
+
+    def with_kept(self, y: Tensor, inside: Tensor, weight: Tensor) -> Tensor:
+        """See `IntegerLayer.with_kept`."""
+        return y + self._slid_over(inside, weight)
+
+    def _slid_over(self, x: Tensor, weight: Tensor) -> Tensor:
+        window = self.stride, self._kernel_padding, self.dilation
+        return self._convolve(self.padded(x), weight, None, *window)
+
+    @property
+    def _convolve(self) -> Callable[..., Tensor]:
+        return (F.conv1d, F.conv2d, F.conv3d)[len(self.stride) - 1]
 
 
 class IntegerConv1d(IntegerConvolution, nn.Conv1d):

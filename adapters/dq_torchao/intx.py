@@ -42,6 +42,11 @@ def intx_tensor(layer: PackedWeight) -> IntxUnpackedToInt8Tensor:
             f"this {type(layer).__name__} has a low-rank branch, and torchao's tensor has no place for it; leave the "
             "pass 'low-rank' out of the recipe"
         )
+    if layer.input_split is not None:
+        raise DQError(
+            f"a part of the input of this {type(layer).__name__} stays in floating point, and torchao's tensor has no "
+            "place for it; leave the pass 'low-rank' out of the recipe"
+        )
     codes = layer.weight_codes
     zero_point = layer.weight_zero_point
     if zero_point is None:

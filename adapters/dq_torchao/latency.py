@@ -69,7 +69,7 @@ def latency_table(
         weight_choices: widths of weights.
         act_choices: widths of inputs; none: weights alone are quantized.
         dynamic: layers whose ranges are dynamic, such as those of a plan for which ``layer.dynamic``.
-        plan: whose balances, rotations and low-rank branches layers have at every width; none by default.
+        plan: whose balances, rotations and branches layers have at every width; none by default.
         rounds: timed calls of each form; the median counts.
 
     Raises:
@@ -84,8 +84,9 @@ def latency_table(
     table, floating = {}, 0.0
     for name, calls in layouts.items():
         layer, like = layers[name], _like(plan, name, name in dynamic)
-        branch = like.low_rank and (like.low_rank.rank, like.low_rank.down.dtype)
-        key = (layer_key(layer), tuple(calls), like.features, branch)
+        low_rank = like.low_rank and (like.low_rank.rank, like.low_rank.down.dtype)
+        beside = low_rank, like.subspace and like.subspace.rank
+        key = (layer_key(layer), tuple(calls), like.features, beside)
         if key not in known:
             own = acts if calls[0].dtype.is_floating_point else (None,)
             known[key] = _times(layer, calls, [Width(w, a) for w in weights for a in own], rounds, like)
@@ -114,7 +115,8 @@ def _like(plan: QuantPlan | None, name: str, dynamic: bool) -> LayerPlan:
     """What a layer has at every width."""
     own = LayerPlan("") if plan is None or name not in plan.layers else plan.layers[name]
     activation = DynamicActivationQuant(8) if dynamic else None
-    return LayerPlan("", activation=activation, balance=own.balance, rotation=own.rotation, low_rank=own.low_rank)
+    parts = {name: getattr(own, name) for name in ("balance", "rotation", "low_rank", "subspace")}
+    return LayerPlan("", activation=activation, **parts)
 
 
 def _plan(layer: nn.Module, width: Width, like: LayerPlan) -> LayerPlan:

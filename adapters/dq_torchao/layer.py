@@ -8,7 +8,8 @@ and times the scale of their group of inputs:
 ``g`` is the timestep group that the context selects by the value of t. The sum over the weight codes does not
 depend on the input, so it is computed once. The correction of the group is added to the bias, not to the output. Where
 channels of the input are divided by a balance, the codes are those of ``x`` times ``1 / (s[g] balance)``: one
-multiplication of the input, as without it. A rotation of the input is a small product in float32 before it.
+multiplication of the input, as without it. A rotation of the input is a small product in float32 before it, and so is
+taking out directions that stay in floating point.
 
 Rows of the input may have parameters of their own (`dq_torchao.row_ranges`). A timestep group may have a narrower code,
 which the same kernel multiplies, or none: its inputs stay in floating point and meet the dequantized weight.
@@ -18,6 +19,7 @@ Shapes: ``O`` outputs, ``K`` products per output, ``C`` input channels, ``G`` gr
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -73,6 +75,7 @@ class IntegerLayer(RowRanges):
         context: what selects the group.
         execution: how this layer runs.
         parameter_key: what tells layers apart that quantize one input differently.
+        split_key: what tells layers apart that keep different directions of one input in floating point.
     """
 
     operator: ClassVar[str]
@@ -93,6 +96,7 @@ class IntegerLayer(RowRanges):
     context: TimestepContext
     execution: Execution
     parameter_key: ParameterKey
+    split_key: ParameterKey
 
     @classmethod
     def from_float(cls, layer: nn.Module, plan: LayerPlan, context: TimestepContext) -> IntegerLayer:
@@ -118,7 +122,7 @@ class IntegerLayer(RowRanges):
         table, self.act_bits = quant if isinstance(quant, ActivationQuant) else None, quant.bits
         self.dynamic = quant if isinstance(quant, DynamicActivationQuant) else None
         self.group_name = "" if table is None else table.groups
-        self.parameter_key = ParameterKey()
+        self.parameter_key, self.split_key = ParameterKey(), ParameterKey()
         self.state_widths([self.weight_bits, self.weight_signs, *input_widths(quant)], self.weight_packed.device)
         self._hold("act_scale", table and table.scale)
         self._hold("act_zero_point", table and table.zero_point)
@@ -138,21 +142,36 @@ class IntegerLayer(RowRanges):
         """Quantize ``input`` with the parameters of its timestep, multiply in integers, rescale."""
         if input.requires_grad and torch.is_grad_enabled():
             raise DQError(NO_GRADIENT)
-        x = input
-        row = None if self.bias_correction is None else self._index(self.correction_groups, self.bias_correction)
+        if self.group_bits is not None and None in self.group_bits:
+            return self._partly_floating(input)
+        return self._integers(input)
+
+    def _integers(self, x: Tensor) -> Tensor:
+        """Products in integers, and beside them what stays in floating point."""
+        if self.input_split is None or self.kept_weight is None:
+            return self._with_branch(self._quantized(x), x)
+        key = None if torch.compiler.is_compiling() else self.split_key.of(self.input_split.basis)
+        parts = partial(self.input_split, x, self._kind.channel_axis)
+        inside, rest = shared_codes(self.context.running.selection, x, key, parts, slot="last split")
+        y = self.with_kept(self._quantized(rest), inside, self.kept_weight.to(inside.dtype))
+        return self._with_branch(in_dtype(y, result_dtype(x)), x)
+
+    def _quantized(self, x: Tensor) -> Tensor:
+        row = self._row()
         one_width = self.act_scale is not None and self.group_bits is None
         column = selected_column(self, self.context) if one_width else None
         if column is not None:
             codes = self._codes(self.padded(x), column.factor, column.zero_point)
             y = self.multiply(codes, column.scale, column.zero_point, self._bias(row), kernel_dtype(x))
-            return self._with_branch(in_dtype(y, result_dtype(x)), x)
+            return in_dtype(y, result_dtype(x))
         if self.act_scale is None or self.act_zero_point is None:
             assert self.dynamic is not None
-            return self._with_branch(self._dynamic(x, self.dynamic, row), x)
-        index = self._index(self.group_name, self.act_scale)
-        if self.group_bits is None or None not in self.group_bits:
-            return self._with_branch(self._by_groups(x, index, row), x)
-        return self._partly_floating(x, index, row)
+            return self._dynamic(x, self.dynamic, row)
+        return self._by_groups(x, self._index(self.group_name, self.act_scale), row)
+
+    def _row(self) -> Tensor | None:
+        """The rows of the corrections that a call selects."""
+        return None if self.bias_correction is None else self._index(self.correction_groups, self.bias_correction)
 
     def _with_branch(self, y: Tensor, x: Tensor) -> Tensor:
         """``y`` and the low-rank branch: two thin products of the input as it comes, in its dtype."""
@@ -163,6 +182,10 @@ class IntegerLayer(RowRanges):
 
     def multiply_floats(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         """What this layer makes of ``x`` with the weight ``up @ down``, without a bias."""
+        raise NotImplementedError
+
+    def with_kept(self, y: Tensor, inside: Tensor, weight: Tensor) -> Tensor:
+        """``y`` and what a layer of this kind makes of ``inside [..., r, ...]`` with ``[O, r, *kernel]``."""
         raise NotImplementedError
 
     def _by_groups(self, x: Tensor, index: Tensor, row: Tensor | None) -> Tensor:
@@ -190,14 +213,15 @@ class IntegerLayer(RowRanges):
         low, high = ((end + code_offset(x.device)).to(codes.dtype) for end in ends)
         return torch.minimum(torch.maximum(codes, low), high)
 
-    def _partly_floating(self, x: Tensor, index: Tensor, row: Tensor | None) -> Tensor:
+    def _partly_floating(self, x: Tensor) -> Tensor:
         """Samples of some groups in floating point. Eager code looks which; a graph computes both and chooses."""
         assert self.act_floating is not None
+        assert self.act_scale is not None
+        index, row = self._index(self.group_name, self.act_scale), self._row()
         floating = select_for_input(self.act_floating, index, x, self._kind.spatial, self.rows)
         if floating.numel() > 1 or torch.compiler.is_compiling():
-            integers = self._with_branch(self._by_groups(x, index, row), x)
-            return torch.where(floating, self._floating(x, row), integers)
-        return self._floating(x, row) if bool(floating) else self._with_branch(self._by_groups(x, index, row), x)
+            return torch.where(floating, self._floating(x, row), self._integers(x))
+        return self._floating(x, row) if bool(floating) else self._integers(x)
 
     def _floating(self, x: Tensor, row: Tensor | None) -> Tensor:
         """The product of the input as it is with the dequantized weight."""
@@ -237,7 +261,7 @@ class IntegerLayer(RowRanges):
         """Shape, widths and groups."""
         shape = "x".join(str(n) for n in self.weight_shape)
         width = f"W{self.weight_bits}A{self.group_bits or self.act_bits}"
-        parts = ("inverse_balance", "input_rotation", "low_rank_down", "bias_correction")
+        parts = ("inverse_balance", "input_rotation", "low_rank_down", "input_split", "bias_correction")
         beside = [name for name in parts if getattr(self, name) is not None]
         table = self.act_scale
         ranges = "dynamic" if table is None else f"groups={self.group_name!r} ({len(table)})"

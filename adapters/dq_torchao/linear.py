@@ -41,3 +41,10 @@ class IntegerLinear(IntegerLayer, nn.Linear):
     def multiply_floats(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         """See `IntegerLayer.multiply_floats`."""
         return F.linear(F.linear(x, down), up)
+
+    def with_kept(self, y: Tensor, inside: Tensor, weight: Tensor) -> Tensor:
+        """See `IntegerLayer.with_kept`."""
+        if y.dtype != inside.dtype:
+            return y + F.linear(inside, weight)
+        rows, parts = y.reshape(-1, y.shape[-1]), inside.reshape(-1, inside.shape[-1])
+        return torch.addmm(rows, parts, weight.T).reshape(y.shape)  # in one pass over the result

@@ -32,6 +32,7 @@ from dq_plugins.quantized.exact_state import ExactState
 from dq_plugins.quantized.layer_transform import LayerTransform, transformed_weight
 from dq_plugins.quantized.packing import pack_bits
 from dq_plugins.quantized.rotate import Rotate
+from dq_plugins.quantized.split import Split
 from dq_torchao.kernels import unpack_codes
 from dq_torchao.wrapped_forward import exchange
 
@@ -57,9 +58,11 @@ class PackedWeight(WithWidths):
             without one.
         low_rank_up: ``[O, r]``, likewise.
         low_rank_scale: float32 ``[r]``, of the codes; None without them.
+        input_split: takes out directions of the input that stay in floating point; None without any.
+        kept_weight: float16 ``[O, r, *kernel]``, what they meet; None likewise.
     """
 
-    exact_state = ("weight_scale", "inverse_balance", "low_rank_down", "low_rank_up", "low_rank_scale")
+    exact_state = ("weight_scale", "inverse_balance", "low_rank_down", "low_rank_up", "low_rank_scale", "kept_weight")
 
     weight_packed: Tensor
     weight_scale: Tensor
@@ -74,6 +77,8 @@ class PackedWeight(WithWidths):
     low_rank_down: Tensor | None
     low_rank_up: Tensor | None
     low_rank_scale: Tensor | None
+    input_split: Split | None
+    kept_weight: Tensor | None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """Called with arguments, the floating-point layer that it stands for.
@@ -103,6 +108,7 @@ class PackedWeight(WithWidths):
         own = layer.weight
         assert isinstance(own, Tensor)
         weight = transformed_weight(layer, transform).detach()
+        kept = None if transform is None else transform.kept(own.detach())
         del layer.weight
         former, layer.__class__ = type(layer), cls
         assert isinstance(layer, cls)
@@ -117,6 +123,9 @@ class PackedWeight(WithWidths):
             layer.register_buffer(f"low_rank_{part}", None if held is None else held.to(weight.device, copy=True))
         rotate = None if transform is None else transform.rotate
         layer.register_module("input_rotation", None if rotate is None else copy.deepcopy(rotate).to(weight.device))
+        split = None if transform is None else transform.split
+        layer.register_module("input_split", None if split is None else copy.deepcopy(split).to(weight.device))
+        layer.register_buffer("kept_weight", kept)
         return layer
 
     def _store(self, quant: WeightQuant, weight: Tensor, dtype: torch.dtype) -> None:
@@ -166,11 +175,22 @@ class PackedWeight(WithWidths):
             weight = self.input_rotation(weight, 1, inverse=True)
         if self.inverse_balance is not None:
             weight *= self._kind.per_input(self.inverse_balance.flatten(), weight)
+        branch = self._branch(weight)
+        if branch is not None and self.__dict__.get("input_beside"):  # the layer gets its input twice
+            return derived(torch.cat([weight, branch], 1).to(self.weight_dtype))
+        if self.input_split is not None:
+            weight = self.input_split.outside(weight, 1)
+        return derived((weight if branch is None else weight + branch).to(self.weight_dtype))
+
+    def _branch(self, like: Tensor) -> Tensor | None:
+        """What meets the input as it comes, float32, in the shape of the weight; None without anything."""
+        branch = None
         if self.low_rank_down is not None and self.low_rank_up is not None:
-            branch = thin_product(self.low_rank_down, self.low_rank_up, weight, self.low_rank_scale)
-            parts = (weight, branch)  # side by side where the layer gets its input twice
-            weight = torch.cat(parts, 1) if self.__dict__.get("input_beside") else sum(parts)
-        return derived(weight.to(self.weight_dtype))
+            branch = thin_product(self.low_rank_down, self.low_rank_up, like, self.low_rank_scale)
+        if self.input_split is not None and self.kept_weight is not None:
+            kept = self.input_split.spread(self.kept_weight.to(like))
+            branch = kept if branch is None else branch + kept
+        return branch
 
     @property
     def low_rank(self) -> LowRank | None:

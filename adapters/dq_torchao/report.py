@@ -46,9 +46,8 @@ class Execution:
         reason: why it does not run in integers, or what decided that it does; may be empty.
         bits: what one value of the weight takes, in memory and in the state dict.
         bytes: what the weight takes, without scales.
-        scale_bytes: what scales (of groups of inputs too), zero points, balance, rotation, low-rank
-            branch and bias correction take, those of the
-            activations included.
+        scale_bytes: what scales (of groups of inputs too), zero points, balance, rotation, what stays in
+            floating point beside it, and bias correction take, those of the activations included.
     """
 
     __pydantic_config__ = STRICT
@@ -78,6 +77,8 @@ def _bytes_of_scales(layer: nn.Module) -> int:
     suffixes = (
         "low_rank_down",
         "low_rank_up",
+        "basis",
+        "kept_weight",
         "matrix",
         "scale",
         "zero_point",

@@ -16,6 +16,7 @@ from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.quantized.output_correction import OutputCorrection
 from dq_plugins.quantized.rotate import Rotate
+from dq_plugins.quantized.split import Split
 from dq_plugins.timesteps import TimestepContext
 from dq_torchao.attention import simulate_without_kernel
 from dq_torchao.kernels import kernel_for
@@ -91,12 +92,14 @@ def check_values(model: nn.Module) -> None:
         if isinstance(layer, PackedWeight):
             _check(name, "weight_scale", _scale_fault(layer.weight_scale))
             _check(name, "inverse_balance", _scale_fault(layer.inverse_balance))
-            for part in ("low_rank_down", "low_rank_up"):
+            for part in ("low_rank_down", "low_rank_up", "kept_weight"):
                 values: Tensor | None = getattr(layer, part)
                 _check(name, part, "" if values is None else finite_fault(values.float()))
             _check(name, "low_rank_scale", _scale_fault(layer.low_rank_scale))
             if layer.weight_group_scale is not None and not int(layer.weight_group_scale.min()):
                 _check(name, "weight_group_scale", "must be at least 1, found 0")
+        if isinstance(layer, Split):
+            _check(name, "basis", finite_fault(layer.basis.float()))
         if isinstance(layer, Rotate):
             _check(name, "matrix", finite_fault(layer.matrix.float()))
         if isinstance(layer, OutputCorrection):
@@ -139,8 +142,9 @@ def _simulate_instead(layer: IntegerLayer, reason: str) -> None:
     former, layer.__class__ = type(layer), packed_class(own)  # type: ignore[assignment]
     exchange(layer, former)
     rotation = None if layer.input_rotation is None else layer.input_rotation.planned
-    low_rank, parts = layer.low_rank, {"balance": balance, "bias_correction": correction, "rotation": rotation}
-    plan = LayerPlan("", activation=activation, low_rank=low_rank, rows=layer.rows, **parts)
+    subspace = None if layer.input_split is None else layer.input_split.planned
+    parts = {"balance": balance, "bias_correction": correction, "rotation": rotation, "subspace": subspace}
+    plan = LayerPlan("", activation=activation, low_rank=layer.low_rank, rows=layer.rows, **parts)
     simulate_layer(layer, plan, layer.context)
     dtype = str(layer.weight_dtype).removeprefix("torch.")
     layer.execution = Execution("simulated", layer.execution.width, "", dtype, reason).stored_by(layer)

@@ -28,7 +28,9 @@ class _Codes(NamedTuple):
     codes: Any
 
 
-def shared_codes(selection: Selection | None, x: Tensor, key: Hashable, make: Callable[[], Codes]) -> Codes:
+def shared_codes(
+    selection: Selection | None, x: Tensor, key: Hashable, make: Callable[[], Codes], slot: str = LAST
+) -> Codes:
     """Codes of ``x``: of the layer before if it had the same input, unchanged since, and the same parameters.
 
     Args:
@@ -36,14 +38,15 @@ def shared_codes(selection: Selection | None, x: Tensor, key: Hashable, make: Ca
         x: the input.
         key: what the codes depend on beside the input; None: they are not shared.
         make: makes them.
+        slot: where they are remembered; what else layers share of an input has a slot of its own.
     """
     if key is None or selection is None or torch.compiler.is_compiling() or x.is_inference():
         return make()
-    last: _Codes | None = selection.per_call.get(LAST)
+    last: _Codes | None = selection.per_call.get(slot)
     if last is not None and last.of() is x and last.version == x._version and last.key == key:
         return last.codes
     codes = make()
-    selection.per_call[LAST] = _Codes(weakref.ref(x), x._version, key, codes)
+    selection.per_call[slot] = _Codes(weakref.ref(x), x._version, key, codes)
     return codes
 
 

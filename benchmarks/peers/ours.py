@@ -29,17 +29,20 @@ def by_recipe(setting: Setting, recipe: str | Recipe) -> Quantized:
     return Quantized(denoiser, state_bytes(denoiser))
 
 
+RANGES = Step("activation-ranges", {"observer": "by-width", "ranges": "measured"})
 ALLOCATED = Recipe(
     "allocated",
-    "bits by an exact program over balanced layers, then the roundings and corrections of the recipe default",
+    "bits by an exact program, and all else as the recipe best has it but for what is learned",
     (
         Step("channel-balance"),
-        Step("weight-ranges"),
+        Step("low-rank"),
+        Step("weight-ranges", {"embedding_bits": 8}),
         Step("timestep-groups"),
-        Step("activation-ranges"),
-        Step("sensitivity"),
+        RANGES,
+        Step("sensitivity", {"weight_choices": (2, 3, 4, 5, 6, 8), "act_choices": (8,)}),
         Step("bit-allocation"),
         Step("gptq"),
+        Step("exempt-layers"),
         Step("bias-correction"),
     ),
 )

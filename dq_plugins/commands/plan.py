@@ -35,6 +35,11 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--edge-bits", type=positive, help="least width of the first and last layers (default: the recipe's)"
     )
+    parser.add_argument(
+        "--condition-bits",
+        type=positive,
+        help="least width of inputs that depend on timestep and conditions alone (default: the recipe's)",
+    )
     for name, what in (("weights", "weights"), ("acts", "activations")):
         parser.add_argument(
             f"--symmetric-{name}",
@@ -113,7 +118,8 @@ def check_recipe(args: argparse.Namespace) -> None:
     from dq_plugins.recipe.runner import passes_of
 
     passes_of(args.recipe, parse_options(args.option))
-    Targets(args.weight_bits, None if args.act_bits >= 32 else args.act_bits, args.edge_bits or 8)
+    acts = None if args.act_bits >= 32 else args.act_bits
+    Targets(args.weight_bits, acts, args.edge_bits or 8, args.condition_bits)
 
 
 def run_recipe(args: argparse.Namespace, denoiser: nn.Module, calibration: CalibrationSet, out: Path) -> QuantPlan:
@@ -135,6 +141,7 @@ def run_recipe(args: argparse.Namespace, denoiser: nn.Module, calibration: Calib
         weight_bits=args.weight_bits,
         act_bits=None if args.act_bits >= 32 else args.act_bits,
         edge_bits=args.edge_bits,
+        condition_bits=args.condition_bits,
         symmetric_weights=args.symmetric_weights,
         symmetric_acts=args.symmetric_acts,
         weight_group_size=args.weight_group_size,

@@ -15,8 +15,8 @@ from dq_plugins.observers.error import ErrorTable
 from dq_plugins.observers.grouping import best_candidates
 from dq_plugins.observers.observing import observe_groups
 from dq_plugins.observers.streaming import Receive
+from dq_plugins.passes.shared_inputs import targets_of
 from dq_plugins.plan import LayerPlan, QuantPlan, RangeMethods
-from dq_plugins.plan.layers import EDGE_ROLES
 from dq_plugins.quantized.sampled import SampledStatistics
 from dq_plugins.quantized.statistics import Statistics, collect
 from dq_plugins.recipe import PassContext
@@ -31,13 +31,13 @@ Ranges = dict[str, tuple[Tensor, Tensor]]
 
 def activation_bits(plan: QuantPlan, context: PassContext) -> dict[str, int]:
     """Width of every layer's input, by layer; empty when activations stay in floating point."""
-    width, edges = context.targets.act_bits, context.targets.edge_bits
-    if width is None:
+    if context.targets.act_bits is None:
         return {}
     infos = context.partition.layers.items()
     # what looks a table up reads indices: there is no activation to quantize
     layers = [n for n, info in infos if n in plan.layers and not info.lookup and not _left_alone(plan.layers[n])]
-    return {n: max(width, edges) if plan.layers[n].roles & EDGE_ROLES else width for n in layers}
+    bits = {n: targets_of(n, plan, context).act_bits for n in layers}
+    return {n: width for n, width in bits.items() if width is not None}
 
 
 def _left_alone(layer: LayerPlan) -> bool:

@@ -20,6 +20,7 @@ from dq_plugins.plan.low_rank import LowRank
 from dq_plugins.plan.quant_plan import PLAN, PassRecord, QuantPlan
 from dq_plugins.plan.rotation import Rotation
 from dq_plugins.plan.section import Section
+from dq_plugins.plan.subspace import Subspace
 
 __all__ = [
     "PLAN",
@@ -43,6 +44,7 @@ __all__ = [
     "Rotation",
     "SamplerCorrection",
     "Section",
+    "Subspace",
     "TabulatedBlock",
     "TabulatedOutput",
     "Targets",

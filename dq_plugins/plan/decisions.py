@@ -39,6 +39,8 @@ class Targets:
         weight_bits: width of weights; passes may give single layers more or fewer.
         act_bits: width of inputs; None leaves them in floating point.
         edge_bits: least width of weights and inputs of the first and last layers, which see or make the image itself.
+        condition_bits: least width of the inputs of layers that depend on the timestep and the conditions alone: these
+            run once a call, or once a word, so that few bits save next to nothing there. None: `act_bits`.
         symmetric_weights: weights have zero point 0, as integer kernels like it.
         symmetric_acts: inputs have zero point 0.
         weight_group_size: input channels that share a scale of the weight, where its width leaves room
@@ -50,14 +52,16 @@ class Targets:
     weight_bits: Bits = 8
     act_bits: Bits | None = 8
     edge_bits: Bits = 8
+    condition_bits: Bits | None = None
     symmetric_weights: bool = True
     symmetric_acts: bool = False
     weight_group_size: int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("weight_bits", MIN_BITS), ("act_bits", 2), ("edge_bits", MIN_BITS)):
+        widths = (("weight_bits", MIN_BITS), ("act_bits", 2), ("edge_bits", MIN_BITS), ("condition_bits", 2))
+        for name, least in widths:
             bits = getattr(self, name)
-            if bits is None and name == "act_bits":
+            if bits is None and name in ("act_bits", "condition_bits"):
                 continue
             if not isinstance(bits, int) or not least <= bits <= MAX_BITS:
                 raise PlanError(f"{name} is a number of bits from {least} to {MAX_BITS}, got {bits!r}")

@@ -41,6 +41,8 @@ class DynamicActivationQuant:
         integer_range(self.bits)
         if self.bits < 2:
             raise PlanError("ranges per token need at least 2 bits")
+        if not 0 < self.clip <= 1:
+            raise PlanError(f"clip is a share of the extremes, more than 0 and at most 1, got {self.clip!r}")
 
     def at(self, bits: int) -> DynamicActivationQuant:
         """The same at another width, where nothing is cut off."""

@@ -59,17 +59,20 @@ def _group_misfit(quant: WeightQuant, kind: LayerKind, weight: Tensor) -> str:
 
 
 def _transform_misfit(plan: LayerPlan, kind: LayerKind, weight: Tensor, groups: int) -> str:
-    if plan.rotation is None and plan.low_rank is None:
+    if plan.rotation is None and plan.low_rank is None and plan.subspace is None:
         return ""
     if kind.lookup or kind.output_axis != 0:
-        return f"has a rotation or a low-rank branch, which a {kind.name} layer does not take"
+        return f"has a rotation or a branch in floating point, which a {kind.name} layer does not take"
     channels, rotation, low_rank = weight.shape[1], plan.rotation, plan.low_rank
     if rotation is not None and channels % rotation.block:
         return f"has a rotation of blocks of {rotation.block}, and {channels} input channels"
     if rotation is not None and rotation.matrix is not None and len(rotation.matrix) * rotation.block != channels:
         return f"has a rotation of {len(rotation.matrix) * rotation.block} channels, and {channels} input channels"
-    if low_rank is not None and groups > 1:
-        return f"has a low-rank branch, and is a convolution with {groups} groups"
+    if (low_rank is not None or plan.subspace is not None) and groups > 1:
+        return f"has a low-rank branch, or directions in floating point, and is a convolution with {groups} groups"
+    if plan.subspace is not None and plan.subspace.basis.shape[1] != channels:
+        found = plan.subspace.basis.shape[1]
+        return f"has directions of {found} channels in floating point, and {channels} input channels"
     if low_rank is not None and (len(low_rank.up), low_rank.down.shape[1]) != weight.flatten(1).shape:
         found = (len(low_rank.up), low_rank.down.shape[1])
         return f"has a low-rank branch for a weight {found}, and its own is {tuple(weight.shape)}"

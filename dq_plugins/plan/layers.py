@@ -35,6 +35,7 @@ from dq_plugins.plan.brief import brief
 from dq_plugins.plan.dynamic_ranges import DynamicActivationQuant
 from dq_plugins.plan.low_rank import LowRank
 from dq_plugins.plan.rotation import Rotation
+from dq_plugins.plan.subspace import Subspace
 from dq_plugins.plan.validity import code_fault, finite_fault, scale_fault, zero_point_fault
 from dq_plugins.timesteps import RowOrder
 
@@ -290,6 +291,8 @@ class LayerPlan:
         rotation: R, the same for both: exact in full precision, as balance is, and after it.
         low_rank: l, a part of the weight that is left out of what is quantized, and multiplies the input as it comes;
             of linear layers, and of convolutions without groups.
+        subspace: directions of the input that stay in floating point, and so does what they meet of w - l; the rest is
+            balanced, rotated and quantized. Of the same layers.
         bias_correction: what is added to its output.
         rows: where the samples of a call are in its input; None: not known.
     """
@@ -306,6 +309,7 @@ class LayerPlan:
     bias_correction: BiasCorrection | None = field(default=None, metadata=FEATURE)
     rotation: Rotation | None = field(default=None, metadata=FEATURE)
     low_rank: LowRank | None = field(default=None, metadata=FEATURE)
+    subspace: Subspace | None = field(default=None, metadata=FEATURE)
     rows: RowOrder | None = None
 
     def __post_init__(self) -> None:

@@ -141,12 +141,16 @@ class Candidates:
             timestep: ``[]``, ``[1]`` or ``[B]``.
         """
         quant, transform = self.activations[name][bits], self.transforms.get(name)
+        kind = kind_of(layer)
         if isinstance(quant, DynamicActivationQuant):
-            return quantize_dynamically(x, quant, transform, kind_of(layer))
-        index = fewest_entries(self.groups[quant.groups].index(by_sample_or_token(timestep)))
-        widths = quant.group_bits or bits
-        parameters = quant.scale, quant.zero_point, index, widths
-        return quantize_input(x, *parameters, transform, kind_of(layer), self.rows.get(name))
+            fake = quantize_dynamically(x, quant, transform, kind)
+        else:
+            index = fewest_entries(self.groups[quant.groups].index(by_sample_or_token(timestep)))
+            parameters = quant.scale, quant.zero_point, index, quant.group_bits or bits
+            fake = quantize_input(x, *parameters, transform, kind, self.rows.get(name))
+        if transform is None or transform.split is None or kind is None:
+            return fake
+        return (x - transform.outside(kind, x) + fake).to(x.dtype)  # the directions that are not quantized
 
     def subset(self, entries: list[Entry]) -> Candidates:
         """Only the candidates of some entries."""

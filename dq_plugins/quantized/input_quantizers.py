@@ -17,6 +17,7 @@ from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, InputQuant
 from dq_plugins.quantized.code_widths import WithWidths, input_widths
 from dq_plugins.quantized.layer_transform import InputTransform, LayerTransform
 from dq_plugins.quantized.rotate import Rotate
+from dq_plugins.quantized.split import Split
 from dq_plugins.quantized.straight_through import FakeQuantize
 from dq_plugins.timesteps import RowOrder, TimestepContext, select_for_input
 
@@ -34,7 +35,8 @@ def quantize_input(
     """Simulated quantization of a layer's input by timestep group; gradients pass straight through.
 
     Dividing a channel by its balance before the quantizer and multiplying by it afterwards is quantizing it with the
-    scale times the balance. A rotation is undone after the quantizer.
+    scale times the balance. A rotation is undone after the quantizer; directions that stay in floating point are not
+    part of the result.
 
     Args:
         x: ``[N, ...]``.
@@ -46,8 +48,11 @@ def quantize_input(
         kind: of the layer.
         rows: where the samples are in ``x``.
     """
+    if transform is not None and kind is not None and transform.split is not None:
+        given = (scale, zero_point, index, bits, _WithoutSplit(transform), kind, rows)
+        return quantize_input(transform.outside(kind, x), *given).to(x.dtype)
     if transform is not None and kind is not None and transform.rotate is not None:
-        values = quantize_input(transform.of_input(kind, x), scale, zero_point, index, bits, kind=kind, rows=rows)
+        values = quantize_input(transform.of_rest(kind, x), scale, zero_point, index, bits, kind=kind, rows=rows)
         return transform.input_restored(kind, values).to(x.dtype)
     where = index.to(x.device), x, 0 if kind is None else kind.spatial, rows
     s, z = (select_for_input(table.to(x.device), *where) for table in (scale, zero_point))
@@ -60,6 +65,11 @@ def quantize_input(
     tables = code_ranges(bits)
     low, high, floating = (select_for_input(t.to(x.device), *where) for t in tables)
     return torch.where(floating, x, quantize(x, s, z, low, high))
+
+
+class _WithoutSplit(InputTransform):
+    def __init__(self, transform: InputTransform) -> None:
+        self.balance, self.rotate, self.split = transform.balance, transform.rotate, None
 
 
 def quantize_dynamically(
@@ -105,6 +115,7 @@ class InputQuantizer(InputTransform, WithWidths):
 
     balance: Tensor | None
     rotate: Rotate | None
+    split: Split | None
 
     def __init__(
         self, device: torch.device, transform: LayerTransform | None = None, kind: LayerKind | None = None
@@ -112,8 +123,8 @@ class InputQuantizer(InputTransform, WithWidths):
         super().__init__()
         balance = None if transform is None else transform.balance
         self.register_buffer("balance", None if balance is None else balance.to(device, copy=True))
-        rotation = None if transform is None else transform.rotate
-        self.rotate = None if rotation is None else copy.deepcopy(rotation).to(device)
+        parts = (None, None) if transform is None else (transform.rotate, transform.split)
+        self.rotate, self.split = (None if part is None else copy.deepcopy(part).to(device) for part in parts)
         self.kind = kind
 
 
@@ -197,16 +208,26 @@ class ActivationQuantizer(InputQuantizer):
         return f"bits={self.group_bits or self.bits}, groups={self.groups!r} ({self.scale.numel()}), simulated"
 
 
+class Unquantized(InputQuantizer):
+    """A layer's input in full precision, less the directions that a weight of its own meets."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x_ of `dq_plugins.quantized.split`."""
+        return x if self.kind is None else self.outside(self.kind, x).to(x.dtype)
+
+
 def input_quantizer(
-    quant: InputQuant,
+    quant: InputQuant | None,
     context: TimestepContext,
     layer: nn.Module,
     device: torch.device,
     transform: LayerTransform | None = None,
     rows: RowOrder | None = None,
-) -> InputQuantizer:
-    """The simulated quantizer of a layer's input that a plan asks for; see the two classes."""
+) -> InputQuantizer | None:
+    """The simulated quantizer of a layer's input that a plan asks for; see the classes. None: nothing is done to it."""
     kind = kind_of(layer)
+    if quant is None:
+        return None if transform is None or transform.split is None else Unquantized(device, transform, kind)
     if isinstance(quant, DynamicActivationQuant):
         return DynamicQuantizer(quant, device, transform, kind)
     return ActivationQuantizer(quant, context, device, transform, kind, rows)

@@ -171,14 +171,15 @@ def planned_state(
         streamed: its weight is made whenever it runs, instead of once.
     """
     weight: Any = module.weight
-    values = quantizer = correction = None
+    values = correction = None
     transform = transform_of(plan)
     if plan.weight is not None:
         make = partial(_values, module, plan.weight, transform, weight)
         values = make if streamed and (transform is None or transform.branch(weight) is None) else make()
     kind = kind_of(module)
-    if plan.activation is not None and quantize_inputs:
-        quantizer = input_quantizer(plan.activation, context, module, weight.device, transform, plan.rows)
+    quantizer = input_quantizer(
+        plan.activation if quantize_inputs else None, context, module, weight.device, transform, plan.rows
+    )
     if plan.bias_correction is not None and kind is not None:
         correction = OutputCorrection(plan.bias_correction, context, kind, weight.device, plan.rows)
     return LayerState(values, quantizer, correction, transform and transform.branch(weight))

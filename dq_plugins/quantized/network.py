@@ -72,7 +72,7 @@ class SuperNetwork(QuantizedRun):
             return LayerState(quantizer=None if width.activation is None else self._site(name, width.activation))
         return LayerState(
             None if width.weight is None else self._weight(name, width.weight),
-            None if width.activation is None else self.input(name, width.activation),
+            None if width == Width() else self.input(name, width.activation),
             branch=self.branch(name),
         )
 
@@ -99,10 +99,10 @@ class SuperNetwork(QuantizedRun):
             self._weights[name, bits] = nn.Parameter(fake, requires_grad=False)
         return self._weights[name, bits]
 
-    def input(self, name: str, bits: int) -> InputQuantizer:
-        """The quantizer of a layer's input at a width."""
+    def input(self, name: str, bits: int | None) -> InputQuantizer | None:
+        """The quantizer of a layer's input at a width; None in full precision, where nothing is done to it."""
         if (name, bits) not in self._inputs:
-            quant = self._candidate("activation", name, bits)
+            quant = None if bits is None else self._candidate("activation", name, bits)
             device, transform = self.full_weight(name).device, self.candidates.transforms.get(name)
             given = self.modules[name], device, transform, self.candidates.rows.get(name)
             self._inputs[name, bits] = input_quantizer(quant, self.context, *given)

@@ -26,6 +26,7 @@ IMPLEMENTED = frozenset(
         "low_rank",
         "rotation",
         "row_order",
+        "subspace",
     }
 )
 

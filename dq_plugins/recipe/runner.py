@@ -169,6 +169,7 @@ def make_plan(
     weight_bits: int = 8,
     act_bits: int | None = 8,
     edge_bits: int | None = None,
+    condition_bits: int | None = None,
     symmetric_weights: bool | None = None,
     symmetric_acts: bool | None = None,
     weight_group_size: int | None = None,
@@ -190,6 +191,8 @@ def make_plan(
         weight_bits: target width of weights; passes may give single layers more or fewer.
         act_bits: target width of activations; None leaves them in floating point.
         edge_bits: least width of weights and inputs of the first and last layers; None: the recipe's, mostly 8.
+        condition_bits: least width of inputs of layers that depend on timestep and conditions alone; None: the
+            recipe's.
         symmetric_weights: whether weights have zero point 0; None: the recipe's, mostly yes.
         symmetric_acts: whether inputs have zero point 0; None: the recipe's, mostly no.
         weight_group_size: input channels that share a scale of a weight of few bits; None: the recipe's, mostly all.
@@ -218,6 +221,7 @@ def make_plan(
     calibration.check_model(model_hash)
     given = {
         "edge_bits": edge_bits,
+        "condition_bits": condition_bits,
         "symmetric_weights": symmetric_weights,
         "symmetric_acts": symmetric_acts,
         "weight_group_size": weight_group_size,

@@ -81,7 +81,7 @@ class ChannelRotation(Pass):
     ) -> Rotation | None:
         layers = [context.denoiser.get_submodule(name) for name in names]
         planned = plan.layers[names[0]]
-        own, targets = transform_of(planned), targets_of(planned, context.targets)
+        own, targets = transform_of(planned), targets_of(names[0], plan, context)
         balance = None if own is None else own.balance
         least = held_out_error(layers, seen, held_out, own, targets) * (1 - self.options.least_gain)
         best = None

@@ -10,13 +10,14 @@ Which l is best is measured, layer by layer, among
     "error"             those of the weight's quantization error                      (Guo et al. 2023, LQ-LoRA)
     "weighted-error"    the same, whitened by the second moments of the input: least error of the output
                         (Zhang et al. 2024, QERA)
+    "principal"         what the principal directions of the input meet; then the rest of the input alone is quantized,
+                        whose range is narrower (Saxena et al. 2024, ResQ; `dq_plugins.quantized.split`)
 
-Shapes: ``O`` outputs, ``K`` products per output, ``r`` rank, ``R`` rows of the input.
+Shapes: ``C`` input channels, ``O`` outputs, ``K`` products per output, ``r`` rank, ``R`` rows of the input.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -25,19 +26,20 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dq_plugins import registry
-from dq_plugins.errors import RecipeError
 from dq_plugins.passes.rotation.held_out_error import InputRows, held_out_error
 from dq_plugins.passes.rotation.sampled_inputs import SampledInputs
 from dq_plugins.passes.shared_inputs import layers_by_input, targets_of
-from dq_plugins.plan import LowRank, QuantPlan, Targets
+from dq_plugins.plan import LowRank, QuantPlan, Subspace, Targets
 from dq_plugins.quantized.layer_transform import LayerTransform, transformed_weight
 from dq_plugins.quantized.rotate import Rotate
+from dq_plugins.quantized.split import Split
 from dq_plugins.quantized.weight_scale import layer_quantizer
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.solvers.program import ChoiceProgram
 from dq_plugins.solvers.solution import Solution
 
-LowRankMethod = Literal["weight", "error", "weighted-error"]
+LowRankMethod = Literal["weight", "error", "weighted-error", "principal"]
+Branch = LowRank | Subspace
 DAMPING = 1e-2
 """Of the second moments, as a share of their mean diagonal."""
 
@@ -46,12 +48,8 @@ class Offer(NamedTuple):
     """A branch that a layer may have, or none, and the error that it leaves of the layer's output over its power."""
 
     error: float
-    branch: LowRank | None
-
-    @property
-    def bytes(self) -> int:
-        """What the branch takes."""
-        return 0 if self.branch is None else self.branch.nbytes
+    branch: Branch | None
+    bytes: int = 0
 
 
 class LowRankBranch(Pass):
@@ -64,9 +62,11 @@ class LowRankBranch(Pass):
         """Options of ``low-rank``.
 
         Attributes:
-            ranks: what r may be. One alone is that of every layer; several are shared out under ``bytes``.
-            bytes: what all branches may take together; the ranks of least summed error are found exactly.
-            bits: of both matrices: 16, in floating point, or 8, codes with a scale for each direction.
+            ranks: what r may be; a layer has the largest that it has room for, or what it gets of ``bytes``.
+            bytes: what all branches may take together; the ranks of least summed error are found exactly. None: there
+                is no limit.
+            bits: of both matrices: 16, in floating point, or 8, codes with a scale for each direction; principal
+                directions have 16.
             methods: what is tried beside none.
             most: largest share of a layer's weights that the branch may have; layers where r is more have none.
             most_bits: wider weights have none.
@@ -77,10 +77,10 @@ class LowRankBranch(Pass):
             solver: that shares out the bytes.
         """
 
-        ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field((16,), min_length=1)
+        ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field((4, 8, 16), min_length=1)
         bytes: int | None = Field(None, ge=0)
         bits: Literal[8, 16] = 16
-        methods: tuple[LowRankMethod, ...] = Field(("weight", "weighted-error"), min_length=1)
+        methods: tuple[LowRankMethod, ...] = Field(("weight", "weighted-error", "principal"), min_length=1)
         most: float = Field(0.25, gt=0, le=1)
         most_bits: int = Field(6, ge=1, le=16)
         calls: int = Field(25, ge=1)
@@ -94,10 +94,11 @@ class LowRankBranch(Pass):
 
     def run(self, plan: QuantPlan, context: PassContext) -> Iterator[Progress]:
         """Sample the inputs in one sweep, try the branches layer by layer, and share out the bytes."""
-        if len(self.options.ranks) > 1 and self.options.bytes is None:
-            raise RecipeError("low-rank: several ranks are shared out under a budget; give the option 'bytes' too")
-        ranks = {n: self._ranks(n, plan, context) for names in layers_by_input(context) for n in names}
+        first = {name: names[0] for names in layers_by_input(context, everywhere=True) for name in names}
+        ranks = {name: self._ranks(name, plan, context) for name in first}
         names = [name for name, fitting in ranks.items() if fitting]
+        # layers that share an input share its directions, so that it is split once
+        first = {name: next(other for other in names if first[other] == first[name]) for name in names}
         calls = context.calibration.spread(self.options.calls)
         sampled = SampledInputs(context.denoiser, names, self.options.rows)
         for done, call in enumerate(calls.calls() if names else ()):
@@ -108,16 +109,22 @@ class LowRankBranch(Pass):
             yield Progress(len(calls) + done, len(calls) + len(names), name)
             rows = sampled.rows_of(name, self.options.groups)
             layer, transform = context.denoiser.get_submodule(name), context.transforms.get(name)
-            targets = targets_of(plan.layers[name], context.targets)
-            offers[name] = self._offers(*rows, layer, transform, targets, ranks[name])
+            targets = targets_of(name, plan, context)
+            room = ranks[name] if self.options.bytes is not None else ranks[name][-1:]
+            shared = sampled.rows_of(first[name], 1)[0].values
+            offers[name] = self._offers(*rows, layer, transform, targets, room, shared)
         for name, branch in self._shared_out(offers).items():
-            plan.layers[name].low_rank = branch
+            layer = plan.layers[name]
+            layer.low_rank = branch if isinstance(branch, LowRank) else None
+            if isinstance(branch, Subspace):  # of all rows, now that it need not be judged
+                rows = torch.cat([part.values for part in sampled.rows_of(first[name], 1)])
+                layer.subspace = subspace_of(rows, branch.rank)
 
     def _ranks(self, name: str, plan: QuantPlan, context: PassContext) -> list[int]:
         """The ranks that a layer has room for, ascending."""
         layer: Any = context.denoiser.get_submodule(name)
         outputs, products = len(layer.weight), layer.weight[0].numel()
-        wide = targets_of(plan.layers[name], context.targets).weight_bits > self.options.most_bits
+        wide = targets_of(name, plan, context).weight_bits > self.options.most_bits
         if wide or getattr(layer, "groups", 1) > 1:
             return []
         most = self.options.most * outputs * products / (outputs + products)
@@ -131,29 +138,34 @@ class LowRankBranch(Pass):
         own: LayerTransform | None,
         targets: Targets,
         ranks: Sequence[int],
+        shared: Tensor,
     ) -> list[Offer]:
-        """None, and for each rank the best branch, if it lowers the error enough."""
+        """None, and for each rank the best branch, if it lowers the error enough; ``shared`` gives the directions."""
         plain = held_out_error([layer], seen, held_out, own, targets)
         balance, rotate = (None, None) if own is None else (own.balance, own.rotate)
         found = [Offer(plain, None)]
-        whole = [
-            low_rank_of(method, layer, seen.values, ranks[-1], targets, balance, rotate)
+        whole: list[Branch | None] = [
+            subspace_of(shared, ranks[-1])
+            if method == "principal"
+            else low_rank_of(method, layer, seen.values, ranks[-1], targets, balance, rotate)
             for method in self.options.methods
         ]
         for rank in ranks:
-            branches = [each.truncated(rank) for each in whole if each is not None]
-            if self.options.bits == 8:
-                branches = [each.in_8_bits() for each in branches]
-            errors = [
-                held_out_error([layer], seen, held_out, LayerTransform(balance, rotate, branch), targets)
-                for branch in branches
-            ]
-            best = min(zip(errors, range(len(errors)), strict=True), default=(math.inf, 0))
-            if best[0] < (1 - self.options.least_gain) * plain:
-                found.append(Offer(best[0], branches[best[1]]))
+            offers = []
+            for each in whole:
+                if each is None:
+                    continue
+                branch = each.truncated(rank)
+                if isinstance(branch, LowRank) and self.options.bits == 8:
+                    branch = branch.in_8_bits()
+                error = held_out_error([layer], seen, held_out, _beside(branch, balance, rotate), targets)
+                offers.append(Offer(error, branch, _bytes(branch, layer)))
+            best = min(offers, key=lambda offer: offer.error, default=found[0])
+            if best.error < (1 - self.options.least_gain) * plain:
+                found.append(best)
         return found
 
-    def _shared_out(self, offers: Mapping[str, Sequence[Offer]]) -> dict[str, LowRank | None]:
+    def _shared_out(self, offers: Mapping[str, Sequence[Offer]]) -> dict[str, Branch | None]:
         """The branches of least summed error within the bytes."""
         if self.options.bytes is None or not offers:
             return {name: options[-1].branch for name, options in offers.items()}
@@ -164,6 +176,31 @@ class LowRankBranch(Pass):
         assert solution.choice is not None  # none at all is within every budget
         chosen = [int(column - start) for column, start in zip(solution.choice, program.start[:-1], strict=True)]
         return {name: offers[name][place].branch for name, place in zip(program.names, chosen, strict=True)}
+
+
+def _beside(branch: Branch, balance: Tensor | None, rotate: Rotate | None) -> LayerTransform:
+    if isinstance(branch, Subspace):
+        return LayerTransform(balance, rotate, split=Split(branch))
+    return LayerTransform(balance, rotate, branch)
+
+
+def _bytes(branch: Branch, layer: Any) -> int:
+    return branch.nbytes(layer.weight) if isinstance(branch, Subspace) else branch.nbytes
+
+
+def subspace_of(inputs: Tensor, rank: int) -> Subspace | None:
+    """The principal directions of an input; None where it has no more channels than that.
+
+    Args:
+        inputs: rows, ``[R, C, ...]``; second moments are of the values at all positions, without their mean taken
+            away, in float64.
+        rank: r.
+    """
+    values = inputs.double().movedim(1, -1).reshape(-1, inputs.shape[1])  # [.., C]
+    if rank >= values.shape[1]:
+        return None
+    directions = torch.linalg.eigh(values.T @ values).eigenvectors  # ascending
+    return Subspace(directions[:, -rank:].flip(1).T.half().contiguous().cpu())
 
 
 def low_rank_of(
@@ -178,7 +215,7 @@ def low_rank_of(
     """A low-rank branch of a layer; None where float16 does not hold it.
 
     Args:
-        method: see the top of this file.
+        method: see the top of this file; not ``"principal"``.
         layer: linear, or a convolution without groups.
         inputs: rows of its input, ``[R, C, ...]``.
         rank: r, at most the smaller side of the weight.

@@ -27,6 +27,7 @@ ROUNDED = (
     Step("gptq"),
     Step("timestep-groups"),
 )
+TARGETS = {"condition_bits": 8}
 DYNAMIC_WHERE_BETTER = {"observer": "by-width", "ranges": "measured"}
 LEARNED = (
     # behind GPTQ it loses a little where inputs have 8 bits: docs/recipes.md
@@ -58,6 +59,7 @@ DEFAULT = Recipe(
         Step("exempt-layers"),
         Step("bias-correction"),
     ),
+    TARGETS,
 )
 
 BEST = Recipe(
@@ -71,6 +73,7 @@ BEST = Recipe(
         Step("exempt-layers"),
         *LEARNED,
     ),
+    TARGETS,
 )
 
 LOW_BIT = Recipe(
@@ -89,7 +92,7 @@ LOW_BIT = Recipe(
         Step("exempt-layers"),
         *LEARNED,
     ),
-    {"weight_group_size": 32},
+    {"weight_group_size": 32, **TARGETS},
 )
 
 TFMQ = Recipe(

@@ -53,7 +53,7 @@ def plan_of(symmetric: bool = True, bits: int = 8, *, corrected: bool = True) ->
         plan = all_corrected(plan, model)
     for layer in plan.layers.values():
         if layer.kind in ("linear", "conv2d"):
-            layer.activation = DynamicActivationQuant(bits, symmetric)
+            layer.activation = DynamicActivationQuant(bits, symmetric, 1.0 if bits == 8 else 0.7)
     up = plan.layers["up"]
     up.weight = replace(up.weight, codes=(up.weight.quantize(model.up.weight) + 1).clamp(-128, 127))
     return plan.validate()
@@ -109,10 +109,20 @@ def test_by_hand_each_sample_of_a_convolution_has_its_own_range(injector):
 
 @BOTH
 def test_gradients_pass_straight_through_to_the_input(symmetric):
-    layer = applied(plan_of(symmetric, 3)).up
+    layer = applied(plan_of(symmetric)).up
     x = torch.randn(2, 7, 16, requires_grad=True)
     layer.input_quant(x).square().sum().backward()
     torch.testing.assert_close(x.grad, 2 * layer.input_quant(x.detach()))
+
+
+@BOTH
+def test_what_is_cut_off_gets_no_gradient(symmetric):
+    layer = applied(plan_of(symmetric, 4, corrected=False)).up
+    x = torch.randn(2, 7, 16, requires_grad=True)
+    layer.input_quant(x).sum().backward()
+    beyond = (x - x.mean(-1, keepdim=True)).abs() > 0.9 * x.abs().amax(-1, keepdim=True)
+    assert set(x.grad.unique().tolist()) == {0.0, 1.0}
+    assert float(x.grad[beyond].mean()) < 0.2 < 0.8 < float(x.grad[~beyond].mean())
 
 
 @BOTH

@@ -29,7 +29,7 @@ ONE, PER_SAMPLE, PER_TOKEN = [500.0], [100.0, 900.0, 500.0, 500.0], [[100.0, 500
 
 
 def dynamic(plan: LayerPlan, bits: int = 8, symmetric: bool = True) -> LayerPlan:
-    return replace(plan, activation=DynamicActivationQuant(bits, symmetric))
+    return replace(plan, activation=DynamicActivationQuant(bits, symmetric, 1.0 if bits == 8 else 0.7))
 
 
 def dynamic_plan(plan: QuantPlan, symmetric: bool = True, bits: int = 8) -> QuantPlan:

@@ -171,6 +171,8 @@ def test_dynamic_ranges_become_torchaos_own():
     assert isinstance(config, Int8DynamicActivationInt8WeightConfig)
     assert type(config_from_dict(json.loads(json.dumps(config_to_dict(config))))) is type(config)
     assert "W8A8 without zero points" in lowering.unexpressed["down"]
+    plan.layers["down"].activation = DynamicActivationQuant(8, clip=0.9)
+    assert "clipping" in to_fqn_config(plan, model).unexpressed["down"]
     quantize_(model, lowering.config, filter_fn=None)
     with torch.no_grad():
         x = torch.randn(4, 8)

@@ -9,7 +9,7 @@ from torchao_models import Denoiser, denoiser_plan
 
 from dq_plugins.errors import TraceError
 from dq_plugins.metrics.latency import Latency
-from dq_plugins.plan import LowRank, Rotation
+from dq_plugins.plan import LowRank, Rotation, Subspace
 from dq_plugins.quantized.width import Width
 
 
@@ -106,7 +106,8 @@ def test_rotations_and_branches_of_a_plan_are_timed_with_the_layers(monkeypatch)
     plan = denoiser_plan(model)
     plan.layers["up"].rotation = Rotation("hadamard", 4)
     plan.layers["down"].low_rank = LowRank(torch.zeros(2, 32).half(), torch.zeros(8, 2).half())
+    plan.layers["conv_in"].subspace = Subspace(torch.eye(4)[:1].half())
     table = dq_torchao.latency_table(model, inputs(), (4, 8), (8,), plan=plan, rounds=2)
     assert table.layers["up"].keys() == {"full precision", "W4A8", "W8A8"}
     found = [(plan.width, plan.features) for plan in lowered if plan.features]
-    assert found == [(width, (what,)) for what in ("rotation", "low_rank") for width in ("W4A8", "W8A8")]
+    assert found == [(width, (what,)) for what in ("subspace", "rotation", "low_rank") for width in ("W4A8", "W8A8")]

@@ -1,4 +1,5 @@
-"""Rotated inputs and low-rank branches in integer layers: what is simulated, to a tie in rounding."""
+"""Rotated inputs, directions in floating point and low-rank branches in integer layers: what is simulated, to a tie in
+rounding."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from torchao_models import GROUPS, TIMESTEPS, build, denoiser_plan, layer_plan, 
 
 from dq_plugins.affine import integer_range
 from dq_plugins.errors import CheckpointError, DQError
-from dq_plugins.plan import DynamicActivationQuant, LayerPlan, LowRank, QuantPlan, Reason, Rotation
+from dq_plugins.plan import DynamicActivationQuant, LayerPlan, LowRank, QuantPlan, Reason, Rotation, Subspace
 from dq_plugins.quantized.layer import simulate_layer
 from dq_plugins.quantized.layer_transform import transform_of, transformed_weight
 from dq_plugins.quantized.simulate import SimulateAdapter
@@ -49,7 +50,8 @@ def transformed(
         (torch.randn(2, layer.weight[0].numel(), generator=g) / 8).half(), torch.randn(outputs, 2, generator=g).half()
     )
     rank = rank.in_8_bits() if branch_bits == 8 else rank
-    plan = replace(plan, rotation=Rotation(kind, 4, matrix), low_rank=rank)
+    loud = Subspace(torch.linalg.qr(torch.randn(channels, 3, generator=g)).Q.T.contiguous().half())
+    plan = replace(plan, rotation=Rotation(kind, 4, matrix), low_rank=rank, subspace=loud)
     largest = transformed_weight(layer, transform_of(plan)).detach().flatten(1).abs().amax(1).float()
     plan.weight = replace(plan.weight, scale=largest / integer_range(plan.weight.bits)[1])
     return plan
@@ -150,7 +152,8 @@ def test_the_report_counts_the_branch_and_stored_rotations():
     dq_torchao.apply(plain, denoiser_plan(plain))
     dq_torchao.apply(model, transformed_plan(model, kind="matrix", balanced=False))
     before, after = (dq_torchao.execution_report(each)["up"].scale_bytes for each in (plain, model))
-    assert after - before == 2 * 2 * (8 + 32) + 8 * 2 * 4 * 4
+    low_rank, rotation, subspace = 2 * 2 * (8 + 32), 8 * 2 * 4 * 4, 2 * 3 * (8 + 32)
+    assert after - before == low_rank + rotation + subspace
 
 
 def test_tuning_pays_for_them():
@@ -160,12 +163,16 @@ def test_tuning_pays_for_them():
     assert set(timings) == {"conv_in", "up", "down", "conv_out"}
 
 
-@pytest.mark.parametrize(("field", "message"), [("rotation", "'rotation'"), ("low_rank", "'low-rank'")])
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [("rotation", "'rotation'"), ("low_rank", "'low-rank'"), ("subspace", "stays in floating point")],
+)
 def test_torchaos_tensor_has_no_place_for_them(field, message):
     layer = nn.Linear(32, 10)
     plan = transformed(layer_plan(layer), layer, balanced=False)
-    other = {"rotation": "low_rank", "low_rank": "rotation"}[field]
-    lower_layer(layer, replace(plan, **{other: None}), TimestepContext({"all": GROUPS}))
+    others = {"rotation": None, "low_rank": None, "subspace": None}
+    del others[field]
+    lower_layer(layer, replace(plan, **others), TimestepContext({"all": GROUPS}))
     with pytest.raises(DQError, match=message):
         intx_tensor(layer)
 
@@ -183,14 +190,21 @@ def test_groups_in_floating_point_have_the_branch_once():
 
 
 @pytest.mark.parametrize(
-    ("part", "value"), [("low_rank_up", torch.nan), ("low_rank_scale", -1.0), ("weight_group_scale", 0)]
+    ("part", "value"),
+    [
+        ("low_rank_up", torch.nan),
+        ("low_rank_scale", -1.0),
+        ("weight_group_scale", 0),
+        ("kept_weight", torch.inf),
+        ("input_split.basis", torch.nan),
+    ],
 )
 def test_impossible_values_in_a_checkpoint_are_refused(part, value, tmp_path):
     model = build()
     plan = transformed_plan(model, branch_bits=8 if part == "low_rank_scale" else 16)
     plan.layers["up"].weight.group_scale = torch.ones(32, 2, dtype=torch.uint8)
     dq_torchao.apply(model, plan)
-    getattr(model.up, part).view(-1)[0] = value
+    model.up.get_buffer(part).view(-1)[0] = value
     dq_torchao.save(model, tmp_path)
-    with pytest.raises(CheckpointError, match=f"'up': {part} must be"):
+    with pytest.raises(CheckpointError, match=rf"'up.*: {part.split('.')[-1]} must be"):
         dq_torchao.load(build(seed=1), tmp_path)

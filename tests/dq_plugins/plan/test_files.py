@@ -21,6 +21,7 @@ from dq_plugins.plan import (
     QuantPlan,
     Reason,
     Rotation,
+    Subspace,
     WeightQuant,
 )
 from dq_plugins.plan.fitting import misfit
@@ -160,6 +161,10 @@ def test_refuses_other_weights_and_other_layers() -> None:
                 "low_rank", LowRank(torch.zeros(1, 4).half(), torch.zeros(3, 1).half())
             ),
             r"branch for a weight \(3, 4\)",
+        ),
+        (
+            lambda p: p.layers["a"].__setattr__("subspace", Subspace(torch.eye(4)[:2].half())),
+            "directions of 4 channels",
         ),
     ],
 )

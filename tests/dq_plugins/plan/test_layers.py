@@ -45,6 +45,19 @@ def test_dynamic_ranges_store_nothing_and_are_a_feature_by_name():
     assert LayerPlan("linear").features == ()
 
 
+def test_clipping_is_a_feature_of_its_own_and_belongs_to_a_width():
+    clipped = DynamicActivationQuant(4, clip=0.8)
+    assert LayerPlan("linear", activation=clipped).features == ("dynamic_ranges", "clipped_ranges")
+    assert clipped.at(4) == clipped
+    assert clipped.at(8) == DynamicActivationQuant(8)
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, 1.5, float("nan")])
+def test_the_share_that_is_kept_is_of_the_extremes(clip):
+    with pytest.raises(PlanError, match="clip"):
+        DynamicActivationQuant(4, clip=clip)
+
+
 @pytest.mark.parametrize("bits", [1, 17, "8"])
 def test_dynamic_ranges_have_two_bits_or_more(bits):
     with pytest.raises(DQError, match="bits"):

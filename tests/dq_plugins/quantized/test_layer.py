@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dq_plugins.affine import fake_quantize
+from dq_plugins.affine import affine_parameters, fake_quantize, integer_range
 from dq_plugins.errors import DQError, PlanError
 from dq_plugins.layer_kinds import LAYER_KINDS
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, LayerPlan, WeightQuant
@@ -143,6 +143,24 @@ def test_dynamic_ranges_pass_gradients_and_need_no_timestep():
     assert torch.equal(x.grad, torch.ones_like(x))
     assert "symmetric" not in repr(module.input_quantizer)
     assert set(module.input_quantizer.state_dict()) == {"code_widths"}  # no table: nothing was calibrated
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_dynamic_ranges_are_cut_off_at_a_share_of_the_extremes(symmetric):
+    x, clip = X.clone().requires_grad_(), torch.tensor(0.6, requires_grad=True)
+    quant = DynamicActivationQuant(4, symmetric, clip=0.6)
+    found, learned = quantize_dynamically(x, quant), quantize_dynamically(x, replace(quant, clip=1.0), clip=clip)
+    scale, zero = affine_parameters(0.6 * X.amin(-1, True), 0.6 * X.amax(-1, True), 4, symmetric=symmetric)
+    assert torch.equal(found, fake_quantize(X, scale, zero, *integer_range(4)))
+    assert torch.equal(found, learned)
+    learned.square().sum().backward()
+    code = X / scale + zero
+    inside = (code >= -8) & (code <= 7)
+    assert not inside.all()
+    torch.testing.assert_close(x.grad, torch.where(inside, 2 * found.detach(), 0.0))
+    # LSQ: of what is cut off the code, of the rest what rounding adds; the scale is the clip times the extremes
+    slope = 2 * found * torch.where(inside, found - X, found)
+    torch.testing.assert_close(clip.grad, slope.detach().sum() / 0.6)
 
 
 def widths_by_group() -> ActivationQuant:

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from dq_plugins.affine import fake_quantize, integer_range
-from dq_plugins.plan import ActivationQuant, WeightQuant
+from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, WeightQuant
 from dq_plugins.quantized.straight_through import fake_quantize_ste
-from dq_plugins.quantized.variables import Correction, InputRange, WeightScale
+from dq_plugins.quantized.variables import Correction, InputClip, InputRange, WeightScale
 
 CPU = torch.device("cpu")
 
@@ -45,6 +45,21 @@ def test_clipped_values_move_the_range_as_finite_differences_say(code: int) -> N
 
     assert float(s.grad) == pytest.approx((clipped(0.51, code) - clipped(0.5, code)) / 0.01, rel=1e-4)
     assert float(z.grad) == pytest.approx(clipped(0.5, code + 1) - clipped(0.5, code), rel=1e-4)
+
+
+def test_the_share_of_the_extremes_starts_at_the_quantizers_and_stays_a_share() -> None:
+    share = InputClip(DynamicActivationQuant(4, clip=0.8), CPU)
+    assert float(share.start()) == pytest.approx(0.8)
+    with torch.no_grad():
+        share.parameter += 0.1
+    share.project()
+    assert float(share.decided()) == pytest.approx(0.8 * 1.1051709)
+    with torch.no_grad():
+        share.parameter += 3.0
+    share.project()
+    assert float(share.decided()) == pytest.approx(1.0)
+    share.soft().backward()
+    assert float(share.parameter.grad) == pytest.approx(1.0)
 
 
 def test_scales_and_corrections_start_where_they_were_and_move_in_their_units() -> None:

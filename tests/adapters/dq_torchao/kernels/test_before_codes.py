@@ -11,7 +11,7 @@ pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="no kernels of ou
 
 
 def codes_of(x: Tensor, factor: Tensor | None = None, bits: int = 8, symmetric: bool = False, spatial: int = 0):
-    return OURS.dynamic_codes(x, factor, bits, symmetric, 1.0, spatial, ())
+    return OURS.dynamic_codes(x, factor, bits, symmetric, 1.0 if bits == 8 else 0.6, spatial, ())
 
 
 def separate(monkeypatch, function, *arguments) -> fx.GraphModule:
@@ -135,8 +135,8 @@ def test_group_normalisation(feed, shape, silu, monkeypatch):
     if silu:
         assert torch.ops.aten.exp.default not in targets(graph)
     (codes,) = (node for node in graph.graph.nodes if node.target is OURS.dynamic_codes.default)
-    assert len(codes.args[5]) == 2
-    assert codes.args[6:] == (1e-5, silu, 2)
+    assert len(codes.args[6]) == 2
+    assert codes.args[7:] == (1e-5, silu, 2)
     assert OURS.group_statistics.default not in targets(graph)
     found, expected = graph(*arguments)[:3], apart(*arguments)[:3]
     (assert_near if silu else assert_same)(found, expected)
@@ -164,8 +164,8 @@ def test_values_that_something_else_needs_stay(feed):
     for run, taken in ((twice, []), (half_way, 2), (residual, []), (per_position, [])):
         graph = merged(run, *feed)
         (codes,) = (node for node in graph.graph.nodes if node.target is OURS.dynamic_codes.default)
-        assert codes.args[5] == [] if taken == [] else len(codes.args[5]) == taken, run
-        assert len(codes.args) == 6 or codes.args[6] is None
+        assert codes.args[6] == [] if taken == [] else len(codes.args[6]) == taken, run
+        assert len(codes.args) == 7 or codes.args[7] is None
         assert_near(graph(*feed)[:3], run(*feed)[:3])
 
 

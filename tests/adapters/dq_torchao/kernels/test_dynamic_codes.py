@@ -27,12 +27,12 @@ INPUTS = {  # kind, input
 }
 
 
-@pytest.mark.parametrize("bits", [8, 5, 2])
+@pytest.mark.parametrize(("bits", "clip"), [(8, 1.0), (5, 0.8), (2, 0.55)])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("name", INPUTS)
-def test_the_kernel_makes_the_codes_of_the_definition(name, balanced, symmetric, bits, monkeypatch):
-    (kind, x), quant = INPUTS[name], DynamicActivationQuant(bits, symmetric)
+def test_the_kernel_makes_the_codes_of_the_definition(name, balanced, symmetric, bits, clip, monkeypatch):
+    (kind, x), quant = INPUTS[name], DynamicActivationQuant(bits, symmetric, clip)
     spatial = LAYER_KINDS[kind].spatial
     balance = torch.rand(x.shape[-1 - spatial]) + 0.5 if balanced else None
     factor = None if balance is None else LAYER_KINDS[kind].per_output(balance.reciprocal())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -91,6 +93,34 @@ def test_narrow_inputs_of_convolutions_keep_their_groups(case):
     assert "samples" in dynamic(make(case, act_bits=6, ranges="measured", sample_bits=6))
 
 
+class OneLoud(nn.Module):
+    """Tokens with one value that is far from all others, and that nothing reads: it is best cut off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+        self.layer.weight.data[:, 0] = 0
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        x = torch.sin(3 * sample + timestep.reshape(-1, 1, 1))
+        return self.layer(torch.cat([4 + 0 * x[..., :1], x[..., 1:]], -1))
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+def test_far_values_are_cut_off_where_codes_are_few(bits, tmp_path):
+    torch.manual_seed(0)
+    denoiser = OneLoud().eval().requires_grad_(False)
+
+    def sample(model: nn.Module) -> None:
+        x = torch.randn(4, 16, 16, generator=torch.Generator().manual_seed(0))
+        for t in SCHEDULE:
+            x = x + 0.1 * model(sample=x, timestep=torch.full((4,), t))
+
+    calib = dq.record(denoiser, sample, out=tmp_path, progress=False)
+    plan = make((denoiser, calib), act_bits=bits, ranges="measured", dynamic_gain=-100, sample_bits=2)
+    assert (plan.layers["layer"].activation.clip < 0.7) == (bits == 3)
+
+
 def test_dynamic_means_every_layer(case):
     plan = make(case, ranges="dynamic")
     assert dynamic(plan) == dict.fromkeys(LAYERS, False)
@@ -129,7 +159,8 @@ def test_corrections_keep_the_groups_that_the_ranges_would_have(case):
 def test_candidates_of_every_width_stay_dynamic(case):
     plan = make(case, ranges="measured")
     found = candidates_of(plan, PassContext(*case, plan.targets), (8,), (4, 6))
-    assert found.activations["positive"] == {bits: DynamicActivationQuant(bits, symmetric=False) for bits in (4, 6)}
+    own = plan.layers["positive"].activation
+    assert found.activations["positive"] == {4: DynamicActivationQuant(4, symmetric=False), 6: own}
     assert all(isinstance(quant, ActivationQuant) for quant in found.activations["alike"].values())
     other = candidates_of(
         make(case, ranges="measured", symmetric_acts=True), PassContext(*case, plan.targets), (8,), (4,)
@@ -145,11 +176,13 @@ def test_statistics_alone_cannot_be_judged_on():
         SampledStatistics(Collector(), {}, "timestep").spread(2)
 
 
-def test_learning_leaves_dynamic_ranges_and_learns_the_rest_around_them(case):
-    learn = Step("learned-ranges", {"learn": ("ranges", "scales", "corrections"), "passes": 1.0})
+def test_of_dynamic_ranges_the_share_of_the_extremes_is_learned(case):
+    learn = Step("learned-ranges", {"learn": ("ranges", "scales", "corrections"), "passes": 4.0, "target": "block"})
     before, after = make(case, ranges="measured"), make(case, ranges="measured", after=(learn,))
-    assert after.learned_ranges == {"alike", "patch"}
+    assert after.learned_ranges == LAYERS
     for name in ("unlike", "positive", "samples"):
-        assert after.layers[name].activation == before.layers[name].activation
-        assert after.layers[name].bias_correction is not None
+        found, start = (plan.layers[name].activation for plan in (after, before))
+        assert found == replace(start, clip=found.clip)
+        assert found.clip <= 1
+    assert any(after.layers[n].activation.clip < 1 for n in ("unlike", "samples", "positive"))
     assert error(case, after) <= error(case, before)

@@ -10,12 +10,15 @@ from torch import nn
 
 import dq_plugins as dq
 from dq_plugins.metrics.output_error import output_sqnr
-from dq_plugins.passes.rotation.low_rank_branch import LowRankBranch, Offer, low_rank_of
-from dq_plugins.plan import LowRank, Targets
+from dq_plugins.passes.rotation.held_out_error import InputRows, held_out_error
+from dq_plugins.passes.rotation.low_rank_branch import LowRankBranch, Offer, low_rank_of, subspace_of
+from dq_plugins.plan import LowRank, Subspace, Targets
 from dq_plugins.quantized.layer_transform import LayerTransform
+from dq_plugins.quantized.split import Split
 from dq_plugins.quantized.weight_scale import layer_quantizer
 from dq_plugins.recipe import Recipe, Step
 
+OF_THE_WEIGHT = {"methods": ("weight", "weighted-error")}
 AFTER = (Step("weight-ranges"), Step("timestep-groups", {"groups": 3}), Step("activation-ranges"))
 WEIGHT = Targets(3, None)
 
@@ -39,6 +42,10 @@ def sqnr(case, plan: dq.QuantPlan) -> float:
 
 def branched(plan: dq.QuantPlan) -> set[str]:
     return {name for name, layer in plan.layers.items() if layer.low_rank is not None}
+
+
+def split(plan: dq.QuantPlan) -> set[str]:
+    return {name for name, layer in plan.layers.items() if layer.subspace is not None}
 
 
 def planted(rank: int) -> tuple[nn.Linear, torch.Tensor]:
@@ -82,14 +89,50 @@ def test_the_balance_counts_and_is_undone():
 
 
 def test_fewer_bits_lose_less(case) -> None:
-    plan = make(case, Step("low-rank", {"ranks": (4,), "most": 0.6}), *AFTER)
+    plan = make(case, Step("low-rank", {"ranks": (4,), "most": 0.6, **OF_THE_WEIGHT}), *AFTER)
     assert branched(plan)
     assert {plan.layers[name].low_rank.rank for name in branched(plan)} == {4}
     assert sqnr(case, plan) > sqnr(case, make(case, *AFTER)) + 0.5
 
 
+def test_principal_directions_are_taken_where_they_lose_less(case) -> None:
+    plan = make(case, Step("low-rank", {"ranks": (4,), "most": 0.6}), *AFTER)
+    assert split(plan)
+    assert not split(plan) & branched(plan)
+    assert {plan.layers[name].subspace.rank for name in split(plan)} == {4}
+    assert sqnr(case, plan) > sqnr(case, make(case, Step("low-rank", {"ranks": (4,), **OF_THE_WEIGHT}), *AFTER)) + 1
+
+
+@pytest.mark.parametrize("act_bits", [3, None])
+def test_a_planted_subspace_is_found_and_all_of_its_error_goes(act_bits):
+    g = torch.Generator().manual_seed(0)
+    layer, targets = nn.Linear(64, 48, bias=False).requires_grad_(False), Targets(3, act_bits)
+    loud = torch.linalg.qr(torch.randn(64, 5, generator=g)).Q.T  # [5, C]
+    x = torch.randn(800, 64, generator=g) + 30 * torch.randn(800, 5, generator=g) @ loud
+    subspace = subspace_of(x, 5)
+    assert torch.linalg.svdvals(subspace.basis.float() @ loud.T).min() > 0.999
+    seen, held_out = (InputRows(part, torch.zeros(400, dtype=torch.int64)) for part in (x[:400], x[400:]))
+    transform = LayerTransform(split=Split(subspace))
+    errors = [held_out_error([layer], seen, held_out, each, targets) for each in (None, transform)]
+    assert errors[1] < 0.02 * errors[0]
+    random = LayerTransform(split=Split(Subspace(torch.linalg.qr(torch.randn(64, 5, generator=g)).Q.T.half())))
+    assert held_out_error([layer], seen, held_out, random, targets) > 0.5 * errors[0]
+
+
+def test_the_subspace_leaves_the_least_energy() -> None:
+    x = torch.randn(300, 12, 3, 3) * torch.logspace(-1, 1, 12)[:, None, None]
+    energy = float(Split(subspace_of(x, 4)).outside(x, 1).square().sum())
+    for channels in itertools.combinations(range(12), 4):
+        others = [c for c in range(12) if c not in channels]
+        assert energy <= float(x[:, others].square().sum()) * 1.001
+    assert subspace_of(x, 12) is None
+
+
 def test_in_8_bits_it_takes_half_the_bytes_and_serves_as_well(case) -> None:
-    plans = [make(case, Step("low-rank", {"ranks": (4,), "most": 0.6, "bits": bits}), *AFTER) for bits in (16, 8)]
+    plans = [
+        make(case, Step("low-rank", {"ranks": (4,), "most": 0.6, "bits": bits, **OF_THE_WEIGHT}), *AFTER)
+        for bits in (16, 8)
+    ]
     assert branched(plans[0]) == branched(plans[1])
     sizes = [sum(plan.layers[name].low_rank.nbytes for name in branched(plan)) for plan in plans]
     assert sizes[1] < 0.6 * sizes[0]
@@ -100,12 +143,13 @@ def test_layers_too_small_have_none(case) -> None:
     assert not branched(make(case, Step("low-rank", {"ranks": (16,)}), *AFTER))
 
 
+@pytest.mark.parametrize("methods", [("principal",), ("weight", "weighted-error")])
 @pytest.mark.parametrize("act_bits", [4, None])
-def test_stacked_saved_resumed_and_in_integers(case, act_bits, tmp_path) -> None:
+def test_stacked_saved_resumed_and_in_integers(case, act_bits, methods, tmp_path) -> None:
     steps = (
         Step("channel-balance", {"least_gain": 0.0}),
         Step("rotation", {"least_gain": 0.0}),
-        Step("low-rank", {"ranks": (2,), "least_gain": 0.0, "bits": 16 if act_bits else 8}),
+        Step("low-rank", {"ranks": (2,), "least_gain": 0.0, "bits": 16 if act_bits else 8, "methods": methods}),
         Step("weight-ranges"),
         Step("gptq"),
         *(AFTER[1:] if act_bits else ()),
@@ -113,7 +157,7 @@ def test_stacked_saved_resumed_and_in_integers(case, act_bits, tmp_path) -> None
     )
     form = {"act_bits": act_bits, "weight_group_size": 8}
     plan = make(case, *steps, workdir=tmp_path / "work", **form)
-    assert branched(plan)
+    assert split(plan) if methods == ("principal",) else branched(plan)
     assert make(case, *steps, workdir=tmp_path / "work", **form).hash == plan.hash
     plan.save(tmp_path / "plan")
     plan = dq.QuantPlan.load(tmp_path / "plan")
@@ -124,43 +168,55 @@ def test_stacked_saved_resumed_and_in_integers(case, act_bits, tmp_path) -> None
     assert float((found - expected).norm() / expected.norm()) < 0.05  # a tie in rounding may fall either way
 
 
-def test_searches_for_widths_know_the_branch(case) -> None:
+@pytest.mark.parametrize("methods", [("principal",), ("weight", "weighted-error")])
+def test_searches_for_widths_know_the_branch(case, methods) -> None:
+    low_rank = Step("low-rank", {"ranks": (2,), "methods": methods})
     steps = (
-        Step("low-rank", {"ranks": (2,)}),
+        low_rank,
         *AFTER,
         Step("sensitivity", {"weight_choices": (3, 8), "act_choices": (4, 8)}),
     )
     plan = make(case, *steps, Step("bit-allocation", {"weight_bits": 5}))
-    assert branched(plan)
-    assert sqnr(case, plan) > sqnr(case, make(case, Step("low-rank", {"ranks": (2,)}), *AFTER))
+    assert branched(plan) or split(plan)
+    assert sqnr(case, plan) > sqnr(case, make(case, low_rank, *AFTER))
 
 
-def test_others_refuse_by_name(case) -> None:
-    plan = make(case, Step("low-rank", {"ranks": (2,)}), *AFTER)
-    with pytest.raises(dq.DQError, match=r"'brevitas' does not implement low_rank \(layer "):
+@pytest.mark.parametrize(("method", "feature"), [("principal", "subspace"), ("weighted-error", "low_rank")])
+def test_others_refuse_by_name(case, method, feature) -> None:
+    plan = make(case, Step("low-rank", {"ranks": (2,), "methods": (method,)}), *AFTER)
+    with pytest.raises(dq.DQError, match=rf"'brevitas' does not implement {feature} \(layer "):
         dq.apply(copy.deepcopy(case[0]), plan, backend="brevitas")
-    with pytest.raises(dq.DQError, match=r"'PT2E' does not implement low_rank \(layer "):
+    with pytest.raises(dq.DQError, match=rf"'PT2E' does not implement {feature} \(layer "):
         plan.refuse_unimplemented((), "PT2E")
 
 
 def test_wide_first_and_last_layers_have_none(case) -> None:
-    recipe = Recipe("r", "", (Step("low-rank", {"ranks": (4,), "most": 0.6}), *AFTER))
+    recipe = Recipe("r", "", (Step("low-rank", {"ranks": (4,), "most": 0.6, "least_gain": 0.0}), *AFTER))
     plan = dq.make_plan(*case, recipe, weight_bits=3, act_bits=4, edge_bits=16, progress=False)
-    assert branched(plan) == {"body.0.alpha", "body.1.alpha", "body.0.gamma", "body.1.gamma"}
+    assert branched(plan) | split(plan)
+    for name in branched(plan) | split(plan):
+        assert not plan.layers[name].roles & {"first", "last"}
 
 
 def test_bytes_are_shared_out_exactly(case) -> None:
     options = {"ranks": (1, 2, 4), "most": 0.6, "least_gain": 0.0}
 
     def bytes_of(plan: dq.QuantPlan) -> int:
-        return sum(plan.layers[name].low_rank.nbytes for name in branched(plan))
+        weights = {name: case[0].get_submodule(name).weight for name in split(plan)}
+        kept = sum(plan.layers[name].subspace.nbytes(weight) for name, weight in weights.items())
+        return kept + sum(plan.layers[name].low_rank.nbytes for name in branched(plan))
 
     unlimited = bytes_of(make(case, Step("low-rank", options | {"bytes": 10**9})))
     for share in (0.0, 0.3, 0.7):
         plan = make(case, Step("low-rank", options | {"bytes": int(share * unlimited)}))
         assert bytes_of(plan) <= share * unlimited
-        assert bool(branched(plan)) == (share > 0)
-    assert len({plan.layers[name].low_rank.rank for name in branched(plan)}) > 1
+        assert bool(branched(plan) | split(plan)) == (share > 0)
+    both = [layer.low_rank or layer.subspace for layer in plan.layers.values()]
+    assert len({branch.rank for branch in both if branch is not None}) > 1
+
+
+def _offers(error: float, branches: list[LowRank]) -> list[Offer]:
+    return [Offer(error / (1 + branch.rank), branch, branch.nbytes) for branch in branches]
 
 
 def test_the_shares_are_those_of_brute_force() -> None:
@@ -172,7 +228,7 @@ def test_the_shares_are_those_of_brute_force() -> None:
     offers = {}
     for name, size in {"a": 10, "b": 40, "c": 25}.items():
         error = float(torch.rand(1, generator=g))
-        offers[name] = [Offer(error, None), *(Offer(error / (1 + r), branch(r, size)) for r in (1, 2, 4))]
+        offers[name] = [Offer(error, None), *_offers(error, [branch(r, size) for r in (1, 2, 4)])]
     running = LowRankBranch(ranks=(1, 2, 4), bytes=500)
     found = running._shared_out(offers)
     chosen = sum(next(o.error for o in offers[n] if o.branch is b) for n, b in found.items())
@@ -185,6 +241,9 @@ def test_the_shares_are_those_of_brute_force() -> None:
     assert chosen == pytest.approx(best, rel=1e-6)
 
 
-def test_several_ranks_need_a_budget(case) -> None:
-    with pytest.raises(dq.DQError, match="'bytes'"):
-        make(case, Step("low-rank", {"ranks": (2, 4)}))
+def test_without_a_budget_a_layer_has_the_largest_rank_that_it_has_room_for(case) -> None:
+    plan = make(case, Step("low-rank", {"ranks": (1, 2, 4, 64), "least_gain": 0.0}), *AFTER)
+    for name in branched(plan) | split(plan):
+        layer, weight = plan.layers[name], case[0].get_submodule(name).weight
+        room = 0.25 * weight.numel() / (len(weight) + weight[0].numel())
+        assert (layer.low_rank or layer.subspace).rank == max(rank for rank in (1, 2, 4) if rank <= room)
