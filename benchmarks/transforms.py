@@ -1,9 +1,10 @@
 """Do timestep groups still pay after rotation? Every combination of four ingredients, judged by final images.
 
     python -m benchmarks.transforms --model digits --weight-bits 4 --act-bits 4 --images 16 --seeds 3
+    python -m benchmarks.transforms --model digits --ingredients groups rotation principal
 
-Ingredients: ranges by timestep group (or one range for all timesteps), rotation, low-rank branch, channel balance. What
-they stand on is the same everywhere: weight scales in groups of inputs, GPTQ, and bias correction by the groups of the
+Ingredients: ranges by timestep group (or one range for all timesteps), rotation, low-rank branch of the weight, channel
+balance; on request principal directions of the inputs in floating point (in a record of their own). What they stand on is the same everywhere: weight scales in groups of inputs, GPTQ, and bias correction by the groups of the
 ranges. Each seed records its own calibration images and is judged on others, from the same noise as full precision.
 
 Prints what each combination leaves, and what each ingredient multiplies the error power of an image by: geometric mean
@@ -28,7 +29,7 @@ from benchmarks.tfmq import MODELS, Case, image_psnr, usual_steps
 from dq_plugins.recipe import Step
 from dq_plugins.report import Table
 
-INGREDIENTS = ("groups", "rotation", "low rank", "balance")
+INGREDIENTS = ("groups", "rotation", "low rank", "balance", "principal")
 """In the order of their names in the records."""
 
 
@@ -39,11 +40,12 @@ def label_of(chosen: tuple[bool, ...]) -> str:
 
 def steps_of(chosen: tuple[bool, ...], rank: int) -> tuple[Step, ...]:
     """Passes of a combination."""
-    groups, rotation, low_rank, balance = chosen
+    groups, rotation, low_rank, balance, principal = chosen
+    branches = ("weight", "weighted-error") * low_rank + ("principal",) * principal
     return (
         *([Step("channel-balance")] if balance else []),
         *([Step("rotation")] if rotation else []),
-        *([Step("low-rank", {"ranks": (rank,)})] if low_rank else []),
+        *([Step("low-rank", {"ranks": (rank,), "methods": branches})] if branches else []),
         Step("weight-ranges", {"embedding_bits": 8}),
         Step("gptq"),
         Step("timestep-groups", {} if groups else {"groups": 1}),
@@ -66,7 +68,8 @@ def measure(case: Case, steps: tuple[Step, ...], seed: int, reference: np.ndarra
         "psnr": image_psnr(images, reference),
         "groups": max(len(groups) for groups in plan.groups.values()),
         "layers": {
-            part: sum(getattr(p, part) is not None for p in layers) for part in ("balance", "rotation", "low_rank")
+            part: sum(getattr(p, part) is not None for p in layers)
+            for part in ("balance", "rotation", "low_rank", "subspace")
         },
     }
 
@@ -78,7 +81,7 @@ def main() -> None:
     parser.add_argument("--act-bits", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=32, help="inputs that share a scale of a weight")
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--ingredients", nargs="+", default=INGREDIENTS, choices=INGREDIENTS, help="only these")
+    parser.add_argument("--ingredients", nargs="+", default=INGREDIENTS[:4], choices=INGREDIENTS, help="only these")
     parser.add_argument("--images", type=int, default=16)
     parser.add_argument("--steps", type=int, help="of sampling")
     parser.add_argument("--seeds", type=int, default=3)
@@ -88,7 +91,9 @@ def main() -> None:
     args.steps = args.steps or usual_steps(args.model)
     options = {"weight_bits": args.weight_bits, "act_bits": args.act_bits, "weight_group_size": args.group_size}
     settings = {"model": args.model, "images": args.images, "steps": args.steps, "rank": args.rank, **options}
-    records = Records(f"transforms-{args.model}-w{args.weight_bits}a{args.act_bits}", settings, args.out)
+    kind = "-principal" if "principal" in args.ingredients else ""
+    name = f"transforms-{args.model}-w{args.weight_bits}a{args.act_bits}{kind}"
+    records = Records(name, settings, args.out)
     case = Case(args.model, args.steps, args.work / f"{args.model}-{args.steps}")
     reference = case.images(case.denoiser, args.images)
     for seed, chosen in itertools.product(range(args.seeds), _combinations(args.ingredients)):
