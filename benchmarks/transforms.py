@@ -4,8 +4,9 @@
     python -m benchmarks.transforms --model digits --ingredients groups rotation principal
 
 Ingredients: ranges by timestep group (or one range for all timesteps), rotation, low-rank branch of the weight, channel
-balance; on request principal directions of the inputs in floating point (in a record of their own). What they stand on is the same everywhere: weight scales in groups of inputs, GPTQ, and bias correction by the groups of the
-ranges. Each seed records its own calibration images and is judged on others, from the same noise as full precision.
+balance; on request principal directions of the inputs in floating point (in a record of their own). What they stand on
+is the same everywhere: weight scales in groups of inputs, GPTQ, and bias correction by the groups of the ranges. Each
+seed records its own calibration images and is judged on others, from the same noise as full precision.
 
 Prints what each combination leaves, and what each ingredient multiplies the error power of an image by: geometric mean
 over images, seeds and the combinations of the others, with a 95 % bootstrap interval over images. Writes every run as

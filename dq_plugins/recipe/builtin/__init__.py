@@ -78,21 +78,17 @@ BEST = Recipe(
 
 LOW_BIT = Recipe(
     "low-bit",
-    "for 4 bits and below, on torchao alone: best with rotated inputs, a low-rank branch and weight scales in groups "
-    "of 32 inputs; costs more than best",
+    "for 4 bits and below, on torchao alone: best with principal directions of inputs in floating point (or low-rank "
+    "parts of weights); costs more than best, and its layers take more bytes and time",
     (
-        # instead of balance, which wins nothing behind a rotation: docs/timestep-groups.md
-        Step("rotation"),
+        Step("channel-balance"),
         Step("low-rank"),
         *ROUNDED,
-        # Ranges by group err alike in every call of a group, and such errors add up over the steps. So with few bits
-        # dynamic ranges make better images even where they leave a layer a little more error: digits W4A4, two seeds,
-        # 24.8 to 27.1 dB
-        Step("activation-ranges", {**DYNAMIC_WHERE_BETTER, "dynamic_gain": -1.5}),
+        Step("activation-ranges", DYNAMIC_WHERE_BETTER),
         Step("exempt-layers"),
         *LEARNED,
     ),
-    {"weight_group_size": 32, **TARGETS},
+    TARGETS,
 )
 
 TFMQ = Recipe(
