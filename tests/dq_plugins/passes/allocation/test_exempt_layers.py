@@ -128,3 +128,36 @@ def test_without_quantized_attention_none_is_tried(attending):
     steps = (*RECIPE.steps[:-1], Step("exempt-layers", {"most_cost": 0.5}))
     plan = dq.make_plan(*attending, Recipe("r", "", steps), progress=False)
     assert {each.layer for each in findings(plan).tried} <= plan.layers.keys()
+
+
+def test_an_input_that_does_harm_alone_is_made_wider_and_costs_no_byte(case):
+    """Weights of 8 bits and inputs of 3: whatever errs is an input."""
+    steps = (*RANGES, Step("exempt-layers", {"worst": 4, "least_gain": 0.05, "most_cost": 0.5}))
+    plan = dq.make_plan(*case, Recipe("r", "", steps), edge_bits=3, weight_bits=8, act_bits=3, progress=False)
+    found = findings(plan)
+    wider = {each.layer for each in found.tried if each.exempt}
+    assert wider
+    for each in found.tried:
+        layer = plan.layers[each.layer]
+        assert each.bytes == 0 or not each.input_alone
+        assert layer.activation.bits == (8 if each.layer in wider else 3)
+    assert all(each.input_alone for each in found.tried if each.exempt)
+    assert "with an input of 8 bits it takes" in found.tried[0].why
+    applied = dq.apply(case[0], plan, "simulate")
+    calls = list(case[1].spread(8, 8).calls())
+    error = sum(float((call.run(applied) - call.output).square().sum()) for call in calls)
+    assert error / sum(float(call.output.square().sum()) for call in calls) == pytest.approx(found.error[1], rel=1e-4)
+    assert found.error[1] < 0.9 * found.error[0]
+
+
+def test_a_wide_input_costs_the_speed_of_its_products(case):
+    def tried(weight_bits: int) -> list:
+        steps = (*RANGES, Step("exempt-layers", {"roles": (), "layers": ("body.1.gamma",), "worst": 0}))
+        widths = {"weight_bits": weight_bits, "act_bits": 4, "edge_bits": 4}
+        return findings(dq.make_plan(*case, Recipe("r", "", steps), **widths, progress=False)).tried
+
+    macs = {name: info.macs for name, info in dq.partition(case[0], next(iter(case[1].calls())).kwargs).layers.items()}
+    wide = tried(4)[0]
+    assert wide.input_alone
+    assert wide.time == pytest.approx(macs["body.1.gamma"] / sum(macs.values()))  # 8 bits for 4
+    assert tried(8)[0].time == 0  # the weight has 8 bits, so the product has them already
