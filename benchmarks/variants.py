@@ -127,12 +127,13 @@ def ours(model: Model, groups: int = GROUPS, *, tuned: bool = False, uniform: bo
     return dq_torchao.apply(copy.deepcopy(model.denoiser), plan, choices=choices, uniform_timesteps=uniform)
 
 
-def by_recipe(model: Model, *names: str, ranges: str = "static") -> nn.Module:
+def by_recipe(model: Model, *names: str, ranges: str = "static", weight_bits: int = 8) -> nn.Module:
     """Ranges in `GROUPS` groups by a recipe (or ``"dynamic"`` ones), with further passes."""
     import dq_torchao
 
     order = (
         "channel-balance",
+        "low-rank",
         "weight-ranges",
         "timestep-groups",
         "activation-ranges",
@@ -144,10 +145,16 @@ def by_recipe(model: Model, *names: str, ranges: str = "static") -> nn.Module:
     denoiser = copy.deepcopy(model.denoiser)
     with tempfile.TemporaryDirectory() as folder:
         calls = record(denoiser, lambda each: _calibrate(each, model.inputs), folder, progress=False)
-        options = {"timestep-groups": {"groups": GROUPS}, "activation-ranges": {"ranges": ranges}}
-        plan = make_plan(denoiser, calls, recipe, options=options, progress=False)
-    balanced = sum(layer.balance is not None for layer in plan.layers.values())
-    print(f"{balanced} of {len(plan.layers)} layers are balanced")
+        options: dict[str, dict[str, Any]] = {
+            "timestep-groups": {"groups": GROUPS},
+            "activation-ranges": {"ranges": ranges},
+            # whether it wins anything on random weights or not
+            **({"low-rank": {"methods": ("principal",), "least_gain": 0.0}} if "low-rank" in names else {}),
+        }
+        plan = make_plan(denoiser, calls, recipe, weight_bits=weight_bits, options=options, progress=False)
+    for part in ("balance", "subspace"):
+        count = sum(getattr(layer, part) is not None for layer in plan.layers.values())
+        print(f"{count} of {len(plan.layers)} layers have a {part}")
     return dq_torchao.apply(denoiser, plan, uniform_timesteps=True)
 
 
@@ -183,6 +190,10 @@ VARIANTS: dict[str, Builder] = {
     "W8A8, 8 groups, bias table (ours)": lambda model: by_recipe(model, "bias-correction"),
     "W8A8, 8 groups, balance, bias table (ours)": lambda model: by_recipe(model, "channel-balance", "bias-correction"),
     "W8A8, dynamic ranges (ours)": lambda model: by_recipe(model, ranges="dynamic"),
+    "W4A8, dynamic ranges (ours)": lambda model: by_recipe(model, ranges="dynamic", weight_bits=4),
+    "W4A8, dynamic ranges, principal directions (ours)": lambda model: by_recipe(
+        model, "low-rank", ranges="dynamic", weight_bits=4
+    ),
     "W8A8, dynamic ranges, attention (ours)": lambda model: by_recipe(model, "attention-ranges", ranges="dynamic"),
     "W8A8, 8 groups, attention (ours)": lambda model: by_recipe(model, "attention-ranges"),
     "W8A8, 8 groups, attention, bias table (ours)": lambda model: by_recipe(
