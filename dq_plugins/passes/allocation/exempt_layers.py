@@ -152,6 +152,7 @@ class ExemptLayers(Pass):
             harmful = harm(running, states, context.calibration, o.worst, least)
             # of these most harm is known: behind it that of others cannot be seen
             asked = [*harmful, *(name for name in asked if name not in harmful)]
+            running.use({})  # what is made now is of full precision
             wider = _with_wide_inputs(plan, context, asked)
             wide = planned_states(running, replace(plan, layers={**plan.layers, **wider}), wider)
             errors = _Errors(running, states, wide, calls, context.finished(MEASURED, plan, o))

@@ -150,6 +150,22 @@ def test_an_input_that_does_harm_alone_is_made_wider_and_costs_no_byte(case):
     assert found.error[1] < 0.9 * found.error[0]
 
 
+def test_wide_inputs_of_layers_with_branches_in_floating_point(case):
+    """Their states are made of the full-precision weight, though the search has left others in the layers."""
+    branches = Step("low-rank", {"ranks": (6,), "most": 1.0, "methods": ("principal",), "least_gain": 0.0})
+    plan = dq.make_plan(*case, Recipe("r", "", (branches, *RANGES)), weight_bits=3, act_bits=3, progress=False)
+    split = tuple(name for name, layer in plan.layers.items() if layer.subspace is not None)
+    tries = Step("exempt-layers", {"layers": split, "worst": 4, "least_gain": 0.01, "most_cost": 0.5})
+    plan = dq.make_plan(*case, Recipe("r", "", (branches, *RANGES, tries)), weight_bits=3, act_bits=3, progress=False)
+    found = findings(plan)
+    wider = [each.layer for each in found.tried if each.exempt and each.input_alone]
+    assert any(plan.layers[name].subspace is not None for name in wider)
+    applied = dq.apply(case[0], plan, "simulate")
+    calls = list(case[1].spread(8, 8).calls())
+    error = sum(float((call.run(applied) - call.output).square().sum()) for call in calls)
+    assert error / sum(float(call.output.square().sum()) for call in calls) == pytest.approx(found.error[1], rel=1e-4)
+
+
 def test_a_wide_input_costs_the_speed_of_its_products(case):
     def tried(weight_bits: int) -> list:
         steps = (*RANGES, Step("exempt-layers", {"roles": (), "layers": ("body.1.gamma",), "worst": 0}))
