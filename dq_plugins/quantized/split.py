@@ -53,7 +53,7 @@ class Split(ExactState):
         basis, rows = self.basis.to(x), x.reshape(-1, x.shape[-1])
         inside = rows @ basis.T  # [rows, r]
         outside = torch.addmm(rows, inside, basis, alpha=-1).reshape(x.shape)
-        return inside.reshape(*x.shape[:-1], -1).movedim(-1, axis), outside.movedim(-1, axis)
+        return inside.reshape(*x.shape[:-1], len(basis)).movedim(-1, axis), outside.movedim(-1, axis)
 
     def outside(self, x: Tensor, axis: int = -1) -> Tensor:
         """``x_``; of a weight along its input channels, ``w_``."""

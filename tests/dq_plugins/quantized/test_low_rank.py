@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from transformed_layers import LAYERS
 
 from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import kind_of
@@ -18,13 +19,6 @@ from dq_plugins.quantized.layer import LayerState, QuantizedLayer, planned_state
 from dq_plugins.quantized.layer_transform import fake_weight, transform_of
 from dq_plugins.timesteps import TimestepContext, TimestepGroups
 
-LAYERS = {
-    "linear": lambda: (nn.Linear(16, 6), (3, 5, 16)),
-    "1x1": lambda: (nn.Conv2d(16, 6, 1), (2, 16, 4, 4)),
-    "3x3": lambda: (nn.Conv2d(16, 6, 3, padding=1, stride=2), (2, 16, 5, 4)),
-    "reflected": lambda: (nn.Conv2d(16, 6, 3, padding=1, padding_mode="reflect", bias=False), (2, 16, 5, 4)),
-    "1d": lambda: (nn.Conv1d(16, 6, 3, padding="same"), (16, 9)),
-}
 CONTEXT = TimestepContext({"all": TimestepGroups(())})
 
 

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformed_layers import LAYERS
 
 from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import kind_of
@@ -19,13 +20,6 @@ from dq_plugins.quantized.layer_transform import fake_weight, transform_of
 from dq_plugins.quantized.split import Split
 from dq_plugins.timesteps import TimestepContext, TimestepGroups
 
-LAYERS = {
-    "linear": lambda: (nn.Linear(16, 6), (3, 5, 16)),
-    "1x1": lambda: (nn.Conv2d(16, 6, 1), (2, 16, 4, 4)),
-    "3x3": lambda: (nn.Conv2d(16, 6, 3, padding=1, stride=2), (2, 16, 5, 4)),
-    "reflected": lambda: (nn.Conv2d(16, 6, 3, padding=1, padding_mode="reflect", bias=False), (2, 16, 5, 4)),
-    "1d": lambda: (nn.Conv1d(16, 6, 3, padding="same"), (16, 9)),
-}
 CONTEXT = TimestepContext({"all": TimestepGroups(())})
 STATIC = ActivationQuant(3, "all", torch.tensor([0.5]), torch.zeros(1, dtype=torch.int32))
 
@@ -85,6 +79,7 @@ def test_parts_add_up_and_the_rest_has_nothing_of_the_directions():
     assert float(torch.einsum("bcp,rc->brp", outside, basis).abs().max()) < 5e-3
     with pytest.raises(PlanError, match="16 channels does not fit the 5"):
         split(x)
+    assert [tuple(part.shape) for part in split(x[:0], 1)] == [(0, 3, 5), (0, 16, 5)]
     assert split.half().basis.dtype == torch.float16
     assert split.float().basis.dtype == torch.float16
 
