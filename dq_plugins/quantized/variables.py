@@ -119,7 +119,25 @@ class InputRange(Smooth):
         return torch.stack([scale, round_ste(self.zero_point + (high - low) * self.parameter[1]).clamp(low, high)])
 
 
-class InputClip(Smooth):
+class Stretched(Smooth):
+    """Something positive that moves by shares of itself.
+
+    Args:
+        value: to start from, any shape.
+        bits: width of the codes that it belongs to.
+        rate: see `Smooth`.
+    """
+
+    def __init__(self, value: Tensor, bits: int, rate: float) -> None:
+        super().__init__(tuple(value.shape), value.device, rate * of_steps(bits))
+        self.value = value
+
+    def soft(self) -> Tensor:
+        """The value, stretched."""
+        return self.value * self.parameter.exp()
+
+
+class InputClip(Stretched):
     """Share of the extremes at which an input with dynamic ranges is cut off, ``[]``.
 
     Args:
@@ -129,20 +147,16 @@ class InputClip(Smooth):
     """
 
     def __init__(self, quant: DynamicActivationQuant, device: torch.device, rate: float = 1.0) -> None:
-        super().__init__((), device, rate * of_steps(quant.bits))
-        self.clip = quant.clip
-
-    def soft(self) -> Tensor:
-        """The share."""
-        return self.clip * self.parameter.exp()
+        super().__init__(torch.tensor(quant.clip, device=device), quant.bits, rate)
+        self.most = -math.log(quant.clip)
 
     @torch.no_grad()
     def project(self) -> None:
         """At most 1: there is nothing beyond the extremes."""
-        self.parameter.clamp_(max=-math.log(self.clip))
+        self.parameter.clamp_(max=self.most)
 
 
-class WeightScale(Smooth):
+class WeightScale(Stretched):
     """Scales of a weight whose codes are settled, ``[O]`` (or ``[1]``).
 
     Args:
@@ -152,12 +166,7 @@ class WeightScale(Smooth):
     """
 
     def __init__(self, quant: WeightQuant, device: torch.device, rate: float = 1.0) -> None:
-        super().__init__(tuple(quant.scale.shape), device, rate * of_steps(quant.bits))
-        self.scale = quant.scale.to(device)
-
-    def soft(self) -> Tensor:
-        """The scales."""
-        return self.scale * self.parameter.exp()
+        super().__init__(quant.scale.to(device), quant.bits, rate)
 
 
 class Correction(Smooth):
