@@ -164,7 +164,8 @@ def compare(bench: Bench, peers: list[str], label: str, seeds: int, only: list[s
         print(f"\n{model}, {label}, {bench.case.steps} steps\n\n{table}\n", flush=True)
 
 
-def main() -> None:
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """The command's, checked."""
     import benchmarks.peers as described
 
     parser = argparse.ArgumentParser(
@@ -178,7 +179,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=16, help="judged for each seed")
     parser.add_argument("--work", type=Path, default=Path("peers-work"), help="folder of recorded calls and images")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    args = parser.parse_args()
+    args = parser.parse_args(given)
+    known = list(dict.fromkeys(name for label in args.widths for _, name, _ in methods(args.peers, label)))
+    if unknown := [name for name in args.only or () if name not in known]:
+        asked, there = ", ".join(args.widths), "; ".join(known)
+        parser.error(f"argument --only: no method {unknown[0]!r} has widths {asked}; known are: {there or 'none'}")
+    return args
+
+
+def main() -> None:
+    args = arguments()
     torch.set_num_threads(1)
     for model in args.models:
         bench = Bench(model, args.images, args.work.resolve())

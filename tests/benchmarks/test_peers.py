@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from benchmarks.peers import NAMES, linear_and_conv, simulated_bytes
+from benchmarks.peers.__main__ import arguments
 from benchmarks.peers.comparison import feature_distance, paired_interval, psnr
 from benchmarks.peers.environment import interpreter
 from benchmarks.peers.standing_in import standing_in
@@ -76,3 +77,14 @@ def test_projects_are_described_without_their_packages(name: str) -> None:
     module = importlib.import_module(f"benchmarks.peers.{name}")
     assert all("==" in requirement for requirement in module.REQUIREMENTS)
     assert all(method.widths and method.runs for method in module.METHODS.values())
+
+
+def test_a_method_that_no_asked_width_has_is_refused_with_those_that_there_are(capsys: pytest.CaptureFixture) -> None:
+    assert arguments(["--widths", "W4A4", "W4", "--only", "ours, fast"]).only == ["ours, fast"]
+    for wrong in ("ours, mixdq", "our, fast"):  # of other widths, misspelt
+        with pytest.raises(SystemExit):
+            arguments(["--widths", "W4A4", "W4", "--peers", "ours", "--only", "ours, fast", wrong])
+        message = capsys.readouterr().err
+        assert f"no method {wrong!r} has widths W4A4, W4" in message
+        assert "ours, default" in message
+        assert message.count("ours, fast") == 1
