@@ -40,8 +40,8 @@ from dq_plugins.timesteps import TimestepContext
 SITE = "quantized_attention"
 """Attribute of a module whose attention is quantized."""
 
-PROBABILITY_CODES = 255
-"""Largest code of a probability."""
+PROBABILITY_BITS = 8
+"""Width of the codes of probabilities, which are not negative: 0 .. 255."""
 
 DROPOUT = "quantized attention has no dropout: put the denoiser into evaluation mode, or leave its dropout at 0"
 
@@ -118,7 +118,7 @@ def attention_of_codes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor |
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.float()
     largest = scores.amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).min)  # of masked rows: not -inf
-    codes = round_ste(PROBABILITY_CODES * torch.exp(scores - largest))
+    codes = round_ste((2**PROBABILITY_BITS - 1) * torch.exp(scores - largest))
     return (codes @ value.float()) / codes.sum(-1, keepdim=True).clamp_min(1)
 
 

@@ -31,11 +31,11 @@ from pydantic import Field
 from dq_plugins.artifact import UnitResults
 from dq_plugins.calibration import Call
 from dq_plugins.passes.allocation.harm import harm, output_error
-from dq_plugins.passes.allocation.problem import PROBABILITY_BITS, LayerCost
+from dq_plugins.passes.allocation.problem import LayerCost
 from dq_plugins.passes.attention import AttentionSize, attention_sizes, quantized_attentions
 from dq_plugins.passes.width_candidates import activation_candidates
 from dq_plugins.plan import AttentionPlan, LayerPlan, QuantPlan, Reason, Section
-from dq_plugins.quantized.attention import attending_module
+from dq_plugins.quantized.attention import PROBABILITY_BITS, attending_module
 from dq_plugins.quantized.run import QuantizedRun, States, planned_run, planned_states
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity.measure import MEASURED, Sums

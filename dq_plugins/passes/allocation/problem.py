@@ -35,15 +35,13 @@ from pydantic import Field
 from dq_plugins import registry
 from dq_plugins.errors import BudgetError, close_matches
 from dq_plugins.passes.allocation.columns import Column, widths_of
+from dq_plugins.quantized.attention import PROBABILITY_BITS
 from dq_plugins.quantized.candidates import Entry, Operand
 from dq_plugins.quantized.width import Width, WidthChoices, entries_of
 from dq_plugins.recipe import PassOptions
 from dq_plugins.sensitivity.drift import ImageError
 from dq_plugins.solvers.program import Budget, ChoiceProgram
 from dq_plugins.solvers.solution import Solution
-
-PROBABILITY_BITS = 8
-"""Width of the probabilities of a quantized attention."""
 
 
 @dataclass(frozen=True)
