@@ -191,14 +191,22 @@ def planned_states(
     return states
 
 
+WIDE = 8
+"""Bits of an input whose errors are small beside those of narrower ones."""
+
+
+def narrow_inputs(plan: QuantPlan) -> list[str]:
+    """Layers whose inputs have fewer than `WIDE` bits, in one timestep group at least."""
+    inputs = {name: layer.activation for name, layer in plan.layers.items() if layer.activation is not None}
+    least = {name: a.narrowest if isinstance(a, ActivationQuant) else a.bits for name, a in inputs.items()}
+    return [name for name, bits in least.items() if bits < WIDE]
+
+
 def sees_quantized_inputs(plan: QuantPlan, chosen: bool | None = None) -> bool:
     """Whether what learns against a plan runs with quantized inputs.
 
     Args:
         plan: the plan so far.
-        chosen: yes or no; None: where the plan has inputs of fewer than 8 bits, whose errors a weight can mend.
+        chosen: yes or no; None: where the plan has `narrow_inputs`, whose errors a weight can mend.
     """
-    if chosen is not None:
-        return chosen
-    found = (layer.activation for layer in plan.layers.values() if layer.activation is not None)
-    return any((a.narrowest if isinstance(a, ActivationQuant) else a.bits) < 8 for a in found)
+    return bool(narrow_inputs(plan)) if chosen is None else chosen

@@ -6,8 +6,8 @@ calls are repeated with the whole plan, with the plan but for all of them, and w
 turn. A layer stays in full precision when that takes away enough of the output's error for what it costs in bytes and
 in time; the more it takes away, the more it may cost.
 
-A layer whose input has fewer than 8 bits is first tried with 8, which costs no byte: often it is the input alone that
-does the harm, as in the shortcuts of a U-Net.
+A layer whose input has fewer than 8 bits, in any timestep group, is first tried with 8, which costs no byte: often it
+is the input alone that does the harm, as in the shortcuts of a U-Net.
 
 Attentions that the plan quantizes are among those that harm may be found in. Floating point costs one no byte, but the
 speed of its products.
@@ -36,15 +36,11 @@ from dq_plugins.passes.attention import AttentionSize, attention_sizes, quantize
 from dq_plugins.passes.width_candidates import activation_candidates
 from dq_plugins.plan import AttentionPlan, LayerPlan, QuantPlan, Reason, Section
 from dq_plugins.quantized.attention import PROBABILITY_BITS, attending_module
-from dq_plugins.quantized.run import QuantizedRun, States, planned_run, planned_states
+from dq_plugins.quantized.run import WIDE, QuantizedRun, States, narrow_inputs, planned_run, planned_states
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity.measure import MEASURED, Sums
 
 MOST_TIMES = 5
-WIDE = 8
-"""Bits of an input that is tried wider."""
-
-
 Change = tuple[str, bool]
 """A layer or an attention, and whether its input alone is changed."""
 
@@ -148,7 +144,7 @@ class ExemptLayers(Pass):
             running.use({})
             states = planned_states(running, plan, spare_memory=True)
             # what is wider alone costs next to nothing, so it may gain less
-            least = o.least_gain / MOST_TIMES if _narrow(plan, plan.layers) else o.least_gain
+            least = o.least_gain / MOST_TIMES if narrow_inputs(plan) else o.least_gain
             harmful = harm(running, states, context.calibration, o.worst, least)
             # of these most harm is known: behind it that of others cannot be seen
             asked = [*harmful, *(name for name in asked if name not in harmful)]
@@ -231,15 +227,11 @@ def exempt(plan: QuantPlan, name: str, why: str) -> None:
 
 
 def _with_wide_inputs(plan: QuantPlan, context: PassContext, names: Sequence[str]) -> dict[str, LayerPlan]:
-    """The layers among them whose inputs have fewer than `WIDE` bits, with so many."""
-    narrow = _narrow(plan, names)
+    """The layers among them whose inputs have fewer than `WIDE` bits at some timesteps, with so many at all."""
+    narrow_ones = set(narrow_inputs(plan))
+    narrow = [name for name in names if name in narrow_ones]
     found = activation_candidates(plan, context, narrow, (WIDE,)) if narrow else {}
     return {name: replace(plan.layers[name], activation=found[name][WIDE]) for name in narrow}
-
-
-def _narrow(plan: QuantPlan, names: Iterable[str]) -> list[str]:
-    inputs = {name: plan.layers[name].activation for name in names if name in plan.layers}
-    return [name for name, quant in inputs.items() if quant is not None and quant.bits < WIDE]
 
 
 def _price(

@@ -9,10 +9,10 @@ from attention_models import attention_denoiser, attention_inputs, attention_pla
 
 import dq_plugins as dq
 from dq_plugins.errors import PlanError
-from dq_plugins.plan import AttentionPlan, LayerPlan, OutlierRows, Reason
+from dq_plugins.plan import AttentionPlan, DynamicActivationQuant, LayerPlan, OutlierRows, Reason
 from dq_plugins.quantized.attention import site_name
 from dq_plugins.quantized.layer import LayerState
-from dq_plugins.quantized.run import QuantizedRun, planned_run, planned_states, sees_quantized_inputs
+from dq_plugins.quantized.run import QuantizedRun, narrow_inputs, planned_run, planned_states, sees_quantized_inputs
 from dq_plugins.quantized.table_lookup import tabulated
 from dq_plugins.testing.denoiser import TIMESTEPS, TinyDenoiser, example_inputs
 from dq_plugins.testing.plans import handmade_plan
@@ -150,6 +150,21 @@ def test_inputs_are_quantized_for_what_learns_where_they_are_narrow(denoiser):
     assert not sees_quantized_inputs(handmade_plan(denoiser, bits=8))
     assert sees_quantized_inputs(handmade_plan(denoiser, bits=8), True)
     assert not sees_quantized_inputs(handmade_plan(denoiser, bits=4), False)
+
+
+def test_an_input_is_narrow_that_is_so_in_one_group(denoiser):
+    plan = handmade_plan(denoiser, bits=8)
+    names = list(plan.layers)
+    for name, last in zip(names, (4, None), strict=False):
+        layer = plan.layers[name]
+        others = len(layer.activation.scale) - 1
+        layer.activation = replace(layer.activation, group_bits=(*[8] * others, last))
+    assert narrow_inputs(plan) == names[:1]
+    assert sees_quantized_inputs(plan)
+    plan.layers[names[0]].activation = DynamicActivationQuant(4)
+    assert narrow_inputs(plan) == names[:1]
+    plan.layers[names[0]].activation = None
+    assert not narrow_inputs(plan)
 
 
 def test_mistakes_are_named(denoiser):

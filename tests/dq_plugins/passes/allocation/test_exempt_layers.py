@@ -166,6 +166,23 @@ def test_wide_inputs_of_layers_with_branches_in_floating_point(case):
     assert error / sum(float(call.output.square().sum()) for call in calls) == pytest.approx(found.error[1], rel=1e-4)
 
 
+def test_an_input_that_is_narrow_in_some_timestep_groups_is_tried_wider(case):
+    widths = Step("group-widths", {"choices": (3, 8), "act_bits": 5.5, "seconds": 0.2, "probes": 2, "runs": 1})
+    targets = {"edge_bits": 3, "weight_bits": 8, "act_bits": 3, "progress": False}
+    before = dq.make_plan(*case, Recipe("r", "", (*RANGES, widths)), **targets)
+    mixed = {n: layer.activation for n, layer in before.layers.items() if layer.activation.group_bits is not None}
+    assert mixed
+    tries = Step("exempt-layers", {"layers": tuple(mixed), "worst": 0, "least_gain": 0.0, "most_cost": 0.0})
+    plan = dq.make_plan(*case, Recipe("r", "", (*RANGES, widths, tries)), **targets)
+    wider = {each.layer: each for each in findings(plan).tried if each.input_alone}
+    assert mixed.keys() <= wider.keys()
+    for name, quant in mixed.items():
+        assert wider[name].time == 0  # a narrower group uses fewer of the codes of the same kernel
+        now = plan.layers[name].activation
+        assert (now.bits, now.group_bits) == (8, None if wider[name].exempt else quant.group_bits)
+    assert any(wider[name].exempt for name in mixed)
+
+
 def test_a_wide_input_costs_the_speed_of_its_products(case):
     def tried(weight_bits: int) -> list:
         steps = (*RANGES, Step("exempt-layers", {"roles": (), "layers": ("body.1.gamma",), "worst": 0}))
