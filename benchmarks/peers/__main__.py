@@ -28,7 +28,7 @@ from benchmarks.records import RESULTS, Records
 from benchmarks.tfmq import MODELS, Case, usual_steps
 from dq_plugins.report import Table
 
-BASES = ("ours, default", "ours, allocated")  # what others are compared with image by image: the first that ran
+BASES = ("ours, default", "ours, mixed-precision")  # what others are compared with image by image: the first that ran
 COLUMNS = (
     "method", "runs", "n", "PSNR dB", "worst", "features", "less than {}: dB (95 %)", "SQNR dB",
     "worst step", "MB", "quantization / sampling", "peak MB", "call CPU ms",

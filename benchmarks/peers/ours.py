@@ -7,13 +7,12 @@ from functools import partial
 import dq_plugins as dq
 from benchmarks.peers import Method, Quantized, Setting
 from dq_plugins.metrics.size import state_bytes
-from dq_plugins.recipe import Recipe, Step
 
 REQUIREMENTS: tuple[str, ...] = ()
 EVERY = ("W8A8", "W4A8", "W4A4", "W4")
 
 
-def by_recipe(setting: Setting, recipe: str | Recipe) -> Quantized:
+def by_recipe(setting: Setting, recipe: str) -> Quantized:
     """Planned by a recipe, put into torchao."""
     weight_bits, act_bits = setting.widths
     plan = dq.make_plan(
@@ -29,26 +28,9 @@ def by_recipe(setting: Setting, recipe: str | Recipe) -> Quantized:
     return Quantized(denoiser, state_bytes(denoiser))
 
 
-RANGES = Step("activation-ranges", {"observer": "by-width", "ranges": "measured"})
-ALLOCATED = Recipe(
-    "allocated",
-    "bits by an exact program, and all else as the recipe best has it but for what is learned",
-    (
-        Step("channel-balance"),
-        Step("low-rank"),
-        Step("weight-ranges", {"embedding_bits": 8}),
-        Step("timestep-groups"),
-        RANGES,
-        Step("sensitivity", {"weight_choices": (2, 3, 4, 5, 6, 8), "act_choices": (8,)}),
-        Step("bit-allocation"),
-        Step("gptq"),
-        Step("exempt-layers"),
-        Step("bias-correction"),
-    ),
-)
 METHODS = {
     "ours, mixdq": Method(partial(by_recipe, recipe="mixdq"), ("mean-4",), "integer"),
-    "ours, allocated": Method(partial(by_recipe, recipe=ALLOCATED), ("mean-4",), "integer"),
+    "ours, mixed-precision": Method(partial(by_recipe, recipe="mixed-precision"), ("mean-4",), "integer"),
     **{
         f"ours, {name}": Method(partial(by_recipe, recipe=name), EVERY, "integer")
         for name in ("fast", "default", "best")

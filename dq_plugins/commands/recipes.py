@@ -11,7 +11,7 @@ from dq_plugins import registry
 from dq_plugins.commands.arguments import registered
 
 HELP = "Explain the recipes: what each is for, what it costs, and its passes in order."
-GENERAL = ("fast", "default", "best", "low-bit")
+GENERAL = ("fast", "default", "best", "low-bit", "mixed-precision")
 """Shown first; the others are for a subject of their own."""
 USE = "dq-plugins quantize PIPELINE --recipe NAME --out FOLDER    # --option PASS.NAME=VALUE sets an option"
 EXAMPLE = """\

@@ -33,6 +33,9 @@ from dq_plugins.sensitivity.probes import ContentProbes, QualityProbes
 from dq_plugins.sensitivity.sensitivity_table import SensitivityTable, cost, entries_to_check, naive_cost, relative
 from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
 
+WIDEST = 8
+"""Bits of an input that every kernel has; with as many for all there is nothing to choose."""
+
 
 class Sensitivity(Pass):
     """Measure what each layer, and each attention that the plan quantizes, does to the output at each width."""
@@ -47,7 +50,7 @@ class Sensitivity(Pass):
         Attributes:
             weight_choices: widths of weights; one bit is BinaryDM's: signs, scaled by the mean magnitude.
             act_choices: widths of inputs, those of query, key and value of attentions among them; not measured when
-                activations stay in floating point.
+                activations stay in floating point. None: of 3 to 8 bits where the recipe's target is below 8, else 8.
             method: ``"linearised"`` or ``"exact"``.
             calls_per_timestep: recorded calls used at each timestep.
             draws: backward passes over all calls together. An allocation picks widths that look cheap, so it picks
@@ -64,7 +67,7 @@ class Sensitivity(Pass):
         """
 
         weight_choices: tuple[int, ...] = Field((2, 3, 4, 6, 8), min_length=1)
-        act_choices: tuple[int, ...] = Field((4, 6, 8), min_length=1)
+        act_choices: tuple[int, ...] | None = Field((4, 6, 8), min_length=1)
         method: Literal["linearised", "exact"] = "linearised"
         calls_per_timestep: int = Field(2, ge=1)
         draws: int = Field(160, ge=1)
@@ -89,7 +92,8 @@ class Sensitivity(Pass):
                 f"pass 'sensitivity': content_metric={o.content_metric!r} cannot be linearised; set method='exact', or "
                 "use 'ssim'"
             )
-        candidates = candidates_of(plan, context, o.weight_choices, o.act_choices)
+        act_choices = o.act_choices or _mixed_widths(context.targets.act_bits)
+        candidates = candidates_of(plan, context, o.weight_choices, act_choices)
         calls = context.calibration.subset(per_timestep=o.calls_per_timestep)
         with install_tokens(context.denoiser, plan):  # rows of outlier tokens are exact whatever the widths
             table = yield from self._quality(candidates, context, calls)
@@ -98,7 +102,7 @@ class Sensitivity(Pass):
                 table = yield from self._image(candidates, context, table, runs)
             if o.content:
                 table = yield from self._content(candidates, context, table)
-        plan.sensitivity = table.measured(o.weight_choices, o.act_choices)
+        plan.sensitivity = table.measured(o.weight_choices, act_choices)
 
     def _quality(
         self, candidates: Candidates, context: PassContext, calls: CalibrationSet
@@ -185,3 +189,8 @@ class Sensitivity(Pass):
         folder = context.workdir and context.workdir / "measurements" / hash_json(settings)[:16]
         kept = UnitResults(MEASURED, folder, settings)
         return (yield from measure(measurement, kept, workers=self.options.workers, what=what))
+
+
+def _mixed_widths(act_bits: int | None) -> tuple[int, ...]:
+    """Widths of inputs that a mean of so many bits may be made of."""
+    return (3, 4, 5, 6, WIDEST) if (act_bits or WIDEST) < WIDEST else (WIDEST,)

@@ -91,6 +91,29 @@ LOW_BIT = Recipe(
     TARGETS,
 )
 
+MIXED_PRECISION = Recipe(
+    "mixed-precision",
+    "the best pictures at a mean number of bits, on torchao alone: every layer has the width that an exact program gives "
+    "it, with principal directions of inputs in floating point; costs 50 to 150 times the sampling that it observes",
+    (
+        Step("channel-balance"),
+        Step("low-rank"),
+        Step("weight-ranges", {"embedding_bits": 8}),
+        Step("timestep-groups"),
+        Step("activation-ranges", DYNAMIC_WHERE_BETTER),
+        # half the draws and checks of the pass lead to the same widths: docs/recipes.md
+        Step(
+            "sensitivity",
+            {"weight_choices": (2, 3, 4, 5, 6, 8), "act_choices": None, "draws": 40, "check_entries": 16},
+        ),
+        Step("bit-allocation"),
+        Step("gptq"),
+        Step("exempt-layers"),
+        Step("bias-correction"),
+    ),
+    TARGETS,
+)
+
 TFMQ = Recipe(
     "tfmq",
     "TFMQ-DM: what depends on the timestep alone is reconstructed first, then the blocks; costs minutes",

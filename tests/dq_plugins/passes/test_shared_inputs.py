@@ -49,7 +49,7 @@ def test_impossible_widths_are_refused(bits) -> None:
 
 
 def test_recipes_that_judge_by_pictures_keep_8_bits_there() -> None:
-    for name in ("default", "best", "low-bit"):
+    for name in ("default", "best", "low-bit", "mixed-precision"):
         assert dq.get("recipe", name).targets["condition_bits"] == 8
 
 

@@ -42,3 +42,22 @@ def test_low_bit_runs_in_integers(tmp_path_factory) -> None:
     model = dq.apply(copy.deepcopy(denoiser), plan, backend="torchao")
     with torch.no_grad():
         assert all(bool(torch.isfinite(call.run(model)).all()) for call in calibration.calls())
+
+
+@pytest.mark.parametrize("act_bits", [8, 5, None])
+def test_mixed_precision_keeps_the_mean_and_runs_in_integers(tmp_path_factory, act_bits: int | None) -> None:
+    torch.manual_seed(3)
+    denoiser = TinyDenoiser(width=32).eval().requires_grad_(False)
+    calibration = recorded(denoiser, tmp_path_factory.mktemp("wide"), batch=4)
+    quick = {"sensitivity": {"draws": 8, "check_entries": 2, "image_probes": 1}, "low-rank": {"ranks": (4,)}}
+    given = {"weight_bits": 4, "act_bits": act_bits, "options": quick, "progress": False}
+    plan = dq.make_plan(denoiser, calibration, "mixed-precision", **given)
+    found = plan.sections["bit-allocation"].data
+    assert found["status"] == "optimal"
+    assert 3 < found["mean_weight_bits"] <= 4  # what the budget has is spent
+    assert len({layer.weight.bits for layer in plan.layers.values() if layer.weight}) > 1
+    measured = set(plan.sensitivity.act_choices)
+    assert measured == ({3, 4, 5, 6, 8} if act_bits == 5 else {8})
+    model = dq.apply(copy.deepcopy(denoiser), plan, backend="torchao")
+    with torch.no_grad():
+        assert all(bool(torch.isfinite(call.run(model)).all()) for call in calibration.calls())
