@@ -21,7 +21,6 @@ from pydantic import Field
 
 from dq_plugins.artifact import Format, UnitResults
 from dq_plugins.layer_kinds import LAYER_KINDS
-from dq_plugins.passes.activations import WIDE
 from dq_plugins.plan import LayerPlan, QuantPlan, Section
 from dq_plugins.progress import Progress, reported
 from dq_plugins.quantized.block_cache import BlockCache, BlockRecorder
@@ -70,7 +69,6 @@ class BlockReconstruction(Pass):
             calls: recorded calls to learn from, drawn evenly over the recording.
             samples: of these calls together; None: all.
             most_bits: wider weights keep their rounding, and so do the ranges of blocks that have only such weights.
-            most_bits_of_wide_inputs: the same, of layers whose input is quantized to 8 bits and more.
             freeze_temporal: leave the layers that depend on t alone, and those that ``temporal-reconstruction`` has
                 decided, as they are; off: reconstruct them with their block, as methods before TFMQ-DM do.
             quantize_inputs: learn against quantized activations; None: where the plan has some of fewer than 8 bits.
@@ -87,7 +85,6 @@ class BlockReconstruction(Pass):
         calls: int = Field(40, ge=1)
         samples: int | None = Field(None, ge=1)
         most_bits: int = Field(16, ge=1, le=16)
-        most_bits_of_wide_inputs: int = Field(16, ge=1, le=16)
         freeze_temporal: bool = True
         quantize_inputs: bool | None = None
         learn_ranges: bool | None = None
@@ -134,9 +131,7 @@ class BlockReconstruction(Pass):
         quant = layer.weight
         if quant is None or LAYER_KINDS[layer.kind].lookup:
             return False
-        wide = layer.activation is not None and layer.activation.bits >= WIDE
-        most = self.options.most_bits_of_wide_inputs if wide else self.options.most_bits
-        return quant.rounds and quant.bits <= min(most, self.options.most_bits)
+        return quant.rounds and quant.bits <= self.options.most_bits
 
     def _frozen(self, plan: QuantPlan, context: PassContext) -> frozenset[str]:
         """The temporal block, and layers whose rounding is settled beyond it."""

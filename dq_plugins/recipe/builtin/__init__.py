@@ -31,10 +31,7 @@ TARGETS = {"condition_bits": 8}
 DYNAMIC_WHERE_BETTER = {"observer": "by-width", "ranges": "measured"}
 LEARNED = (
     # behind GPTQ it loses a little where inputs have 8 bits: docs/recipes.md
-    Step(
-        "block-reconstruction",
-        {"iterations": 100, "most_bits": 6, "most_bits_of_wide_inputs": 3, "samples": 80},
-    ),
+    Step("block-reconstruction", {"iterations": 100, "most_bits": 3, "samples": 80}),
     Step("bias-correction"),
     Step(
         "learned-ranges",
