@@ -90,8 +90,9 @@ LOW_BIT = Recipe(
 
 MIXED_PRECISION = Recipe(
     "mixed-precision",
-    "the best pictures at a mean number of bits, on torchao alone: every layer has the width that an exact program gives "
-    "it, with principal directions of inputs in floating point; costs 50 to 150 times the sampling that it observes",
+    "the best pictures at a mean number of bits, on torchao alone: every layer has the width that an exact program "
+    "gives it, with principal directions of inputs in floating point; costs 50 to 150 times the sampling that it "
+    "observes",
     (
         Step("channel-balance"),
         Step("low-rank"),
