@@ -35,6 +35,7 @@ IMPLEMENTED = frozenset(
     {
         "balance",
         "bias_correction",
+        "dynamic_group_widths",
         "dynamic_ranges",
         "clipped_ranges",
         "group_scale",

@@ -70,6 +70,7 @@ class IntegerLayer(RowRanges):
         act_bits: width of the activation codes; the largest, where groups differ.
         group_bits: width in each group where they differ, None among them for floating point.
         dynamic: the dynamic ranges; None where they come from the table.
+        act_forms: float32 ``[G, 2]``: width and clip of dynamic ranges in each group, where groups differ.
         group_name: name of the timestep groups that index the table.
         correction_groups: name of the timestep groups that index the corrections, mostly the same.
         context: what selects the group.
@@ -91,6 +92,7 @@ class IntegerLayer(RowRanges):
     act_bits: int
     group_bits: tuple[int | None, ...] | None
     dynamic: DynamicActivationQuant | None
+    act_forms: Tensor | None
     group_name: str
     correction_groups: str
     context: TimestepContext
@@ -121,12 +123,15 @@ class IntegerLayer(RowRanges):
         """Hold the activation parameters, unless they are dynamic, and the corrections of every timestep group."""
         table, self.act_bits = quant if isinstance(quant, ActivationQuant) else None, quant.bits
         self.dynamic = quant if isinstance(quant, DynamicActivationQuant) else None
-        self.group_name = "" if table is None else table.groups
+        self.group_name = quant.groups or ""
         self.parameter_key, self.split_key = ParameterKey(), ParameterKey()
         self.state_widths([self.weight_bits, self.weight_signs, *input_widths(quant)], self.weight_packed.device)
         self._hold("act_scale", table and table.scale)
         self._hold("act_zero_point", table and table.zero_point)
         self.group_bits = table and table.group_bits
+        varying = self.dynamic is not None and self.dynamic.groups is not None
+        forms = [[form.bits, form.clip] for form in self.dynamic.forms] if varying else None
+        self._hold("act_forms", forms and torch.tensor(forms), persistent=False)  # the plan says it
         ranges = (None, None, None) if self.group_bits is None else code_ranges(self.group_bits)
         for name, each in zip(("act_low", "act_high", "act_floating"), ranges, strict=True):
             self._hold(name, each, persistent=False)  # the plan says it
@@ -166,7 +171,8 @@ class IntegerLayer(RowRanges):
             return in_dtype(y, result_dtype(x))
         if self.act_scale is None or self.act_zero_point is None:
             assert self.dynamic is not None
-            return self._dynamic(x, self.dynamic, row)
+            index = None if self.act_forms is None else self._index(self.group_name, self.act_forms)
+            return self._dynamic(x, self.dynamic, row, index)
         return self._by_groups(x, self._index(self.group_name, self.act_scale), row)
 
     def _row(self) -> Tensor | None:

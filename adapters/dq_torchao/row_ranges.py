@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dq_plugins.plan import DynamicActivationQuant
 from dq_plugins.quantized.output_correction import rows_for_output
-from dq_plugins.timesteps import RowOrder
+from dq_plugins.timesteps import RowOrder, select_for_input
 from dq_torchao.kernels import code_offset, dynamic_codes, kernel_dtype, weight_code_sum
 from dq_torchao.releasable_weight import ReleasableWeight
 from dq_torchao.shared_codes import ParameterKey, shared_codes
@@ -52,17 +52,30 @@ class RowRanges(ReleasableWeight):
     bias_correction: Tensor | None
     rows: RowOrder | None = None
     parameter_key: ParameterKey
+    act_forms: Tensor | None
 
-    def _dynamic(self, x: Tensor, quant: DynamicActivationQuant, row: Tensor | None) -> Tensor:
-        """Every token, or sample, by its own range: `dq_plugins.quantized.input_quantizers.quantize_dynamically`."""
+    def _dynamic(
+        self, x: Tensor, quant: DynamicActivationQuant, row: Tensor | None, group: Tensor | None = None
+    ) -> Tensor:
+        """Every token, or sample, by its own range: `dq_plugins.quantized.input_quantizers.quantize_dynamically`.
+
+        ``group``: of the call, or of its samples, where groups have widths of their own.
+        """
+        compiling, form = torch.compiler.is_compiling(), None
+        if group is not None and group.numel() == 1 and not compiling:
+            quant = quant.forms[int(group)]
+        elif group is not None and self.act_forms is not None:
+            where = group, x, self._kind.spatial, self.rows
+            bits, clip = (select_for_input(table, *where) for table in self.act_forms.unbind(1))
+            form = bits, clip
         rotated = self.input_rotation is not None
         values, factor = (self._transformed(x), None) if rotated else (x, self.inverse_balance)
-        shared = None if rotated or torch.compiler.is_compiling() else self.parameter_key.of(factor)
+        shared = None if rotated or compiling or form is not None else self.parameter_key.of(factor)
         codes, scale, stored = shared_codes(
             self.context.running.selection,
             x,
             shared and (quant, shared),
-            lambda: dynamic_codes(values, factor, quant, self._kind.spatial),
+            lambda: dynamic_codes(values, factor, quant, self._kind.spatial, form),
         )
         one_row = row is None or row.numel() == 1  # of corrections
         bias, dtype = self._bias(row if one_row else None), kernel_dtype(x)

@@ -330,14 +330,15 @@ class LayerPlan:
     def features(self) -> tuple[str, ...]:
         """What of this entry an adapter has to implement beyond the quantizers, by field."""
         found = [f.name for f in fields(self) if f.metadata == FEATURE and getattr(self, f.name) is not None]
-        widths = isinstance(self.activation, ActivationQuant) and self.activation.group_bits is not None
+        widths = self.activation is not None and self.activation.group_bits is not None
         grouped = self.weight is not None and self.weight.group_scale is not None
         order = self.quantized and self.rows not in (None, "first")
         clipped = isinstance(self.activation, DynamicActivationQuant) and self.activation.clip < 1
         more = {
             "dynamic_ranges": self.dynamic,
             "clipped_ranges": clipped,
-            "group_widths": widths,
+            "group_widths": widths and not self.dynamic,
+            "dynamic_group_widths": widths and self.dynamic,
             "group_scale": grouped,
             "row_order": order,
         }
@@ -365,6 +366,6 @@ class LayerPlan:
             return "full precision"
         weight = self.weight.bits if self.weight else 32
         activation: object = self.activation.bits if self.activation else 32
-        if isinstance(self.activation, ActivationQuant):
-            activation = "/".join(map(str, sorted({width or 32 for width in self.activation.widths})))
+        if self.activation is not None and self.activation.group_bits is not None:
+            activation = "/".join(map(str, sorted({width or 32 for width in self.activation.group_bits})))
         return f"W{weight}A{activation}{' dynamic' if self.dynamic else ''}"

@@ -133,6 +133,8 @@ class QuantPlan:
                 raise PlanError(f"{whose} is (partly) in full precision and the plan does not say why")
             if isinstance(layer.activation, ActivationQuant):
                 self._check_table(whose, layer.activation.groups, len(layer.activation.scale), "activation scales")
+            elif layer.activation is not None and layer.activation.groups is not None:
+                self._check_table(whose, layer.activation.groups, len(layer.activation.forms), "activation widths")
             if layer.bias_correction is not None and layer.bias_correction.groups is not None:
                 table = layer.bias_correction
                 self._check_table(whose, table.groups, len(table.values), "rows of bias correction")

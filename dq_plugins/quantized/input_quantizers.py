@@ -136,6 +136,8 @@ class DynamicQuantizer(InputQuantizer):
         device: where the transform lives.
         transform: see `quantize_dynamically`.
         kind: of the layer.
+        context: of the denoiser, where groups have widths of their own: it knows the group of the running call.
+        rows: where the samples of a call are in its input.
 
     Attributes:
         clip: in place of that of ``quant``, while it is learned.
@@ -147,15 +149,31 @@ class DynamicQuantizer(InputQuantizer):
         device: torch.device,
         transform: LayerTransform | None = None,
         kind: LayerKind | None = None,
+        context: TimestepContext | None = None,
+        rows: RowOrder | None = None,
     ) -> None:
         super().__init__(device, transform, kind)
-        self.quant = quant
+        self.quant, self.context, self.rows = quant, context, rows
         self.clip: Tensor | None = None
         self.state_widths(input_widths(quant), device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize ``x``."""
-        return quantize_dynamically(x, self.quant, self, self.kind, self.clip)
+        if self.quant.groups is None or self.context is None:
+            return self._in_form(x, self.quant)
+        index, forms = self.context.index(self.quant.groups), self.quant.forms
+        if index.numel() == 1:
+            return self._in_form(x, forms[int(index)])
+        widths = torch.tensor([form.bits for form in forms], device=x.device)
+        own = select_for_input(widths, index.to(x.device), x, 0 if self.kind is None else self.kind.spatial, self.rows)
+        found = x
+        for form in dict.fromkeys(forms):
+            found = torch.where(own == form.bits, self._in_form(x, form), found)
+        return found
+
+    def _in_form(self, x: Tensor, form: DynamicActivationQuant) -> Tensor:
+        clip = self.clip if form.bits == self.quant.narrowest else None
+        return quantize_dynamically(x, form, self, self.kind, clip)
 
     def extra_repr(self) -> str:
         """Width and form."""
@@ -229,5 +247,5 @@ def input_quantizer(
     if quant is None:
         return None if transform is None or transform.split is None else Unquantized(device, transform, kind)
     if isinstance(quant, DynamicActivationQuant):
-        return DynamicQuantizer(quant, device, transform, kind)
+        return DynamicQuantizer(quant, device, transform, kind, context, rows)
     return ActivationQuantizer(quant, context, device, transform, kind, rows)

@@ -198,7 +198,7 @@ WIDE = 8
 def narrow_inputs(plan: QuantPlan) -> list[str]:
     """Layers whose inputs have fewer than `WIDE` bits, in one timestep group at least."""
     inputs = {name: layer.activation for name, layer in plan.layers.items() if layer.activation is not None}
-    least = {name: a.narrowest if isinstance(a, ActivationQuant) else a.bits for name, a in inputs.items()}
+    least = {name: a.narrowest for name, a in inputs.items()}
     return [name for name, bits in least.items() if bits < WIDE]
 
 

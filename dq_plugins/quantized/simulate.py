@@ -19,6 +19,7 @@ IMPLEMENTED = frozenset(
     {
         "balance",
         "bias_correction",
+        "dynamic_group_widths",
         "dynamic_ranges",
         "clipped_ranges",
         "group_scale",

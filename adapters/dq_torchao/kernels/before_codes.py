@@ -56,7 +56,8 @@ def _take(graph: fx.Graph, x: fx.Node, codes: fx.Node, target: Any, quant: tuple
     if rows is x or value(rows).dtype != torch.float32 or not _dense(value(rows), spatial):
         return
     with graph.inserting_before(codes):
-        codes.replace_all_uses_with(called(graph, target, (rows, *quant, affine, eps, silu, groups), value(codes)))
+        args, kwargs = (rows, *quant, affine, eps, silu, groups), codes.kwargs if codes.target is target else {}
+        codes.replace_all_uses_with(called(graph, target, args, value(codes), **kwargs))
 
 
 def _dense(x: torch.Tensor, spatial: int) -> bool:

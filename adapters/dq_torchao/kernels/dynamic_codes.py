@@ -30,7 +30,11 @@ PAIRS = 2
 
 
 def dynamic_codes(
-    x: Tensor, factor: Tensor | None, quant: DynamicActivationQuant, spatial: int
+    x: Tensor,
+    factor: Tensor | None,
+    quant: DynamicActivationQuant,
+    spatial: int,
+    form: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes of `dq_plugins.quantized.input_quantizers.quantize_dynamically`, stored as `activation_codes` stores them.
 
@@ -39,19 +43,35 @@ def dynamic_codes(
         factor: float32, broadcasts against ``x``: the reciprocal of the balance of the channels; None: 1.
         quant: width and form.
         spatial: number of dimensions that the layer slides over.
+        form: where groups of timesteps have widths of their own: width and clip, ``[]``, or as they broadcast against
+            ``x``, float32.
 
     Returns:
         codes in the shape of ``x``; scale, float32, and zero point of the stored codes, int32, ``[..., 1]`` or
         ``[N, 1, *1]``.
     """
-    if _in_kernel(x, factor, spatial):
+    if (form is None or form[0].dim() == 0) and _in_kernel(x, factor, spatial):
         given = x, factor, quant.bits, quant.symmetric, quant.clip, spatial, ()
-        return torch.ops.dq_torchao.dynamic_codes(*given) if torch.compiler.is_compiling() else _one_call(*given)
+        call = torch.ops.dq_torchao.dynamic_codes if torch.compiler.is_compiling() else _one_call
+        return call(*given, form=None if form is None else torch.stack(form))
     values = x.float() if factor is None else x.float() * factor
-    form = {"symmetric": quant.symmetric, "clip": quant.clip}
-    scale, zero_point = dynamic_parameters(values, quant.bits, spatial=spatial, **form)
+    if form is None:
+        return _by_definition(values, quant, spatial)
+    found: tuple[Tensor, Tensor, Tensor] | None = None
+    for each in dict.fromkeys(quant.forms):
+        made = _by_definition(values, each, spatial)
+        pairs = zip(made, found or made, strict=True)
+        codes, scale, stored = (torch.where(form[0] == each.bits, new, old) for new, old in pairs)
+        found = codes, scale, stored
+    assert found is not None
+    return found
+
+
+def _by_definition(x: Tensor, quant: DynamicActivationQuant, spatial: int) -> tuple[Tensor, Tensor, Tensor]:
+    how = {"symmetric": quant.symmetric, "clip": quant.clip}
+    scale, zero_point = dynamic_parameters(x, quant.bits, spatial=spatial, **how)
     stored = zero_point + code_offset(x.device)
-    return activation_codes(values, scale.reciprocal(), stored, quant.bits), scale, stored
+    return activation_codes(x, scale.reciprocal(), stored, quant.bits), scale, stored
 
 
 def _in_kernel(x: Tensor, factor: Tensor | None, spatial: int) -> bool:
@@ -74,7 +94,7 @@ def _dense(x: Tensor, factor: Tensor | None, spatial: int) -> bool:
 torch.library.define(
     "dq_torchao::dynamic_codes",
     "(Tensor x, Tensor? factor, int bits, bool symmetric, float clip, int spatial, Tensor?[] affine, "
-    "float? eps=None, bool silu=False, int groups=0) -> (Tensor, Tensor, Tensor)",
+    "float? eps=None, bool silu=False, int groups=0, *, Tensor? form=None) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.needs_exact_strides,),
 )
 
@@ -109,6 +129,8 @@ def _one_call(
     eps: float | None = None,
     silu: bool = False,
     groups: int = 0,
+    *,
+    form: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`dynamic_codes` of what becomes of ``x`` on the way.
 
@@ -125,15 +147,17 @@ def _one_call(
             spatial dimensions, else of groups, and the first pair then is its weight and bias.
         silu: whether SiLU of the result is taken last.
         groups: of channels, of group normalisation.
+        form: width and clip, float32 ``[2]``, in place of those above: they depend on the timestep.
 
     Raises:
         MemoryError: to keep the values of a unit.
     """
+    bits, clip = (bits, clip) if form is None else (int(form[0]), float(form[1]))
     before = _Before(affine, eps, silu, groups)
     by_channel = factor is not None or eps is not None or silu or len(affine) > 0
     x = _laid_out(x, spatial, by_channel)
-    results, form = _results(x, spatial), DynamicActivationQuant(bits, symmetric, clip)
-    _run(x, results, results[1].numel(), factor, form, spatial if by_channel else None, before)
+    results, quant = _results(x, spatial), DynamicActivationQuant(bits, symmetric, clip)
+    _run(x, results, results[1].numel(), factor, quant, spatial if by_channel else None, before)
     return results
 
 

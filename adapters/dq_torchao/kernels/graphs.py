@@ -30,7 +30,8 @@ torch.library.define(
 )
 torch.library.define(
     "dq_torchao::product_dynamic_codes",
-    f"({_OPERANDS}, str activation, Tensor? factor, int bits, bool symmetric, float clip) -> (Tensor, Tensor, Tensor)",
+    f"({_OPERANDS}, str activation, Tensor? factor, int bits, bool symmetric, float clip, *, Tensor? form=None) -> "
+    "(Tensor, Tensor, Tensor)",
     tags=(torch.Tag.needs_exact_strides,),
 )
 traced_product = torch.ops.dq_torchao.product.default
@@ -41,9 +42,9 @@ PLAIN = 15
 def _of_stored_weight(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """The kernel with a weight as layers store it, six arguments, in place of panels and sums."""
 
-    def run(codes: Tensor, scale: Tensor, zero_point: Tensor, *rest: Any) -> Any:
+    def run(codes: Tensor, scale: Tensor, zero_point: Tensor, *rest: Any, **more: Any) -> Any:
         laid_out = in_panels(*rest[:6])
-        return kernel(codes, scale, zero_point, laid_out.panels, laid_out.sums, *rest[6:])
+        return kernel(codes, scale, zero_point, laid_out.panels, laid_out.sums, *rest[6:], **more)
 
     return run
 
@@ -67,7 +68,7 @@ def _(
 @torch.library.register_fake("dq_torchao::product_dynamic_codes")
 def _(
     codes: Tensor, scale, zero_point, weight, shape, bits, signs, weight_zero_point, weight_group_scale, weight_scale,
-    bias, kernel, stride, padding, dilation, activation, factor, next_bits, symmetric, clip,
+    bias, kernel, stride, padding, dilation, activation, factor, next_bits, symmetric, clip, *, form=None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     rows = codes.shape[:-1]
     own = codes.new_empty((*rows, 1), dtype=torch.float32), codes.new_empty((*rows, 1), dtype=torch.int32)

@@ -138,7 +138,8 @@ def _following(graph: fx.Graph, node: fx.Node) -> None:
     if own is not None and own.args[-2:] == (0, []) and not before.args[PLAIN - 4]:
         with graph.inserting_before(own):
             then = *before.args, activation, *own.args[1:5]
-            own.replace_all_uses_with(called(graph, _OURS.product_dynamic_codes.default, then, value(own)))
+            made = called(graph, _OURS.product_dynamic_codes.default, then, value(own), **own.kwargs)
+            own.replace_all_uses_with(made)
         return
     coded = codes_of(result)
     last, rest = (result, ()) if coded is None else coded

@@ -12,9 +12,9 @@ def value(node: Any) -> Any:
     return node.meta["val"]
 
 
-def called(graph: fx.Graph, target: Any, args: tuple[Any, ...], of: Any) -> fx.Node:
+def called(graph: fx.Graph, target: Any, args: tuple[Any, ...], of: Any, **kwargs: Any) -> fx.Node:
     """A new node that calls ``target``, whose value is like ``of``."""
-    node = graph.call_function(target, args)
+    node = graph.call_function(target, args, kwargs)
     node.meta["val"] = of
     return node
 

@@ -117,6 +117,8 @@ def product_dynamic_codes(
     bits: int,
     symmetric: bool,
     clip: float,
+    *,
+    form: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`product` of a linear layer, and of every row the codes by its own range (`kernels.dynamic_codes`).
 
@@ -126,10 +128,12 @@ def product_dynamic_codes(
         bits: width of the codes.
         symmetric: whether the zero point of the signed codes is 0.
         clip: share of the extremes at which values are cut off.
+        form: width and clip, float32 ``[2]``, in place of those above: they depend on the timestep.
 
     Returns:
         codes, uint8 ``[..., O]``; their scale, float32, and zero point of the stored codes, int32, ``[..., 1]``.
     """
+    bits, clip = (bits, clip) if form is None else (int(form[0]), float(form[1]))
     own = torch.empty((*codes.shape[:-1], 1)), torch.empty((*codes.shape[:-1], 1), dtype=torch.int32)
     layer = panels, sums, weight_scale, bias
     window = kernel, stride, padding, dilation

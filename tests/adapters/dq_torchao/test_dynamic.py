@@ -32,10 +32,17 @@ def dynamic(plan: LayerPlan, bits: int = 8, symmetric: bool = True) -> LayerPlan
     return replace(plan, activation=DynamicActivationQuant(bits, symmetric, 1.0 if bits == 8 else 0.7))
 
 
-def dynamic_plan(plan: QuantPlan, symmetric: bool = True, bits: int = 8) -> QuantPlan:
+def dynamic_plan(plan: QuantPlan, symmetric: bool = True, bits: int = 8, by_group: bool = False) -> QuantPlan:
     for name in ("conv_in", "up", "down"):
         plan.layers[name] = dynamic(plan.layers[name], bits, symmetric)
+        if by_group:
+            plan.layers[name].activation = by_groups(symmetric)
     return plan
+
+
+def by_groups(symmetric: bool) -> DynamicActivationQuant:
+    """4 bits, 8 of them at timesteps from 300 to 700."""
+    return DynamicActivationQuant(8, symmetric, 0.7, "all", (4, 8, 4))
 
 
 def made(bias: bool = True) -> tuple[nn.Linear, torch.Tensor]:
@@ -86,6 +93,18 @@ def agree(layer: nn.Module, plan: LayerPlan, x: torch.Tensor, timesteps: list, l
 def test_integers_equal_the_simulation_in_every_row(act_bits, weight_bits, symmetric):
     layer, x = made()
     agree(layer, dynamic(layer_plan(layer, weight_bits=weight_bits), act_bits, symmetric), x, ONE)
+
+
+@pytest.mark.parametrize("timesteps", [[100.0], ONE, PER_SAMPLE, PER_TOKEN], ids=["4", "8", "per-sample", "per-token"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_widths_by_group(symmetric, timesteps):
+    layer, x = made()
+    for plan in (layer_plan(layer), corrected(layer_plan(layer), layer)):
+        agree(layer, replace(plan, activation=by_groups(symmetric)), x, timesteps)
+    samples = timesteps if len(timesteps) == 1 else [100.0, 900.0, 500.0, 500.0, 100.0, 900.0]
+    for kind in ("conv2d", "1x1"):
+        layer, x = made_convolution(kind)
+        agree(layer, replace(layer_plan(layer), activation=by_groups(symmetric)), x, samples)
 
 
 @pytest.mark.parametrize("timesteps", [ONE, PER_SAMPLE, PER_TOKEN], ids=["batch", "per-sample", "per-token"])
@@ -174,9 +193,10 @@ def outputs(model: nn.Module) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("planned", [denoiser_plan, corrected_plan])
-def test_a_denoiser_agrees_with_simulation_and_comes_back_from_disk_bit_for_bit(planned, symmetric, tmp_path):
+@pytest.mark.parametrize("by_group", [False, True])
+def test_a_denoiser_agrees_with_simulation_and_comes_back_from_disk_bit_for_bit(by_group, planned, symmetric, tmp_path):
     model, simulated = build(), build()
-    plan = dynamic_plan(planned(model), symmetric)
+    plan = dynamic_plan(planned(model), symmetric, by_group=by_group)
     SimulateAdapter().apply(simulated, plan)
     dq_torchao.apply(model, plan)
     expected = outputs(model)
@@ -185,14 +205,15 @@ def test_a_denoiser_agrees_with_simulation_and_comes_back_from_disk_bit_for_bit(
     loaded = dq_torchao.load(build(seed=1), tmp_path)
     report = dq_torchao.execution_report(loaded)
     assert report == dq_torchao.execution_report(model)
-    assert report["up"].width == "W8A8 dynamic"
+    assert report["up"].width == ("W8A4/8 dynamic" if by_group else "W8A8 dynamic")
     assert all(torch.equal(a, b) for a, b in zip(expected, outputs(loaded), strict=True))
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_without_the_kernel_the_layer_is_simulated(symmetric, tmp_path, monkeypatch):
+@pytest.mark.parametrize("by_group", [False, True])
+def test_without_the_kernel_the_layer_is_simulated(by_group, symmetric, tmp_path, monkeypatch):
     model = build()
-    dq_torchao.apply(model, dynamic_plan(corrected_plan(model), symmetric))
+    dq_torchao.apply(model, dynamic_plan(corrected_plan(model), symmetric, by_group=by_group))
     dq_torchao.save(model, tmp_path)
     monkeypatch.setattr(restoring, "kernel_for", lambda *_: Kernel("", "", "this processor cannot"))
     loaded = dq_torchao.load(build(seed=1), tmp_path)
@@ -210,11 +231,12 @@ def test_too_many_bits_are_simulated_in_floating_point():
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("by_group", [False, True])
 @pytest.mark.parametrize(("freezing", "fewest"), [(False, FEWEST), (False, 0), (True, 0)])
-def test_compiled_in_integers_without_recompiling(freezing, fewest, symmetric, monkeypatch):
+def test_compiled_in_integers_without_recompiling(freezing, fewest, by_group, symmetric, monkeypatch):
     monkeypatch.setitem(dynamic_codes.__globals__, "FEWEST", fewest)  # of values that a kernel of ours takes
     model = build()
-    dq_torchao.apply(model, dynamic_plan(corrected_plan(model), symmetric))
+    dq_torchao.apply(model, dynamic_plan(corrected_plan(model), symmetric, by_group=by_group))
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     torch.compiler.reset()
     counters.clear()
