@@ -6,7 +6,8 @@ plan selects by the value of t, so a policy becomes timestep groups at the times
 back from those. With another number of steps the two differ.
 
 In a plan, a step in 16 bits is one at which the input of every layer stays in floating point
-(`dq_plugins.plan.ActivationQuant.group_bits`); weights keep their codes.
+(`dq_plugins.plan.ActivationQuant.group_bits`); weights keep their codes. Steps with wider inputs instead, which stay in
+integers, engines have no policy for.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import torch
 from torch import Tensor
 
 from dq_plugins.errors import PlanError
-from dq_plugins.plan.layers import ActivationQuant, LayerPlan
+from dq_plugins.plan.dynamic_ranges import DynamicActivationQuant
+from dq_plugins.plan.layers import ActivationQuant, InputQuant, LayerPlan
 from dq_plugins.plan.quant_plan import QuantPlan
 from dq_plugins.timesteps import TimestepGroups
 
@@ -31,6 +33,8 @@ FIXED = {
     "index_space": "denoising_loop_iteration",
     "default_mode": "native",
 }
+EXCEPTIONS = "step-exceptions"
+"""Timestep groups of widths of dynamic ranges: the steps of a policy, and those between."""
 KEYS = {*FIXED, "scope", "first_steps", "last_steps", "overlap", "reasoner"}
 
 
@@ -116,37 +120,54 @@ class StepPolicy:
         return [(a or b) and (both or not (a and b)) and steps > 1 for a, b in zip(first, last, strict=True)]
 
 
-def with_policy(plan: QuantPlan, policy: StepPolicy) -> QuantPlan:
-    """A plan that keeps the inputs of all layers in floating point at the steps that a policy says.
+def with_policy(plan: QuantPlan, policy: StepPolicy, wide: Mapping[str, InputQuant] | None = None) -> QuantPlan:
+    """A plan that keeps the inputs of all layers in floating point at the steps that a policy says, or in more bits.
 
     Args:
         plan: left as it is. Its timestep groups are split where the policy's steps end.
         policy: counted over `QuantPlan.visited`.
+        wide: in place of floating point, by layer: quantizers of one width, with ranges by the groups of the plan or
+            dynamic ones as it has them. Other layers stay as they are.
 
     Raises:
-        PlanError: a layer has ranges per token, which no timestep selects; or sampling visits a timestep twice.
+        PlanError: a layer has dynamic ranges, whose widths groups may tell apart, but not leave in floating point;
+            or sampling visits a timestep twice.
     """
     visited = plan.visited.timesteps
     if len(set(visited)) < len(visited):
         raise PlanError("sampling visits a timestep twice, so steps cannot be told apart by their timestep")
-    for name, layer in plan.layers.items():
-        if layer.dynamic and any(policy.high(len(visited))):
-            raise PlanError(f"layer {name!r} has ranges per token, for which no step can be an exception")
+    if wide is None and any(policy.high(len(visited))):
+        _refuse_dynamic(plan)
     high = dict(zip(visited, policy.high(len(visited)), strict=True))
     ordered = sorted(visited)
     edges = [(a + b) / 2 for a, b in pairwise(ordered) if high[a] != high[b]]
-    split, rows = {}, {}
+    low, top = plan.schedule.sorted[0], plan.schedule.sorted[-1]
+    bounds = next(iter(plan.groups.values()), TimestepGroups(low=low, high=top))
+    split = {} if wide is None else {EXCEPTIONS: replace(bounds, edges=tuple(edges))}
+    rows = {EXCEPTIONS: torch.zeros(len(edges) + 1, dtype=torch.int64)}
     for name, groups in plan.groups.items():
         split[name] = replace(groups, edges=tuple(sorted({*groups.edges, *edges})))
         rows[name] = _rows(groups, split[name])
     kept = {name: {groups.of(t) for t in visited if high[t]} for name, groups in split.items()}
     shared = {n: tuple(plan.shared_rows[n][r] for r in rows[n].tolist()) for n in plan.shared_rows}
-    layers = {name: _split(layer, rows, kept) for name, layer in plan.layers.items()}
+    layers = {
+        name: _split(layer, rows, kept, floating=wide is None, wider=None if wide is None else wide.get(name))
+        for name, layer in plan.layers.items()
+    }
     attention = {
         name: replace(each, **{o: _table(q, rows[q.groups]) for o, q in each.quantizers.items()})
         for name, each in plan.attention.items()
     }
     return replace(plan, groups=split, shared_rows=shared, layers=layers, attention=attention).validate()
+
+
+def _refuse_dynamic(plan: QuantPlan) -> None:
+    for name, layer in plan.layers.items():
+        if layer.dynamic:
+            raise PlanError(
+                f"layer {name!r} has dynamic ranges, and these have no steps in floating point. Give steps more bits "
+                "instead (pass 'step-exceptions' with bits=8)"
+            )
 
 
 def policy_of(plan: QuantPlan) -> StepPolicy:
@@ -183,11 +204,16 @@ def _rows(old: TimestepGroups, new: TimestepGroups) -> Tensor:
     return torch.tensor([sum(edge <= start for edge in old.edges) for start in starts])
 
 
-def _table(quant: ActivationQuant, rows: Tensor, kept: Iterable[int] = ()) -> ActivationQuant:
+def _table(
+    quant: ActivationQuant, rows: Tensor, kept: Iterable[int] = (), wider: ActivationQuant | None = None
+) -> ActivationQuant:
+    """The table of new groups; in those ``kept``, what ``wider`` has in the old one, or floating point."""
     widths: list[int | None] = [quant.widths[row] for row in rows.tolist()]
-    for group in kept:
-        widths[group] = None
     scale, zero_point = quant.scale[rows], quant.zero_point[rows]
+    for group in kept:
+        widths[group] = None if wider is None else wider.bits
+        if wider is not None:
+            scale[group], zero_point[group] = wider.scale[rows[group]], wider.zero_point[rows[group]]
     if all(width == quant.bits for width in widths):
         return replace(quant, scale=scale, zero_point=zero_point, group_bits=None)
     bits = max((width for width in widths if width is not None), default=quant.bits)
@@ -196,10 +222,34 @@ def _table(quant: ActivationQuant, rows: Tensor, kept: Iterable[int] = ()) -> Ac
     return ActivationQuant(bits, quant.groups, scale, zero_point, tuple(widths))
 
 
-def _split(layer: LayerPlan, rows: Mapping[str, Tensor], kept: Mapping[str, Iterable[int]]) -> LayerPlan:
+def _split(
+    layer: LayerPlan,
+    rows: Mapping[str, Tensor],
+    kept: Mapping[str, Iterable[int]],
+    *,
+    floating: bool,
+    wider: InputQuant | None,
+) -> LayerPlan:
+    """A layer for new groups: those ``kept`` in floating point, or as ``wider`` has them, where it is given."""
     activation, correction = layer.activation, layer.bias_correction
     if isinstance(activation, ActivationQuant):
-        activation = _table(activation, rows[activation.groups], kept[activation.groups])
+        assert wider is None or isinstance(wider, ActivationQuant)
+        chosen = kept[activation.groups] if floating or wider is not None else ()
+        activation = _table(activation, rows[activation.groups], chosen, wider)
+    elif activation is not None and wider is not None:
+        activation = _by_steps(activation, wider.bits, len(rows[EXCEPTIONS]), kept[EXCEPTIONS])
     if correction is not None and correction.groups is not None:
         correction = replace(correction, values=correction.values[rows[correction.groups]])
     return replace(layer, activation=activation, bias_correction=correction)
+
+
+def _by_steps(quant: DynamicActivationQuant, bits: int, count: int, kept: Iterable[int]) -> DynamicActivationQuant:
+    """Dynamic ranges, with more bits in those of the groups that are ``kept``."""
+    if quant.groups is not None:
+        raise PlanError("an input with dynamic ranges has a width for each timestep group already")
+    widths = [quant.bits] * count
+    for group in kept:
+        widths[group] = bits
+    if set(widths) == {quant.bits}:
+        return quant
+    return replace(quant, bits=max(widths), groups=EXCEPTIONS, group_bits=tuple(widths))

@@ -73,6 +73,8 @@ BEST = Recipe(
     TARGETS,
 )
 
+WIDER_STEPS = Step("step-exceptions", {"bits": 8, "most": 2, "least_gain": 0.1, "runs": 1, "where_possible": True})
+
 LOW_BIT = Recipe(
     "low-bit",
     "for 4 bits and below, on torchao alone: best with principal directions of inputs in floating point (or low-rank "
@@ -84,6 +86,7 @@ LOW_BIT = Recipe(
         Step("activation-ranges", DYNAMIC_WHERE_BETTER),
         Step("exempt-layers"),
         *LEARNED,
+        WIDER_STEPS,
     ),
     TARGETS,
 )
@@ -108,6 +111,7 @@ MIXED_PRECISION = Recipe(
         Step("gptq"),
         Step("exempt-layers"),
         Step("bias-correction"),
+        WIDER_STEPS,
     ),
     TARGETS,
 )

@@ -95,6 +95,37 @@ def test_a_plan_follows_a_policy_and_says_which(ends, tmp_path):
         assert torch.equal(other(x, torch.tensor(t)), expected(x, torch.tensor(t)))
 
 
+@pytest.mark.parametrize("ends", [(0, 0), (1, 0), (0, 2), (2, 3)])
+def test_steps_may_have_more_bits_instead(ends, tmp_path):
+    """`up` has dynamic ranges, `down` a table, and `conv_in` keeps its width."""
+
+    def inputs(bits: int) -> QuantPlan:
+        plan = planned(build())
+        plan.layers["up"] = replace(
+            plan.layers["up"], activation=DynamicActivationQuant(bits, clip=1 if bits == 8 else 0.7)
+        )
+        table = plan.layers["down"].activation
+        coarse = replace(table, bits=bits, scale=table.scale * 2 ** (8 - bits), zero_point=0 * table.zero_point)
+        plan.layers["down"] = replace(plan.layers["down"], activation=coarse)
+        return plan
+
+    narrow, wide = inputs(4), inputs(8)
+    followed = with_policy(narrow, StepPolicy(*ends), {n: wide.layers[n].activation for n in ("up", "down")})
+    assert QuantPlan.load(followed.save(tmp_path)) == followed
+    assert policy_of(followed) == StepPolicy()  # engines have none for it
+    assert followed.layers["up"].width == ("W8A4 dynamic" if ends == (0, 0) else "W8A4/8 dynamic")
+    one, other, more = build(), build(), build()
+    for model, plan in ((one, narrow), (other, followed), (more, wide)):
+        SimulateAdapter().apply(model, plan)
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for t, high in zip(STEPS, StepPolicy(*ends).high(len(STEPS)), strict=True):
+        expected = more if high else one
+        assert torch.equal(other(x, torch.tensor(t)), expected(x, torch.tensor(t)))
+    if ends != (0, 0):
+        with pytest.raises(PlanError, match="already"):
+            with_policy(followed, StepPolicy(1, 1), {"up": wide.layers["up"].activation})
+
+
 def test_the_widest_groups_may_be_the_exceptions():
     plan = planned(build())
     for layer in plan.layers.values():
@@ -129,5 +160,5 @@ def test_what_a_policy_cannot_say_is_refused():
         policy_of(middle)
     dynamic = planned(model)
     dynamic.layers["up"] = replace(dynamic.layers["up"], activation=DynamicActivationQuant(8))
-    with pytest.raises(PlanError, match="per token"):
+    with pytest.raises(PlanError, match="no steps in floating point"):
         with_policy(dynamic, StepPolicy(1, 1))
