@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from dq_plugins.errors import PlanError
-from dq_plugins.plan import ActivationQuant, QuantPlan
+from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.attention import (
     SwitchedAttention,
     attending_module,

@@ -26,9 +26,9 @@ def test_best_keeps_nothing_that_is_worse_on_what_it_held_out(case, bits) -> Non
         assert all(bool(torch.isfinite(call.run(model)).all()) for call in calibration.calls())
 
 
-def test_low_bit_is_best_with_branches_in_floating_point() -> None:
+def test_low_bit_is_best_with_branches_in_floating_point_and_wider_steps() -> None:
     best, low_bit = (dq.get("recipe", name) for name in ("best", "low-bit"))
-    assert low_bit.passes() == ["channel-balance", "low-rank", *best.passes()[1:]]
+    assert low_bit.passes() == ["channel-balance", "low-rank", *best.passes()[1:], "step-exceptions"]
     assert low_bit.targets == best.targets
 
 

@@ -60,6 +60,23 @@ def test_a_product_writes_codes_by_ranges_of_their_own(outputs, rows, balanced, 
     assert_same(graph(*arguments), run(*arguments))
 
 
+@pytest.mark.parametrize("after_product", [False, True])
+def test_a_width_that_the_timestep_selects_comes_along(feed, after_product: bool):
+    def run(form, codes, *parameters):
+        y = multiply(codes, parameters)
+        y = OURS.gelu(y, "tanh") if after_product else F.layer_norm(y.clone(), (68,))
+        return OURS.dynamic_codes(y, None, 8, True, 1.0, 0, (), form=form)
+
+    graphs = [merged(run, torch.tensor(form), *feed) for form in ([8.0, 1.0], [4.0, 0.7])]
+    for graph, form in zip(graphs, ([4.0, 0.7], [8.0, 1.0]), strict=True):  # that of the other trace
+        target = OURS.product_dynamic_codes.default if after_product else OURS.dynamic_codes.default
+        (made,) = (node for node in graph.graph.nodes if node.target is target)
+        assert made.kwargs["form"] is not None
+        found, expected = (f(torch.tensor(form), *feed) for f in (graph, run))
+        assert_same(found, expected) if after_product else assert_near(found, expected)
+        assert int(found[0].max()) - 128 == (7 if form[0] == 4 else 127)
+
+
 def test_of_a_gate_as_well(feed):
     arguments = (feed[0], *layer(256, 24))
 
