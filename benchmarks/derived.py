@@ -240,7 +240,7 @@ DERIVATIONS: dict[str, Callable[[Mapping[str, Any]], Derived]] = {
         first_picture,
         latency,
     )
-} | dict.fromkeys(("group_widths", "group_steps", "sampler_correction", "caching"), by_images)
+} | dict.fromkeys(("group_widths", "group_steps", "group_wider", "sampler_correction", "caching"), by_images)
 
 
 def derive(name: str, data: Any) -> Any:

@@ -2,10 +2,12 @@
 
     python -m benchmarks.group_widths --model digits --part widths --act-bits 5
     python -m benchmarks.group_widths --model digits --part steps --act-bits 8
+    python -m benchmarks.group_widths --model emoji --part wider --act-bits 4
 
 ``widths``: at equal mean bits of an input, the exact program over (layer, group) beside beam search and greedy over the
 same measurements, one width for every layer, and the exact program with one group. ``steps``: the first and the last
-steps in floating point, as serving engines have it, with one range for all steps and with groups.
+steps in floating point, as serving engines have it, with one range for all steps and with groups. ``wider``: the first
+or the last steps with inputs of 8 bits, the rest of the plan as `default` makes it with 4-bit weights.
 
 Each seed records its own calibration images and is judged on others, from the same noise as full precision. Fake
 quantization (backend ``simulate``): this measures error, not speed.
@@ -26,11 +28,14 @@ from benchmarks.derived import derive
 from benchmarks.records import RESULTS, Records
 from benchmarks.tfmq import MODELS, Case, image_psnr, usual_steps
 from dq_plugins.passes.allocation.group_widths import GroupWidthFindings, GroupWidths
+from dq_plugins.passes.width_candidates import activation_candidates
 from dq_plugins.plan.step_policy import StepPolicy, with_policy
+from dq_plugins.quantized.layer_transform import transform_of
 from dq_plugins.recipe import PassContext, Step
 from dq_plugins.report import Table
 
 POLICIES = ((0, 0), (1, 1), (2, 2), (3, 3), (6, 0), (0, 6))
+WIDER = ((0, 0), (1, 0), (0, 1), (0, 2), (0, 3))
 
 
 def ranges(groups: int) -> tuple[Step, ...]:
@@ -98,10 +103,26 @@ def exceptions(case: Case, seed: int, groups: int, act_bits: int, reference: np.
         print(label, flush=True)
 
 
+def wider(case: Case, seed: int, act_bits: int, reference: np.ndarray, records: Records) -> None:
+    """The first or the last steps with inputs of 8 bits, of one seed."""
+    recipe = dq.get("recipe", "default")
+    plan = case.plan(recipe.steps, seed, weight_bits=4, act_bits=act_bits, **recipe.targets)
+    transforms = {n: t for n, layer in plan.layers.items() if (t := transform_of(layer)) is not None}
+    context = PassContext(case.denoiser, case.calibration(seed), plan.targets, seed, transforms=transforms)
+    inputs = {name: layer.activation for name, layer in plan.layers.items() if layer.activation is not None}
+    narrow = [name for name, quant in inputs.items() if quant.bits < 8]
+    found = activation_candidates(plan, context, narrow, (8,))
+    wide = {name: found[name][8] for name in narrow}
+    for first, last in WIDER:
+        label = f"first {first} and last {last} with 8 bits, {seed}"
+        followed = with_policy(plan, StepPolicy(first, last), wide)
+        print(label, records.get(label, partial(judged, case, followed, reference)), flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="digits", choices=MODELS)
-    parser.add_argument("--part", default="widths", choices=("widths", "steps"))
+    parser.add_argument("--part", default="widths", choices=("widths", "steps", "wider"))
     parser.add_argument("--act-bits", type=int, default=5)
     parser.add_argument("--steps", type=int, help="of sampling")
     parser.add_argument("--images", type=int, default=16)
@@ -115,9 +136,11 @@ def main() -> None:
     case = Case(args.model, steps, args.work / f"{args.model}-{steps}")
     reference = case.images(case.denoiser, args.images)
     part = widths if args.part == "widths" else exceptions
-    for groups in (8, 1):
+    for groups in (8, 1) if args.part != "wider" else ():
         for seed in range(args.seeds):
             part(case, seed, groups, args.act_bits, reference, records)
+    for seed in range(args.seeds) if args.part == "wider" else ():
+        wider(case, seed, args.act_bits, reference, records)
     rows = [[label, *row.values()] for label, row in derive(records.path.stem, records.data).items()]
     print(Table(["", "PSNR, median", "worst", "error power", "median of seeds"], rows))
 
