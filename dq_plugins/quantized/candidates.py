@@ -93,7 +93,7 @@ class Candidates:
     def in_group(self, entry: Entry, timestep: float) -> AnyEntry:
         """The entry for the group of a timestep alone; one whose ranges have no groups, as it is."""
         quant = self.inputs[entry.layer][entry.bits] if entry.operand == "activation" else None
-        if not isinstance(quant, ActivationQuant):
+        if not isinstance(quant, ActivationQuant | DynamicActivationQuant) or quant.groups is None:
             return entry
         return GroupEntry(*entry, self.groups[quant.groups].of(timestep))
 

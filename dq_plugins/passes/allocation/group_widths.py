@@ -10,13 +10,15 @@ that sampling takes in the group; ``w_l`` the width that the weight has already.
 as they are; over groups and layers what all images have in common adds up in amplitude and the rest in power
 (`dq_plugins.sensitivity.drift`).
 
+Dynamic ranges take part: a width for each of the default groups, but no floating point.
+
 Source: AdaTSQ (arXiv 2602.09883) searches widths over layers and timesteps with a beam; the program is ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar, Literal
 
@@ -26,9 +28,18 @@ from pydantic import Field
 
 from dq_plugins.artifact import UnitResults
 from dq_plugins.errors import RecipeError
+from dq_plugins.passes.activations import DEFAULT_GROUPS
 from dq_plugins.passes.allocation.problem import time_of
 from dq_plugins.passes.width_candidates import activation_candidates
-from dq_plugins.plan import ActivationQuant, LayerPlan, QuantPlan, Reason, Section
+from dq_plugins.plan import (
+    ActivationQuant,
+    DynamicActivationQuant,
+    InputQuant,
+    LayerPlan,
+    QuantPlan,
+    Reason,
+    Section,
+)
 from dq_plugins.plan.layers import EDGE_ROLES
 from dq_plugins.quantized.candidates import Candidates, GroupEntry
 from dq_plugins.quantized.width import Width
@@ -116,12 +127,13 @@ class GroupWidths(Pass):
             BudgetError: the budgets cannot be met; the message holds the nearest that can.
             CalibrationError: the recording holds no whole sampling run.
         """
-        layers = [n for n, layer in plan.layers.items() if isinstance(layer.activation, ActivationQuant)]
-        layers = [name for name in layers if name in context.partition.layers]
+        layers = [n for n, layer in plan.layers.items() if layer.activation and n in context.partition.layers]
         if not layers:
-            raise RecipeError("pass 'group-widths': no layer has input ranges by timestep group")
+            raise RecipeError("pass 'group-widths': no layer has a quantized input")
         found = activation_candidates(plan, context, layers, self.options.choices)
-        used = {quant.groups for widths in found.values() for quant in widths.values()}  # type: ignore[union-attr]
+        count = len(plan.groups[DEFAULT_GROUPS])
+        found = {n: {b: _in_groups(q, count) for b, q in widths.items()} for n, widths in found.items()}
+        used = {quant.groups for widths in found.values() for quant in widths.values() if quant.groups is not None}
         transforms = {name: context.transforms[name] for name in layers if name in context.transforms}
         candidates = Candidates(
             {}, found, {name: plan.groups[name] for name in sorted(used)}, transforms, plan.row_orders
@@ -194,7 +206,7 @@ class GroupProblem:
         for entry in image.random:
             if isinstance(entry, GroupEntry):
                 self.measured.setdefault(entry.layer, set()).add(entry.group)
-        self.groups = {name: next(iter(each.values())).groups for name, each in candidates.activations.items()}  # type: ignore[union-attr]
+        self.groups = {name: next(iter(each.values())).groups or "" for name, each in candidates.activations.items()}
         self.columns: list[tuple[Slot, int | None]] = []
         start, error, drift = [0], [], []
         directions = len(next(iter(image.drift.values())))
@@ -220,7 +232,7 @@ class GroupProblem:
         least = self.context.targets.edge_bits if self.plan.layers[name].roles & EDGE_ROLES else 0
         choices = sorted(self.options.choices)
         wide: tuple[int | None, ...] = tuple(w for w in choices if w >= least) or (choices[-1],)
-        return (*wide, None) if self.options.floating else wide
+        return (*wide, None) if self.options.floating and not self.plan.layers[name].dynamic else wide
 
     def _budgets(self) -> Iterator[Budget]:
         o, partition = self.options, self.context.partition
@@ -265,6 +277,13 @@ class GroupProblem:
         }
 
 
+def _in_groups(quant: InputQuant, count: int) -> InputQuant:
+    """A candidate of one width as it is in the groups: dynamic ranges are told which."""
+    if isinstance(quant, ActivationQuant):
+        return quant
+    return replace(quant, groups=DEFAULT_GROUPS, group_bits=(quant.bits,) * count)
+
+
 def _write(layer: LayerPlan, candidates: Candidates, name: str, widths: tuple[int | None, ...]) -> None:
     """Put the quantizers of some widths into the entry of a layer."""
     bits = [width for width in widths if width is not None]
@@ -272,8 +291,13 @@ def _write(layer: LayerPlan, candidates: Candidates, name: str, widths: tuple[in
         layer.activation = None
         layer.unquantized_reason = Reason("group-widths leaves its input in floating point at every step", "allocated")
         return
+    widest, narrowest = max(bits), min(bits)
+    if isinstance(layer.activation, DynamicActivationQuant):
+        layer.activation = layer.activation.at(narrowest)
+        if widest != narrowest:
+            layer.activation = replace(layer.activation, bits=widest, groups=DEFAULT_GROUPS, group_bits=tuple(bits))
+        return
     quants: Mapping[int, ActivationQuant] = candidates.activations[name]  # type: ignore[assignment]
-    widest = max(bits)
     tables = [quants[widest if width is None else width] for width in widths]
     scale, zero_point = (
         torch.stack([getattr(quant, part)[g] for g, quant in enumerate(tables)]) for part in ("scale", "zero_point")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from denoisers import recorded, tiny_denoiser
@@ -7,7 +9,7 @@ from denoisers import recorded, tiny_denoiser
 import dq_plugins as dq
 from dq_plugins.errors import BudgetError, CalibrationError
 from dq_plugins.passes.allocation.group_widths import GroupWidthFindings
-from dq_plugins.plan import ActivationQuant
+from dq_plugins.plan import ActivationQuant, DynamicActivationQuant
 from dq_plugins.recipe import Recipe, Step
 
 RANGES = (Step("weight-ranges"), Step("timestep-groups", {"groups": 3}), Step("activation-ranges"))
@@ -127,6 +129,30 @@ def test_a_plan_comes_back_from_disk_and_runs_as_planned(case, tmp_path):
     plan = make(case, act_bits=5.5, floating=True)
     assert dq.QuantPlan.load(plan.save(tmp_path)) == plan
     dq.apply(case[0], plan, backend="simulate")
+
+
+def test_dynamic_ranges_take_part_and_have_no_floating_point(case, tmp_path):
+    ranges = Step("activation-ranges", {"ranges": "dynamic"})
+    widths = Step("group-widths", {"act_bits": 5.5, "floating": True, "seconds": 0.3, "probes": 2, "runs": 1})
+    plan = dq.make_plan(
+        *case, Recipe("r", "", (*RANGES[:2], ranges, widths)), weight_bits=8, act_bits=4, progress=False
+    )
+    found = findings(plan)
+    assert found.bound <= found.error <= min(found.greedy, found.beam)
+    assert found.budgets[0].used <= found.budgets[0].limit
+    several = {name for name, chosen in found.widths.items() if len(set(chosen)) > 1}
+    assert several
+    for name, chosen in found.widths.items():
+        quant = plan.layers[name].activation
+        assert isinstance(quant, DynamicActivationQuant)
+        assert None not in chosen
+        assert tuple(form.bits for form in quant.forms) == (chosen if name in several else chosen[:1])
+        assert all(form.clip == 1 for form in quant.forms if form.bits > 4)
+    assert dq.QuantPlan.load(plan.save(tmp_path)) == plan
+    models = [dq.apply(copy.deepcopy(case[0]), plan, backend=backend) for backend in ("simulate", "torchao")]
+    for call in case[1].calls():
+        simulated, integer = (call.run(model) for model in models)
+        torch.testing.assert_close(simulated, integer, rtol=1e-2, atol=1e-2)
 
 
 def test_what_cannot_be_met_is_refused(case):
