@@ -20,14 +20,14 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from dq_plugins.artifact import UnitResults
-from dq_plugins.errors import RecipeError
+from dq_plugins.errors import CalibrationError, RecipeError
 from dq_plugins.passes.activations import DEFAULT_GROUPS
 from dq_plugins.passes.allocation.problem import time_of
 from dq_plugins.passes.width_candidates import activation_candidates
@@ -93,7 +93,7 @@ class GroupWidths(Pass):
             choices: widths of inputs.
             floating: offer floating point, too, in every group.
             float_bits: what floating point counts as.
-            act_bits: limit on the mean bits of an input, over layers and steps.
+            act_bits: limit on the mean bits of an input, over layers and steps; ``"plan"``: what the plan has.
             bitops: limit on the bit operations of a mean call, for the batch it was traced with.
             latency: limit on the total of the latency table for a mean call, in its unit.
             latency_table: measured time by layer and width: ``{"conv_in": {"W8A8": 0.8, "W8": 1.9}}``.
@@ -102,12 +102,14 @@ class GroupWidths(Pass):
             seconds: CP-SAT's deterministic time.
             probes: random probes of the final image.
             runs: recorded sampling runs used for it.
+            where_possible: leave the plan as it is where no input is quantized, where ``act_bits="plan"`` and all have
+                the widest of the choices, or where the recording holds no whole sampling runs; off: refuse, or solve.
         """
 
         choices: tuple[int, ...] = Field((4, 6, 8), min_length=1)
         floating: bool = False
         float_bits: int = Field(16, ge=1)
-        act_bits: float | None = Field(None, gt=0)
+        act_bits: Annotated[float, Field(gt=0)] | Literal["plan"] | None = None
         bitops: float | None = Field(None, gt=0)
         latency: float | None = Field(None, gt=0)
         latency_table: dict[str, dict[str, float]] = Field(default_factory=dict)
@@ -116,6 +118,7 @@ class GroupWidths(Pass):
         seconds: float = Field(20.0, gt=0)
         probes: int = Field(8, ge=1)
         runs: int = Field(2, ge=1)
+        where_possible: bool = False
 
     options: Options
     Options: ClassVar[type[PassOptions]] = Options
@@ -128,6 +131,8 @@ class GroupWidths(Pass):
             CalibrationError: the recording holds no whole sampling run.
         """
         layers = [n for n, layer in plan.layers.items() if layer.activation and n in context.partition.layers]
+        if self.options.where_possible and not self._possible(plan, context, layers):
+            return
         if not layers:
             raise RecipeError("pass 'group-widths': no layer has a quantized input")
         found = activation_candidates(plan, context, layers, self.options.choices)
@@ -152,6 +157,17 @@ class GroupWidths(Pass):
             )
         )
         yield Progress(1, 1)
+
+    def _possible(self, plan: QuantPlan, context: PassContext, layers: list[str]) -> bool:
+        """Whether there is anything to choose, and anything to choose by."""
+        o, inputs = self.options, [plan.layers[name].activation for name in layers]
+        free = (o.bitops, o.latency, o.act_bits) == (None, None, "plan")
+        if not inputs or (free and all(quant.narrowest >= max(o.choices) for quant in inputs if quant)):
+            return False
+        try:
+            return bool(trajectories_of(context.calibration, context.partition.sample_argument))
+        except CalibrationError:
+            return False
 
     def _measured(
         self, plan: QuantPlan, context: PassContext, candidates: Candidates
@@ -244,8 +260,9 @@ class GroupProblem:
         if (o.act_bits, o.bitops, o.latency) == (None, None, None):
             mean = self.context.targets.act_bits
         if mean is not None:
-            total = sum(prod(partition.layers[name].input_shape) for name in self.groups)
-            yield Budget("activation bits", share * inputs * bits, mean * total * (1 + 1e-12), "bits")
+            sizes = {name: prod(partition.layers[name].input_shape) for name in self.groups}
+            total = sum(size * (self._planned(name) if mean == "plan" else mean) for name, size in sizes.items())
+            yield Budget("activation bits", share * inputs * bits, total * (1 + 1e-12), "bits")
         if o.bitops is not None:
             macs = [partition.layers[name].macs * self._weight_bits(name) for (name, _), _ in self.columns]
             yield Budget("BitOps", share * bits * np.array(macs, dtype=np.float64), o.bitops, "BitOps")
@@ -253,6 +270,16 @@ class GroupProblem:
             table = {n: {Width.parse(w): ms for w, ms in times.items()} for n, times in o.latency_table.items()}
             times = [time_of(table, name, self._width(name, width)) for (name, _), width in self.columns]
             yield Budget("latency", share * np.array(times), o.latency, "ms")
+
+    def _planned(self, name: str) -> float:
+        """Mean bits that the plan has for the layer's input, over the steps of sampling."""
+        quant, schedule = self.plan.layers[name].activation, self.plan.schedule
+        assert quant is not None
+        if quant.groups is None:
+            return quant.bits
+        widths = quant.widths if isinstance(quant, ActivationQuant) else tuple(form.bits for form in quant.forms)
+        visited = [widths[self.plan.groups[quant.groups].of(t)] or self.options.float_bits for t in schedule.timesteps]
+        return sum(visited) / len(visited)
 
     def _width(self, name: str, activation: int | None) -> Width:
         weight = self.plan.layers[name].weight

@@ -34,7 +34,7 @@ from dq_plugins.sensitivity.sensitivity_table import SensitivityTable, cost, ent
 from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
 
 WIDEST = 8
-"""Bits of an input that every kernel has; with as many for all there is nothing to choose."""
+"""Bits of an input that every kernel has."""
 
 
 class Sensitivity(Pass):
@@ -50,7 +50,7 @@ class Sensitivity(Pass):
         Attributes:
             weight_choices: widths of weights; one bit is BinaryDM's: signs, scaled by the mean magnitude.
             act_choices: widths of inputs, those of query, key and value of attentions among them; not measured when
-                activations stay in floating point. None: of 3 to 8 bits where the recipe's target is below 8, else 8.
+                activations stay in floating point. None: the recipe's target alone.
             method: ``"linearised"`` or ``"exact"``.
             calls_per_timestep: recorded calls used at each timestep.
             draws: backward passes over all calls together. An allocation picks widths that look cheap, so it picks
@@ -92,7 +92,7 @@ class Sensitivity(Pass):
                 f"pass 'sensitivity': content_metric={o.content_metric!r} cannot be linearised; set method='exact', or "
                 "use 'ssim'"
             )
-        act_choices = o.act_choices or _mixed_widths(context.targets.act_bits)
+        act_choices = o.act_choices or (context.targets.act_bits or WIDEST,)
         candidates = candidates_of(plan, context, o.weight_choices, act_choices)
         calls = context.calibration.subset(per_timestep=o.calls_per_timestep)
         with install_tokens(context.denoiser, plan):  # rows of outlier tokens are exact whatever the widths
@@ -189,8 +189,3 @@ class Sensitivity(Pass):
         folder = context.workdir and context.workdir / "measurements" / hash_json(settings)[:16]
         kept = UnitResults(MEASURED, folder, settings)
         return (yield from measure(measurement, kept, workers=self.options.workers, what=what))
-
-
-def _mixed_widths(act_bits: int | None) -> tuple[int, ...]:
-    """Widths of inputs that a mean of so many bits may be made of."""
-    return (3, 4, 5, 6, WIDEST) if (act_bits or WIDEST) < WIDEST else (WIDEST,)

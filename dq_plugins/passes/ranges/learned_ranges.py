@@ -53,6 +53,7 @@ class LearnedRanges(Pass):
         "gptq",
         "block-reconstruction",
         "exempt-layers",
+        "group-widths",
         "finite-set-ranges",
     )
 

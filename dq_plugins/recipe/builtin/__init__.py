@@ -73,7 +73,9 @@ BEST = Recipe(
     TARGETS,
 )
 
-WIDER_STEPS = Step("step-exceptions", {"bits": 8, "most": 2, "least_gain": 0.1, "runs": 1, "where_possible": True})
+WIDTHS_OVER_TIME = Step(
+    "group-widths", {"act_bits": "plan", "choices": (3, 4, 5, 6, 8), "seconds": 10.0, "where_possible": True}
+)
 
 LOW_BIT = Recipe(
     "low-bit",
@@ -85,8 +87,9 @@ LOW_BIT = Recipe(
         *ROUNDED,
         Step("activation-ranges", DYNAMIC_WHERE_BETTER),
         Step("exempt-layers"),
-        *LEARNED,
-        WIDER_STEPS,
+        LEARNED[0],
+        WIDTHS_OVER_TIME,
+        *LEARNED[1:],
     ),
     TARGETS,
 )
@@ -110,8 +113,8 @@ MIXED_PRECISION = Recipe(
         Step("bit-allocation"),
         Step("gptq"),
         Step("exempt-layers"),
+        WIDTHS_OVER_TIME,
         Step("bias-correction"),
-        WIDER_STEPS,
     ),
     TARGETS,
 )

@@ -155,6 +155,28 @@ def test_dynamic_ranges_take_part_and_have_no_floating_point(case, tmp_path):
         torch.testing.assert_close(simulated, integer, rtol=1e-2, atol=1e-2)
 
 
+def test_what_the_plan_has_is_a_budget_that_can_be_met(case):
+    before = dq.make_plan(*case, Recipe("r", "", RANGES), weight_bits=8, act_bits=6, progress=False)
+    after, wide = make(case, act_bits="plan", choices=(4, 6, 8)), make(case, act_bits=8, choices=(4, 6, 8))
+    (budget,) = findings(after).budgets
+    values = sum(
+        torch.Size(n.input_shape).numel() for n in dq.partition(case[0], case[1].example_inputs()).layers.values()
+    )
+    assert budget.limit == pytest.approx(mean_bits(before, case) * values)
+    assert mean_bits(after, case) == pytest.approx(mean_bits(before, case), rel=0.02)
+    assert mean_bits(after, case) <= mean_bits(before, case) + 1e-9
+    assert findings(wide).error < findings(after).error
+
+
+def test_recipes_leave_plans_as_they_are_where_nothing_can_be_chosen(case):
+    wide = make(case, act_bits="plan", choices=(4, 6), where_possible=True)
+    part = make((case[0], case[1].subset(timesteps=case[1].timesteps[:2])), where_possible=True)
+    for plan in (wide, part):
+        assert "group-widths" not in plan.sections
+        assert all(layer.activation.group_bits is None for layer in plan.layers.values())
+    assert "group-widths" in make(case, act_bits=5.5, where_possible=True).sections
+
+
 def test_what_cannot_be_met_is_refused(case):
     with pytest.raises(BudgetError, match="nearest budget"):
         make(case, act_bits=3.0)
