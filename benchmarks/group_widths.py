@@ -7,7 +7,8 @@
 ``widths``: at equal mean bits of an input, the exact program over (layer, group) beside beam search and greedy over the
 same measurements, one width for every layer, and the exact program with one group. ``steps``: the first and the last
 steps in floating point, as serving engines have it, with one range for all steps and with groups. ``wider``: the first
-or the last steps with inputs of 8 bits, the rest of the plan as `default` makes it with 4-bit weights.
+or the last steps with inputs of 8 bits, the rest of the plan as `default` makes it with 4-bit weights; and the exact
+program over its layers and groups, at the mean bits that it has.
 
 Each seed records its own calibration images and is judged on others, from the same noise as full precision. Fake
 quantization (backend ``simulate``): this measures error, not speed.
@@ -117,6 +118,13 @@ def wider(case: Case, seed: int, act_bits: int, reference: np.ndarray, records: 
         label = f"first {first} and last {last} with 8 bits, {seed}"
         followed = with_policy(plan, StepPolicy(first, last), wide)
         print(label, records.get(label, partial(judged, case, followed, reference)), flush=True)
+
+    def exact() -> dict[str, Any]:
+        chosen = copy.deepcopy(plan)
+        list(GroupWidths(act_bits="plan", choices=CHOICES, seconds=10.0).run(chosen, context))
+        return judged(case, chosen, reference)
+
+    print(records.get(f"exact program, bits of the plan, {seed}", exact), flush=True)
 
 
 def main() -> None:

@@ -29,9 +29,22 @@ ROUNDED = (
 )
 TARGETS = {"condition_bits": 8}
 DYNAMIC_WHERE_BETTER = {"observer": "by-width", "ranges": "measured"}
+WIDTHS_OVER_TIME = Step(
+    "group-widths",
+    # as good as twice the probes of twice the runs, by the images of both bundled denoisers
+    {
+        "act_bits": "plan",
+        "choices": (3, 4, 5, 6, 8),
+        "seconds": 10.0,
+        "probes": 4,
+        "runs": 1,
+        "where_possible": True,
+    },
+)
 LEARNED = (
-    # behind GPTQ it loses a little where inputs have 8 bits: docs/recipes.md
+    # of wider weights, behind GPTQ, it wins nothing: docs/recipes.md
     Step("block-reconstruction", {"iterations": 100, "most_bits": 3, "samples": 80}),
+    WIDTHS_OVER_TIME,
     Step("bias-correction"),
     Step(
         "learned-ranges",
@@ -61,8 +74,8 @@ DEFAULT = Recipe(
 
 BEST = Recipe(
     "best",
-    "the best pictures: default, then learned against recorded outputs; costs 20 to 50 times the sampling that it "
-    "observes",
+    "the best pictures: default, then learned against recorded outputs; below 8 bits inputs get widths over layers and "
+    "time, on torchao alone; costs 20 to 50 times the sampling that it observes",
     (
         Step("channel-balance"),
         *ROUNDED,
@@ -71,10 +84,6 @@ BEST = Recipe(
         *LEARNED,
     ),
     TARGETS,
-)
-
-WIDTHS_OVER_TIME = Step(
-    "group-widths", {"act_bits": "plan", "choices": (3, 4, 5, 6, 8), "seconds": 10.0, "where_possible": True}
 )
 
 LOW_BIT = Recipe(
@@ -87,9 +96,7 @@ LOW_BIT = Recipe(
         *ROUNDED,
         Step("activation-ranges", DYNAMIC_WHERE_BETTER),
         Step("exempt-layers"),
-        LEARNED[0],
-        WIDTHS_OVER_TIME,
-        *LEARNED[1:],
+        *LEARNED,
     ),
     TARGETS,
 )
