@@ -77,27 +77,33 @@ def affine_parameters(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) 
     Returns:
         ``(scale, zero_point)``: float32 and int32, the shape of ``low``.
     """
+    return parameters_for_codes(low, high, *integer_range(bits), symmetric=symmetric)
+
+
+def parameters_for_codes(
+    low: Tensor, high: Tensor, q_min: int | Tensor, q_max: int | Tensor, *, symmetric: bool
+) -> tuple[Tensor, Tensor]:
+    """`affine_parameters` onto the codes from ``q_min`` to ``q_max``, which may differ from range to range."""
     low, high = low.float().clamp(max=0), high.float().clamp(min=0)
-    q_min, q_max = integer_range(bits)
     if symmetric:
-        scale = torch.maximum(-low, high) / max(q_max, 1)
+        scale = torch.maximum(-low, high) / (max(q_max, 1) if isinstance(q_max, int) else q_max)
         zero_point = torch.zeros_like(scale, dtype=torch.int32)
         return torch.where(scale > SMALLEST_SCALE, scale, torch.ones_like(scale)), zero_point
     scale = (high - low) / (q_max - q_min)
     scale = torch.where(scale > SMALLEST_SCALE, scale, torch.ones_like(scale))
-    zero_point = (q_min - torch.round(low / scale)).clamp(q_min, q_max).to(torch.int32)
+    zero_point = torch.clamp(q_min - torch.round(low / scale), q_min, q_max).to(torch.int32)  # type: ignore[arg-type]
     return scale, zero_point
 
 
 def dynamic_parameters(
-    x: Tensor, bits: int, *, symmetric: bool, spatial: int = 0, clip: float | Tensor = 1.0
+    x: Tensor, bits: int | Tensor, *, symmetric: bool, spatial: int = 0, clip: float | Tensor = 1.0
 ) -> tuple[Tensor, Tensor]:
     """`affine_parameters` of every token of a linear layer's input, or every sample of a convolution's, from its own
     extremes.
 
     Args:
         x: ``[..., C]``, or ``[N, C, *positions]`` with ``spatial`` dimensions of positions; ``N`` may be missing.
-        bits: width of the code.
+        bits: width of the code; or the largest code, where units differ, ``[..., 1]`` or ``[N, 1, *1]``.
         symmetric: whether the zero point is fixed at 0.
         spatial: number of dimensions that the layer slides over.
         clip: what the extremes are multiplied by; a tensor may require gradients.
@@ -108,7 +114,8 @@ def dynamic_parameters(
     axes = tuple(range(-1 - spatial, 0))
     # not aminmax, which is more than ten times slower along a dimension on a CPU
     low, high = x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)
-    return affine_parameters(low.float() * clip, high.float() * clip, bits, symmetric=symmetric)
+    q_min, q_max = integer_range(bits) if isinstance(bits, int) else (-1 - bits, bits)
+    return parameters_for_codes(low.float() * clip, high.float() * clip, q_min, q_max, symmetric=symmetric)
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor | int, q_min: int | Tensor, q_max: int | Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 
-from dq_plugins.affine import code_ranges
+from dq_plugins.affine import code_ranges, integer_range
 from dq_plugins.errors import DQError, TimestepError
 from dq_plugins.plan import ActivationQuant, BiasCorrection, DynamicActivationQuant, InputQuant, LayerPlan
 from dq_plugins.plan.low_rank import scaled_down
@@ -70,7 +70,7 @@ class IntegerLayer(RowRanges):
         act_bits: width of the activation codes; the largest, where groups differ.
         group_bits: width in each group where they differ, None among them for floating point.
         dynamic: the dynamic ranges; None where they come from the table.
-        act_forms: float32 ``[G, 2]``: width and clip of dynamic ranges in each group, where groups differ.
+        act_forms: float32 ``[G, 2]``: largest code and clip of dynamic ranges in each group, where groups differ.
         group_name: name of the timestep groups that index the table.
         correction_groups: name of the timestep groups that index the corrections, mostly the same.
         context: what selects the group.
@@ -130,7 +130,7 @@ class IntegerLayer(RowRanges):
         self._hold("act_zero_point", table and table.zero_point)
         self.group_bits = table and table.group_bits
         varying = self.dynamic is not None and self.dynamic.groups is not None
-        forms = [[form.bits, form.clip] for form in self.dynamic.forms] if varying else None
+        forms = [[integer_range(f.bits)[1], f.clip] for f in self.dynamic.forms] if varying and self.dynamic else None
         self._hold("act_forms", forms and torch.tensor(forms), persistent=False)  # the plan says it
         ranges = (None, None, None) if self.group_bits is None else code_ranges(self.group_bits)
         for name, each in zip(("act_low", "act_high", "act_floating"), ranges, strict=True):

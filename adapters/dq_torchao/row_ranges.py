@@ -66,8 +66,8 @@ class RowRanges(ReleasableWeight):
             quant = quant.forms[int(group)]
         elif group is not None and self.act_forms is not None:
             where = group, x, self._kind.spatial, self.rows
-            bits, clip = (select_for_input(table, *where) for table in self.act_forms.unbind(1))
-            form = bits, clip
+            largest, clip = (select_for_input(table, *where) for table in self.act_forms.unbind(1))
+            form = largest, clip
         rotated = self.input_rotation is not None
         values, factor = (self._transformed(x), None) if rotated else (x, self.inverse_balance)
         shared = None if rotated or compiling or form is not None else self.parameter_key.of(factor)

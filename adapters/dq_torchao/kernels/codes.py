@@ -31,6 +31,11 @@ def kernel_dtype(values: Tensor) -> torch.dtype:
     return values.dtype if values.device.type != "cpu" or values.dtype == torch.bfloat16 else torch.float32
 
 
+def width_and_clip(form: Tensor) -> tuple[int, float]:
+    """Width of the codes and share of the extremes, from the largest code and that share, ``[2]``."""
+    return 1 + int(form[0]).bit_length(), float(form[1])
+
+
 def activation_codes(x: Tensor, factor: Tensor, zero_point: Tensor, bits: int) -> Tensor:
     """Codes of ``x``: `dq_plugins.affine.quantize`, shifted by `code_offset`, in one integer byte.
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from dq_plugins.affine import SMALLEST_SCALE, dynamic_parameters, integer_range
 from dq_plugins.plan import DynamicActivationQuant
 from dq_torchao.kernels import native
-from dq_torchao.kernels.codes import activation_codes, code_offset
+from dq_torchao.kernels.codes import activation_codes, code_offset, width_and_clip
 from dq_torchao.kernels.product import available
 from dq_torchao.kernels.tracing import is_merged
 
@@ -43,8 +43,8 @@ def dynamic_codes(
         factor: float32, broadcasts against ``x``: the reciprocal of the balance of the channels; None: 1.
         quant: width and form.
         spatial: number of dimensions that the layer slides over.
-        form: where groups of timesteps have widths of their own: width and clip, ``[]``, or as they broadcast against
-            ``x``, float32.
+        form: where groups of timesteps have widths of their own: largest code and clip, ``[]``, or as they broadcast
+            against ``x``, float32. Then ``quant`` has the widest of the widths.
 
     Returns:
         codes in the shape of ``x``; scale, float32, and zero point of the stored codes, int32, ``[..., 1]`` or
@@ -55,23 +55,14 @@ def dynamic_codes(
         call = torch.ops.dq_torchao.dynamic_codes if torch.compiler.is_compiling() else _one_call
         return call(*given, form=None if form is None else torch.stack(form))
     values = x.float() if factor is None else x.float() * factor
-    if form is None:
-        return _by_definition(values, quant, spatial)
-    found: tuple[Tensor, Tensor, Tensor] | None = None
-    for each in dict.fromkeys(quant.forms):
-        made = _by_definition(values, each, spatial)
-        pairs = zip(made, found or made, strict=True)
-        codes, scale, stored = (torch.where(form[0] == each.bits, new, old) for new, old in pairs)
-        found = codes, scale, stored
-    assert found is not None
-    return found
-
-
-def _by_definition(x: Tensor, quant: DynamicActivationQuant, spatial: int) -> tuple[Tensor, Tensor, Tensor]:
-    how = {"symmetric": quant.symmetric, "clip": quant.clip}
-    scale, zero_point = dynamic_parameters(x, quant.bits, spatial=spatial, **how)
+    bits, clip = (quant.bits, quant.clip) if form is None else form
+    scale, zero_point = dynamic_parameters(values, bits, symmetric=quant.symmetric, spatial=spatial, clip=clip)
     stored = zero_point + code_offset(x.device)
-    return activation_codes(x, scale.reciprocal(), stored, quant.bits), scale, stored
+    codes = activation_codes(values, scale.reciprocal(), stored, quant.bits)  # of the widest form
+    if form is not None:
+        low, high = (bound + code_offset(x.device) for bound in (-1 - form[0], form[0]))
+        codes = torch.minimum(torch.maximum(codes, low.to(codes.dtype)), high.to(codes.dtype))
+    return codes, scale, stored
 
 
 def _in_kernel(x: Tensor, factor: Tensor | None, spatial: int) -> bool:
@@ -147,12 +138,12 @@ def _one_call(
             spatial dimensions, else of groups, and the first pair then is its weight and bias.
         silu: whether SiLU of the result is taken last.
         groups: of channels, of group normalisation.
-        form: width and clip, float32 ``[2]``, in place of those above: they depend on the timestep.
+        form: largest code and clip, float32 ``[2]``, in place of those above: they depend on the timestep.
 
     Raises:
         MemoryError: to keep the values of a unit.
     """
-    bits, clip = (bits, clip) if form is None else (int(form[0]), float(form[1]))
+    bits, clip = (bits, clip) if form is None else width_and_clip(form)
     before = _Before(affine, eps, silu, groups)
     by_channel = factor is not None or eps is not None or silu or len(affine) > 0
     x = _laid_out(x, spatial, by_channel)

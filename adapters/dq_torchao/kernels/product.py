@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from dq_plugins.affine import SMALLEST_SCALE, integer_range
 from dq_torchao.kernels import native
-from dq_torchao.kernels.codes import code_offset
+from dq_torchao.kernels.codes import code_offset, width_and_clip
 from dq_torchao.kernels.operators import empty_conv2d_output
 from dq_torchao.kernels.panels import COLUMNS, WORD
 
@@ -128,12 +128,12 @@ def product_dynamic_codes(
         bits: width of the codes.
         symmetric: whether the zero point of the signed codes is 0.
         clip: share of the extremes at which values are cut off.
-        form: width and clip, float32 ``[2]``, in place of those above: they depend on the timestep.
+        form: largest code and clip, float32 ``[2]``, in place of those above: they depend on the timestep.
 
     Returns:
         codes, uint8 ``[..., O]``; their scale, float32, and zero point of the stored codes, int32, ``[..., 1]``.
     """
-    bits, clip = (bits, clip) if form is None else (int(form[0]), float(form[1]))
+    bits, clip = (bits, clip) if form is None else width_and_clip(form)
     own = torch.empty((*codes.shape[:-1], 1)), torch.empty((*codes.shape[:-1], 1), dtype=torch.int32)
     layer = panels, sums, weight_scale, bias
     window = kernel, stride, padding, dilation
