@@ -144,7 +144,7 @@ def with_policy(plan: QuantPlan, policy: StepPolicy, wide: Mapping[str, InputQua
     low, top = plan.schedule.sorted[0], plan.schedule.sorted[-1]
     bounds = next(iter(plan.groups.values()), TimestepGroups(low=low, high=top))
     split = {} if wide is None else {EXCEPTIONS: replace(bounds, edges=tuple(edges))}
-    rows = {EXCEPTIONS: torch.zeros(len(edges) + 1, dtype=torch.int64)}
+    rows = {EXCEPTIONS: torch.zeros(1 if wide is None else len(edges) + 1, dtype=torch.int64)}
     for name, groups in plan.groups.items():
         split[name] = replace(groups, edges=tuple(sorted({*groups.edges, *edges})))
         rows[name] = _rows(groups, split[name])
@@ -236,20 +236,22 @@ def _split(
         assert wider is None or isinstance(wider, ActivationQuant)
         chosen = kept[activation.groups] if floating or wider is not None else ()
         activation = _table(activation, rows[activation.groups], chosen, wider)
-    elif activation is not None and wider is not None:
-        activation = _by_steps(activation, wider.bits, len(rows[EXCEPTIONS]), kept[EXCEPTIONS])
+    elif activation is not None:
+        groups = activation.groups or EXCEPTIONS
+        activation = _by_steps(activation, groups, rows[groups], () if wider is None else kept[groups], wider)
     if correction is not None and correction.groups is not None:
         correction = replace(correction, values=correction.values[rows[correction.groups]])
     return replace(layer, activation=activation, bias_correction=correction)
 
 
-def _by_steps(quant: DynamicActivationQuant, bits: int, count: int, kept: Iterable[int]) -> DynamicActivationQuant:
-    """Dynamic ranges, with more bits in those of the groups that are ``kept``."""
-    if quant.groups is not None:
-        raise PlanError("an input with dynamic ranges has a width for each timestep group already")
-    widths = [quant.bits] * count
+def _by_steps(
+    quant: DynamicActivationQuant, groups: str, rows: Tensor, kept: Iterable[int], wider: InputQuant | None
+) -> DynamicActivationQuant:
+    """Dynamic ranges for new groups, of the width of ``wider`` in those that are ``kept``."""
+    widths = [quant.bits if quant.group_bits is None else quant.group_bits[row] for row in rows.tolist()]
     for group in kept:
-        widths[group] = bits
-    if set(widths) == {quant.bits}:
-        return quant
-    return replace(quant, bits=max(widths), groups=EXCEPTIONS, group_bits=tuple(widths))
+        widths[group] = quant.bits if wider is None else wider.bits
+    if len(set(widths)) == 1:
+        return quant.at(widths[0])
+    clip = quant.clip if min(widths) == quant.narrowest else 1.0  # it was measured at that width
+    return replace(quant, bits=max(widths), clip=clip, groups=groups, group_bits=tuple(widths))

@@ -121,9 +121,29 @@ def test_steps_may_have_more_bits_instead(ends, tmp_path):
     for t, high in zip(STEPS, StepPolicy(*ends).high(len(STEPS)), strict=True):
         expected = more if high else one
         assert torch.equal(other(x, torch.tensor(t)), expected(x, torch.tensor(t)))
-    if ends != (0, 0):
-        with pytest.raises(PlanError, match="already"):
-            with_policy(followed, StepPolicy(1, 1), {"up": wide.layers["up"].activation})
+
+
+def test_dynamic_ranges_that_have_groups_already_are_split_as_tables_are():
+    """Of three groups, with edges at 300 and 700, the first and the last have 4 bits."""
+    plan = planned(build())
+    quant = DynamicActivationQuant(6, True, 0.7, "all", (4, 6, 4))
+    plan.layers["up"] = replace(plan.layers["up"], activation=quant)
+
+    def widths(policy: StepPolicy, wide: dict) -> list[tuple[int, float]]:
+        followed = with_policy(plan, policy, wide)
+        found = followed.layers["up"].activation
+        forms = found.forms if found.groups else found.forms * len(followed.groups["all"])
+        return [(f.bits, f.clip) for f in (forms[followed.groups["all"].of(t)] for t in STEPS)]
+
+    narrow, middle, wide = (4, 0.7), (6, 1.0), (8, 1.0)
+    between = [narrow, narrow, middle, middle, middle, narrow, narrow]
+    assert widths(StepPolicy(), {}) == between
+    assert widths(StepPolicy(1, 1), {}) == between
+    eight = {"up": DynamicActivationQuant(8)}
+    twice = with_policy(with_policy(plan, StepPolicy(1, 0), eight), StepPolicy(0, 1), eight)
+    assert [twice.layers["up"].activation.forms[twice.groups["all"].of(t)].bits for t in STEPS] == [8, 4, 6, 6, 6, 4, 8]
+    assert widths(StepPolicy(1, 1), eight) == [wide, *between[1:-1], wide]
+    assert widths(StepPolicy(2, 2), eight) == [wide, wide, middle, middle, middle, wide, wide]  # none has 4 bits
 
 
 def test_the_widest_groups_may_be_the_exceptions():
