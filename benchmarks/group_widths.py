@@ -31,7 +31,7 @@ from benchmarks.tfmq import MODELS, Case, image_psnr, usual_steps
 from dq_plugins.passes.allocation.group_widths import GroupWidthFindings, GroupWidths
 from dq_plugins.passes.width_candidates import activation_candidates
 from dq_plugins.plan.step_policy import StepPolicy, with_policy
-from dq_plugins.quantized.layer_transform import transform_of
+from dq_plugins.quantized.layer_transform import transforms_of
 from dq_plugins.recipe import PassContext, Step
 from dq_plugins.report import Table
 
@@ -108,7 +108,7 @@ def wider(case: Case, seed: int, act_bits: int, reference: np.ndarray, records: 
     """The first or the last steps with inputs of 8 bits, of one seed."""
     recipe = dq.get("recipe", "default")
     plan = case.plan(recipe.steps, seed, weight_bits=4, act_bits=act_bits, **recipe.targets)
-    transforms = {n: t for n, layer in plan.layers.items() if (t := transform_of(layer)) is not None}
+    transforms = transforms_of(plan.layers)
     context = PassContext(case.denoiser, case.calibration(seed), plan.targets, seed, transforms=transforms)
     inputs = {name: layer.activation for name, layer in plan.layers.items() if layer.activation is not None}
     narrow = [name for name, quant in inputs.items() if quant.bits < 8]

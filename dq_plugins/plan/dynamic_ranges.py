@@ -54,14 +54,19 @@ class DynamicActivationQuant:
             raise PlanError(f"group_bits are at least 2, the largest of them bits={self.bits}; got {self.group_bits}")
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of the code in each group, ``[G]``; one where groups do not differ."""
+        return self.group_bits or (self.bits,)
+
+    @property
     def narrowest(self) -> int:
         """The least width of any group."""
-        return min(self.group_bits or (self.bits,))
+        return min(self.widths)
 
     @property
     def forms(self) -> tuple[DynamicActivationQuant, ...]:
         """What it is in each group, ``[G]``; one where groups do not differ."""
-        return tuple(self.at(bits) for bits in self.group_bits or (self.bits,))
+        return tuple(self.at(bits) for bits in self.widths)
 
     def at(self, bits: int) -> DynamicActivationQuant:
         """The same at one width for all timesteps, where nothing is cut off unless it is the narrowest."""

@@ -365,7 +365,7 @@ class LayerPlan:
         if not self.quantized:
             return "full precision"
         weight = self.weight.bits if self.weight else 32
-        activation: object = self.activation.bits if self.activation else 32
-        if self.activation is not None and self.activation.group_bits is not None:
-            activation = "/".join(map(str, sorted({width or 32 for width in self.activation.group_bits})))
+        activation: object = 32
+        if self.activation is not None:
+            activation = "/".join(map(str, sorted({width or 32 for width in self.activation.widths})))
         return f"W{weight}A{activation}{' dynamic' if self.dynamic else ''}"

@@ -134,7 +134,7 @@ class QuantPlan:
             if isinstance(layer.activation, ActivationQuant):
                 self._check_table(whose, layer.activation.groups, len(layer.activation.scale), "activation scales")
             elif layer.activation is not None and layer.activation.groups is not None:
-                self._check_table(whose, layer.activation.groups, len(layer.activation.forms), "activation widths")
+                self._check_table(whose, layer.activation.groups, len(layer.activation.widths), "activation widths")
             if layer.bias_correction is not None and layer.bias_correction.groups is not None:
                 table = layer.bias_correction
                 self._check_table(whose, table.groups, len(table.values), "rows of bias correction")

@@ -89,4 +89,4 @@ def input_widths(quant: InputQuant) -> list[int]:
     """What tells the quantizers of inputs apart: the width in each group (0: floating point), or those of tokens."""
     if isinstance(quant, ActivationQuant):
         return [0 if width is None else width for width in quant.widths]
-    return [*(form.bits for form in quant.forms), -1 if quant.symmetric else -2]
+    return [*quant.widths, -1 if quant.symmetric else -2]

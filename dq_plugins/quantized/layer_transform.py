@@ -14,6 +14,7 @@ Shapes: ``C`` input channels; a balance is float32 ``[C]``; ``R`` rotates blocks
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +129,11 @@ def transform_of(plan: LayerPlan) -> LayerTransform | None:
         return None
     rotate = None if plan.rotation is None else Rotate(plan.rotation)
     return LayerTransform(plan.balance, rotate, plan.low_rank, None if plan.subspace is None else Split(plan.subspace))
+
+
+def transforms_of(layers: Mapping[str, LayerPlan]) -> dict[str, LayerTransform]:
+    """The transforms of those layers of a plan whose input has one, by name."""
+    return {name: found for name, layer in layers.items() if (found := transform_of(layer)) is not None}
 
 
 def per_input(layer: nn.Module, balance: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -23,7 +23,7 @@ from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import LayerPlan, PassRecord, QuantPlan, Reason, Targets
 from dq_plugins.progress import Progress
 from dq_plugins.provenance import library_code, plugin_code
-from dq_plugins.quantized.layer_transform import transform_of
+from dq_plugins.quantized.layer_transform import transforms_of
 from dq_plugins.quantized.memory import codes_where, give_back
 from dq_plugins.quantized.sampled import SampledStatistics
 from dq_plugins.recipe.definition import Recipe
@@ -242,7 +242,7 @@ def make_plan(
         plan = plan or empty_plan(context, recipe.name)
         for step, each in enumerate(passes[done:], done):
             context.running, context.workdir = recipe.steps[step].name, results.folder(step)
-            context.transforms = {n: t for n, layer in plan.layers.items() if (t := transform_of(layer)) is not None}
+            context.transforms = transforms_of(plan.layers)
             context.calibration = _chosen_calls(calibration, plan)
             _run_pass(each, plan, context, progress)
             results.keep(step, plan)

@@ -46,7 +46,7 @@ from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity.drift import DriftProbes, ImageError, image_error
 from dq_plugins.sensitivity.measure import MEASURED, measure
-from dq_plugins.sensitivity.trajectory import trajectories_of
+from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
 from dq_plugins.solvers.answer import answer
 from dq_plugins.solvers.drifting import DriftingProgram, beam_search, greedy_drifting, solve_drifting
 from dq_plugins.solvers.program import Budget, Choice, ChoiceProgram
@@ -131,10 +131,13 @@ class GroupWidths(Pass):
             CalibrationError: the recording holds no whole sampling run.
         """
         layers = [n for n, layer in plan.layers.items() if layer.activation and n in context.partition.layers]
-        if self.options.where_possible and not self._possible(plan, context, layers):
+        if self.options.where_possible and not self._leaves_a_choice(plan, layers):
             return
         if not layers:
             raise RecipeError("pass 'group-widths': no layer has a quantized input")
+        runs = self._runs(context)
+        if not runs:
+            return
         found = activation_candidates(plan, context, layers, self.options.choices)
         count = len(plan.groups[DEFAULT_GROUPS])
         found = {n: {b: _in_groups(q, count) for b, q in widths.items()} for n, widths in found.items()}
@@ -143,7 +146,7 @@ class GroupWidths(Pass):
         candidates = Candidates(
             {}, found, {name: plan.groups[name] for name in sorted(used)}, transforms, plan.row_orders
         )
-        image = yield from self._measured(plan, context, candidates)
+        image = yield from self._measured(runs, context, candidates)
         problem = GroupProblem(plan, context, candidates, image, self.options)
         yield Progress(0, 1, "solving")
         solution, others = self._solve(problem.program)
@@ -158,22 +161,25 @@ class GroupWidths(Pass):
         )
         yield Progress(1, 1)
 
-    def _possible(self, plan: QuantPlan, context: PassContext, layers: list[str]) -> bool:
-        """Whether there is anything to choose, and anything to choose by."""
+    def _leaves_a_choice(self, plan: QuantPlan, layers: list[str]) -> bool:
+        """Whether an input is quantized, and not all have the widest of the choices and may have it."""
         o, inputs = self.options, [plan.layers[name].activation for name in layers]
         free = (o.bitops, o.latency, o.act_bits) == (None, None, "plan")
-        if not inputs or (free and all(quant.narrowest >= max(o.choices) for quant in inputs if quant)):
-            return False
+        return any(not free or quant.narrowest < max(o.choices) for quant in inputs if quant)
+
+    def _runs(self, context: PassContext) -> list[Trajectory]:
+        """The recorded sampling runs to measure on; none where they are not needed."""
         try:
-            return bool(trajectories_of(context.calibration, context.partition.sample_argument))
+            return trajectories_of(context.calibration, context.partition.sample_argument)[: self.options.runs]
         except CalibrationError:
-            return False
+            if not self.options.where_possible:
+                raise
+            return []
 
     def _measured(
-        self, plan: QuantPlan, context: PassContext, candidates: Candidates
+        self, runs: list[Trajectory], context: PassContext, candidates: Candidates
     ) -> Generator[Progress, None, ImageError]:
         o = self.options
-        runs = trajectories_of(context.calibration, context.partition.sample_argument)[: o.runs]
         probes = DriftProbes(context.denoiser, candidates, runs, o.probes, context.stream("image"), by_group=True)
         settings = {
             "candidates": candidates.hash,
@@ -277,8 +283,9 @@ class GroupProblem:
         assert quant is not None
         if quant.groups is None:
             return quant.bits
-        widths = quant.widths if isinstance(quant, ActivationQuant) else tuple(form.bits for form in quant.forms)
-        visited = [widths[self.plan.groups[quant.groups].of(t)] or self.options.float_bits for t in schedule.timesteps]
+        visited = [
+            quant.widths[self.plan.groups[quant.groups].of(t)] or self.options.float_bits for t in schedule.timesteps
+        ]
         return sum(visited) / len(visited)
 
     def _width(self, name: str, activation: int | None) -> Width:

@@ -25,6 +25,7 @@ from dq_plugins.passes.width_candidates import candidates_of
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.exact_tokens import install_tokens
+from dq_plugins.quantized.run import WIDE
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity.drift import DriftProbes, image_error
 from dq_plugins.sensitivity.exact_noise import ExactContent, ExactQuality
@@ -32,9 +33,6 @@ from dq_plugins.sensitivity.measure import MEASURED, Measurement, Sums, measure
 from dq_plugins.sensitivity.probes import ContentProbes, QualityProbes
 from dq_plugins.sensitivity.sensitivity_table import SensitivityTable, cost, entries_to_check, naive_cost, relative
 from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
-
-WIDEST = 8
-"""Bits of an input that every kernel has."""
 
 
 class Sensitivity(Pass):
@@ -92,7 +90,7 @@ class Sensitivity(Pass):
                 f"pass 'sensitivity': content_metric={o.content_metric!r} cannot be linearised; set method='exact', or "
                 "use 'ssim'"
             )
-        act_choices = o.act_choices or (context.targets.act_bits or WIDEST,)
+        act_choices = o.act_choices or (context.targets.act_bits or WIDE,)
         candidates = candidates_of(plan, context, o.weight_choices, act_choices)
         calls = context.calibration.subset(per_timestep=o.calls_per_timestep)
         with install_tokens(context.denoiser, plan):  # rows of outlier tokens are exact whatever the widths

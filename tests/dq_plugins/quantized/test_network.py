@@ -11,7 +11,7 @@ import dq_plugins as dq
 from dq_plugins.errors import PlanError
 from dq_plugins.passes.width_candidates import candidates_of, write_widths
 from dq_plugins.quantized.attention import site_name
-from dq_plugins.quantized.layer_transform import transform_of
+from dq_plugins.quantized.layer_transform import transforms_of
 from dq_plugins.quantized.network import SuperNetwork
 from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import PassContext, Recipe, Step
@@ -35,7 +35,7 @@ def balanced():
     with calibrated() as (denoiser, calibration):
         steps = (Step("channel-balance", {"least_gain": 0.0}), *RANGES.steps)
         plan = dq.make_plan(denoiser, calibration, Recipe("balanced", "", steps), progress=False)
-        transforms = {n: t for n, layer in plan.layers.items() if (t := transform_of(layer)) is not None}
+        transforms = transforms_of(plan.layers)
         assert transforms
         context = PassContext(denoiser, calibration, transforms=transforms)
         yield denoiser, plan, candidates_of(plan, context, (3, 4, 8), (4, 8))

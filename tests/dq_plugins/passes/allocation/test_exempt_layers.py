@@ -28,6 +28,13 @@ def findings(plan: dq.QuantPlan) -> ExemptionFindings:
     return plan.sections["exempt-layers"].read(ExemptionFindings, "exempt-layers")
 
 
+def output_error(case, plan: dq.QuantPlan) -> float:
+    """Squared error of the denoiser's output with a plan over its power, on the calls that the pass looks at."""
+    applied, calls = dq.apply(case[0], plan, "simulate"), list(case[1].spread(8, 8).calls())
+    error = sum(float((call.run(applied) - call.output).square().sum()) for call in calls)
+    return error / sum(float(call.output.square().sum()) for call in calls)
+
+
 def test_a_layer_that_makes_most_of_the_error_stays_in_full_precision_and_says_why(case):
     plan = make(case, least_gain=0.3)
     found = findings(plan)
@@ -42,10 +49,7 @@ def test_a_layer_that_makes_most_of_the_error_stays_in_full_precision_and_says_w
             assert layer.unquantized_reason.code == "measured"
             assert f"{each.gain:.1%} of the output's error" in layer.why
             assert f"{each.bytes:.2%} more bytes" in layer.why
-    applied = dq.apply(case[0], plan, "simulate")
-    calls = list(case[1].spread(8, 8).calls())
-    error = sum(float((call.run(applied) - call.output).square().sum()) for call in calls)
-    assert error / sum(float(call.output.square().sum()) for call in calls) == pytest.approx(found.error[1], rel=1e-4)
+    assert output_error(case, plan) == pytest.approx(found.error[1], rel=1e-4)
     assert found.error[1] < 0.7 * found.error[0]
 
 
@@ -143,10 +147,7 @@ def test_an_input_that_does_harm_alone_is_made_wider_and_costs_no_byte(case):
         assert layer.activation.bits == (8 if each.layer in wider else 3)
     assert all(each.input_alone for each in found.tried if each.exempt)
     assert "with an input of 8 bits it takes" in found.tried[0].why
-    applied = dq.apply(case[0], plan, "simulate")
-    calls = list(case[1].spread(8, 8).calls())
-    error = sum(float((call.run(applied) - call.output).square().sum()) for call in calls)
-    assert error / sum(float(call.output.square().sum()) for call in calls) == pytest.approx(found.error[1], rel=1e-4)
+    assert output_error(case, plan) == pytest.approx(found.error[1], rel=1e-4)
     assert found.error[1] < 0.9 * found.error[0]
 
 
@@ -160,10 +161,7 @@ def test_wide_inputs_of_layers_with_branches_in_floating_point(case):
     found = findings(plan)
     wider = [each.layer for each in found.tried if each.exempt and each.input_alone]
     assert any(plan.layers[name].subspace is not None for name in wider)
-    applied = dq.apply(case[0], plan, "simulate")
-    calls = list(case[1].spread(8, 8).calls())
-    error = sum(float((call.run(applied) - call.output).square().sum()) for call in calls)
-    assert error / sum(float(call.output.square().sum()) for call in calls) == pytest.approx(found.error[1], rel=1e-4)
+    assert output_error(case, plan) == pytest.approx(found.error[1], rel=1e-4)
 
 
 def test_an_input_that_is_narrow_in_some_timestep_groups_is_tried_wider(case):

@@ -13,7 +13,7 @@ from dq_plugins.passes.steps.supernet import LEARNED, CalibrationOptions, calibr
 from dq_plugins.passes.width_candidates import candidates_of
 from dq_plugins.progress import finish
 from dq_plugins.quantized import resuming
-from dq_plugins.quantized.layer_transform import transform_of
+from dq_plugins.quantized.layer_transform import transforms_of
 from dq_plugins.quantized.learner import Learner
 from dq_plugins.quantized.network import SuperNetwork
 from dq_plugins.quantized.soft_rounding import SoftRounding
@@ -166,7 +166,7 @@ def test_balanced_layers_learn_as_plain_ones_do(setting):
     denoiser, calibration, *_ = setting
     steps = (Step("channel-balance", {"least_gain": 0.0}), *RANGES.steps)
     plan = dq.make_plan(denoiser, calibration, Recipe("balanced", "", steps), progress=False)
-    transforms = {n: t for n, layer in plan.layers.items() if (t := transform_of(layer)) is not None}
+    transforms = transforms_of(plan.layers)
     context = PassContext(denoiser, calibration, transforms=transforms)
     candidates = candidates_of(plan, context, (3, 4, 6), (4, 8))
     case = denoiser, calibration, context.partition, candidates
