@@ -106,7 +106,7 @@ def activation_candidates(
     for name in layers:
         activation = plan.layers[name].activation
         if isinstance(activation, DynamicActivationQuant):
-            found[name] = {bits: activation.at(bits) for bits in choices}
+            found[name] = {bits: _dynamic_at(bits, activation) for bits in choices}
         elif activation is not None:
             by_groups.setdefault(activation.groups, []).append(name)
     for groups, members in by_groups.items():
@@ -124,6 +124,11 @@ def activation_candidates(
                 learned = plan.layers[name].activation if name in plan.learned_ranges else None
                 found.setdefault(name, {})[bits] = learned if learned and learned.bits == bits else quant
     return found
+
+
+def _dynamic_at(bits: int, quant: DynamicActivationQuant) -> DynamicActivationQuant:
+    """The form of a width; where it is none of its own nothing is cut off: shares that were measured won nothing."""
+    return next((form for form in quant.forms if form.bits == bits), DynamicActivationQuant(bits, quant.symmetric))
 
 
 def attention_candidates(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -11,6 +12,8 @@ from dq_plugins.affine import MAX_BITS, integer_range
 from dq_plugins.artifact import STRICT
 from dq_plugins.errors import PlanError
 from dq_plugins.plan.brief import brief
+
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,10 @@ class DynamicActivationQuant:
         bits: width of the code; the largest, where groups differ.
         symmetric: whether zero points are fixed at 0.
         clip: share of the extremes at which values are cut off. With few bits that is better than to keep the few
-            largest values and tell the many others less apart. It is that of the narrowest width; wider codes cut
-            nothing off.
-        groups: name of the timestep groups in the plan that index ``group_bits``.
+            largest values and tell the many others less apart.
+        groups: name of the timestep groups in the plan that index ``group_bits`` and ``group_clips``.
         group_bits: width of the code in each group, ``[G]``, where groups differ.
+        group_clips: share of the extremes in each group, ``[G]``, likewise, in place of ``clip``.
 
     Source: Yao et al. 2022 (ZeroQuant), section 4.1; a share of the extremes as in Ashkboos et al. 2024 (QuaRot).
     """
@@ -38,25 +41,43 @@ class DynamicActivationQuant:
 
     bits: Annotated[int, Field(ge=2, le=MAX_BITS)]
     symmetric: bool = True
-    clip: Annotated[float, Field(gt=0, le=1)] = 1.0
+    clip: Share = 1.0
     groups: str | None = None
     group_bits: tuple[Annotated[int, Field(ge=2, le=MAX_BITS)], ...] | None = None
+    group_clips: tuple[Share, ...] | None = None
 
     def __post_init__(self) -> None:
         integer_range(self.bits)
         if self.bits < 2:
             raise PlanError("ranges per token need at least 2 bits")
-        if not 0 < self.clip <= 1:
-            raise PlanError(f"clip is a share of the extremes, more than 0 and at most 1, got {self.clip!r}")
-        if (self.groups is None) != (self.group_bits is None):
-            raise PlanError("group_bits of dynamic ranges name their timestep groups, and only they do")
-        if self.group_bits is not None and (max(self.group_bits) != self.bits or self.narrowest < 2):
-            raise PlanError(f"group_bits are at least 2, the largest of them bits={self.bits}; got {self.group_bits}")
+        for clip in (self.clip, *(self.group_clips or ())):
+            if not 0 < clip <= 1:
+                raise PlanError(f"clip is a share of the extremes, more than 0 and at most 1, got {clip!r}")
+        self._check_groups()
+
+    def _check_groups(self) -> None:
+        bits, clips = self.group_bits, self.group_clips
+        if bits is None or clips is None or self.groups is None:
+            if (bits, clips, self.groups) != (None, None, None):
+                raise PlanError("groups, group_bits and group_clips of dynamic ranges stand together or not at all")
+            return
+        if max(bits) != self.bits or self.narrowest < 2:
+            raise PlanError(f"group_bits are at least 2, the largest of them bits={self.bits}; got {bits}")
+        if len(clips) != len(bits) or self.clip != 1:
+            raise PlanError(
+                f"where groups differ each has a clip of its own, and clip is 1; got clip={self.clip} and {len(clips)} "
+                f"group_clips of {len(bits)} groups"
+            )
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Width of the code in each group, ``[G]``; one where groups do not differ."""
         return self.group_bits or (self.bits,)
+
+    @property
+    def clips(self) -> tuple[float, ...]:
+        """Share of the extremes in each group, ``[G]``; one where groups do not differ."""
+        return self.group_clips or (self.clip,)
 
     @property
     def narrowest(self) -> int:
@@ -66,9 +87,17 @@ class DynamicActivationQuant:
     @property
     def forms(self) -> tuple[DynamicActivationQuant, ...]:
         """What it is in each group, ``[G]``; one where groups do not differ."""
-        return tuple(self.at(bits) for bits in self.widths)
+        each = zip(self.widths, self.clips, strict=True)
+        return tuple(DynamicActivationQuant(bits, self.symmetric, clip) for bits, clip in each)
 
-    def at(self, bits: int) -> DynamicActivationQuant:
-        """The same at one width for all timesteps, where nothing is cut off unless it is the narrowest."""
-        clip = self.clip if bits == self.narrowest else 1.0
-        return replace(self, bits=bits, clip=clip, groups=None, group_bits=None)
+    def in_groups(self, groups: str, forms: Sequence[DynamicActivationQuant]) -> DynamicActivationQuant:
+        """One that has a form of its own in each group; without groups where all are the same.
+
+        Args:
+            groups: name of the timestep groups in the plan.
+            forms: without groups, ``[G]``.
+        """
+        if len(set(forms)) == 1:
+            return forms[0]
+        bits, clips = tuple(form.bits for form in forms), tuple(form.clip for form in forms)
+        return replace(self, bits=max(bits), clip=1.0, groups=groups, group_bits=bits, group_clips=clips)

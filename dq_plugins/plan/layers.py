@@ -333,7 +333,7 @@ class LayerPlan:
         widths = self.activation is not None and self.activation.group_bits is not None
         grouped = self.weight is not None and self.weight.group_scale is not None
         order = self.quantized and self.rows not in (None, "first")
-        clipped = isinstance(self.activation, DynamicActivationQuant) and self.activation.clip < 1
+        clipped = isinstance(self.activation, DynamicActivationQuant) and min(self.activation.clips) < 1
         more = {
             "dynamic_ranges": self.dynamic,
             "clipped_ranges": clipped,

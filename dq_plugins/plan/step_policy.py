@@ -247,11 +247,9 @@ def _split(
 def _by_steps(
     quant: DynamicActivationQuant, groups: str, rows: Tensor, kept: Iterable[int], wider: InputQuant | None
 ) -> DynamicActivationQuant:
-    """Dynamic ranges for new groups, of the width of ``wider`` in those that are ``kept``."""
-    widths = [quant.bits if quant.group_bits is None else quant.group_bits[row] for row in rows.tolist()]
+    """Dynamic ranges for new groups; those of ``wider``, which has no groups, in those that are ``kept``."""
+    forms = [quant.forms[row if quant.groups else 0] for row in rows.tolist()]
     for group in kept:
-        widths[group] = quant.bits if wider is None else wider.bits
-    if len(set(widths)) == 1:
-        return quant.at(widths[0])
-    clip = quant.clip if min(widths) == quant.narrowest else 1.0  # it was measured at that width
-    return replace(quant, bits=max(widths), clip=clip, groups=groups, group_bits=tuple(widths))
+        assert isinstance(wider, DynamicActivationQuant)
+        forms[group] = wider.forms[0]
+    return quant.in_groups(groups, forms)

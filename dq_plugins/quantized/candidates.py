@@ -112,7 +112,7 @@ class Candidates:
             tensors |= {f"{entry}.{part}": tensor for part, tensor in _tensors(table[entry.layer][entry.bits])}
         groups = {name: list(g.edges) for name, g in self.groups.items()}
         dynamic = {
-            f"{layer} {bits}": [quant.symmetric, quant.clip]
+            f"{layer} {bits}": [quant.symmetric, *quant.clips]
             for layer, widths in self.activations.items()
             for bits, quant in widths.items()
             if isinstance(quant, DynamicActivationQuant)
@@ -143,7 +143,7 @@ class Candidates:
         quant, transform = self.activations[name][bits], self.transforms.get(name)
         kind = kind_of(layer)
         if isinstance(quant, DynamicActivationQuant):
-            fake = quantize_dynamically(x, quant, transform, kind)
+            fake = quantize_dynamically(x, quant.forms[0], transform, kind)  # candidates have one form
         else:
             index = fewest_entries(self.groups[quant.groups].index(by_sample_or_token(timestep)))
             parameters = quant.scale, quant.zero_point, index, quant.group_bits or bits

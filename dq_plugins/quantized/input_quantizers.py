@@ -140,7 +140,7 @@ class DynamicQuantizer(InputQuantizer):
         rows: where the samples of a call are in its input.
 
     Attributes:
-        clip: in place of that of ``quant``, while it is learned.
+        clip: in place of those of ``quant``, ``[G]`` or ``[1]``, while they are learned.
     """
 
     def __init__(
@@ -160,20 +160,20 @@ class DynamicQuantizer(InputQuantizer):
     def forward(self, x: Tensor) -> Tensor:
         """Quantize and dequantize ``x``."""
         if self.quant.groups is None or self.context is None:
-            return self._in_form(x, self.quant)
-        index, forms = self.context.index(self.quant.groups), self.quant.forms
+            return self._in_group(x, 0)
+        index = self.context.index(self.quant.groups)
         if index.numel() == 1:
-            return self._in_form(x, forms[int(index)])
-        widths = torch.tensor([form.bits for form in forms], device=x.device)
-        own = select_for_input(widths, index.to(x.device), x, 0 if self.kind is None else self.kind.spatial, self.rows)
+            return self._in_group(x, int(index))
+        groups = torch.arange(len(self.quant.widths), device=x.device)
+        own = select_for_input(groups, index.to(x.device), x, 0 if self.kind is None else self.kind.spatial, self.rows)
         found = x
-        for form in dict.fromkeys(forms):
-            found = torch.where(own == form.bits, self._in_form(x, form), found)
+        for group in index.unique().tolist():
+            found = torch.where(own == group, self._in_group(x, group), found)
         return found
 
-    def _in_form(self, x: Tensor, form: DynamicActivationQuant) -> Tensor:
-        clip = self.clip if form.bits == self.quant.narrowest else None
-        return quantize_dynamically(x, form, self, self.kind, clip)
+    def _in_group(self, x: Tensor, group: int) -> Tensor:
+        clip = None if self.clip is None else self.clip[group]
+        return quantize_dynamically(x, self.quant.forms[group], self, self.kind, clip)
 
     def extra_repr(self) -> str:
         """Width and form."""

@@ -182,7 +182,9 @@ def _write(layer: LayerPlan, module: nn.Module, what: What, value: Tensor) -> No
         layer.weight = replace(layer.weight, codes=codes, scale=layer.weight.scale if rounding else value)
     elif what == "ranges":
         if isinstance(layer.activation, DynamicActivationQuant):
-            layer.activation = replace(layer.activation, clip=min(float(value), 1.0))
+            clips = tuple(min(float(clip), 1.0) for clip in value)
+            groups = layer.activation.groups is not None
+            layer.activation = replace(layer.activation, **({"group_clips": clips} if groups else {"clip": clips[0]}))
         elif layer.activation is not None:
             layer.activation = replace(layer.activation, scale=value[0].clone(), zero_point=value[1].int())
     else:

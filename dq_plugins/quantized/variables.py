@@ -18,8 +18,8 @@ Shapes: ``G`` timestep groups, ``O`` output channels. Precision: float32 through
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -95,6 +95,11 @@ def of_steps(bits: int) -> float:
     return 15 / (2**bits - 1)
 
 
+def _pace(widths: Sequence[int | None], device: torch.device) -> Tensor:
+    """`of_steps` of every group, ``[G]``; 1 of those in floating point, whose ranges are not used."""
+    return torch.tensor([1.0 if bits is None else of_steps(bits) for bits in widths], device=device)
+
+
 class InputRange(Smooth):
     """Scale and zero point of an input, ``[2, G]``: the zero point holds whole numbers.
 
@@ -105,18 +110,20 @@ class InputRange(Smooth):
     """
 
     def __init__(self, quant: ActivationQuant, device: torch.device, rate: float = 1.0) -> None:
-        super().__init__((2, len(quant.scale)), device, rate * of_steps(quant.bits))
+        super().__init__((2, len(quant.scale)), device, rate)
+        self.pace = _pace(quant.widths, device)
         self.scale, self.zero_point = quant.scale.to(device), quant.zero_point.to(device).float()
         self.symmetric = quant.symmetric
         self.code = [end.to(device).float() for end in code_ranges(quant.widths)[:2]]  # [G] each
 
     def soft(self) -> Tensor:
         """Scale and zero point."""
-        scale = self.scale * self.parameter[0].exp()
+        moved = self.parameter * self.pace
+        scale = self.scale * moved[0].exp()
         if self.symmetric:
             return torch.stack([scale, self.zero_point])
         low, high = self.code
-        return torch.stack([scale, round_ste(self.zero_point + (high - low) * self.parameter[1]).clamp(low, high)])
+        return torch.stack([scale, round_ste(self.zero_point + (high - low) * moved[1]).clamp(low, high)])
 
 
 class Stretched(Smooth):
@@ -124,21 +131,21 @@ class Stretched(Smooth):
 
     Args:
         value: to start from, any shape.
-        bits: width of the codes that it belongs to.
+        pace: how fast, as it broadcasts against the value.
         rate: see `Smooth`.
     """
 
-    def __init__(self, value: Tensor, bits: int, rate: float) -> None:
-        super().__init__(tuple(value.shape), value.device, rate * of_steps(bits))
-        self.value = value
+    def __init__(self, value: Tensor, pace: Tensor | float, rate: float) -> None:
+        super().__init__(tuple(value.shape), value.device, rate)
+        self.value, self.pace = value, pace
 
     def soft(self) -> Tensor:
         """The value, stretched."""
-        return self.value * self.parameter.exp()
+        return self.value * (self.pace * self.parameter).exp()
 
 
 class InputClip(Stretched):
-    """Share of the extremes at which an input with dynamic ranges is cut off, ``[]``.
+    """Share of the extremes at which an input with dynamic ranges is cut off in each group, ``[G]`` (or ``[1]``).
 
     Args:
         quant: the quantizer to start from.
@@ -147,8 +154,8 @@ class InputClip(Stretched):
     """
 
     def __init__(self, quant: DynamicActivationQuant, device: torch.device, rate: float = 1.0) -> None:
-        super().__init__(torch.tensor(quant.clip, device=device), quant.bits, rate)
-        self.most = -math.log(quant.clip)
+        super().__init__(torch.tensor(quant.clips, device=device), _pace(quant.widths, device), rate)
+        self.most = -self.value.log() / self.pace
 
     @torch.no_grad()
     def project(self) -> None:
@@ -166,7 +173,7 @@ class WeightScale(Stretched):
     """
 
     def __init__(self, quant: WeightQuant, device: torch.device, rate: float = 1.0) -> None:
-        super().__init__(quant.scale.to(device), quant.bits, rate)
+        super().__init__(quant.scale.to(device), of_steps(quant.bits), rate)
 
 
 class Correction(Smooth):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dq_plugins import registry
 from dq_plugins.calibration import CalibrationSet, Call, first_tensor
@@ -56,16 +56,13 @@ def final_samples(
         return trajectory.replay(lambda kwargs: first_tensor(denoiser(**kwargs)))
 
 
-def replayed_error(denoiser: nn.Module, trajectories: Sequence[Trajectory]) -> float:
-    """Mean square error of the final samples of recorded runs, repeated with what the denoiser computes now."""
-    total = values = 0.0
-    with torch.no_grad():
-        for run in trajectories:
-            reference = run.final()
-            found = run.replay(lambda kwargs: first_tensor(denoiser(**kwargs)))
-            total += float((found - reference).double().square().sum())
-            values += reference.numel()
-    return total / values
+@torch.no_grad()
+def replayed_errors(denoiser: nn.Module, trajectories: Sequence[Trajectory]) -> Tensor:
+    """Mean square error of every final sample of recorded runs, repeated with what the denoiser computes now: float64
+    ``[images]``."""
+    found = [run.replay(lambda kwargs: first_tensor(denoiser(**kwargs))) - run.final() for run in trajectories]
+    errors = [wrong.double().square().flatten(1).mean(1).cpu() for wrong in found]
+    return torch.cat([torch.zeros(0, dtype=torch.float64), *errors])
 
 
 @dataclass

@@ -20,16 +20,17 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from pydantic import Field
 
 from dq_plugins.artifact import UnitResults
-from dq_plugins.errors import CalibrationError, RecipeError
+from dq_plugins.errors import RecipeError
 from dq_plugins.passes.activations import DEFAULT_GROUPS
 from dq_plugins.passes.allocation.problem import time_of
+from dq_plugins.passes.image_errors import whole_runs
 from dq_plugins.passes.width_candidates import activation_candidates
 from dq_plugins.plan import (
     ActivationQuant,
@@ -135,7 +136,7 @@ class GroupWidths(Pass):
             return
         if not layers:
             raise RecipeError("pass 'group-widths': no layer has a quantized input")
-        runs = self._runs(context)
+        runs = whole_runs(context, self.options.runs) if self.options.where_possible else self._runs(context)
         if not runs:
             return
         found = activation_candidates(plan, context, layers, self.options.choices)
@@ -168,13 +169,7 @@ class GroupWidths(Pass):
         return any(not free or quant.narrowest < max(o.choices) for quant in inputs if quant)
 
     def _runs(self, context: PassContext) -> list[Trajectory]:
-        """The recorded sampling runs to measure on; none where they are not needed."""
-        try:
-            return trajectories_of(context.calibration, context.partition.sample_argument)[: self.options.runs]
-        except CalibrationError:
-            if not self.options.where_possible:
-                raise
-            return []
+        return trajectories_of(context.calibration, context.partition.sample_argument)[: self.options.runs]
 
     def _measured(
         self, runs: list[Trajectory], context: PassContext, candidates: Candidates
@@ -315,7 +310,8 @@ def _in_groups(quant: InputQuant, count: int) -> InputQuant:
     """A candidate of one width as it is in the groups: dynamic ranges are told which."""
     if isinstance(quant, ActivationQuant):
         return quant
-    return replace(quant, groups=DEFAULT_GROUPS, group_bits=(quant.bits,) * count)
+    each = {"group_bits": (quant.bits,) * count, "group_clips": (quant.clip,) * count}
+    return replace(quant, clip=1.0, groups=DEFAULT_GROUPS, **each)
 
 
 def _write(layer: LayerPlan, candidates: Candidates, name: str, widths: tuple[int | None, ...]) -> None:
@@ -325,11 +321,10 @@ def _write(layer: LayerPlan, candidates: Candidates, name: str, widths: tuple[in
         layer.activation = None
         layer.unquantized_reason = Reason("group-widths leaves its input in floating point at every step", "allocated")
         return
-    widest, narrowest = max(bits), min(bits)
+    widest = max(bits)
     if isinstance(layer.activation, DynamicActivationQuant):
-        layer.activation = layer.activation.at(narrowest)
-        if widest != narrowest:
-            layer.activation = replace(layer.activation, bits=widest, groups=DEFAULT_GROUPS, group_bits=tuple(bits))
+        quants: Any = candidates.activations[name]
+        layer.activation = layer.activation.in_groups(DEFAULT_GROUPS, [quants[width].forms[0] for width in bits])
         return
     quants: Mapping[int, ActivationQuant] = candidates.activations[name]  # type: ignore[assignment]
     tables = [quants[widest if width is None else width] for width in widths]

@@ -65,6 +65,7 @@ class LowRankBranch(Pass):
             ranks: what r may be; a layer has the largest that it has room for, or what it gets of ``bytes``.
             bytes: what all branches may take together; the ranks of least summed error are found exactly. None: there
                 is no limit.
+            share: the same, as a share of the bytes of the codes of all weights.
             bits: of both matrices: 16, in floating point, or 8, codes with a scale for each direction; principal
                 directions have 16.
             methods: what is tried beside none.
@@ -79,6 +80,7 @@ class LowRankBranch(Pass):
 
         ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field((4, 8, 16), min_length=1)
         bytes: int | None = Field(None, ge=0)
+        share: float | None = Field(None, gt=0)
         bits: Literal[8, 16] = 16
         methods: tuple[LowRankMethod, ...] = Field(("weight", "weighted-error", "principal"), min_length=1)
         most: float = Field(0.25, gt=0, le=1)
@@ -99,6 +101,7 @@ class LowRankBranch(Pass):
         names = [name for name, fitting in ranks.items() if fitting]
         # layers that share an input share its directions, so that it is split once
         first = {name: next(other for other in names if first[other] == first[name]) for name in names}
+        limit = self._limit(plan, context)
         calls = context.calibration.spread(self.options.calls)
         sampled = SampledInputs(context.denoiser, names, self.options.rows)
         for done, call in enumerate(calls.calls() if names else ()):
@@ -110,15 +113,24 @@ class LowRankBranch(Pass):
             rows = sampled.rows_of(name, self.options.groups)
             layer, transform = context.denoiser.get_submodule(name), context.transforms.get(name)
             targets = targets_of(name, plan, context)
-            room = ranks[name] if self.options.bytes is not None else ranks[name][-1:]
+            room = ranks[name] if limit is not None else ranks[name][-1:]
             shared = sampled.rows_of(first[name], 1)[0].values
             offers[name] = self._offers(*rows, layer, transform, targets, room, shared)
-        for name, branch in self._shared_out(offers).items():
+        for name, branch in self._shared_out(offers, limit).items():
             layer = plan.layers[name]
             layer.low_rank = branch if isinstance(branch, LowRank) else None
             if isinstance(branch, Subspace):  # of all rows, now that it need not be judged
                 rows = torch.cat([part.values for part in sampled.rows_of(first[name], 1)])
                 layer.subspace = subspace_of(rows, branch.rank)
+
+    def _limit(self, plan: QuantPlan, context: PassContext) -> float | None:
+        """Bytes that all branches may take together."""
+        limits = [] if self.options.bytes is None else [float(self.options.bytes)]
+        if self.options.share is not None:
+            layers: dict[str, Any] = {name: context.denoiser.get_submodule(name) for name in context.partition.layers}
+            bits = {name: targets_of(name, plan, context).weight_bits for name in layers}
+            limits.append(self.options.share * sum(bits[n] * m.weight.numel() for n, m in layers.items()) / 8)
+        return min(limits, default=None)
 
     def _ranks(self, name: str, plan: QuantPlan, context: PassContext) -> list[int]:
         """The ranks that a layer has room for, ascending."""
@@ -165,13 +177,13 @@ class LowRankBranch(Pass):
                 found.append(best)
         return found
 
-    def _shared_out(self, offers: Mapping[str, Sequence[Offer]]) -> dict[str, Branch | None]:
+    def _shared_out(self, offers: Mapping[str, Sequence[Offer]], limit: float | None) -> dict[str, Branch | None]:
         """The branches of least summed error within the bytes."""
-        if self.options.bytes is None or not offers:
+        if limit is None or not offers:
             return {name: options[-1].branch for name, options in offers.items()}
         errors = {name: [offer.error for offer in options] for name, options in offers.items()}
         costs = {name: [float(offer.bytes) for offer in options] for name, options in offers.items()}
-        program = ChoiceProgram.of(errors, {"bytes": (costs, float(self.options.bytes))})
+        program = ChoiceProgram.of(errors, {"bytes": (costs, limit)})
         solution: Solution = registry.get("solver", self.options.solver)(program, hint=None)
         assert solution.choice is not None  # none at all is within every budget
         chosen = [int(column - start) for column, start in zip(solution.choice, program.start[:-1], strict=True)]

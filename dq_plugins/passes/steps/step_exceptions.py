@@ -20,12 +20,11 @@ from typing import ClassVar
 from pydantic import Field
 
 from dq_plugins.errors import CalibrationError, PlanError
+from dq_plugins.passes.image_errors import image_errors
 from dq_plugins.passes.width_candidates import activation_candidates
 from dq_plugins.plan import InputQuant, QuantPlan, Section
 from dq_plugins.plan.step_policy import StepPolicy, with_policy
-from dq_plugins.quantized.run import planned_run, planned_states
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
-from dq_plugins.sensitivity.exact_noise import replayed_error
 from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
 
 
@@ -122,9 +121,4 @@ class StepExceptionsPass(Pass):
 
 
 def _error(plan: QuantPlan, context: PassContext, runs: list[Trajectory]) -> float:
-    """Mean square error of the final samples with a plan."""
-    run = planned_run(context.denoiser, plan, whole=True, out_of_range="nearest")
-    states = planned_states(run, plan)
-    with run:
-        run.use(states)
-        return replayed_error(context.denoiser, runs)
+    return float(image_errors(plan, context, runs).mean())

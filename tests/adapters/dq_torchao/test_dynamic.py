@@ -42,7 +42,7 @@ def dynamic_plan(plan: QuantPlan, symmetric: bool = True, bits: int = 8, by_grou
 
 def by_groups(symmetric: bool) -> DynamicActivationQuant:
     """4 bits, 8 of them at timesteps from 300 to 700."""
-    return DynamicActivationQuant(8, symmetric, 0.7, "all", (4, 8, 4))
+    return DynamicActivationQuant(8, symmetric, 1.0, "all", (4, 8, 4), (0.7, 1.0, 0.8))
 
 
 def made(bias: bool = True) -> tuple[nn.Linear, torch.Tensor]:

@@ -45,11 +45,35 @@ def test_dynamic_ranges_store_nothing_and_are_a_feature_by_name():
     assert LayerPlan("linear").features == ()
 
 
-def test_clipping_is_a_feature_of_its_own_and_belongs_to_a_width():
+def test_clipping_is_a_feature_of_its_own():
     clipped = DynamicActivationQuant(4, clip=0.8)
     assert LayerPlan("linear", activation=clipped).features == ("dynamic_ranges", "clipped_ranges")
-    assert clipped.at(4) == clipped
-    assert clipped.at(8) == DynamicActivationQuant(8)
+
+
+def test_dynamic_ranges_have_a_width_and_a_share_of_their_own_in_each_group():
+    forms = [DynamicActivationQuant(4, clip=0.8), DynamicActivationQuant(8), DynamicActivationQuant(3, clip=0.6)]
+    quant = DynamicActivationQuant(4).in_groups("steps", forms)
+    assert quant == DynamicActivationQuant(8, True, 1.0, "steps", (4, 8, 3), (0.8, 1.0, 0.6))
+    assert (quant.forms, quant.narrowest) == (tuple(forms), 3)
+    features = ("dynamic_ranges", "clipped_ranges", "dynamic_group_widths")
+    assert LayerPlan("linear", activation=quant).features == features
+    assert quant.in_groups("steps", [forms[0]] * 3) == forms[0]  # all alike need no groups
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"groups": "steps", "group_bits": (4, 8)}, "together"),
+        ({"group_bits": (4, 8), "group_clips": (1.0, 1.0)}, "together"),
+        ({"groups": "steps", "group_bits": (4, 6), "group_clips": (1.0, 1.0)}, "largest of them bits=8"),
+        ({"groups": "steps", "group_bits": (4, 8), "group_clips": (1.0,)}, "1 group_clips of 2 groups"),
+        ({"groups": "steps", "group_bits": (4, 8), "group_clips": (1.0, 1.0), "clip": 0.9}, "clip of its own"),
+        ({"groups": "steps", "group_bits": (4, 8), "group_clips": (1.0, 2.0)}, "share of the extremes"),
+    ],
+)
+def test_forms_by_group_fit_together(form, message):
+    with pytest.raises(PlanError, match=message):
+        DynamicActivationQuant(8, **form)
 
 
 @pytest.mark.parametrize("clip", [0.0, -1.0, 1.5, float("nan")])

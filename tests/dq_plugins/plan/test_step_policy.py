@@ -102,7 +102,7 @@ def test_steps_may_have_more_bits_instead(ends, tmp_path):
     def inputs(bits: int) -> QuantPlan:
         plan = planned(build())
         plan.layers["up"] = replace(
-            plan.layers["up"], activation=DynamicActivationQuant(bits, clip=1 if bits == 8 else 0.7)
+            plan.layers["up"], activation=DynamicActivationQuant(bits, clip=1.0 if bits == 8 else 0.7)
         )
         table = plan.layers["down"].activation
         coarse = replace(table, bits=bits, scale=table.scale * 2 ** (8 - bits), zero_point=0 * table.zero_point)
@@ -126,7 +126,7 @@ def test_steps_may_have_more_bits_instead(ends, tmp_path):
 def test_dynamic_ranges_that_have_groups_already_are_split_as_tables_are():
     """Of three groups, with edges at 300 and 700, the first and the last have 4 bits."""
     plan = planned(build())
-    quant = DynamicActivationQuant(6, True, 0.7, "all", (4, 6, 4))
+    quant = DynamicActivationQuant(6, True, 1.0, "all", (4, 6, 4), (0.7, 1.0, 0.7))
     plan.layers["up"] = replace(plan.layers["up"], activation=quant)
 
     def widths(policy: StepPolicy, wide: dict) -> list[tuple[int, float]]:

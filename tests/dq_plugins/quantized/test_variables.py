@@ -62,6 +62,18 @@ def test_the_share_of_the_extremes_starts_at_the_quantizers_and_stays_a_share() 
     assert float(share.parameter.grad) == pytest.approx(1.0)
 
 
+def test_groups_of_other_widths_move_at_the_pace_of_their_own_steps() -> None:
+    """An end of a range moves by the same share of a step: at 8 bits a seventeenth as far as at 4."""
+    clips = InputClip(DynamicActivationQuant(8, True, 1.0, "all", (4, 8), (0.5, 0.5)), CPU)
+    table = InputRange(ActivationQuant(8, "all", torch.ones(3), torch.zeros(3).int(), group_bits=(4, 8, None)), CPU)
+    with torch.no_grad():
+        clips.parameter += 0.17
+        table.parameter += 0.17
+    clips.project()
+    torch.testing.assert_close(clips.decided() / 0.5, torch.tensor([0.17, 0.01]).exp())
+    torch.testing.assert_close(table.decided()[0], torch.tensor([0.17, 0.01, 0.17]).exp())
+
+
 def test_scales_and_corrections_start_where_they_were_and_move_in_their_units() -> None:
     scale = WeightScale(WeightQuant(4, torch.tensor([0.1, 0.2])), CPU)
     table = Correction(torch.tensor([[1.0, 2.0]]), torch.tensor([[10.0, 0.1]]))

@@ -26,9 +26,10 @@ def test_best_keeps_nothing_that_is_worse_on_what_it_held_out(case, bits) -> Non
         assert all(bool(torch.isfinite(call.run(model)).all()) for call in calibration.calls())
 
 
-def test_low_bit_is_best_with_branches_in_floating_point() -> None:
+def test_low_bit_is_best_with_room_for_more_directions() -> None:
     best, low_bit = (dq.get("recipe", name) for name in ("best", "low-bit"))
-    assert low_bit.passes() == ["channel-balance", "low-rank", *best.passes()[1:]]
+    other = [step.name for step, more in zip(best.steps, low_bit.steps, strict=True) if step != more]
+    assert other == ["low-rank"]
     assert low_bit.targets == best.targets
 
 

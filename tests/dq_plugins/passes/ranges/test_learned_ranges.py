@@ -5,10 +5,13 @@ import torch
 from denoisers import loud_where_it_does_not_matter, recorded, tiny_denoiser
 
 import dq_plugins as dq
+from dq_plugins.passes.ranges import learned_ranges
 from dq_plugins.quantized import resuming
 from dq_plugins.quantized.denoiser_loss import divided
 from dq_plugins.quantized.learner import Learner
 from dq_plugins.recipe import Recipe, Step
+from dq_plugins.sensitivity.exact_noise import replayed_errors
+from dq_plugins.sensitivity.trajectory import trajectories_of
 
 BASE = Step("weight-ranges"), Step("timestep-groups", {"groups": 2}), Step("activation-ranges")
 EVERYTHING = ("ranges", "scales", "corrections")
@@ -40,7 +43,7 @@ def make(case, *steps: Step, **options) -> dq.QuantPlan:
 
 
 def learned(case, before=BASE, workdir=None, widths=None, **options):
-    given = {"passes": 16.0, "images": 6, "learning_rate": 3e-2} | options
+    given = {"passes": 16.0, "images": 6, "learning_rate": 3e-2, "runs": 0} | options
     return make(case, *before, Step("learned-ranges", given), workdir=workdir, **widths or {})
 
 
@@ -145,3 +148,35 @@ def test_the_denoiser_is_left_as_it_was(case) -> None:
     learned(case, passes=1.0)
     assert not any(module._forward_pre_hooks for module in case[0].modules())
     assert not any(parameter.requires_grad for parameter in case[0].parameters())
+
+
+def image_error(case, plan: dq.QuantPlan) -> torch.Tensor:
+    """Of every image of the recorded runs, sampled again."""
+    model = dq.apply(deepcopy(case[0]), plan, backend="simulate")
+    return replayed_errors(model, trajectories_of(case[1], "sample"))
+
+
+def test_what_is_learned_must_make_images_better(planted):
+    before, free = make(planted, *BASE), learned(planted)
+    strict = learned(planted, runs=2)
+    found, kept = losses(strict)["denoiser"], not losses(strict)["denoiser"]["kept_start"]
+    shares = (image_error(planted, free) / image_error(planted, before)).log()
+    assert found["images"] == pytest.approx(float(shares.mean().exp()), rel=1e-4)
+    assert kept == bool(-shares.mean() > shares.std() / len(shares) ** 0.5)
+    assert torch.equal(image_error(planted, strict), image_error(planted, free if kept else before))
+
+
+def test_better_calls_and_worse_images_are_not_kept(planted, monkeypatch):
+    """The plan comes out as it was, though single calls got better."""
+    found = iter([torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.9, 2.2, 3.9])])  # of before, and of learned
+    monkeypatch.setattr(learned_ranges, "image_errors", lambda *_: next(found))
+    plan, before = learned(planted, runs=1), make(planted, *BASE)
+    assert losses(plan)["denoiser"]["learned"] < losses(plan)["denoiser"]["start"]
+    assert losses(plan)["denoiser"]["images"] == pytest.approx((0.9 * 1.1 * 1.3) ** (1 / 3))
+    assert losses(plan)["denoiser"]["kept_start"] is True
+    assert image_error(planted, plan).tolist() == image_error(planted, before).tolist()
+
+
+def test_a_recording_without_whole_runs_has_no_images_to_ask(planted):
+    plan = learned((planted[0], planted[1].spread(3)), runs=2)
+    assert "images" not in losses(plan)["denoiser"]

@@ -211,6 +211,12 @@ def test_bytes_are_shared_out_exactly(case) -> None:
         plan = make(case, Step("low-rank", options | {"bytes": int(share * unlimited)}))
         assert bytes_of(plan) <= share * unlimited
         assert bool(branched(plan) | split(plan)) == (share > 0)
+    weights = make(case, *AFTER).layers
+    codes = sum(p.weight.bits * case[0].get_submodule(n).weight.numel() / 8 for n, p in weights.items())
+    of_codes = make(case, Step("low-rank", options | {"share": 0.7 * unlimited / codes}))
+    ranks = [[(each.low_rank or each.subspace) for each in found.layers.values()] for found in (plan, of_codes)]
+    assert [each and each.rank for each in ranks[0]] == [each and each.rank for each in ranks[1]]
+    assert bytes_of(make(case, Step("low-rank", options | {"share": 0.5, "bytes": 0}))) == 0  # the smaller of the two
     both = [layer.low_rank or layer.subspace for layer in plan.layers.values()]
     assert len({branch.rank for branch in both if branch is not None}) > 1
 
@@ -229,8 +235,8 @@ def test_the_shares_are_those_of_brute_force() -> None:
     for name, size in {"a": 10, "b": 40, "c": 25}.items():
         error = float(torch.rand(1, generator=g))
         offers[name] = [Offer(error, None), *_offers(error, [branch(r, size) for r in (1, 2, 4)])]
-    running = LowRankBranch(ranks=(1, 2, 4), bytes=500)
-    found = running._shared_out(offers)
+    running = LowRankBranch(ranks=(1, 2, 4))
+    found = running._shared_out(offers, 500.0)
     chosen = sum(next(o.error for o in offers[n] if o.branch is b) for n, b in found.items())
     best = min(
         sum(offer.error for offer in each)
