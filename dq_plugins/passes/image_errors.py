@@ -1,17 +1,30 @@
-"""What a plan does to the final images of recorded sampling runs: they are repeated, from the same noise."""
+"""What a plan, or a layer, does to the final images of recorded sampling runs.
+
+Those of a plan are repeated, from the same noise. Those of layers are measured all at once, to first order: random
+probes of the image are carried back through a run (`dq_plugins.sensitivity.drift`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 from torch import Tensor
 
+from dq_plugins.artifact import UnitResults
 from dq_plugins.errors import CalibrationError
-from dq_plugins.plan import QuantPlan
+from dq_plugins.passes.shared_inputs import targets_of
+from dq_plugins.plan import DynamicActivationQuant, QuantPlan
+from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.run import planned_run, planned_states
-from dq_plugins.recipe import PassContext
+from dq_plugins.quantized.weight_scale import layer_quantizer
+from dq_plugins.recipe import PassContext, Progress
+from dq_plugins.sensitivity.drift import DriftProbes, image_error
 from dq_plugins.sensitivity.exact_noise import replayed_errors
+from dq_plugins.sensitivity.measure import MEASURED, measure
 from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
+
+PROBES = 4
+"""Random probes of the image, carried back through one run."""
 
 
 def image_errors(plan: QuantPlan, context: PassContext, runs: Sequence[Trajectory]) -> Tensor:
@@ -21,6 +34,41 @@ def image_errors(plan: QuantPlan, context: PassContext, runs: Sequence[Trajector
     with run:
         run.use(states)
         return replayed_errors(context.denoiser, runs)
+
+
+def errors_by_layer(
+    plan: QuantPlan, context: PassContext, layers: Sequence[str]
+) -> Generator[Progress, None, dict[str, float] | None]:
+    """Mean square error of the final image that each layer makes alone at the targets of a run; None where the
+    recording holds no whole sampling run.
+
+    It needs no ranges: weights are rounded to nearest, inputs have dynamic ranges.
+
+    Args:
+        plan: roles and transforms count.
+        context: the run.
+        layers: linear layers and convolutions, by name.
+    """
+    runs = whole_runs(context, 1)
+    if not runs or not layers:
+        return None
+    transforms = {name: context.transforms[name] for name in layers if name in context.transforms}
+    weights, inputs = {}, {}
+    for name in layers:
+        layer, targets = context.denoiser.get_submodule(name), targets_of(name, plan, context)
+        quant = layer_quantizer(layer, targets.weight_bits, targets, transform=transforms.get(name))
+        weights[name] = {targets.weight_bits: quant}
+        if targets.act_bits is not None and targets.act_bits > 1:
+            inputs[name] = {targets.act_bits: DynamicActivationQuant(targets.act_bits, targets.symmetric_acts)}
+    candidates = Candidates(weights, inputs, {}, transforms, plan.row_orders)
+    probes = DriftProbes(context.denoiser, candidates, runs, PROBES, context.stream("image"))
+    settings = {"candidates": candidates.hash, "calls": context.calibration.hash, "probes": PROBES}
+    kept = UnitResults(MEASURED, context.workdir and context.workdir / "measurements", settings)
+    results = yield from measure(probes, kept, what="image, by layer")
+    found = dict.fromkeys(layers, 0.0)
+    for entry, error in image_error(results, probes.entries()).alone().items():
+        found[entry.layer] += error
+    return found
 
 
 def whole_runs(context: PassContext, most: int) -> list[Trajectory]:

@@ -26,6 +26,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from dq_plugins import registry
+from dq_plugins.passes.image_errors import errors_by_layer
 from dq_plugins.passes.rotation.held_out_error import InputRows, held_out_error
 from dq_plugins.passes.rotation.sampled_inputs import SampledInputs
 from dq_plugins.passes.shared_inputs import layers_by_input, targets_of
@@ -63,8 +64,9 @@ class LowRankBranch(Pass):
 
         Attributes:
             ranks: what r may be; a layer has the largest that it has room for, or what it gets of ``bytes``.
-            bytes: what all branches may take together; the ranks of least summed error are found exactly. None: there
-                is no limit.
+            bytes: what all branches may take together; the ranks of least summed error are found exactly. That is the
+                error that layers make in the final image, where the recording holds whole sampling runs, else in
+                their own outputs. None: there is no limit.
             share: the same, as a share of the bytes of the codes of all weights.
             bits: of both matrices: 16, in floating point, or 8, codes with a scale for each direction; principal
                 directions have 16.
@@ -116,7 +118,8 @@ class LowRankBranch(Pass):
             room = ranks[name] if limit is not None else ranks[name][-1:]
             shared = sampled.rows_of(first[name], 1)[0].values
             offers[name] = self._offers(*rows, layer, transform, targets, room, shared)
-        for name, branch in self._shared_out(offers, limit).items():
+        whole = (yield from errors_by_layer(plan, context, names)) if limit is not None else None
+        for name, branch in self._shared_out(offers, limit, whole).items():
             layer = plan.layers[name]
             layer.low_rank = branch if isinstance(branch, LowRank) else None
             if isinstance(branch, Subspace):  # of all rows, now that it need not be judged
@@ -177,11 +180,17 @@ class LowRankBranch(Pass):
                 found.append(best)
         return found
 
-    def _shared_out(self, offers: Mapping[str, Sequence[Offer]], limit: float | None) -> dict[str, Branch | None]:
-        """The branches of least summed error within the bytes."""
+    def _shared_out(
+        self, offers: Mapping[str, Sequence[Offer]], limit: float | None, whole: Mapping[str, float] | None = None
+    ) -> dict[str, Branch | None]:
+        """The branches of least summed error within the bytes.
+
+        ``whole``: error of the final image that each layer makes without a branch; None: of outputs over their power.
+        """
         if limit is None or not offers:
             return {name: options[-1].branch for name, options in offers.items()}
-        errors = {name: [offer.error for offer in options] for name, options in offers.items()}
+        weight = {n: 1.0 if whole is None else whole[n] / max(each[0].error, 1e-30) for n, each in offers.items()}
+        errors = {name: [weight[name] * offer.error for offer in options] for name, options in offers.items()}
         costs = {name: [float(offer.bytes) for offer in options] for name, options in offers.items()}
         program = ChoiceProgram.of(errors, {"bytes": (costs, limit)})
         solution: Solution = registry.get("solver", self.options.solver)(program, hint=None)

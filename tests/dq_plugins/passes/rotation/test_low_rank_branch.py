@@ -10,13 +10,15 @@ from torch import nn
 
 import dq_plugins as dq
 from dq_plugins.metrics.output_error import output_sqnr
+from dq_plugins.passes.image_errors import errors_by_layer
 from dq_plugins.passes.rotation.held_out_error import InputRows, held_out_error
 from dq_plugins.passes.rotation.low_rank_branch import LowRankBranch, Offer, low_rank_of, subspace_of
 from dq_plugins.plan import LowRank, Subspace, Targets
+from dq_plugins.progress import finish
 from dq_plugins.quantized.layer_transform import LayerTransform
 from dq_plugins.quantized.split import Split
 from dq_plugins.quantized.weight_scale import layer_quantizer
-from dq_plugins.recipe import Recipe, Step
+from dq_plugins.recipe import PassContext, Recipe, Step
 
 OF_THE_WEIGHT = {"methods": ("weight", "weighted-error")}
 AFTER = (Step("weight-ranges"), Step("timestep-groups", {"groups": 3}), Step("activation-ranges"))
@@ -245,6 +247,38 @@ def test_the_shares_are_those_of_brute_force() -> None:
     )
     assert sum(b.nbytes for b in found.values() if b is not None) <= 500
     assert chosen == pytest.approx(best, rel=1e-6)
+
+
+def test_bytes_go_to_the_layers_whose_errors_reach_the_image(tmp_path) -> None:
+    """Of two alike blocks one is multiplied by a thousandth before it reaches the output."""
+
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.faint, self.loud = nn.Linear(24, 24), nn.Linear(24, 24)
+            self.loud.load_state_dict(self.faint.state_dict())
+
+        def forward(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            x = sample + timestep[:, None, None] * 0.01
+            return 1e-3 * self.faint(x) + self.loud(x + 0)
+
+    def sample(denoiser, steps=(9.0, 6.0, 3.0)) -> None:
+        g = torch.Generator().manual_seed(0)
+        x = torch.randn(8, 16, 4, generator=g) @ torch.randn(4, 24, generator=g) + 0.1 * torch.randn(
+            8, 16, 24, generator=g
+        )
+        for t in steps:
+            x = 0.9 * x + 0.1 * denoiser(sample=x, timestep=torch.full((8,), t))
+
+    denoiser = Two().eval().requires_grad_(False)
+    both = denoiser, dq.record(denoiser, sample, tmp_path, progress=False)
+    one = sum(b.nbytes(denoiser.loud.weight) for b in [Subspace(torch.zeros(4, 24).half())])
+    options = {"ranks": (4,), "most": 1.0, "bytes": one, "least_gain": 0.0, "methods": ("principal",)}
+    plan = make(both, Step("low-rank", options))
+    assert split(plan) == {"loud"}
+    effects = finish(errors_by_layer(plan, PassContext(*both, Targets(3, 4)), ["faint", "loud"]))
+    assert effects["faint"] == pytest.approx(1e-6 * effects["loud"], rel=0.2)
 
 
 def test_without_a_budget_a_layer_has_the_largest_rank_that_it_has_room_for(case) -> None:
