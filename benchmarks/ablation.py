@@ -29,7 +29,16 @@ from dq_plugins.plots import pairs_of_images
 from dq_plugins.recipe import Step
 from dq_plugins.report import Table
 
-PASSES = ("channel-balance", "gptq", "exempt-layers", "block-reconstruction", "bias-correction", "learned-ranges")
+PASSES = (
+    "channel-balance",
+    "low-rank",
+    "gptq",
+    "exempt-layers",
+    "block-reconstruction",
+    "group-widths",
+    "bias-correction",
+    "learned-ranges",
+)
 PARTS = (*PASSES, "embeddings at 8 bits", "timestep groups", "dynamic ranges")
 """What makes `best`: passes, and choices of passes that every plan has."""
 STATIC = Step("activation-ranges", {"observer": "by-width"})
@@ -68,8 +77,8 @@ def steps_of(variant: str) -> tuple[Step, ...]:
 
 
 def targets_of(variant: str) -> dict[str, Any]:
-    """What a registered recipe aims at beside the widths."""
-    return {} if variant in VARIANTS else dict(dq.get("recipe", variant).targets)
+    """What a variant aims at beside the widths: parts of `best` at what it does."""
+    return dict(dq.get("recipe", "best" if variant in VARIANTS else variant).targets)
 
 
 def recording(case: Case, seed: int) -> float:
