@@ -150,9 +150,7 @@ def _dynamic(
 ) -> AOBaseConfig | str:
     if kind.spatial:
         return NO_CONVOLUTION
-    if (weight.bits, activation.bits) != (8, 8) or not (
-        weight.symmetric and activation.symmetric and activation.clip == 1
-    ):
+    if weight.bits != 8 or not weight.symmetric or activation != DynamicActivationQuant(8):
         return f"torchao's dynamic config is W8A8 without zero points and clipping, and this is {plan.width}"
     return Int8DynamicActivationInt8WeightConfig(granularity=PerRow(), set_inductor_config=False)
 

@@ -171,8 +171,10 @@ def test_dynamic_ranges_become_torchaos_own():
     assert isinstance(config, Int8DynamicActivationInt8WeightConfig)
     assert type(config_from_dict(json.loads(json.dumps(config_to_dict(config))))) is type(config)
     assert "W8A8 without zero points" in lowering.unexpressed["down"]
-    plan.layers["down"].activation = DynamicActivationQuant(8, clip=0.9)
-    assert "clipping" in to_fqn_config(plan, model).unexpressed["down"]
+    by_group = DynamicActivationQuant(8, True, 1.0, "all", (8, 4), (1.0, 1.0))
+    for other in (DynamicActivationQuant(8, clip=0.9), by_group):
+        plan.layers["down"].activation = other
+        assert "down" in to_fqn_config(plan, model).unexpressed
     quantize_(model, lowering.config, filter_fn=None)
     with torch.no_grad():
         x = torch.randn(4, 8)
