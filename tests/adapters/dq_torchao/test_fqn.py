@@ -171,7 +171,7 @@ def test_dynamic_ranges_become_torchaos_own():
     assert isinstance(config, Int8DynamicActivationInt8WeightConfig)
     assert type(config_from_dict(json.loads(json.dumps(config_to_dict(config))))) is type(config)
     assert "W8A8 without zero points" in lowering.unexpressed["down"]
-    by_group = DynamicActivationQuant(8, True, 1.0, "all", (8, 4), (1.0, 1.0))
+    by_group = DynamicActivationQuant(8, True, 1.0, "all", (8, 4, 8), (1.0, 1.0, 1.0))
     for other in (DynamicActivationQuant(8, clip=0.9), by_group):
         plan.layers["down"].activation = other
         assert "down" in to_fqn_config(plan, model).unexpressed
