@@ -98,7 +98,7 @@ def row(name: str, runs: str, found: list[dict[str, Any]], base: list[dict[str, 
     every = [value for run in found for value in run["psnr"]]
     ours = [value for run in base for value in run["psnr"]]
     steps = [value for run in found for value in run["SQNR"].values()]
-    mean, low, high = paired_interval(ours[: len(every)], every)
+    mean, low, high = paired_interval(ours[: len(every)], every[: len(ours)])  # a row may have fewer seeds
     measured = {
         key: statistics.median(run[key] for run in found) for key in found[0] if isinstance(found[0][key], int | float)
     }
@@ -146,11 +146,14 @@ def compare(bench: Bench, peers: list[str], label: str, seeds: int, only: list[s
     found: dict[str, list[dict[str, Any]]] = {}
     runs: dict[str, str] = {}
     for peer, name, method in methods(peers, label):
-        if only is not None and name not in only and any(f"{name}, {s}" not in records.data for s in range(seeds)):
+        mine = range(seeds)
+        if only is not None and name not in only:  # its first seeds, as far as they are there
+            mine = range(next((s for s in mine if f"{name}, {s}" not in records.data), seeds))
+        if not mine:
             continue
         how = method.runs if WIDTHS[label][1] else "weight-only"
         runs[name] = how + (f"; {method.note}" if method.note else "")
-        each = [records.get(f"{name}, {s}", partial(bench.run, peer, name, label, s)) for s in range(seeds)]
+        each = [records.get(f"{name}, {s}", partial(bench.run, peer, name, label, s)) for s in mine]
         failed = next((one["failed"] for one in each if "failed" in one), None)
         print(f"  {model} {label}, {name}: " + (failed or f"{statistics.median(each[0]['psnr']):.2f} dB"), flush=True)
         if not failed:

@@ -77,7 +77,7 @@ DEFAULT = Recipe(
 BEST = Recipe(
     "best",
     "the best pictures: default, then learned against recorded outputs; weights below 8 bits have a few directions in "
-    "floating point, inputs below 8 bits widths over layers and time, both on torchao alone; costs 20 to 50 times the "
+    "floating point, inputs below 8 bits widths over layers and time, both on torchao alone; costs 20 to 120 times the "
     "sampling that it observes",
     (
         Step("channel-balance"),
