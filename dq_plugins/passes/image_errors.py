@@ -18,7 +18,7 @@ from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.run import planned_run, planned_states
 from dq_plugins.quantized.weight_scale import layer_quantizer
 from dq_plugins.recipe import PassContext, Progress
-from dq_plugins.sensitivity.drift import DriftProbes, image_error
+from dq_plugins.sensitivity.drift import DriftProbes, ImageError, image_error
 from dq_plugins.sensitivity.exact_noise import replayed_errors
 from dq_plugins.sensitivity.measure import MEASURED, measure
 from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
@@ -49,7 +49,7 @@ def errors_by_layer(
         context: the run.
         layers: linear layers and convolutions, by name.
     """
-    runs = whole_runs(context, 1)
+    runs = whole_runs(context, 1, required=False)
     if not runs or not layers:
         return None
     transforms = {name: context.transforms[name] for name in layers if name in context.transforms}
@@ -61,19 +61,46 @@ def errors_by_layer(
         if targets.act_bits is not None and targets.act_bits > 1:
             inputs[name] = {targets.act_bits: DynamicActivationQuant(targets.act_bits, targets.symmetric_acts)}
     candidates = Candidates(weights, inputs, {}, transforms, plan.row_orders)
-    probes = DriftProbes(context.denoiser, candidates, runs, PROBES, context.stream("image"))
-    settings = {"candidates": candidates.hash, "calls": context.calibration.hash, "probes": PROBES}
-    kept = UnitResults(MEASURED, context.workdir and context.workdir / "measurements", settings)
-    results = yield from measure(probes, kept, what="image, by layer")
     found = dict.fromkeys(layers, 0.0)
-    for entry, error in image_error(results, probes.entries()).alone().items():
+    for entry, error in (yield from candidate_errors(context, candidates, runs, PROBES)).alone().items():
         found[entry.layer] += error
     return found
 
 
-def whole_runs(context: PassContext, most: int) -> list[Trajectory]:
-    """The first recorded sampling runs, at most so many; none where the recording holds no whole run."""
+def candidate_errors(
+    context: PassContext, candidates: Candidates, runs: Sequence[Trajectory], probes: int, *, by_group: bool = False
+) -> Generator[Progress, None, ImageError]:
+    """What each quantizer does to the final image; kept in the run's working folder.
+
+    Args:
+        context: the run.
+        candidates: the quantizers.
+        runs: recorded sampling runs.
+        probes: random probes of the image.
+        by_group: inputs in each timestep group by themselves.
+    """
+    drift = DriftProbes(context.denoiser, candidates, runs, probes, context.stream("image"), by_group)
+    settings = {
+        "candidates": candidates.hash,
+        "calls": context.calibration.hash,
+        "probes": probes,
+        "runs": len(runs),
+        "by_group": by_group,
+    }
+    kept = UnitResults(MEASURED, context.workdir and context.workdir / "measurements", settings)
+    results = yield from measure(drift, kept, what="image, by group" if by_group else "image, by layer")
+    return image_error(results, drift.entries())
+
+
+def whole_runs(context: PassContext, most: int | None = None, *, required: bool = True) -> list[Trajectory]:
+    """The first recorded sampling runs, at most so many.
+
+    Raises:
+        CalibrationError: the recording holds no whole run, and one is required; else there are none.
+    """
     try:
         return trajectories_of(context.calibration, context.partition.sample_argument)[:most]
     except CalibrationError:
+        if required:
+            raise
         return []

@@ -87,6 +87,8 @@ class DynamicActivationQuant:
     @property
     def forms(self) -> tuple[DynamicActivationQuant, ...]:
         """What it is in each group, ``[G]``; one where groups do not differ."""
+        if self.groups is None:
+            return (self,)
         each = zip(self.widths, self.clips, strict=True)
         return tuple(DynamicActivationQuant(bits, self.symmetric, clip) for bits, clip in each)
 

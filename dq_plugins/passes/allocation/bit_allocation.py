@@ -28,6 +28,7 @@ from dq_plugins.passes.allocation.problem import (
     allocate_image,
 )
 from dq_plugins.passes.attention import attention_sizes
+from dq_plugins.passes.image_errors import whole_runs
 from dq_plugins.passes.width_candidates import candidates_of, write_widths
 from dq_plugins.plan import QuantPlan, Section
 from dq_plugins.plan.layers import EDGE_ROLES
@@ -37,7 +38,6 @@ from dq_plugins.quantized.width import Width, WidthChoices, entries_of
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
 from dq_plugins.sensitivity.exact_noise import final_samples
 from dq_plugins.sensitivity.sensitivity_table import SensitivityTable
-from dq_plugins.sensitivity.trajectory import trajectories_of
 from dq_plugins.solvers.answer import answer
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ class BitAllocation(Pass):
             allocation = allocate(problem, o.solver, **exact)
             allocation.solution.require()
             return allocation, {"objective": objective}
-        runs = trajectories_of(context.calibration, context.partition.sample_argument)[:1]
+        runs = whole_runs(context, 1)
 
         def image_error(widths: Mapping[str, Width]) -> float:
             with install_tokens(context.denoiser, plan):

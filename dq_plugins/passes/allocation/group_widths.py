@@ -17,7 +17,7 @@ Source: AdaTSQ (arXiv 2602.09883) searches widths over layers and timesteps with
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Annotated, Any, ClassVar, Literal
@@ -26,11 +26,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from dq_plugins.artifact import UnitResults
 from dq_plugins.errors import RecipeError
 from dq_plugins.passes.activations import DEFAULT_GROUPS
 from dq_plugins.passes.allocation.problem import time_of
-from dq_plugins.passes.image_errors import whole_runs
+from dq_plugins.passes.image_errors import candidate_errors, whole_runs
 from dq_plugins.passes.width_candidates import activation_candidates
 from dq_plugins.plan import (
     ActivationQuant,
@@ -45,9 +44,7 @@ from dq_plugins.plan.layers import EDGE_ROLES
 from dq_plugins.quantized.candidates import Candidates, GroupEntry
 from dq_plugins.quantized.width import Width
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
-from dq_plugins.sensitivity.drift import DriftProbes, ImageError, image_error
-from dq_plugins.sensitivity.measure import MEASURED, measure
-from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
+from dq_plugins.sensitivity.drift import ImageError
 from dq_plugins.solvers.answer import answer
 from dq_plugins.solvers.drifting import DriftingProgram, beam_search, greedy_drifting, solve_drifting
 from dq_plugins.solvers.program import Budget, Choice, ChoiceProgram
@@ -136,7 +133,7 @@ class GroupWidths(Pass):
             return
         if not layers:
             raise RecipeError("pass 'group-widths': no layer has a quantized input")
-        runs = whole_runs(context, self.options.runs) if self.options.where_possible else self._runs(context)
+        runs = whole_runs(context, self.options.runs, required=not self.options.where_possible)
         if not runs:
             return
         found = activation_candidates(plan, context, layers, self.options.choices)
@@ -147,7 +144,7 @@ class GroupWidths(Pass):
         candidates = Candidates(
             {}, found, {name: plan.groups[name] for name in sorted(used)}, transforms, plan.row_orders
         )
-        image = yield from self._measured(runs, context, candidates)
+        image = yield from candidate_errors(context, candidates, runs, self.options.probes, by_group=True)
         problem = GroupProblem(plan, context, candidates, image, self.options)
         yield Progress(0, 1, "solving")
         solution, others = self._solve(problem.program)
@@ -167,24 +164,6 @@ class GroupWidths(Pass):
         o, inputs = self.options, [plan.layers[name].activation for name in layers]
         free = (o.bitops, o.latency, o.act_bits) == (None, None, "plan")
         return any(not free or quant.narrowest < max(o.choices) for quant in inputs if quant)
-
-    def _runs(self, context: PassContext) -> list[Trajectory]:
-        return trajectories_of(context.calibration, context.partition.sample_argument)[: self.options.runs]
-
-    def _measured(
-        self, runs: list[Trajectory], context: PassContext, candidates: Candidates
-    ) -> Generator[Progress, None, ImageError]:
-        o = self.options
-        probes = DriftProbes(context.denoiser, candidates, runs, o.probes, context.stream("image"), by_group=True)
-        settings = {
-            "candidates": candidates.hash,
-            "calls": context.calibration.hash,
-            "probes": o.probes,
-            "runs": o.runs,
-        }
-        kept = UnitResults(MEASURED, context.workdir and context.workdir / "measurements", settings)
-        results = yield from measure(probes, kept, what="image, by group")
-        return image_error(results, probes.entries())
 
     def _solve(self, program: DriftingProgram) -> tuple[Solution, tuple[float | None, float | None]]:
         o = self.options

@@ -19,8 +19,9 @@ from pydantic import Field
 
 from dq_plugins.artifact import UnitResults
 from dq_plugins.calibration import CalibrationSet
-from dq_plugins.errors import CalibrationError, RecipeError
+from dq_plugins.errors import RecipeError
 from dq_plugins.hashing import hash_json
+from dq_plugins.passes.image_errors import whole_runs
 from dq_plugins.passes.width_candidates import candidates_of
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.candidates import Candidates
@@ -32,7 +33,7 @@ from dq_plugins.sensitivity.exact_noise import ExactContent, ExactQuality
 from dq_plugins.sensitivity.measure import MEASURED, Measurement, Sums, measure
 from dq_plugins.sensitivity.probes import ContentProbes, QualityProbes
 from dq_plugins.sensitivity.sensitivity_table import SensitivityTable, cost, entries_to_check, naive_cost, relative
-from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
+from dq_plugins.sensitivity.trajectory import Trajectory
 
 
 class Sensitivity(Pass):
@@ -127,13 +128,8 @@ class Sensitivity(Pass):
         """The sampling runs on which the error of the final image is measured."""
         if self.options.image is False:
             return []
-        try:
-            found = trajectories_of(context.calibration, context.partition.sample_argument)
-        except CalibrationError:
-            if self.options.image:
-                raise
-            return []  # noise power alone: the allocation says which objective it had
-        return found[: self.options.image_runs]
+        # without any, noise power alone: the allocation says which objective it had
+        return whole_runs(context, self.options.image_runs, required=bool(self.options.image))
 
     def _image(
         self, candidates: Candidates, context: PassContext, table: SensitivityTable, runs: list[Trajectory]
@@ -155,7 +151,7 @@ class Sensitivity(Pass):
         self, candidates: Candidates, context: PassContext, table: SensitivityTable
     ) -> Generator[Progress, None, SensitivityTable]:
         o = self.options
-        runs = trajectories_of(context.calibration, context.partition.sample_argument)[: o.runs]
+        runs = whole_runs(context, o.runs)
         naive = table.naive_calls + naive_cost(candidates, sum(run.steps for run in runs))
         probes = ContentProbes(context.denoiser, candidates, runs, o.content_probes, context.stream("content"))
         results = yield from self._measure(probes, context, context.calibration, candidates, "content, linearised")

@@ -29,10 +29,11 @@ from torch import Tensor, nn
 from dq_plugins.calibration import first_tensor
 from dq_plugins.errors import CalibrationError
 from dq_plugins.libraries import adapter
+from dq_plugins.passes.image_errors import whole_runs
 from dq_plugins.plan import QuantPlan, SamplerCorrection, Section
 from dq_plugins.quantized.run import planned_run, planned_states
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
-from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
+from dq_plugins.sensitivity.trajectory import Trajectory
 
 STRENGTHS = (0.0, 0.5, 1.0)
 
@@ -116,7 +117,7 @@ class SamplerCorrecting(Pass):
             )
         timesteps = context.calibration.schedule.timesteps
         responses = adapter(str(described["adapter"])).step_responses(described, timesteps)
-        runs = trajectories_of(context.calibration, context.partition.sample_argument)[: o.runs]
+        runs = whole_runs(context, o.runs)
         runs = [run for run in runs if run.steps == len(timesteps)] or runs
         quantized = planned_run(context.denoiser, plan, whole=True, out_of_range="nearest")
         states = planned_states(quantized, plan)

@@ -146,7 +146,7 @@ class LearnedRanges(Pass):
         Errors of single calls do not say what becomes of them on the way to the image: what took 4 % away of those made
         images of the digits at W4A4 a quarter worse. Images count by the share of their own error.
         """
-        runs = whole_runs(context, self.options.runs)
+        runs = whole_runs(context, self.options.runs, required=False)
         yield Progress(0, 2, "repeated sampling runs")
         before = image_errors(plan, context, runs)
         if not bool(before.any()):  # no whole run, or calls that do not make up a sampling run

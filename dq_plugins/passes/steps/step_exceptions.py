@@ -20,12 +20,12 @@ from typing import ClassVar
 from pydantic import Field
 
 from dq_plugins.errors import CalibrationError, PlanError
-from dq_plugins.passes.image_errors import image_errors
+from dq_plugins.passes.image_errors import image_errors, whole_runs
 from dq_plugins.passes.width_candidates import activation_candidates
 from dq_plugins.plan import InputQuant, QuantPlan, Section
 from dq_plugins.plan.step_policy import StepPolicy, with_policy
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
-from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
+from dq_plugins.sensitivity.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class StepExceptionsPass(Pass):
         wide = self._wide(plan, context)
         if wide is not None and not wide:
             return StepExceptions(bits=o.bits, why_not=f"no input has fewer than {o.bits} bits")
-        runs = trajectories_of(context.calibration, context.partition.sample_argument)[: o.runs]
+        runs = whole_runs(context, o.runs)
         most = min(o.most, len(plan.visited) - 1)
         chosen, start = StepPolicy(), _error(with_policy(plan, StepPolicy(), wide), context, runs)
         tried, best = [(0, 0, start)], start

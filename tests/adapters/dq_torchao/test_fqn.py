@@ -172,9 +172,9 @@ def test_dynamic_ranges_become_torchaos_own():
     assert type(config_from_dict(json.loads(json.dumps(config_to_dict(config))))) is type(config)
     assert "W8A8 without zero points" in lowering.unexpressed["down"]
     by_group = DynamicActivationQuant(8, True, 1.0, "all", (8, 4, 8), (1.0, 1.0, 1.0))
-    for other in (DynamicActivationQuant(8, clip=0.9), by_group):
+    for other, why in ((DynamicActivationQuant(8, clip=0.9), "clipping"), (by_group, "dynamic_group_widths")):
         plan.layers["down"].activation = other
-        assert "down" in to_fqn_config(plan, model).unexpressed
+        assert why in to_fqn_config(plan, model).unexpressed["down"]
     quantize_(model, lowering.config, filter_fn=None)
     with torch.no_grad():
         x = torch.randn(4, 8)

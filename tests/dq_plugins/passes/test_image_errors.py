@@ -8,6 +8,7 @@ import torch
 from denoisers import TinyDenoiser, recorded
 
 import dq_plugins as dq
+from dq_plugins.errors import CalibrationError
 from dq_plugins.passes.image_errors import errors_by_layer, image_errors, whole_runs
 from dq_plugins.plan import DynamicActivationQuant, QuantPlan, Targets
 from dq_plugins.progress import finish
@@ -58,5 +59,7 @@ def test_errors_of_layers_are_those_of_each_alone(context) -> None:
 
 def test_a_part_of_a_recording_says_nothing_of_images(context) -> None:
     part = replace(context, calibration=context.calibration.spread(2))
-    assert whole_runs(part, 2) == []
+    assert whole_runs(part, 2, required=False) == []
+    with pytest.raises(CalibrationError, match="no complete sampling run"):
+        whole_runs(part, 2)
     assert finish(errors_by_layer(planned(context, Step("timestep-groups")), part, ["p"])) is None
