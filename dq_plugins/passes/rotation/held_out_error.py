@@ -78,7 +78,8 @@ def held_out_error(
     for layer in layers:
         own: Any = layer.weight
         weight = transformed_weight(layer, transform)
-        fake = layer_quantizer(layer, targets.weight_bits, targets, transform=transform).fake_quantize(weight).float()
+        quant = layer_quantizer(layer, targets.weight_bits, targets, method="coarse", transform=transform)
+        fake = quant.fake_quantize(weight).float()
         exact = matrices(layer, held_out.values) @ weight_matrix(layer, own.float()).transpose(1, 2)
         found = matrices(layer, inputs) @ weight_matrix(layer, fake).transpose(1, 2)
         if transform is not None and (branch := transform.branch(own)) is not None:

@@ -13,44 +13,26 @@ Which l is best is measured, layer by layer, among
     "principal"         what the principal directions of the input meet; then the rest of the input alone is quantized,
                         whose range is narrower (Saxena et al. 2024, ResQ; `dq_plugins.quantized.split`)
 
-Shapes: ``C`` input channels, ``O`` outputs, ``K`` products per output, ``r`` rank, ``R`` rows of the input.
+Shapes: ``r`` rank, ``R`` rows of the input, ``C`` its channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from dq_plugins import registry
 from dq_plugins.passes.image_errors import errors_by_layer
+from dq_plugins.passes.rotation.branch_program import Limits, Offer, bytes_of, shared_out, time_of
+from dq_plugins.passes.rotation.branches import Branch, LowRankMethod, beside, low_rank_of, subspace_of
 from dq_plugins.passes.rotation.held_out_error import InputRows, held_out_error
 from dq_plugins.passes.rotation.sampled_inputs import SampledInputs
 from dq_plugins.passes.shared_inputs import layers_by_input, targets_of
-from dq_plugins.plan import LowRank, QuantPlan, Subspace, Targets
-from dq_plugins.quantized.layer_transform import LayerTransform, transformed_weight
-from dq_plugins.quantized.rotate import Rotate
-from dq_plugins.quantized.split import Split
-from dq_plugins.quantized.weight_scale import layer_quantizer
+from dq_plugins.plan import LowRank, QuantPlan, Subspace
 from dq_plugins.recipe import Pass, PassContext, PassOptions, Progress
-from dq_plugins.solvers.program import ChoiceProgram
-from dq_plugins.solvers.solution import Solution
-
-LowRankMethod = Literal["weight", "error", "weighted-error", "principal"]
-Branch = LowRank | Subspace
-DAMPING = 1e-2
-"""Of the second moments, as a share of their mean diagonal."""
-
-
-class Offer(NamedTuple):
-    """A branch that a layer may have, or none, and the error that it leaves of the layer's output over its power."""
-
-    error: float
-    branch: Branch | None
-    bytes: int = 0
 
 
 class LowRankBranch(Pass):
@@ -63,11 +45,15 @@ class LowRankBranch(Pass):
         """Options of ``low-rank``.
 
         Attributes:
-            ranks: what r may be; a layer has the largest that it has room for, or what it gets of ``bytes``.
+            ranks: what r may be; a layer has the largest that it has room for, or what limits and a price leave it.
             bytes: what all branches may take together; the ranks of least summed error are found exactly. That is the
                 error that layers make in the final image, where the recording holds whole sampling runs, else in
                 their own outputs. None: there is no limit.
             share: the same, as a share of the bytes of the codes of all weights.
+            time: what all branches may take of time, over that of all layers in full precision, roughly:
+                `dq_plugins.passes.rotation.branch_program`.
+            price: the least share of the summed error, counted as under ``bytes``, that a branch must take away for the
+                same share of time.
             bits: of both matrices: 16, in floating point, or 8, codes with a scale for each direction; principal
                 directions have 16.
             methods: what is tried beside none.
@@ -77,12 +63,14 @@ class LowRankBranch(Pass):
             rows: rows of a layer's input that count, for each call.
             groups: timestep groups with ranges of their own, by which branches are compared.
             least_gain: share of its error that a layer must lose, or it stays as it is.
-            solver: that shares out the bytes.
+            solver: that shares out bytes and time.
         """
 
         ranks: tuple[Annotated[int, Field(ge=1)], ...] = Field((4, 8, 16), min_length=1)
         bytes: int | None = Field(None, ge=0)
         share: float | None = Field(None, gt=0)
+        time: float | None = Field(None, ge=0)
+        price: float = Field(0.0, ge=0)
         bits: Literal[8, 16] = 16
         methods: tuple[LowRankMethod, ...] = Field(("weight", "weighted-error", "principal"), min_length=1)
         most: float = Field(0.25, gt=0, le=1)
@@ -103,7 +91,8 @@ class LowRankBranch(Pass):
         names = [name for name, fitting in ranks.items() if fitting]
         # layers that share an input share its directions, so that it is split once
         first = {name: next(other for other in names if first[other] == first[name]) for name in names}
-        limit = self._limit(plan, context)
+        limits = Limits(self._bytes(plan, context), self.options.time)
+        shared = limits != Limits() or self.options.price > 0
         calls = context.calibration.spread(self.options.calls)
         sampled = SampledInputs(context.denoiser, names, self.options.rows)
         for done, call in enumerate(calls.calls() if names else ()):
@@ -112,22 +101,23 @@ class LowRankBranch(Pass):
         offers = {}
         for done, name in enumerate(names):
             yield Progress(len(calls) + done, len(calls) + len(names), name)
-            rows = sampled.rows_of(name, self.options.groups)
-            layer, transform = context.denoiser.get_submodule(name), context.transforms.get(name)
-            targets = targets_of(name, plan, context)
-            room = ranks[name] if limit is not None else ranks[name][-1:]
-            shared = sampled.rows_of(first[name], 1)[0].values
-            offers[name] = self._offers(*rows, layer, transform, targets, room, shared)
-        whole = (yield from errors_by_layer(plan, context, names)) if limit is not None else None
-        for name, branch in self._shared_out(offers, limit, whole).items():
+            room = ranks[name] if shared else ranks[name][-1:]
+            directions = sampled.rows_of(first[name], 1)[0].values
+            offers[name] = self._offers(
+                name, plan, context, room, sampled.rows_of(name, self.options.groups), directions
+            )
+        whole = (yield from errors_by_layer(plan, context, names)) if shared else None
+        macs = sum(info.macs for info in context.partition.layers.values())
+        chosen = shared_out(offers, limits, self.options.solver, whole=whole, price=self.options.price, macs=macs)
+        for name, branch in chosen.items():
             layer = plan.layers[name]
             layer.low_rank = branch if isinstance(branch, LowRank) else None
             if isinstance(branch, Subspace):  # of all rows, now that it need not be judged
                 rows = torch.cat([part.values for part in sampled.rows_of(first[name], 1)])
                 layer.subspace = subspace_of(rows, branch.rank)
 
-    def _limit(self, plan: QuantPlan, context: PassContext) -> float | None:
-        """Bytes that all branches may take together."""
+    def _bytes(self, plan: QuantPlan, context: PassContext) -> float | None:
+        """What all branches may take together."""
         limits = [] if self.options.bytes is None else [float(self.options.bytes)]
         if self.options.share is not None:
             layers: dict[str, Any] = {name: context.denoiser.get_submodule(name) for name in context.partition.layers}
@@ -147,130 +137,34 @@ class LowRankBranch(Pass):
 
     def _offers(
         self,
-        seen: InputRows,
-        held_out: InputRows,
-        layer: nn.Module,
-        own: LayerTransform | None,
-        targets: Targets,
+        name: str,
+        plan: QuantPlan,
+        context: PassContext,
         ranks: Sequence[int],
-        shared: Tensor,
+        rows: tuple[InputRows, InputRows],
+        directions: Tensor,
     ) -> list[Offer]:
-        """None, and for each rank the best branch, if it lowers the error enough; ``shared`` gives the directions."""
-        plain = held_out_error([layer], seen, held_out, own, targets)
+        """No branch, and for each rank that of the best method where it lowers the error enough.
+
+        ``rows``: of the layer's input, seen and held out; ``directions``: rows of the input that principal ones are of.
+        """
+        layer, own = context.denoiser.get_submodule(name), context.transforms.get(name)
+        info, targets = context.partition.layers[name], targets_of(name, plan, context)
         balance, rotate = (None, None) if own is None else (own.balance, own.rotate)
-        found = [Offer(plain, None)]
+        plain = held_out_error([layer], *rows, own, targets)
+
+        def offer(branch: Branch) -> Offer:
+            if isinstance(branch, LowRank) and self.options.bits == 8:
+                branch = branch.in_8_bits()
+            error = held_out_error([layer], *rows, beside(branch, balance, rotate), targets)
+            return Offer(error, branch, bytes_of(branch, layer.weight), time_of(branch, info))
+
         whole: list[Branch | None] = [
-            subspace_of(shared, ranks[-1])
+            subspace_of(directions, ranks[-1])
             if method == "principal"
-            else low_rank_of(method, layer, seen.values, ranks[-1], targets, balance, rotate)
+            else low_rank_of(method, layer, rows[0].values, ranks[-1], targets, balance, rotate)
             for method in self.options.methods
         ]
-        for rank in ranks:
-            offers = []
-            for each in whole:
-                if each is None:
-                    continue
-                branch = each.truncated(rank)
-                if isinstance(branch, LowRank) and self.options.bits == 8:
-                    branch = branch.in_8_bits()
-                error = held_out_error([layer], seen, held_out, _beside(branch, balance, rotate), targets)
-                offers.append(Offer(error, branch, _bytes(branch, layer)))
-            best = min(offers, key=lambda offer: offer.error, default=found[0])
-            if best.error < (1 - self.options.least_gain) * plain:
-                found.append(best)
-        return found
-
-    def _shared_out(
-        self, offers: Mapping[str, Sequence[Offer]], limit: float | None, whole: Mapping[str, float] | None = None
-    ) -> dict[str, Branch | None]:
-        """The branches of least summed error within the bytes.
-
-        ``whole``: error of the final image that each layer makes without a branch; None: of outputs over their power.
-        """
-        if limit is None or not offers:
-            return {name: options[-1].branch for name, options in offers.items()}
-        weight = {n: 1.0 if whole is None else whole[n] / max(each[0].error, 1e-30) for n, each in offers.items()}
-        errors = {name: [weight[name] * offer.error for offer in options] for name, options in offers.items()}
-        costs = {name: [float(offer.bytes) for offer in options] for name, options in offers.items()}
-        program = ChoiceProgram.of(errors, {"bytes": (costs, limit)})
-        solution: Solution = registry.get("solver", self.options.solver)(program, hint=None)
-        assert solution.choice is not None  # none at all is within every budget
-        chosen = [int(column - start) for column, start in zip(solution.choice, program.start[:-1], strict=True)]
-        return {name: offers[name][place].branch for name, place in zip(program.names, chosen, strict=True)}
-
-
-def _beside(branch: Branch, balance: Tensor | None, rotate: Rotate | None) -> LayerTransform:
-    if isinstance(branch, Subspace):
-        return LayerTransform(balance, rotate, split=Split(branch))
-    return LayerTransform(balance, rotate, branch)
-
-
-def _bytes(branch: Branch, layer: Any) -> int:
-    return branch.nbytes(layer.weight) if isinstance(branch, Subspace) else branch.nbytes
-
-
-def subspace_of(inputs: Tensor, rank: int) -> Subspace | None:
-    """The principal directions of an input; None where it has no more channels than that.
-
-    Args:
-        inputs: rows, ``[R, C, ...]``; second moments are of the values at all positions, without their mean taken
-            away, in float64.
-        rank: r.
-    """
-    values = inputs.double().movedim(1, -1).reshape(-1, inputs.shape[1])  # [.., C]
-    if rank >= values.shape[1]:
-        return None
-    directions = torch.linalg.eigh(values.T @ values).eigenvectors  # ascending
-    return Subspace(directions[:, -rank:].flip(1).T.half().contiguous().cpu())
-
-
-def low_rank_of(
-    method: LowRankMethod,
-    layer: nn.Module,
-    inputs: Tensor,
-    rank: int,
-    targets: Targets,
-    balance: Tensor | None = None,
-    rotate: Rotate | None = None,
-) -> LowRank | None:
-    """A low-rank branch of a layer; None where float16 does not hold it.
-
-    Args:
-        method: see the top of this file; not ``"principal"``.
-        layer: linear, or a convolution without groups.
-        inputs: rows of its input, ``[R, C, ...]``.
-        rank: r, at most the smaller side of the weight.
-        targets: how the weight is quantized.
-        balance: what the input is divided by, ``[C]``.
-        rotate: what it is rotated by then.
-    """
-    own: Any = layer.weight
-    weight = own.detach().float()
-    balanced = LayerTransform(balance)
-    if method == "weight":
-        wanted, metric = balanced.of_weight(layer, weight), None  # rotations leave singular values as they are
-    else:
-        transform = LayerTransform(balance, rotate)
-        quantized = layer_quantizer(layer, targets.weight_bits, targets, transform=transform)
-        fake = transform.weight_restored(layer, quantized.fake_quantize(transformed_weight(layer, transform)))
-        wanted, metric = weight - fake.float(), inputs.flatten(1) if method == "weighted-error" else None
-    up, down = _truncated(wanted.flatten(1).double(), None if metric is None else metric.double(), rank)
-    if method == "weight":
-        down = balanced.weight_restored(layer, down.reshape(rank, *weight.shape[1:]).float()).flatten(1).double()
-    size = (up.abs().amax(0) / down.abs().amax(1).clamp_min(1e-30)).sqrt()  # alike on both sides: float16 is narrow
-    up, down = (up / size).half().cpu(), (down * size[:, None]).half().cpu()
-    finite = bool(torch.isfinite(up).all() and torch.isfinite(down).all())
-    return LowRank(down, up) if finite else None
-
-
-def _truncated(matrix: Tensor, rows: Tensor | None, rank: int) -> tuple[Tensor, Tensor]:
-    """``up [O, r]`` and ``down [r, K]`` of least ``|(up down - matrix) X^T|``, or without X of least ``|...|``."""
-    if rows is None:
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        return left[:, :rank] * values[:rank], right[:rank]
-    moments = rows.T @ rows / len(rows)
-    moments.diagonal().add_(DAMPING * moments.diagonal().mean().clamp_min(1e-30))
-    root = torch.linalg.cholesky(moments)  # moments = root root^T, so |A X^T|^2 = |A root|^2 R
-    left, values, right = torch.linalg.svd(matrix @ root, full_matrices=False)
-    down = torch.linalg.solve_triangular(root.T, right[:rank].T, upper=True).T
-    return left[:, :rank] * values[:rank], down
+        branches = [branch for branch in whole if branch is not None]
+        best = [min(map(offer, (b.truncated(r) for b in branches)), key=lambda o: o.error) for r in ranks if branches]
+        return [Offer(plain, None), *(each for each in best if each.error < (1 - self.options.least_gain) * plain)]

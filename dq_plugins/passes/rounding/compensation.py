@@ -33,17 +33,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dq_plugins.affine import affine_parameters, dequantize, fake_quantize, integer_range, quantize
+from dq_plugins.affine import affine_parameters, dequantize, integer_range, quantize
 from dq_plugins.errors import PlanError
 from dq_plugins.plan import WeightQuant
 from dq_plugins.quantized.weight_groups import grouped_quantizer
+from dq_plugins.quantized.weight_scale import best_shrink
 
 BLOCK = 64
-SHRINK, STEPS, STEPS_FROM_8_BITS = 0.02, 31, 11
-"""Min-max ranges are shrunk in so many steps: down to 0.4; from 8 bits, where cutting off rarely pays, to 0.8."""
+SHRINKS = tuple(1 - 0.02 * step for step in range(31))
+SHRINKS_FROM_8_BITS = SHRINKS[:11]
+"""Of min-max ranges: down to 0.4; from 8 bits, where cutting off rarely pays, to 0.8."""
 MOST_DAMPING = 1.0
-PART = 1 << 21
-"""Numbers of a weight that are looked at together."""
 FEW = 1 << 18
 """Numbers of which second moments are computed as they are."""
 STRIP = 256
@@ -106,26 +106,11 @@ def weighted_quantizer(weight: Tensor, importance: Tensor, quant: WeightQuant) -
     if quant.group_scale is not None:
         groups = quant.group_scale.shape[1]
         return grouped_quantizer(weight, groups, bits, symmetric=symmetric, power=2.0, importance=importance)
-    # some outputs at a time, so that little memory is taken: they have nothing to do with each other
-    parts = weight.split(max(1, PART // weight.shape[1]))
-    shrink = torch.cat([_best_shrink(some, importance, bits, symmetric) for some in parts])  # [O]
+    shrinks = SHRINKS if bits < 8 else SHRINKS_FROM_8_BITS
+    ratio = best_shrink(weight, bits, shrinks, lambda error: error.square_() @ importance, symmetric=symmetric)  # [O]
     low, high = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)  # [O]
-    scale, zero_point = affine_parameters(low * shrink, high * shrink, bits, symmetric=symmetric)
+    scale, zero_point = affine_parameters(low * ratio, high * ratio, bits, symmetric=symmetric)
     return WeightQuant(bits, scale, None if symmetric else zero_point)
-
-
-def _best_shrink(weight: Tensor, importance: Tensor, bits: int, symmetric: bool) -> Tensor:
-    """What the range of each output is best multiplied by: ``[O]`` for ``[O, K]``."""
-    low, high = weight.amin(1).clamp(max=0), weight.amax(1).clamp(min=0)  # [O]
-    best, ratio = torch.full_like(low, torch.inf), torch.ones_like(low)
-    for step in range(STEPS if bits < 8 else STEPS_FROM_8_BITS):
-        shrink = 1 - SHRINK * step
-        scale, zero = affine_parameters(low * shrink, high * shrink, bits, symmetric=symmetric)
-        fake = fake_quantize(weight, scale[:, None], zero[:, None], *integer_range(bits))  # [O, K]
-        error = fake.sub_(weight).square_() @ importance
-        better = error < best
-        best, ratio = torch.where(better, error, best), torch.where(better, shrink, ratio)
-    return ratio
 
 
 def compensated_codes(weight: Tensor, rows: Tensor, quant: WeightQuant, options: GPTQOptions = GPTQOptions()) -> Tensor:

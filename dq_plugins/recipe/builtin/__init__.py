@@ -41,7 +41,7 @@ WIDTHS_OVER_TIME = Step(
         "where_possible": True,
     },
 )
-FEW_DIRECTIONS = Step("low-rank", {"share": 0.1, "ranks": (1, 2, 4, 8, 16)})
+FEW_DIRECTIONS = Step("low-rank", {"share": 0.1, "ranks": (1, 2, 4, 8, 16), "price": 0.2})
 """A tenth more bytes take a third of the images' error away at W4A4; on one model they are what keeps the picture."""
 LEARNED = (
     # of wider weights, behind GPTQ, it wins nothing: docs/recipes.md

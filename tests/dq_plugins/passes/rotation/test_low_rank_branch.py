@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import itertools
 
 import pytest
 import torch
@@ -11,18 +10,12 @@ from torch import nn
 import dq_plugins as dq
 from dq_plugins.metrics.output_error import output_sqnr
 from dq_plugins.passes.image_errors import errors_by_layer
-from dq_plugins.passes.rotation.held_out_error import InputRows, held_out_error
-from dq_plugins.passes.rotation.low_rank_branch import LowRankBranch, Offer, low_rank_of, subspace_of
-from dq_plugins.plan import LowRank, Subspace, Targets
+from dq_plugins.plan import Subspace, Targets
 from dq_plugins.progress import finish
-from dq_plugins.quantized.layer_transform import LayerTransform
-from dq_plugins.quantized.split import Split
-from dq_plugins.quantized.weight_scale import layer_quantizer
 from dq_plugins.recipe import PassContext, Recipe, Step
 
 OF_THE_WEIGHT = {"methods": ("weight", "weighted-error")}
 AFTER = (Step("weight-ranges"), Step("timestep-groups", {"groups": 3}), Step("activation-ranges"))
-WEIGHT = Targets(3, None)
 
 
 @pytest.fixture(scope="module")
@@ -50,46 +43,6 @@ def split(plan: dq.QuantPlan) -> set[str]:
     return {name for name, layer in plan.layers.items() if layer.subspace is not None}
 
 
-def planted(rank: int) -> tuple[nn.Linear, torch.Tensor]:
-    """A layer whose weight is small and even but for a large part of a few dimensions."""
-    g = torch.Generator().manual_seed(0)
-    layer = nn.Linear(64, 48, bias=False)
-    large = torch.randn(48, rank, generator=g) @ torch.randn(rank, 64, generator=g)
-    layer.weight = nn.Parameter(20 * large + torch.randn(48, 64, generator=g), requires_grad=False)
-    return layer, torch.randn(500, 64, generator=g)
-
-
-def left(layer: nn.Module, method: str, x: torch.Tensor, rank: int) -> float:
-    """Error of the output with the weight alone quantized."""
-    transform = LayerTransform(low_rank=low_rank_of(method, layer, x, rank, WEIGHT))
-    rest = transform.of_weight(layer, layer.weight)
-    fake = layer_quantizer(layer, 3, WEIGHT, transform=transform).fake_quantize(rest)
-    return float((x @ (fake - rest).T).square().mean())
-
-
-@pytest.mark.parametrize("method", ["weight", "error", "weighted-error"])
-def test_a_planted_part_is_taken(method):
-    layer, x = planted(3)
-    plain = layer_quantizer(layer, 3, WEIGHT).fake_quantize(layer.weight)
-    without = float((x @ (plain - layer.weight).T).square().mean())
-    assert left(layer, method, x, 3) < (0.02 if method == "weight" else 0.9) * without
-
-
-def test_whitening_serves_the_inputs_that_there_are():
-    layer, x = planted(0)
-    x = x * torch.logspace(-1, 1, 64)
-    assert left(layer, "weighted-error", x, 8) < 0.7 * left(layer, "error", x, 8)
-
-
-def test_the_balance_counts_and_is_undone():
-    layer, x = planted(3)
-    balance = torch.logspace(-1, 1, 64)
-    branch = low_rank_of("weight", layer, x, 64 - 16, WEIGHT, balance)
-    values = torch.linalg.svd((layer.weight * balance).double()).S
-    rest = LayerTransform(balance, None, branch).of_weight(layer, layer.weight)
-    assert float(rest.norm()) < 0.01 * float(values.square().sum().sqrt())  # its rank is that of the weight
-
-
 def test_fewer_bits_lose_less(case) -> None:
     plan = make(case, Step("low-rank", {"ranks": (4,), "most": 0.6, **OF_THE_WEIGHT}), *AFTER)
     assert branched(plan)
@@ -103,31 +56,6 @@ def test_principal_directions_are_taken_where_they_lose_less(case) -> None:
     assert not split(plan) & branched(plan)
     assert {plan.layers[name].subspace.rank for name in split(plan)} == {4}
     assert sqnr(case, plan) > sqnr(case, make(case, Step("low-rank", {"ranks": (4,), **OF_THE_WEIGHT}), *AFTER)) + 1
-
-
-@pytest.mark.parametrize("act_bits", [3, None])
-def test_a_planted_subspace_is_found_and_all_of_its_error_goes(act_bits):
-    g = torch.Generator().manual_seed(0)
-    layer, targets = nn.Linear(64, 48, bias=False).requires_grad_(False), Targets(3, act_bits)
-    loud = torch.linalg.qr(torch.randn(64, 5, generator=g)).Q.T  # [5, C]
-    x = torch.randn(800, 64, generator=g) + 30 * torch.randn(800, 5, generator=g) @ loud
-    subspace = subspace_of(x, 5)
-    assert torch.linalg.svdvals(subspace.basis.float() @ loud.T).min() > 0.999
-    seen, held_out = (InputRows(part, torch.zeros(400, dtype=torch.int64)) for part in (x[:400], x[400:]))
-    transform = LayerTransform(split=Split(subspace))
-    errors = [held_out_error([layer], seen, held_out, each, targets) for each in (None, transform)]
-    assert errors[1] < 0.02 * errors[0]
-    random = LayerTransform(split=Split(Subspace(torch.linalg.qr(torch.randn(64, 5, generator=g)).Q.T.half())))
-    assert held_out_error([layer], seen, held_out, random, targets) > 0.5 * errors[0]
-
-
-def test_the_subspace_leaves_the_least_energy() -> None:
-    x = torch.randn(300, 12, 3, 3) * torch.logspace(-1, 1, 12)[:, None, None]
-    energy = float(Split(subspace_of(x, 4)).outside(x, 1).square().sum())
-    for channels in itertools.combinations(range(12), 4):
-        others = [c for c in range(12) if c not in channels]
-        assert energy <= float(x[:, others].square().sum()) * 1.001
-    assert subspace_of(x, 12) is None
 
 
 def test_in_8_bits_it_takes_half_the_bytes_and_serves_as_well(case) -> None:
@@ -223,32 +151,6 @@ def test_bytes_are_shared_out_exactly(case) -> None:
     assert len({branch.rank for branch in both if branch is not None}) > 1
 
 
-def _offers(error: float, branches: list[LowRank]) -> list[Offer]:
-    return [Offer(error / (1 + branch.rank), branch, branch.nbytes) for branch in branches]
-
-
-def test_the_shares_are_those_of_brute_force() -> None:
-    g = torch.Generator().manual_seed(0)
-
-    def branch(rank: int, size: int) -> LowRank:
-        return LowRank(torch.zeros(rank, size).half(), torch.zeros(size, rank).half())
-
-    offers = {}
-    for name, size in {"a": 10, "b": 40, "c": 25}.items():
-        error = float(torch.rand(1, generator=g))
-        offers[name] = [Offer(error, None), *_offers(error, [branch(r, size) for r in (1, 2, 4)])]
-    running = LowRankBranch(ranks=(1, 2, 4))
-    found = running._shared_out(offers, 500.0)
-    chosen = sum(next(o.error for o in offers[n] if o.branch is b) for n, b in found.items())
-    best = min(
-        sum(offer.error for offer in each)
-        for each in itertools.product(*offers.values())
-        if sum(offer.bytes for offer in each) <= 500
-    )
-    assert sum(b.nbytes for b in found.values() if b is not None) <= 500
-    assert chosen == pytest.approx(best, rel=1e-6)
-
-
 def test_bytes_go_to_the_layers_whose_errors_reach_the_image(tmp_path) -> None:
     """Of two alike blocks one is multiplied by a thousandth before it reaches the output."""
 
@@ -287,3 +189,18 @@ def test_without_a_budget_a_layer_has_the_largest_rank_that_it_has_room_for(case
         layer, weight = plan.layers[name], case[0].get_submodule(name).weight
         room = 0.25 * weight.numel() / (len(weight) + weight[0].numel())
         assert (layer.low_rank or layer.subspace).rank == max(rank for rank in (1, 2, 4) if rank <= room)
+
+
+def test_time_is_a_limit_and_has_a_price(case) -> None:
+    options = {"ranks": (1, 2, 4), "most": 0.6, "least_gain": 0.0}
+
+    def having(**more: float) -> set[str]:
+        plan = make(case, Step("low-rank", options | more), *AFTER)
+        return branched(plan) | split(plan)
+
+    everywhere = having(bytes=10**9)
+    assert having(time=10.0) == having(price=1e-9) == everywhere
+    assert not having(time=0.0)
+    assert not having(price=1e9)
+    assert 0 < len(having(time=0.2)) < len(everywhere)
+    assert 0 < len(having(price=0.3)) < len(everywhere)

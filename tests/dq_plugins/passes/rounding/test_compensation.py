@@ -160,5 +160,5 @@ def test_strips_of_second_moments_hold_the_lower_triangle(monkeypatch):
 def test_outputs_get_the_same_scales_a_few_at_a_time(monkeypatch):
     weight, x, quant = problem(0)
     whole = weighted_quantizer(weight, x.square().sum(0), quant)
-    monkeypatch.setattr("dq_plugins.passes.rounding.compensation.PART", 1)
+    monkeypatch.setattr("dq_plugins.quantized.weight_scale.IN_CACHE", 1)
     assert torch.allclose(weighted_quantizer(weight, x.square().sum(0), quant).scale, whole.scale)

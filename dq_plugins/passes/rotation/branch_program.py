@@ -1,0 +1,105 @@
+"""Who gets a branch, and of what rank: least error within what branches may cost, an exact program.
+
+    minimise    sum_l  E_l e_l[o_l] / e_l[none]  +  price sum_l E_l sum_l t_l[o_l] / T
+    subject to  sum_l  bytes_l[o_l] <= bytes,    sum_l t_l[o_l] / T <= time
+
+e_l is the error of a layer's output, E_l that of the final image which the layer makes without a branch (else e_l), and
+t_l an estimate of the time of a branch, over T, that of all layers in full precision: multiplications in floating
+point, and one more pass over the input.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dq_plugins import registry
+from dq_plugins.graph.partition import LayerInfo
+from dq_plugins.passes.rotation.branches import Branch
+from dq_plugins.plan import Subspace
+from dq_plugins.solvers.program import ChoiceProgram
+from dq_plugins.solvers.solution import Solution
+
+PASS = 32
+"""Multiplications that take as long as reading and writing a number of the input once more: docs/low-rank.md."""
+
+
+class Offer(NamedTuple):
+    """A branch that a layer may have, or none.
+
+    Attributes:
+        error: that it leaves of the layer's output, over its power.
+        branch: itself.
+        bytes: that it takes.
+        time: multiplications that take as long as it does.
+    """
+
+    error: float
+    branch: Branch | None
+    bytes: int = 0
+    time: float = 0.0
+
+
+class Limits(NamedTuple):
+    """What all branches may cost together: bytes, and time over that of all layers in full precision."""
+
+    bytes: float | None = None
+    time: float | None = None
+
+
+def bytes_of(branch: Branch, weight: Tensor) -> int:
+    """Bytes of a branch beside a weight ``[O, C, ...]``."""
+    return branch.nbytes(weight) if isinstance(branch, Subspace) else branch.nbytes
+
+
+def time_of(branch: Branch, info: LayerInfo) -> float:
+    """Multiplications that take about as long as a branch of a layer, in one call of the denoiser."""
+    outputs, channels, *kernel = info.weight_shape
+    products = channels * math.prod(kernel)
+    uses = info.macs / (math.prod(info.output_shape) * products)
+    inputs = uses * math.prod(info.input_shape)
+    if isinstance(branch, Subspace):  # into r directions and back, then what they meet of the weight
+        return branch.rank * (2 * inputs + info.macs / channels) + PASS * inputs
+    return branch.rank * (info.macs / outputs + info.macs / products) + PASS * inputs
+
+
+def shared_out(
+    offers: Mapping[str, Sequence[Offer]],
+    limits: Limits,
+    solver: str,
+    *,
+    whole: Mapping[str, float] | None = None,
+    price: float = 0.0,
+    macs: float = 1.0,
+) -> dict[str, Branch | None]:
+    """The branch of every layer, by the program at the top of this file.
+
+    Args:
+        offers: of every layer, the first of them no branch.
+        limits: what branches may cost.
+        solver: a registered one.
+        whole: E; None: what layers leave of their own outputs.
+        price: share of the whole error that twice the time must take away.
+        macs: T, multiplications of all layers.
+    """
+    if not offers:
+        return {}
+    whole = {name: each[0].error for name, each in offers.items()} if whole is None else whole
+    dear = price * sum(whole.values()) / macs
+    errors = {
+        name: [whole[name] * offer.error / max(each[0].error, 1e-30) + dear * offer.time for offer in each]
+        for name, each in offers.items()
+    }
+    costs = {
+        "bytes": ({name: [float(offer.bytes) for offer in each] for name, each in offers.items()}, limits.bytes),
+        "time": ({name: [offer.time / macs for offer in each] for name, each in offers.items()}, limits.time),
+    }
+    budgets = {name: (cost, limit) for name, (cost, limit) in costs.items() if limit is not None}
+    program = ChoiceProgram.of(errors, budgets)
+    solution: Solution = registry.get("solver", solver)(program, hint=None)
+    assert solution.choice is not None  # none at all is within every budget
+    chosen = zip(program.names, solution.choice, program.start[:-1], strict=True)
+    return {name: offers[name][int(column - start)].branch for name, column, start in chosen}
