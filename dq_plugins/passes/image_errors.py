@@ -56,7 +56,7 @@ def errors_by_layer(
     weights, inputs = {}, {}
     for name in layers:
         layer, targets = context.denoiser.get_submodule(name), targets_of(name, plan, context)
-        quant = layer_quantizer(layer, targets.weight_bits, targets, method="coarse", transform=transforms.get(name))
+        quant = layer_quantizer(layer, targets.weight_bits, targets, transform=transforms.get(name))
         weights[name] = {targets.weight_bits: quant}
         if targets.act_bits is not None and targets.act_bits > 1:
             inputs[name] = {targets.act_bits: DynamicActivationQuant(targets.act_bits, targets.symmetric_acts)}

@@ -49,8 +49,7 @@ def test_errors_of_layers_are_those_of_each_alone(context) -> None:
     exact = {}
     for name in layers:
         layer = context.denoiser.get_submodule(name)
-        weight = layer_quantizer(layer, 6, context.targets, method="coarse")
-        quants = weight, DynamicActivationQuant(6, context.targets.symmetric_acts)
+        quants = layer_quantizer(layer, 6, context.targets), DynamicActivationQuant(6, context.targets.symmetric_acts)
         alone = replace(plan, layers=dict(plan.layers))
         alone.layers[name] = replace(plan.layers[name], weight=quants[0], activation=quants[1])
         exact[name] = float(image_errors(alone, context, runs).mean())
