@@ -6,6 +6,7 @@ probes of the image are carried back through a run (`dq_plugins.sensitivity.drif
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 
 from torch import Tensor
@@ -20,6 +21,7 @@ from dq_plugins.quantized.weight_scale import layer_quantizer
 from dq_plugins.recipe import PassContext, Progress
 from dq_plugins.sensitivity.drift import DriftProbes, ImageError, image_error
 from dq_plugins.sensitivity.exact_noise import replayed_errors
+from dq_plugins.sensitivity.jacobian import CHUNK_BYTES
 from dq_plugins.sensitivity.measure import MEASURED, measure
 from dq_plugins.sensitivity.trajectory import Trajectory, trajectories_of
 
@@ -62,13 +64,19 @@ def errors_by_layer(
             inputs[name] = {targets.act_bits: DynamicActivationQuant(targets.act_bits, targets.symmetric_acts)}
     candidates = Candidates(weights, inputs, {}, transforms, plan.row_orders)
     found = dict.fromkeys(layers, 0.0)
-    for entry, error in (yield from candidate_errors(context, candidates, runs, PROBES)).alone().items():
+    for entry, error in (yield from candidate_errors(context, candidates, runs, PROBES, drift=False)).random.items():
         found[entry.layer] += error
     return found
 
 
 def candidate_errors(
-    context: PassContext, candidates: Candidates, runs: Sequence[Trajectory], probes: int, *, by_group: bool = False
+    context: PassContext,
+    candidates: Candidates,
+    runs: Sequence[Trajectory],
+    probes: int,
+    *,
+    by_group: bool = False,
+    drift: bool = True,
 ) -> Generator[Progress, None, ImageError]:
     """What each quantizer does to the final image; kept in the run's working folder.
 
@@ -78,18 +86,34 @@ def candidate_errors(
         runs: recorded sampling runs.
         probes: random probes of the image.
         by_group: inputs in each timestep group by themselves.
+        drift: tell what all images have in common from the rest, see `DriftProbes`.
     """
-    drift = DriftProbes(context.denoiser, candidates, runs, probes, context.stream("image"), by_group)
+    parts = image_parts(context, runs, probes)
+    measured = DriftProbes(context.denoiser, candidates, parts, probes, context.stream("image"), by_group, drift)
     settings = {
         "candidates": candidates.hash,
         "calls": context.calibration.hash,
         "probes": probes,
-        "runs": len(runs),
+        "parts": [part.images for part in parts],
         "by_group": by_group,
+        "drift": drift,
     }
     kept = UnitResults(MEASURED, context.workdir and context.workdir / "measurements", settings)
-    results = yield from measure(drift, kept, what="image, by group" if by_group else "image, by layer")
-    return image_error(results, drift.entries())
+    results = yield from measure(measured, kept, what="image, by group" if by_group else "image, by layer")
+    return image_error(results, measured.entries())
+
+
+def image_parts(context: PassContext, runs: Sequence[Trajectory], probes: int) -> list[Trajectory]:
+    """The runs, a few images at a time, so that the gradients of all probes fit `CHUNK_BYTES` where one image's do."""
+    parts = []
+    for run in runs:
+        rows = len(context.calibration.example_inputs()[run.argument])
+        shapes = (
+            shape for info in context.partition.layers.values() for shape in (info.input_shape, info.output_shape)
+        )
+        numbers = sum(map(math.prod, shapes)) / rows * run.branches  # of an image
+        parts += run.parts(max(int(CHUNK_BYTES / (4 * numbers * probes)), 1))
+    return parts
 
 
 def whole_runs(context: PassContext, most: int | None = None, *, required: bool = True) -> list[Trajectory]:

@@ -11,6 +11,7 @@ Shapes: ``B`` images; ``N`` rows of a call, 2 B when it is guided; ``C`` channel
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -70,12 +71,23 @@ class Trajectory:
         (call,) = self.calibration.subset(calls=[self.calls[step]]).calls()
         return call if self.rows is None else call.rows(torch.tensor(self.rows), len(call.output))
 
+    def part(self, images: range) -> Trajectory:
+        """The run of some of its images."""
+        if len(images) == self.images:
+            return self
+        rows = [branch * self.images + image for branch in range(self.branches) for image in images]
+        kept = tuple(rows if self.rows is None else (self.rows[row] for row in rows))
+        return replace(self, images=len(images), rows=kept, end=None if self.end is None else self.end[list(images)])
+
     def first(self, images: int) -> Trajectory:
         """The run of at most so many of its images."""
-        if images >= self.images:
-            return self
-        rows = tuple(branch * self.images + image for branch in range(self.branches) for image in range(images))
-        return replace(self, images=images, rows=rows, end=None if self.end is None else self.end[:images])
+        return self.part(range(min(images, self.images)))
+
+    def parts(self, most: int) -> list[Trajectory]:
+        """The run in as few parts of about equal size as have at most so many images each."""
+        count = -(-self.images // most)
+        ends = [self.images * place // count for place in range(count + 1)]
+        return [self.part(range(start, end)) for start, end in itertools.pairwise(ends)]
 
     def final(self) -> Tensor:
         """Final samples of full precision, ``[B, ...]``."""

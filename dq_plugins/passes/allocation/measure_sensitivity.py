@@ -21,7 +21,7 @@ from dq_plugins.artifact import UnitResults
 from dq_plugins.calibration import CalibrationSet
 from dq_plugins.errors import RecipeError
 from dq_plugins.hashing import hash_json
-from dq_plugins.passes.image_errors import whole_runs
+from dq_plugins.passes.image_errors import image_parts, whole_runs
 from dq_plugins.passes.width_candidates import candidates_of
 from dq_plugins.plan import QuantPlan
 from dq_plugins.quantized.candidates import Candidates
@@ -135,7 +135,8 @@ class Sensitivity(Pass):
         self, candidates: Candidates, context: PassContext, table: SensitivityTable, runs: list[Trajectory]
     ) -> Generator[Progress, None, SensitivityTable]:
         o = self.options
-        probes = DriftProbes(context.denoiser, candidates, runs, o.image_probes, context.stream("image"))
+        parts = image_parts(context, runs, o.image_probes)
+        probes = DriftProbes(context.denoiser, candidates, parts, o.image_probes, context.stream("image"))
         results = yield from self._measure(probes, context, context.calibration, candidates, "image, linearised")
         image, exact = image_error(results, candidates.entries()), {}
         count = len(candidates.entries()) if o.method == "exact" else o.check_entries

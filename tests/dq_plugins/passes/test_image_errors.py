@@ -9,7 +9,7 @@ from denoisers import TinyDenoiser, recorded
 
 import dq_plugins as dq
 from dq_plugins.errors import CalibrationError
-from dq_plugins.passes.image_errors import errors_by_layer, image_errors, whole_runs
+from dq_plugins.passes.image_errors import errors_by_layer, image_errors, image_parts, whole_runs
 from dq_plugins.plan import DynamicActivationQuant, QuantPlan, Targets
 from dq_plugins.progress import finish
 from dq_plugins.quantized.weight_scale import layer_quantizer
@@ -63,3 +63,15 @@ def test_a_part_of_a_recording_says_nothing_of_images(context) -> None:
     with pytest.raises(CalibrationError, match="no complete sampling run"):
         whole_runs(part, 2)
     assert finish(errors_by_layer(planned(context, Step("timestep-groups")), part, ["p"])) is None
+
+
+def test_images_one_at_a_time_say_what_all_together_do(context, monkeypatch) -> None:
+    plan = planned(context, Step("timestep-groups"))
+    layers = [name for name, layer in plan.layers.items() if layer.kind in ("linear", "conv2d")]
+    (run,) = whole_runs(context, 1)
+    assert image_parts(context, [run], 4) == [run]
+    together = finish(errors_by_layer(plan, context, layers))
+    monkeypatch.setattr("dq_plugins.passes.image_errors.CHUNK_BYTES", 1)
+    assert [part.images for part in image_parts(context, [run], 4)] == [1] * 8
+    apart = finish(errors_by_layer(plan, context, layers))
+    assert all(0.5 < apart[name] / together[name] < 2 for name in layers)

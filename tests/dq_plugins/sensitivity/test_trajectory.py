@@ -214,3 +214,16 @@ def test_a_part_of_the_images_runs_as_it_did_in_the_batch(tmp_path):
         denoiser.inner.enter.weight.mul_(1.3)
     assert torch.allclose(replayed(denoiser, one), replayed(denoiser, run)[:1], atol=1e-5)
     assert run.first(2) is run
+    assert run.parts(2) == [run]
+    halves = run.parts(1)
+    assert torch.equal(torch.cat([half.final() for half in halves]), run.final())
+    again = [replayed(denoiser, half) for half in halves]
+    assert torch.allclose(torch.cat(again), replayed(denoiser, run), atol=1e-5)
+    assert torch.equal(halves[1].part(range(1)).final(), run.final()[1:])
+
+
+@pytest.mark.parametrize(("most", "sizes"), [(1, [1] * 7), (3, [2, 2, 3]), (4, [3, 4]), (7, [7]), (100, [7])])
+def test_parts_are_few_and_of_about_equal_size(tmp_path, most, sizes):
+    (run, *_) = trajectories_of(recorded(tiny_denoiser(), tmp_path, batch=7), "sample")
+    assert [part.images for part in run.parts(most)] == sizes
+    assert torch.equal(torch.cat([part.final() for part in run.parts(most)]), run.final())
