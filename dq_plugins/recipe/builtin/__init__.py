@@ -94,7 +94,7 @@ BEST = Recipe(
 
 LOW_BIT = Recipe(
     "low-bit",
-    "for 4 bits and below, on torchao alone: best with more directions in floating point, for half as many bytes again; "
+    "for 4 bits and below, on torchao alone: best with more directions in floating point, half as many bytes again; "
     "costs about what best does",
     (
         Step("channel-balance"),
