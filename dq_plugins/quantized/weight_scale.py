@@ -144,6 +144,7 @@ def layer_quantizer(
     *,
     method: ScaleMethod = "shrink",
     transform: LayerTransform | None = None,
+    outputs: slice = slice(None),
 ) -> WeightQuant:
     """Quantizer of a layer's weight as a run wants it, with nearest rounding.
 
@@ -153,11 +154,12 @@ def layer_quantizer(
         targets: whether it is symmetric, and how many input channels share a scale.
         method: see `weight_parameters`.
         transform: see `weight_rows`.
+        outputs: rows that count, of a weight with a scale for each.
 
     Raises:
         PlanError: the weight is not finite, or there is none.
     """
-    rows, symmetric = weight_rows(layer, transform), targets.symmetric_weights
+    rows, symmetric = weight_rows(layer, transform)[outputs], targets.symmetric_weights
     size = targets.weight_group_size if has_rows(layer) else None
     groups = group_count(rows.shape[1], size, bits, symmetric=symmetric) if rows.dim() > 1 else 1
     return weight_quantizer(rows, bits, symmetric=symmetric, method=method, groups=groups)

@@ -24,6 +24,8 @@ from dq_plugins.quantized.weight_scale import layer_quantizer
 
 SHRINKS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Of the range of the rows that ranges come from; the one of least error holds."""
+OUTPUTS = 128
+"""Of a layer, that are enough to tell."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,27 @@ def held_out_error(
     error = power = 0.0
     for layer in layers:
         own: Any = layer.weight
-        weight = transformed_weight(layer, transform)
-        quant = layer_quantizer(layer, targets.weight_bits, targets, method="coarse", transform=transform)
+        some = _some_outputs(layer)
+        weight = transformed_weight(layer, transform)[some]
+        quant = layer_quantizer(layer, targets.weight_bits, targets, method="coarse", transform=transform, outputs=some)
         fake = quant.fake_quantize(weight).float()
-        exact = matrices(layer, held_out.values) @ weight_matrix(layer, own.float()).transpose(1, 2)
+        exact = matrices(layer, held_out.values) @ weight_matrix(layer, own[some].float()).transpose(1, 2)
         found = matrices(layer, inputs) @ weight_matrix(layer, fake).transpose(1, 2)
         if transform is not None and (branch := transform.branch(own)) is not None:
-            found = found + matrices(layer, held_out.values) @ weight_matrix(layer, branch.float()).transpose(1, 2)
+            branch = weight_matrix(layer, branch[some].float())
+            found = found + matrices(layer, held_out.values) @ branch.transpose(1, 2)
         error += float((found - exact).double().square().sum())
         power += float(exact.double().square().sum())
     return error / max(power, 1e-300)
+
+
+def _some_outputs(layer: nn.Module) -> slice:
+    """Evenly spaced, `OUTPUTS` or a few more; all where a part of the weight is not that of some outputs."""
+    kind, weight = kind_of(layer), layer.weight
+    assert kind is not None
+    assert isinstance(weight, Tensor)
+    apart = kind.scale_per_row and getattr(layer, "groups", 1) == 1
+    return slice(None, None, max(len(weight) // OUTPUTS, 1) if apart else 1)
 
 
 def _ranges(values: Tensor, group: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
