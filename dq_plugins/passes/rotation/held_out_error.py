@@ -60,6 +60,7 @@ def held_out_error(
     held_out: InputRows,
     transform: LayerTransform | None,
     targets: Targets,
+    inputs: Tensor | None = None,
 ) -> float:
     """Squared error of the outputs of layers of one input over their power, on rows that gave no ranges.
 
@@ -69,13 +70,9 @@ def held_out_error(
         held_out: what they are judged on.
         transform: of the input.
         targets: widths and form of the quantizers.
+        inputs: `fake_inputs`, where they are known.
     """
-    first = layers[0]
-    inputs = transformed_input(first, transform, held_out.values)
-    if targets.act_bits is not None:
-        ranges = _ranges(transformed_input(first, transform, seen.values), seen.group, targets)
-        scale, zero = (table[held_out.group].reshape(-1, *[1] * (inputs.dim() - 1)) for table in ranges)
-        inputs = fake_quantize(inputs, scale, zero, *integer_range(targets.act_bits))
+    inputs = fake_inputs(layers[0], seen, held_out, transform, targets) if inputs is None else inputs
     error = power = 0.0
     for layer in layers:
         own: Any = layer.weight
@@ -91,6 +88,18 @@ def held_out_error(
         error += float((found - exact).double().square().sum())
         power += float(exact.double().square().sum())
     return error / max(power, 1e-300)
+
+
+def fake_inputs(
+    layer: nn.Module, seen: InputRows, held_out: InputRows, transform: LayerTransform | None, targets: Targets
+) -> Tensor:
+    """Rows of a transformed input, quantized with ranges of others, ``[R, C, ...]``."""
+    inputs = transformed_input(layer, transform, held_out.values)
+    if targets.act_bits is None:
+        return inputs
+    ranges = _ranges(transformed_input(layer, transform, seen.values), seen.group, targets)
+    scale, zero = (table[held_out.group].reshape(-1, *[1] * (inputs.dim() - 1)) for table in ranges)
+    return fake_quantize(inputs, scale, zero, *integer_range(targets.act_bits))
 
 
 def _some_outputs(layer: nn.Module) -> slice:

@@ -28,7 +28,7 @@ from torch import Tensor
 from dq_plugins.passes.image_errors import errors_by_layer
 from dq_plugins.passes.rotation.branch_program import Limits, Offer, bytes_of, shared_out, time_of
 from dq_plugins.passes.rotation.branches import Branch, LowRankMethod, beside, low_rank_of, subspace_of
-from dq_plugins.passes.rotation.held_out_error import InputRows, held_out_error
+from dq_plugins.passes.rotation.held_out_error import InputRows, fake_inputs, held_out_error
 from dq_plugins.passes.rotation.sampled_inputs import SampledInputs
 from dq_plugins.passes.shared_inputs import layers_by_input, targets_of
 from dq_plugins.plan import LowRank, QuantPlan, Subspace
@@ -151,12 +151,15 @@ class LowRankBranch(Pass):
         layer, own = context.denoiser.get_submodule(name), context.transforms.get(name)
         info, targets = context.partition.layers[name], targets_of(name, plan, context)
         balance, rotate = (None, None) if own is None else (own.balance, own.rotate)
-        plain = held_out_error([layer], *rows, own, targets)
+        inputs = fake_inputs(layer, *rows, own, targets)
+        plain = held_out_error([layer], *rows, own, targets, inputs)
 
         def offer(branch: Branch) -> Offer:
             if isinstance(branch, LowRank) and self.options.bits == 8:
                 branch = branch.in_8_bits()
-            error = held_out_error([layer], *rows, beside(branch, balance, rotate), targets)
+            # a branch of the weight leaves the input as it is
+            quantized = inputs if isinstance(branch, LowRank) else None
+            error = held_out_error([layer], *rows, beside(branch, balance, rotate), targets, quantized)
             return Offer(error, branch, bytes_of(branch, layer.weight), time_of(branch, info))
 
         whole: list[Branch | None] = [
