@@ -120,4 +120,4 @@ def _in_float16(name: str, down: Tensor, up: Tensor) -> LowRank:
 def _hold(layer: PackedWeight, branch: LowRank) -> None:
     layer.low_rank_down, layer.low_rank_up, layer.low_rank_scale = branch.down, branch.up, None
     if layer._modules.get("input_quantizer") is not None:  # simulated: the branch meets the input as it comes
-        layer.input_beside = True  # type: ignore[assignment]
+        layer.input_beside = "whole"  # type: ignore[assignment]

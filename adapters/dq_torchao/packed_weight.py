@@ -175,9 +175,10 @@ class PackedWeight(WithWidths):
             weight = self.input_rotation(weight, 1, inverse=True)
         if self.inverse_balance is not None:
             weight *= self._kind.per_input(self.inverse_balance.flatten(), weight)
-        branch = self._branch(weight)
-        if branch is not None and self.__dict__.get("input_beside"):  # the layer gets its input twice
-            return derived(torch.cat([weight, branch], 1).to(self.weight_dtype))
+        beside = self.__dict__.get("input_beside")
+        branch = self.kept_weight if beside == "inside" else self._branch(weight)
+        if branch is not None and beside is not None:  # the layer gets its input, or what is inside of a split, as well
+            return derived(torch.cat([weight, branch.to(weight)], 1).to(self.weight_dtype))
         if self.input_split is not None:
             weight = self.input_split.outside(weight, 1)
         return derived((weight if branch is None else weight + branch).to(self.weight_dtype))

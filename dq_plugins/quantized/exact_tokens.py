@@ -32,8 +32,13 @@ WeightOf = Callable[[nn.Module], Tensor]
 def own_weight(layer: nn.Module) -> Tensor:
     """The floating-point weight that a layer computes with, ``[O, D]``."""
     weight: Any = layer.weight
-    if getattr(layer, "input_beside", False):  # a low-rank branch stands beside the weight
+    beside = getattr(layer, "input_beside", None)
+    if beside == "whole":  # a low-rank branch stands beside the weight
         return sum(weight.chunk(2, 1))  # type: ignore[return-value]
+    if beside == "inside":
+        split: Any = layer.input_quantizer.split  # type: ignore[union-attr]
+        channels = split.basis.shape[1]
+        return weight[:, :channels] + split.spread(weight[:, channels:])
     return weight.dequantize() if hasattr(weight, "tensor_impl") else weight
 
 

@@ -32,6 +32,8 @@ from dq_plugins.timesteps import TimestepContext
 
 MUCH = 1 << 24
 """Bytes of a weight made for one call, after which free memory goes back to the system."""
+_BESIDE = ("whole", "inside")
+"""What stands beside the quantized input of a layer with a branch, as ``input_beside`` of the module."""
 
 
 class LayerState(NamedTuple):
@@ -43,20 +45,23 @@ class LayerState(NamedTuple):
             own.
         quantizer: what its input passes through: see `input_quantizer`, or any module from tensor to tensor.
         correction: what its output passes through: an `OutputCorrection`, or any module from tensor to tensor.
-        branch: a part of its full-precision weight, of the weight's shape, that meets the input as it comes; ``weight``
-            is the rest.
+        branch: a part of its full-precision weight that meets the input as it comes, ``[O, C, ...]``; ``weight`` is the
+            rest.
+        inside: the branch meets what the quantizer's split holds back of the input, and is ``[O, r, ...]``.
     """
 
     weight: Tensor | Callable[[], Tensor] | None = None
     quantizer: nn.Module | None = None
     correction: nn.Module | None = None
     branch: Tensor | None = None
+    inside: bool = False
 
 
 class QuantizedLayer:
     """Puts a module into one state after another.
 
-    A branch beside a quantized input is more input channels: the module multiplies ``[Q(x), x]`` by ``[w, branch]``.
+    A branch beside a quantized input is more input channels: the module multiplies ``[Q(x), x]`` by ``[w, branch]``, or
+    ``[Q(x), a]``, with ``a`` the directions of the input that are not quantized.
 
     Args:
         module: any module with a ``weight``.
@@ -73,7 +78,7 @@ class QuantizedLayer:
         self._made: list[Any] = []
         module.register_module("input_quantizer", None)
         module.register_module("output_correction", None)
-        module.input_beside = False  # type: ignore[assignment]
+        module.input_beside = None  # type: ignore[assignment]
         self._hooks = (
             module.register_forward_pre_hook(_quantize_input, with_kwargs=True),
             module.register_forward_hook(_correct_output),
@@ -90,14 +95,16 @@ class QuantizedLayer:
             weight = None
         if self.full is not None:
             self.module._parameters["weight"] = self._weight(self.full, weight, state)
-        self.module.input_beside = state.branch is not None and state.quantizer is not None  # type: ignore[assignment]
+        beside = None if state.branch is None or state.quantizer is None else _BESIDE[state.inside]
+        self.module.input_beside = beside  # type: ignore[assignment]
         self.module._modules["input_quantizer"] = state.quantizer
         self.module._modules["output_correction"] = state.correction
 
     def _weight(self, full: nn.Parameter, weight: Any, state: LayerState) -> nn.Parameter:
         if state.branch is None:
             return full if weight is None else weight
-        weight = full - state.branch if weight is None else weight
+        if weight is None:
+            weight = _without_directions(full, state.quantizer) if state.inside else full - state.branch
         whole = weight + state.branch if state.quantizer is None else torch.cat([weight, state.branch], 1)
         return whole if whole.requires_grad else nn.Parameter(whole, requires_grad=False)
 
@@ -138,13 +145,20 @@ def _quantize_input(
 
     def quantized(x: Tensor) -> Tensor:
         kind = kind_of(module)
-        if not module.input_beside or kind is None:
+        if module.input_beside is None or kind is None:
             return quantizer(x)
-        return torch.cat([quantizer(x), x], kind.channel_axis)
+        beside = (
+            x if module.input_beside == _BESIDE[False] else quantizer.split.inside(x, kind.channel_axis).to(x.dtype)
+        )
+        return torch.cat([quantizer(x), beside], kind.channel_axis)
 
     if args:
         return (quantized(args[0]), *args[1:]), kwargs
     return args, {name: quantized(x) if place == 0 else x for place, (name, x) in enumerate(kwargs.items())}
+
+
+def _without_directions(weight: Tensor, quantizer: Any) -> Tensor:
+    return quantizer.split.outside(weight, 1).to(weight.dtype)
 
 
 def _correct_output(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -182,7 +196,18 @@ def planned_state(
     )
     if plan.bias_correction is not None and kind is not None:
         correction = OutputCorrection(plan.bias_correction, context, kind, weight.device, plan.rows)
-    return LayerState(values, quantizer, correction, transform and transform.branch(weight))
+    return LayerState(values, quantizer, correction, *state_of_branch(transform, weight, quantizer))
+
+
+def state_of_branch(
+    transform: LayerTransform | None, weight: Tensor, quantizer: nn.Module | None
+) -> tuple[Tensor | None, bool]:
+    """The last two fields of a `LayerState` with this quantizer, for a full-precision weight."""
+    if transform is None:
+        return None, False
+    thin = quantizer is not None and transform.low_rank is None
+    kept = transform.kept(weight) if thin else None
+    return (transform.branch(weight), False) if kept is None else (kept.to(weight.dtype), True)
 
 
 @torch.no_grad()

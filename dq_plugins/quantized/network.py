@@ -19,7 +19,7 @@ from dq_plugins.errors import PlanError
 from dq_plugins.quantized.attention import QuantizedAttention, simulated_attention
 from dq_plugins.quantized.candidates import Candidates
 from dq_plugins.quantized.input_quantizers import InputQuantizer, input_quantizer
-from dq_plugins.quantized.layer import LayerState
+from dq_plugins.quantized.layer import LayerState, state_of_branch
 from dq_plugins.quantized.layer_transform import restored_weight, transformed_weight
 from dq_plugins.quantized.run import QuantizedRun
 from dq_plugins.quantized.width import Width
@@ -45,7 +45,7 @@ class SuperNetwork(QuantizedRun):
         self.candidates = candidates
         self._weights: dict[tuple[str, int], Tensor] = {}
         self._inputs: dict[tuple[str, int], InputQuantizer] = {}
-        self._branches: dict[str, Tensor | None] = {}
+        self._branches: dict[tuple[str, bool], tuple[Tensor | None, bool]] = {}
         self._sites: dict[tuple[str, int], QuantizedAttention] = {}
 
     def switch(self, widths: Mapping[str, Width]) -> None:
@@ -70,11 +70,10 @@ class SuperNetwork(QuantizedRun):
     def _state(self, name: str, width: Width) -> LayerState:
         if name in self.attending:
             return LayerState(quantizer=None if width.activation is None else self._site(name, width.activation))
-        return LayerState(
-            None if width.weight is None else self._weight(name, width.weight),
-            None if width == Width() else self.input(name, width.activation),
-            branch=self.branch(name),
-        )
+        weight = None if width.weight is None else self._weight(name, width.weight)
+        quantizer = None if width == Width() else self.input(name, width.activation)
+        branch, inside = self.branch(name, quantizer)
+        return LayerState(weight, quantizer, branch=branch, inside=inside)
 
     def _site(self, name: str, bits: int) -> QuantizedAttention:
         if (name, bits) not in self._sites:
@@ -82,12 +81,13 @@ class SuperNetwork(QuantizedRun):
             self._sites[name, bits] = simulated_attention(self.attending[name], planned, self.context)
         return self._sites[name, bits]
 
-    def branch(self, name: str) -> Tensor | None:
-        """The low-rank branch of a layer as a weight; None without one."""
-        transform = self.candidates.transforms.get(name)
-        if name not in self._branches:
-            self._branches[name] = transform and transform.branch(self.full_weight(name))
-        return self._branches[name]
+    def branch(self, name: str, quantizer: nn.Module | None) -> tuple[Tensor | None, bool]:
+        """The low-rank branch of a layer, `LayerState.branch` and ``inside``, beside this quantizer of its input."""
+        key = name, quantizer is None
+        if key not in self._branches:
+            transform = self.candidates.transforms.get(name)
+            self._branches[key] = state_of_branch(transform, self.full_weight(name), quantizer)
+        return self._branches[key]
 
     def _weight(self, name: str, bits: int) -> Tensor:
         if (name, bits) not in self._weights:

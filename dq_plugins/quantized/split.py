@@ -45,15 +45,23 @@ class Split(ExactState):
         Raises:
             PlanError: so many channels are not what it splits.
         """
+        x, inside = self._directions(x, axis)
+        outside = torch.addmm(x.reshape(-1, x.shape[-1]), inside, self.basis.to(x), alpha=-1).reshape(x.shape)
+        return inside.reshape(*x.shape[:-1], len(self.basis)).movedim(-1, axis), outside.movedim(-1, axis)
+
+    def _directions(self, x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        """x with its channels last, and a of every row, ``[rows, r]``."""
         if x.shape[axis] != self.basis.shape[1]:
             raise PlanError(
                 f"a subspace of {self.basis.shape[1]} channels does not fit the {x.shape[axis]} of this layer"
             )
         x = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(axis, -1)
-        basis, rows = self.basis.to(x), x.reshape(-1, x.shape[-1])
-        inside = rows @ basis.T  # [rows, r]
-        outside = torch.addmm(rows, inside, basis, alpha=-1).reshape(x.shape)
-        return inside.reshape(*x.shape[:-1], len(basis)).movedim(-1, axis), outside.movedim(-1, axis)
+        return x, x.reshape(-1, x.shape[-1]) @ self.basis.to(x).T
+
+    def inside(self, x: Tensor, axis: int = -1) -> Tensor:
+        """``a``."""
+        x, inside = self._directions(x, axis)
+        return inside.reshape(*x.shape[:-1], len(self.basis)).movedim(-1, axis)
 
     def outside(self, x: Tensor, axis: int = -1) -> Tensor:
         """``x_``; of a weight along its input channels, ``w_``."""

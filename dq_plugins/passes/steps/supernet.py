@@ -273,7 +273,7 @@ class _BlockLearner:
     def _judge(self, weights: Mapping[Key, Tensor], probe: int) -> Tensor:
         """Error of the block with weights of one width, and everything else in full precision."""
         states = {
-            name: LayerState(self._restored(name, weight), branch=self.network.branch(name))
+            name: LayerState(self._restored(name, weight), branch=self.network.branch(name, None)[0])
             for (name, _), weight in weights.items()
         }
         return block_loss(self.network, self.cache, probe, states)

@@ -15,7 +15,9 @@ from dq_plugins.errors import PlanError
 from dq_plugins.layer_kinds import kind_of
 from dq_plugins.plan import ActivationQuant, DynamicActivationQuant, LayerPlan, LowRank, Rotation, Subspace, WeightQuant
 from dq_plugins.quantized import layer_transform
-from dq_plugins.quantized.layer import LayerState, QuantizedLayer, planned_state, simulate_layer
+from dq_plugins.quantized.exact_tokens import own_weight
+from dq_plugins.quantized.input_quantizers import input_quantizer
+from dq_plugins.quantized.layer import LayerState, QuantizedLayer, planned_state, simulate_layer, state_of_branch
 from dq_plugins.quantized.layer_transform import fake_weight, transform_of
 from dq_plugins.quantized.split import Split
 from dq_plugins.timesteps import TimestepContext, TimestepGroups
@@ -55,6 +57,8 @@ def test_exact_in_full_precision(name, rank, balanced, rotated, branch):
         try:
             transform = transform_of(plan)
             beside = transform.branch(layer.weight)
+            unquantized = input_quantizer(None, CONTEXT, layer, torch.device("cpu"), transform)
+            state = state_of_branch(transform, layer.weight, unquantized)
         finally:
             layer_transform.KEPT = before
         rest = transform.weight_restored(layer, transform.of_weight(layer, layer.weight))
@@ -66,6 +70,13 @@ def test_exact_in_full_precision(name, rank, balanced, rotated, branch):
 
         run.use(LayerState(rest, Outside(), branch=beside))
         assert float((layer(x) - expected).abs().max()) < most
+        assert state[1] != branch  # without a branch of the weight, the directions alone stand beside the input
+        for weight in (rest,) if branch else (rest, None):
+            run.use(LayerState(weight, unquantized, None, *state))
+            assert layer.weight.shape[1] == (32 if branch else 16 + rank)
+            assert float((layer(x) - expected).abs().max()) < most
+        if not (balanced or rotated):
+            assert torch.allclose(own_weight(layer), run.full, atol=2e-3)
         run.remove()
     assert torch.equal(layer(x), expected)
 
