@@ -52,8 +52,8 @@ class LowRankBranch(Pass):
             share: the same, as a share of the bytes of the codes of all weights.
             time: what all branches may take of time, over that of all layers in full precision, roughly:
                 `dq_plugins.passes.rotation.branch_program`.
-            price: the least share of the summed error, counted as under ``bytes``, that a branch must take away for the
-                same share of time.
+            price: share of the error that is left, counted as under ``bytes``, that the same share of time must take
+                away.
             bits: of both matrices: 16, in floating point, or 8, codes with a scale for each direction; principal
                 directions have 16.
             methods: what is tried beside none.

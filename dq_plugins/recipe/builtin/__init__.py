@@ -41,7 +41,7 @@ WIDTHS_OVER_TIME = Step(
         "where_possible": True,
     },
 )
-FEW_DIRECTIONS = Step("low-rank", {"share": 0.1, "ranks": (1, 2, 4, 8, 16), "price": 0.2})
+FEW_DIRECTIONS = Step("low-rank", {"share": 0.1, "ranks": (1, 2, 4, 8, 16), "price": 0.3})
 """A tenth more bytes take a third of the images' error away at W4A4; on one model they are what keeps the picture."""
 MANY_DIRECTIONS = Step("low-rank", {"share": 0.5, "ranks": (1, 2, 4, 8, 16, 32), "most": 0.5, "price": 0.1})
 """Half as many bytes again, where they count in the image: a third of the error of rank 16 everywhere."""
