@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from dq_plugins.quantized.code_widths import WithWidths, input_widths
 from dq_plugins.quantized.layer_transform import InputTransform, LayerTransform
 from dq_plugins.quantized.rotate import Rotate
 from dq_plugins.quantized.split import Split
-from dq_plugins.quantized.straight_through import FakeQuantize
+from dq_plugins.quantized.straight_through import FakeQuantize, RoundThrough
 from dq_plugins.timesteps import RowOrder, TimestepContext, select_for_input
 
 
@@ -94,11 +95,10 @@ def quantize_dynamically(
     spatial = 0 if kind is None else kind.spatial
     share = quant.clip if clip is None else clip
     s, z = dynamic_parameters(known, quant.bits, symmetric=quant.symmetric, spatial=spatial, clip=share)
-    codes = integer_range(quant.bits)
-    if torch.is_grad_enabled() and (clip is not None or quant.clip < 1):
-        values = FakeQuantize.apply(values, s, z, *codes)
-    else:
-        values = fake_quantize(known, s, z, *codes) + (values - known)
+    quantize: Any = fake_quantize
+    if torch.is_grad_enabled() and (values.requires_grad or s.requires_grad):
+        quantize = FakeQuantize.apply if clip is not None or quant.clip < 1 else RoundThrough.apply
+    values = quantize(values, s, z, *integer_range(quant.bits))
     return (values if transform is None or kind is None else transform.input_restored(kind, values)).to(x.dtype)
 
 

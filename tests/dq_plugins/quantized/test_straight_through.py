@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from dq_plugins.affine import fake_quantize, integer_range
-from dq_plugins.quantized.straight_through import FakeQuantize, fake_quantize_ste, sign, sign_ste
+from dq_plugins.affine import dynamic_parameters, fake_quantize, integer_range
+from dq_plugins.quantized.straight_through import FakeQuantize, RoundThrough, fake_quantize_ste, sign, sign_ste
 
 X = torch.randn(4000, generator=torch.Generator().manual_seed(0)) * 3
 
@@ -58,3 +58,12 @@ def test_the_lean_function_has_the_values_and_the_gradients_of_the_other(shape: 
     assert torch.equal(found[0][0], found[1][0])
     for one, other in zip(found[0][1:], found[1][1:], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+def test_where_nothing_is_cut_off_the_gradient_passes_unchanged():
+    x = torch.randn(3, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    scale, zero = dynamic_parameters(x.detach(), 4, symmetric=False)
+    found = RoundThrough.apply(x, scale, zero, -8, 7)
+    assert torch.equal(found, fake_quantize(x.detach(), scale, zero, -8, 7))
+    (found * torch.arange(24.0).reshape(3, 8)).sum().backward()
+    assert torch.equal(x.grad, torch.arange(24.0).reshape(3, 8))
