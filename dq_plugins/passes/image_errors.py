@@ -64,7 +64,7 @@ def errors_by_layer(
             inputs[name] = {targets.act_bits: DynamicActivationQuant(targets.act_bits, targets.symmetric_acts)}
     candidates = Candidates(weights, inputs, {}, transforms, plan.row_orders)
     found = dict.fromkeys(layers, 0.0)
-    for entry, error in (yield from candidate_errors(context, candidates, runs, PROBES, drift=False)).random.items():
+    for entry, error in (yield from candidate_errors(context, candidates, runs, PROBES)).alone().items():
         found[entry.layer] += error
     return found
 
@@ -76,7 +76,6 @@ def candidate_errors(
     probes: int,
     *,
     by_group: bool = False,
-    drift: bool = True,
 ) -> Generator[Progress, None, ImageError]:
     """What each quantizer does to the final image; kept in the run's working folder.
 
@@ -86,17 +85,15 @@ def candidate_errors(
         runs: recorded sampling runs.
         probes: random probes of the image.
         by_group: inputs in each timestep group by themselves.
-        drift: tell what all images have in common from the rest, see `DriftProbes`.
     """
     parts = image_parts(context, runs, probes)
-    measured = DriftProbes(context.denoiser, candidates, parts, probes, context.stream("image"), by_group, drift)
+    measured = DriftProbes(context.denoiser, candidates, parts, probes, context.stream("image"), by_group)
     settings = {
         "candidates": candidates.hash,
         "calls": context.calibration.hash,
         "probes": probes,
         "parts": [part.images for part in parts],
         "by_group": by_group,
-        "drift": drift,
     }
     kept = UnitResults(MEASURED, context.workdir and context.workdir / "measurements", settings)
     results = yield from measure(measured, kept, what="image, by group" if by_group else "image, by layer")

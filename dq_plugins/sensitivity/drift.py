@@ -109,7 +109,6 @@ class DriftProbes:
         probes: random probes of the image, ``P``; the directions of drift are probes beside them.
         seed: of the probes.
         by_group: inputs in each timestep group by themselves, see `carried_back`.
-        drift: measure the directions of drift; else all of the error counts as random, for fewer probes.
     """
 
     denoiser: nn.Module
@@ -118,7 +117,6 @@ class DriftProbes:
     probes: int = 8
     seed: int = 0
     by_group: bool = False
-    drift: bool = True
 
     def units(self) -> list[str]:
         """One unit of work for each sampling run."""
@@ -128,7 +126,7 @@ class DriftProbes:
         """Sums over images: ``e . u / sqrt(D)`` and its square by direction, and ``|e|^2 / D`` beside all of them."""
         run = self.trajectories[int(unit)]
         final = run.final()
-        fixed = directions(final)[: None if self.drift else 0]  # [F, B, ...]
+        fixed = directions(final)  # [F, B, ...]
         random = signs((self.probes, *final.shape), generator(self.seed, unit)).to(final)
         probes = torch.cat([fixed, without(fixed, random)])
         images, values = len(final), final[0].numel()

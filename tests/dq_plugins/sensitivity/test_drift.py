@@ -84,16 +84,6 @@ def test_an_offset_outweighs_stronger_noise_over_the_steps(planted):
         assert image.of([entry]) == pytest.approx(float(moved.square().mean()), rel=0.3)
 
 
-def test_without_directions_the_whole_error_counts_as_random(planted):
-    denoiser, _, candidates, runs = planted
-    whole = measured(denoiser, candidates, runs)
-    probes = DriftProbes(denoiser, candidates, runs, 64, seed=1, drift=False)
-    found = image_error(finish(measure(probes)), candidates.entries())
-    for entry in candidates.entries():
-        assert found.random[entry] == pytest.approx(whole.of([entry]), rel=0.4)
-        assert found.drift[entry] == ()
-
-
 def test_drifts_of_layers_add_up_and_take_each_other_away(planted):
     denoiser, _, candidates, runs = planted
     offset, two, noise = (Entry(name, "weight", 4) for name in ("offset", "two", "noise"))
