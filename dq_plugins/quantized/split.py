@@ -12,6 +12,8 @@ Shapes: ``C`` channels, ``r`` directions, ``O`` outputs.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -45,23 +47,31 @@ class Split(ExactState):
         Raises:
             PlanError: so many channels are not what it splits.
         """
-        x, inside = self._directions(x, axis)
-        outside = torch.addmm(x.reshape(-1, x.shape[-1]), inside, self.basis.to(x), alpha=-1).reshape(x.shape)
-        return inside.reshape(*x.shape[:-1], len(self.basis)).movedim(-1, axis), outside.movedim(-1, axis)
+        x, axis = self._checked(x, axis)
+        if axis < x.dim() - 1 and torch.compiler.is_compiling():  # which lays values out for what follows, as it likes
+            return tuple(part.movedim(-1, axis) for part in self(x.movedim(axis, -1)))  # type: ignore[return-value]
+        inside, basis = self.inside(x, axis), self.basis.to(x)
+        if axis == x.dim() - 1:
+            rows = x.reshape(-1, x.shape[-1])
+            return inside, torch.addmm(rows, inside.reshape(len(rows), -1), basis, alpha=-1).reshape(x.shape)
+        rows = _rows(x, axis)
+        spread = basis.T.expand(len(rows), -1, -1)  # [R, C, r]
+        return inside, torch.baddbmm(rows, spread, _rows(inside, axis), alpha=-1).reshape(x.shape)
 
-    def _directions(self, x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-        """x with its channels last, and a of every row, ``[rows, r]``."""
+    def inside(self, x: Tensor, axis: int = -1) -> Tensor:
+        """``a``."""
+        x, axis = self._checked(x, axis)
+        basis = self.basis.to(x)
+        if axis == x.dim() - 1:
+            return x @ basis.T
+        return (basis @ _rows(x, axis)).reshape(*x.shape[:axis], len(basis), *x.shape[axis + 1 :])
+
+    def _checked(self, x: Tensor, axis: int) -> tuple[Tensor, int]:
         if x.shape[axis] != self.basis.shape[1]:
             raise PlanError(
                 f"a subspace of {self.basis.shape[1]} channels does not fit the {x.shape[axis]} of this layer"
             )
-        x = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(axis, -1)
-        return x, x.reshape(-1, x.shape[-1]) @ self.basis.to(x).T
-
-    def inside(self, x: Tensor, axis: int = -1) -> Tensor:
-        """``a``."""
-        x, inside = self._directions(x, axis)
-        return inside.reshape(*x.shape[:-1], len(self.basis)).movedim(-1, axis)
+        return x.to(torch.promote_types(x.dtype, torch.float32)), axis % x.dim()
 
     def outside(self, x: Tensor, axis: int = -1) -> Tensor:
         """``x_``; of a weight along its input channels, ``w_``."""
@@ -85,3 +95,8 @@ class Split(ExactState):
     def extra_repr(self) -> str:
         """Directions and channels."""
         return f"{len(self.basis)} of {self.basis.shape[1]} channels"
+
+
+def _rows(x: Tensor, axis: int) -> Tensor:
+    """``[R, C, n]``: to move the channels to the end takes longer than to multiply them."""
+    return x.reshape(math.prod(x.shape[:axis]), x.shape[axis], math.prod(x.shape[axis + 1 :]))
