@@ -101,15 +101,18 @@ def candidate_errors(
 
 
 def image_parts(context: PassContext, runs: Sequence[Trajectory], probes: int) -> list[Trajectory]:
-    """The runs, a few images at a time, so that the gradients of all probes fit `CHUNK_BYTES` where one image's do."""
+    """The runs, a few images at a time, so that the gradients of all probes fit `CHUNK_BYTES` where one image's do.
+
+    ``probes`` are the random ones; the directions of drift are carried back with them.
+    """
     parts = []
     for run in runs:
-        rows = len(context.calibration.example_inputs()[run.argument])
+        rows, channels = context.calibration.example_inputs()[run.argument].shape[:2]
         shapes = (
             shape for info in context.partition.layers.values() for shape in (info.input_shape, info.output_shape)
         )
         numbers = sum(map(math.prod, shapes)) / rows * run.branches  # of an image
-        parts += run.parts(max(int(CHUNK_BYTES / (4 * numbers * probes)), 1))
+        parts += run.parts(max(int(CHUNK_BYTES / (4 * numbers * (probes + channels + 1))), 1))
     return parts
 
 
