@@ -6,7 +6,8 @@
 e_l is the error of a layer's output, E_l that of the final image which the layer makes without a branch (else e_l), and
 t_l an estimate of the time of a branch, over t, that of all layers in full precision: multiplications in floating
 point, and one more pass over the input. A price of 0.2 is that a hundredth more time must take away 0.2 hundredths of
-the error that is left. log E is concave, so programs with its slope at the last solution come to rest.
+the error that is left. Without a price one program gives the least E. log E is concave, so with a price programs with
+its slope at the last solution come to rest, where none of them is better; another point may be.
 """
 
 from __future__ import annotations
@@ -28,8 +29,6 @@ from dq_plugins.solvers.solution import Solution
 
 PASS = 32
 """Multiplications that take as long as reading and writing a number of the input once more: docs/low-rank.md."""
-
-
 ROUNDS = 20
 """Programs at most; two to four are usual."""
 
@@ -78,7 +77,7 @@ def shared_out(
     limits: Limits,
     solver: str,
     *,
-    whole: Mapping[str, float] | None = None,
+    image: Mapping[str, float] | None = None,
     price: float = 0.0,
     macs: float = 1.0,
 ) -> dict[str, Branch | None]:
@@ -88,15 +87,15 @@ def shared_out(
         offers: of every layer, the first of them no branch.
         limits: what branches may cost.
         solver: a registered one.
-        whole: E; None: what layers leave of their own outputs.
+        image: E_l; None: e_l of no branch.
         price: of time, see the top of this file.
         macs: t, multiplications of all layers.
     """
     if not offers:
         return {}
-    whole = {name: each[0].error for name, each in offers.items()} if whole is None else whole
+    image = {name: each[0].error for name, each in offers.items()} if image is None else image
     errors = {
-        name: [whole[name] * offer.error / max(each[0].error, 1e-30) for offer in each] for name, each in offers.items()
+        name: [image[name] * offer.error / max(each[0].error, 1e-30) for offer in each] for name, each in offers.items()
     }
     times = {name: [offer.time / macs for offer in each] for name, each in offers.items()}
     costs = {

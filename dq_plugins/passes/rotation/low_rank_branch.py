@@ -106,9 +106,9 @@ class LowRankBranch(Pass):
             offers[name] = self._offers(
                 name, plan, context, room, sampled.rows_of(name, self.options.groups), directions
             )
-        whole = (yield from errors_by_layer(plan, context, names)) if shared else None
+        image = (yield from errors_by_layer(plan, context, names)) if shared else None
         macs = sum(info.macs for info in context.partition.layers.values())
-        chosen = shared_out(offers, limits, self.options.solver, whole=whole, price=self.options.price, macs=macs)
+        chosen = shared_out(offers, limits, self.options.solver, image=image, price=self.options.price, macs=macs)
         for name, branch in chosen.items():
             layer = plan.layers[name]
             layer.low_rank = branch if isinstance(branch, LowRank) else None

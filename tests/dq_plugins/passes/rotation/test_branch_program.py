@@ -44,7 +44,7 @@ def test_the_shares_are_those_of_brute_force(limits: Limits, price: float, image
         size, time = sum(o.bytes for o in chosen.values()), sum(o.time for o in chosen.values()) / macs
         return (limits.bytes is None or size <= limits.bytes) and (limits.time is None or time <= limits.time)
 
-    found = shared_out(offers, limits, "cp-sat", whole=image, price=price, macs=macs)
+    found = shared_out(offers, limits, "cp-sat", image=image, price=price, macs=macs)
     chosen = {name: next(o for o in offers[name] if o.branch is b) for name, b in found.items()}
     every = (dict(zip(offers, each, strict=True)) for each in itertools.product(*offers.values()))
     assert fits(chosen)
