@@ -105,15 +105,11 @@ def image_parts(context: PassContext, runs: Sequence[Trajectory], probes: int) -
 
     ``probes`` are the random ones; the directions of drift are carried back with them.
     """
-    parts = []
-    for run in runs:
-        rows, channels = context.calibration.example_inputs()[run.argument].shape[:2]
-        shapes = (
-            shape for info in context.partition.layers.values() for shape in (info.input_shape, info.output_shape)
-        )
-        numbers = sum(map(math.prod, shapes)) / rows * run.branches  # of an image
-        parts += run.parts(max(int(CHUNK_BYTES / (4 * numbers * (probes + channels + 1))), 1))
-    return parts
+    rows, channels = context.calibration.example_inputs()[context.partition.sample_argument].shape[:2]
+    layers = context.partition.layers.values()
+    numbers = sum(math.prod(info.input_shape) + math.prod(info.output_shape) for info in layers) / rows  # of a row
+    most = CHUNK_BYTES / (4 * numbers * (probes + channels + 1))  # rows
+    return [part for run in runs for part in run.parts(max(int(most / run.branches), 1))]
 
 
 def whole_runs(context: PassContext, most: int | None = None, *, required: bool = True) -> list[Trajectory]:

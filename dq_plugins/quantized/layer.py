@@ -32,8 +32,6 @@ from dq_plugins.timesteps import TimestepContext
 
 MUCH = 1 << 24
 """Bytes of a weight made for one call, after which free memory goes back to the system."""
-_BESIDE = ("whole", "inside")
-"""What stands beside the quantized input of a layer with a branch, as ``input_beside`` of the module."""
 
 
 class LayerState(NamedTuple):
@@ -61,7 +59,8 @@ class QuantizedLayer:
     """Puts a module into one state after another.
 
     A branch beside a quantized input is more input channels: the module multiplies ``[Q(x), x]`` by ``[w, branch]``, or
-    ``[Q(x), a]``, with ``a`` the directions of the input that are not quantized.
+    ``[Q(x), a]``, with ``a`` the directions of the input that are not quantized; ``input_beside`` of the module says
+    which, ``"whole"`` or ``"inside"``.
 
     Args:
         module: any module with a ``weight``.
@@ -95,7 +94,7 @@ class QuantizedLayer:
             weight = None
         if self.full is not None:
             self.module._parameters["weight"] = self._weight(self.full, weight, state)
-        beside = None if state.branch is None or state.quantizer is None else _BESIDE[state.inside]
+        beside = None if state.branch is None or state.quantizer is None else "inside" if state.inside else "whole"
         self.module.input_beside = beside  # type: ignore[assignment]
         self.module._modules["input_quantizer"] = state.quantizer
         self.module._modules["output_correction"] = state.correction
@@ -147,9 +146,8 @@ def _quantize_input(
         kind = kind_of(module)
         if module.input_beside is None or kind is None:
             return quantizer(x)
-        beside = (
-            x if module.input_beside == _BESIDE[False] else quantizer.split.inside(x, kind.channel_axis).to(x.dtype)
-        )
+        split = quantizer.split if module.input_beside == "inside" else None
+        beside = x if split is None else split.inside(x, kind.channel_axis).to(x.dtype)
         return torch.cat([quantizer(x), beside], kind.channel_axis)
 
     if args:

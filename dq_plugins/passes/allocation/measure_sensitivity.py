@@ -178,6 +178,7 @@ class Sensitivity(Pass):
             "candidates": candidates.hash,
             "seed": context.seed,
             "what": what,
+            "units": measurement.units(),
             "probes": [self.options.draws, self.options.content_probes, self.options.image_probes],
             "content": [self.options.runs, self.options.content_metric, self.options.image_runs],
         }
