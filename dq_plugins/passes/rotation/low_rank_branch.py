@@ -54,11 +54,12 @@ class LowRankBranch(Pass):
                 `dq_plugins.passes.rotation.branch_program`.
             price: share of the error that is left, counted as under ``bytes``, that the same share of time must take
                 away.
+            wide_price: the same in runs at weights of more than ``most_bits``.
             bits: of both matrices: 16, in floating point, or 8, codes with a scale for each direction; principal
                 directions have 16.
             methods: what is tried beside none.
             most: largest share of a layer's weights that the branch may have; layers where r is more have none.
-            most_bits: wider weights have none.
+            most_bits: wider weights have none, unless the run aims at wider ones and ``wide_price`` is given.
             calls: recorded calls to learn from, spread evenly over the recording.
             rows: rows of a layer's input that count, for each call.
             groups: timestep groups with ranges of their own, by which branches are compared.
@@ -71,6 +72,7 @@ class LowRankBranch(Pass):
         share: float | None = Field(None, gt=0)
         time: float | None = Field(None, ge=0)
         price: float = Field(0.0, ge=0)
+        wide_price: float | None = Field(None, ge=0)
         bits: Literal[8, 16] = 16
         methods: tuple[LowRankMethod, ...] = Field(("weight", "weighted-error", "principal"), min_length=1)
         most: float = Field(0.25, gt=0, le=1)
@@ -92,7 +94,8 @@ class LowRankBranch(Pass):
         # layers that share an input share its directions, so that it is split once
         first = {name: next(other for other in names if first[other] == first[name]) for name in names}
         limits = Limits(self._bytes(plan, context), self.options.time)
-        shared = limits != Limits() or self.options.price > 0
+        price = (self.options.wide_price or 0.0) if self._wide(plan) else self.options.price
+        shared = limits != Limits() or price > 0
         calls = context.calibration.spread(self.options.calls)
         sampled = SampledInputs(context.denoiser, names, self.options.rows)
         for done, call in enumerate(calls.calls() if names else ()):
@@ -108,7 +111,7 @@ class LowRankBranch(Pass):
             )
         image = (yield from errors_by_layer(plan, context, names)) if shared else None
         macs = sum(info.macs for info in context.partition.layers.values())
-        chosen = shared_out(offers, limits, self.options.solver, image=image, price=self.options.price, macs=macs)
+        chosen = shared_out(offers, limits, self.options.solver, image=image, price=price, macs=macs)
         for name, branch in chosen.items():
             layer = plan.layers[name]
             layer.low_rank = branch if isinstance(branch, LowRank) else None
@@ -125,12 +128,16 @@ class LowRankBranch(Pass):
             limits.append(self.options.share * sum(bits[n] * m.weight.numel() for n, m in layers.items()) / 8)
         return min(limits, default=None)
 
+    def _wide(self, plan: QuantPlan) -> bool:
+        """Whether the run aims at wide weights, and these may have branches."""
+        return self.options.wide_price is not None and plan.targets.weight_bits > self.options.most_bits
+
     def _ranks(self, name: str, plan: QuantPlan, context: PassContext) -> list[int]:
         """The ranks that a layer has room for, ascending."""
         layer: Any = context.denoiser.get_submodule(name)
         outputs, products = len(layer.weight), layer.weight[0].numel()
         wide = targets_of(name, plan, context).weight_bits > self.options.most_bits
-        if wide or getattr(layer, "groups", 1) > 1:
+        if (wide and not self._wide(plan)) or getattr(layer, "groups", 1) > 1:
             return []
         most = self.options.most * outputs * products / (outputs + products)
         return [rank for rank in sorted(set(self.options.ranks)) if rank <= most]

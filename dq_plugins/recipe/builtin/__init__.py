@@ -41,9 +41,12 @@ WIDTHS_OVER_TIME = Step(
         "where_possible": True,
     },
 )
-FEW_DIRECTIONS = Step("low-rank", {"share": 0.1, "ranks": (1, 2, 4, 8, 16), "price": 0.3})
-"""A tenth more bytes take a third of the images' error away at W4A4; on one model they are what keeps the picture."""
-MANY_DIRECTIONS = Step("low-rank", {"share": 0.5, "ranks": (1, 2, 4, 8, 16, 32), "most": 0.5, "price": 0.1})
+FEW_DIRECTIONS = Step("low-rank", {"share": 0.1, "ranks": (1, 2, 4, 8, 16), "price": 0.3, "wide_price": 1.0})
+"""A tenth more bytes take a third of the images' error away at W8A8 and W4A4; on one model they keep the picture."""
+MANY_DIRECTIONS = Step(
+    "low-rank",
+    {"share": 0.5, "ranks": (1, 2, 4, 8, 16, 32), "most": 0.5, "price": 0.1, "wide_price": 1.0},
+)
 """Half as many bytes again, where they count in the image: a third of the error of rank 16 everywhere."""
 LEARNED = (
     # of wider weights, behind GPTQ, it wins nothing: docs/recipes.md
@@ -78,9 +81,8 @@ DEFAULT = Recipe(
 
 BEST = Recipe(
     "best",
-    "the best pictures: default, then learned against recorded outputs; weights below 8 bits have a few directions in "
-    "floating point, inputs below 8 bits widths over layers and time, both on torchao alone; costs 20 to 120 times the "
-    "sampling that it observes",
+    "the best pictures, on torchao: default with a few directions in floating point, then learned against recorded "
+    "outputs; inputs below 8 bits have widths over layers and time; costs 20 to 120 times the sampling that it observes",
     (
         Step("channel-balance"),
         FEW_DIRECTIONS,

@@ -204,3 +204,28 @@ def test_time_is_a_limit_and_has_a_price(case) -> None:
     assert not having(price=1e9)
     assert 0 < len(having(time=0.2)) < len(everywhere)
     assert 0 < len(having(price=0.3)) < len(everywhere)
+
+
+def test_runs_at_wide_weights_have_a_price_of_their_own_or_no_branch(case) -> None:
+    options = {"ranks": (1, 2, 4), "most": 0.6, "least_gain": 0.0, "price": 0.3}
+
+    def having(**more: float) -> set[str]:
+        plan = make(case, Step("low-rank", options | more), *AFTER)  # weights of 3 bits
+        return branched(plan) | split(plan)
+
+    narrow = having()
+    assert having(wide_price=1e9) == narrow
+    assert having(price=1e9, most_bits=2, wide_price=0.3) == narrow
+    assert not having(most_bits=2)
+    assert len(having(most_bits=2, wide_price=1e-9)) > len(narrow)
+
+
+def test_wider_layers_of_a_narrow_run_have_none(case) -> None:
+    step = Step("low-rank", {"ranks": (1, 2, 4), "most": 0.6, "least_gain": 0.0, "wide_price": 1e-9})
+    plan = dq.make_plan(
+        *case, Recipe("r", "", (step, *AFTER)), weight_bits=3, act_bits=4, edge_bits=8, progress=False
+    )
+    edges = {name for name, layer in plan.layers.items() if layer.roles & {"first", "last"}}
+    assert branched(plan) | split(plan)
+    assert edges
+    assert not (branched(plan) | split(plan)) & edges
