@@ -81,8 +81,9 @@ DEFAULT = Recipe(
 
 BEST = Recipe(
     "best",
-    "the best pictures, on torchao: default with a few directions in floating point, then learned against recorded "
-    "outputs; inputs below 8 bits have widths over layers and time; costs 20 to 120 times the sampling that it observes",
+    "the best pictures, on torchao alone: default with a few directions in floating point, then learned against "
+    "recorded outputs; inputs below 8 bits have widths over layers and time; costs 20 to 120 times the sampling that "
+    "it observes",
     (
         Step("channel-balance"),
         FEW_DIRECTIONS,

@@ -222,9 +222,7 @@ def test_runs_at_wide_weights_have_a_price_of_their_own_or_no_branch(case) -> No
 
 def test_wider_layers_of_a_narrow_run_have_none(case) -> None:
     step = Step("low-rank", {"ranks": (1, 2, 4), "most": 0.6, "least_gain": 0.0, "wide_price": 1e-9})
-    plan = dq.make_plan(
-        *case, Recipe("r", "", (step, *AFTER)), weight_bits=3, act_bits=4, edge_bits=8, progress=False
-    )
+    plan = dq.make_plan(*case, Recipe("r", "", (step, *AFTER)), weight_bits=3, act_bits=4, edge_bits=8, progress=False)
     edges = {name for name, layer in plan.layers.items() if layer.roles & {"first", "last"}}
     assert branched(plan) | split(plan)
     assert edges
