@@ -125,6 +125,7 @@ class Learner(Generic[Key]):
             them by default.
         judge: the loss that decides, if it is another: of decided values, ``judge(values, probe)``.
         probes: how many probes the judge averages, ``P``.
+        start: losses of the probes before learning, float64 ``[P]``, where they are known.
     """
 
     def __init__(
@@ -138,11 +139,12 @@ class Learner(Generic[Key]):
         together: Callable[[Key], Hashable] | None = None,
         judge: Loss[Key] | None = None,
         probes: int = 4,
+        start: Tensor | None = None,
     ) -> None:
         self.variables, self.loss, self.method = variables, loss, method
         self.drawn = drawn or (lambda _: variables.keys())
         self.together = together or (lambda _: "all")
-        self.judge, self.probes = judge or loss, probes
+        self.judge, self.probes, self.start = judge or loss, probes, start
         rounding = [v.parameter for v in variables.values() if isinstance(v, RoundingVariables)]
         self._rounding = [method.optimiser(rounding)] if rounding else []
         smooth = [v for v in variables.values() if isinstance(v, Smooth)]
@@ -251,7 +253,9 @@ class Learner(Generic[Key]):
         for group, variables in groups.items():
             best, decided = self._best.get(group, (None, {}))
             if best is None or decided.keys() != variables.keys():  # more has been drawn since: another comparison
-                start = self._losses({k: v.start() for k, v in variables.items()})
+                start = self.start
+                if start is None:
+                    start = self._losses({k: v.start() for k, v in variables.items()})
                 best = Verdict(start, torch.full_like(start, torch.inf))
                 self._best[group] = best, dict.fromkeys(variables, torch.empty(0))
             losses = self._losses({k: v.hard() for k, v in variables.items()})

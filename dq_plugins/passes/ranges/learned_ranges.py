@@ -23,6 +23,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 
 from dq_plugins.artifact import Format
@@ -124,6 +125,7 @@ class LearnedRanges(Pass):
                 method,
                 judge=lambda values, i: loss.judge(planned.states(states, values), i),
                 probes=loss.probes,
+                start=torch.ones(loss.probes, dtype=torch.float64),  # errors are counted over those before learning
             )
 
             def progress(done: int) -> Progress | None:

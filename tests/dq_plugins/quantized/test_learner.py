@@ -196,6 +196,21 @@ def test_what_is_decided_together_gets_one_verdict_from_the_judge() -> None:
     assert torch.equal(result.decided["w", 3], variables["w", 3].decided())
 
 
+@pytest.mark.parametrize("start", [2.0, 0.1])
+def test_losses_before_learning_that_are_known_are_not_judged_again(start: float) -> None:
+    judged = []
+
+    def judge(weights, probe):
+        judged.append(weights)
+        return torch.tensor(0.5)
+
+    known = torch.tensor([start], dtype=torch.float64)
+    _, result = two(lambda y: y.square().mean(), AdaRound(30, 1e-2), judge=judge, probes=1, start=known)
+    assert len(judged) == 1
+    assert result.verdict.start_loss == start
+    assert bool(result.decided) is (start > 0.5)
+
+
 def test_other_parameters_learn_beside_the_rounding() -> None:
     weight = torch.ones(2, 2)
     gain = torch.zeros((), requires_grad=True)
