@@ -48,7 +48,7 @@ class Split(ExactState):
             PlanError: so many channels are not what it splits.
         """
         x, axis = self._checked(x, axis)
-        if axis < x.dim() - 1 and torch.compiler.is_compiling():  # which lays values out for what follows, as it likes
+        if axis < x.dim() - 1 and _channels_last(x, axis):
             return tuple(part.movedim(-1, axis) for part in self(x.movedim(axis, -1)))  # type: ignore[return-value]
         inside, basis = self.inside(x, axis), self.basis.to(x)
         if axis == x.dim() - 1:
@@ -64,6 +64,8 @@ class Split(ExactState):
         basis = self.basis.to(x)
         if axis == x.dim() - 1:
             return x @ basis.T
+        if _channels_last(x, axis):
+            return self.inside(x.movedim(axis, -1)).movedim(-1, axis)
         return (basis @ _rows(x, axis)).reshape(*x.shape[:axis], len(basis), *x.shape[axis + 1 :])
 
     def _checked(self, x: Tensor, axis: int) -> tuple[Tensor, int]:
@@ -95,6 +97,11 @@ class Split(ExactState):
     def extra_repr(self) -> str:
         """Directions and channels."""
         return f"{len(self.basis)} of {self.basis.shape[1]} channels"
+
+
+def _channels_last(x: Tensor, axis: int) -> bool:
+    """Whether channels lie beside each other in memory. A compiler lays values out for what follows, as it likes."""
+    return torch.compiler.is_compiling() or (x.movedim(axis, -1).is_contiguous() and not x.is_contiguous())
 
 
 def _rows(x: Tensor, axis: int) -> Tensor:

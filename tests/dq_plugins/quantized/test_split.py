@@ -95,6 +95,17 @@ def test_parts_add_up_and_the_rest_has_nothing_of_the_directions():
     assert split.float().basis.dtype == torch.float16
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_channels_stay_where_they_are_in_memory(layout):
+    split = Split(Subspace(torch.linalg.qr(torch.randn(16, 3)).Q.T.contiguous().half()))
+    x = torch.randn(2, 16, 5, 4).double()
+    own, other = split(x.contiguous(memory_format=layout), 1), split(x.contiguous(), 1)
+    for part, wanted in zip(own, other, strict=True):
+        torch.testing.assert_close(part, wanted, rtol=0, atol=1e-12)
+        assert part.is_contiguous(memory_format=layout)  # moving them would take longer than multiplying them
+    assert split.inside(x.contiguous(memory_format=layout), 1).is_contiguous(memory_format=layout)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("activation", [STATIC, DynamicActivationQuant(3, symmetric=False)], ids=["static", "dynamic"])
 def test_only_the_rest_is_quantized(name, activation):
