@@ -54,12 +54,12 @@ class LowRankBranch(Pass):
                 `dq_plugins.passes.rotation.branch_program`.
             price: share of the error that is left, counted as under ``bytes``, that the same share of time must take
                 away.
-            wide_price: the same in runs at weights of more than ``most_bits``.
+            wide_price: the same in runs whose weights are to have more than ``most_bits``; None: these have no branch.
             bits: of both matrices: 16, in floating point, or 8, codes with a scale for each direction; principal
                 directions have 16.
             methods: what is tried beside none.
             most: largest share of a layer's weights that the branch may have; layers where r is more have none.
-            most_bits: wider weights have none, unless the run aims at wider ones and ``wide_price`` is given.
+            most_bits: wider weights have none, but for ``wide_price``.
             calls: recorded calls to learn from, spread evenly over the recording.
             rows: rows of a layer's input that count, for each call.
             groups: timestep groups with ranges of their own, by which branches are compared.

@@ -33,13 +33,15 @@ def test_low_bit_is_best_with_room_for_more_directions() -> None:
     assert low_bit.targets == best.targets
 
 
-def test_low_bit_runs_in_integers(tmp_path_factory) -> None:
+@pytest.mark.parametrize(("recipe", "bits"), [("low-bit", 4), ("best", 8)])
+def test_directions_stay_in_floating_point_and_the_rest_runs_in_integers(tmp_path_factory, recipe, bits) -> None:
     torch.manual_seed(3)
     denoiser = TinyDenoiser(width=32).eval().requires_grad_(False)
     calibration = recorded(denoiser, tmp_path_factory.mktemp("wide"), batch=4)
     quick = {"block-reconstruction": {"iterations": 4}, "learned-ranges": {"passes": 0.5}, "low-rank": {"ranks": (4,)}}
     quick["group-widths"] = {"seconds": 0.3, "probes": 2, "runs": 1}
-    plan = dq.make_plan(denoiser, calibration, "low-bit", weight_bits=4, act_bits=4, options=quick, progress=False)
+    given = {"weight_bits": bits, "act_bits": bits, "options": quick, "progress": False}
+    plan = dq.make_plan(denoiser, calibration, recipe, **given)
     assert "subspace" in plan.features
     model = dq.apply(copy.deepcopy(denoiser), plan, backend="torchao")
     with torch.no_grad():
