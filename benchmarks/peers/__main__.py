@@ -1,4 +1,6 @@
-"""See `benchmarks.peers`. Started again, it goes on where it was stopped. One table and plot for a model and widths."""
+"""See `benchmarks.peers`. Started again, it goes on where it was stopped. One table and plot for a model and widths;
+on request the images that they are of, too.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,12 @@ import os
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,13 +29,18 @@ from benchmarks.peers.environment import interpreter
 from benchmarks.peers.worker import BATCH, Job, drawn
 from benchmarks.records import RESULTS, Records
 from benchmarks.tfmq import MODELS, Case, usual_steps
+from dq_plugins.plots import pairs_of_images
 from dq_plugins.report import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BASES = ("ours, default", "ours, mixed-precision")  # what others are compared with image by image: the first that ran
 COLUMNS = (
     "method", "runs", "n", "PSNR dB", "worst", "features", "less than {}: dB (95 %)", "SQNR dB",
     "worst step", "MB", "quantization / sampling", "peak MB", "call CPU ms",
 )  # fmt: skip
+SHOWN = 8  # images of a picture
 
 
 class Bench:
@@ -63,8 +71,7 @@ class Bench:
 
     def run(self, peer: str, method: str, label: str, seed: int) -> dict[str, Any]:
         """Measurements of one method, or why it did not run."""
-        noise = 10_000 * (seed + 1)
-        folder = self.folder / f"{method}-{label}-{seed}".replace(" ", "-")
+        noise, folder = _noise(seed), self._place(method, label, seed)
         folder.mkdir(parents=True, exist_ok=True)
         calibration, judged = self.recorded(100 * seed, 8), self.recorded(noise, BATCH)
         job = Job(
@@ -83,6 +90,20 @@ class Bench:
         measured = json.loads((folder / "measured.json").read_text())
         reference = self.reference(noise)
         return measured | {"psnr": psnr(images, reference), "features": feature_distance(images, reference)}
+
+    def _place(self, method: str, label: str, seed: int) -> Path:
+        """Folder of one run's images and measurements."""
+        return self.folder / f"{method}-{label}-{seed}".replace(" ", "-")
+
+    def pictures(self, names: Iterable[str], label: str) -> Figure:
+        """The first images of seed 0 by these methods."""
+        files = {name: self._place(name, label, 0) / "images.safetensors" for name in names}
+        return side_by_side(self.reference(_noise(0)), files)
+
+
+def _noise(seed: int) -> int:
+    """First seed of the noise that images are judged from."""
+    return 10_000 * (seed + 1)
 
 
 def methods(peers: list[str], label: str) -> Iterator[tuple[str, str, Method]]:
@@ -138,7 +159,18 @@ def plot(rows: list[list[Any]], title: str, file: Path) -> None:
     pyplot.close(figure)
 
 
-def compare(bench: Bench, peers: list[str], label: str, seeds: int, only: list[str] | None, out: Path) -> None:
+def side_by_side(reference: np.ndarray, files: Mapping[str, Path]) -> Figure:
+    """First images ``[N, H, W, C]`` in [0, 1]: a row for full precision, one for every method whose file is there."""
+    rows = {"full precision": reference[:SHOWN]}
+    for name, file in files.items():
+        if file.exists():
+            rows[textwrap.fill(name, 18)] = load_file(file)["images"][:SHOWN].numpy()
+    return pairs_of_images(rows, [f"noise {place}" for place in range(len(reference[:SHOWN]))])
+
+
+def compare(
+    bench: Bench, peers: list[str], label: str, seeds: int, only: list[str] | None, out: Path, pictures: Path | None
+) -> None:
     """All methods at some widths. Those that ``only`` does not name are taken from the record, if they are there."""
     model = bench.case.name
     records = Records(f"peers-{model}-{label}", {"images": bench.images, "model": model, "widths": label}, out)
@@ -165,6 +197,9 @@ def compare(bench: Bench, peers: list[str], label: str, seeds: int, only: list[s
         records.put("table", table.rows)
         plot(table.rows, f"{model}, {label}", out / f"peers-{model}-{label}.png")
         print(f"\n{model}, {label}, {bench.case.steps} steps\n\n{table}\n", flush=True)
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+        bench.pictures(found, label).savefig(pictures / f"pictures-{model}-{label}.png", dpi=130)
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -182,6 +217,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=16, help="judged for each seed")
     parser.add_argument("--work", type=Path, default=Path("peers-work"), help="folder of recorded calls and images")
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--pictures", type=Path, help="folder for the first images of every method, side by side")
     args = parser.parse_args(given)
     known = list(dict.fromkeys(name for label in args.widths for _, name, _ in methods(args.peers, label)))
     if unknown := [name for name in args.only or () if name not in known]:
@@ -196,7 +232,7 @@ def main() -> None:
     for model in args.models:
         bench = Bench(model, args.images, args.work.resolve())
         for label in args.widths:
-            compare(bench, args.peers, label, args.seeds, args.only, args.out)
+            compare(bench, args.peers, label, args.seeds, args.only, args.out, args.pictures)
 
 
 if __name__ == "__main__":

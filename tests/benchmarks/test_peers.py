@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from benchmarks.peers import NAMES, linear_and_conv, simulated_bytes
-from benchmarks.peers.__main__ import arguments
+from benchmarks.peers.__main__ import arguments, side_by_side
 from benchmarks.peers.comparison import feature_distance, paired_interval, psnr
 from benchmarks.peers.environment import interpreter
 from benchmarks.peers.standing_in import standing_in
@@ -41,6 +42,16 @@ def test_the_interval_is_of_differences_and_holds_their_mean() -> None:
     mean, low, high = paired_interval(better, hard)
     assert low < mean < high
     assert (mean, high - low) == (pytest.approx(1, abs=0.05), pytest.approx(4 * 0.1 / 200**0.5, rel=0.2))
+
+
+def test_a_picture_has_a_row_for_each_method_whose_images_are_there(tmp_path: Path) -> None:
+    images = np.linspace(0, 1, 2 * 4 * 4 * 3).reshape(2, 4, 4, 3)
+    save_file({"images": torch.from_numpy(1 - images)}, tmp_path / "images.safetensors")
+    figure = side_by_side(images, {"ours": tmp_path / "images.safetensors", "lost": tmp_path / "none.safetensors"})
+    labels = [axis.get_ylabel() for axis in figure.axes if axis.get_ylabel()]
+    assert labels == ["full precision", "ours"]
+    shown = [np.asarray(axis.get_images()[0].get_array()) for axis in figure.axes]
+    np.testing.assert_allclose(shown, [*images, *(1 - images)])
 
 
 def test_bytes_of_simulated_weights() -> None:
