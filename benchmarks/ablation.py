@@ -1,7 +1,7 @@
 """What each pass and each recipe does to the final images, and what it costs in time.
 
     python -m benchmarks.ablation --model digits --weight-bits 4 --act-bits 8 --images 32 --seeds 3
-    python -m benchmarks.ablation --act-bits 4 --weight-bits 4 --variants fast default best --pictures grid.png
+    python -m benchmarks.ablation --model digits --weight-bits 4 --act-bits 4 --variants nothing "gptq alone" all best
 
 A variant is the name of a recipe, or one of those listed here: a part of `best` alone, or all but one of them. Each
 seed records its own calibration images and is judged on others, from the same noise as full precision. Prints a table
@@ -25,7 +25,6 @@ import dq_plugins as dq
 from benchmarks.derived import derive
 from benchmarks.records import RESULTS, Records
 from benchmarks.tfmq import MODELS, Case, image_psnr, usual_steps
-from dq_plugins.plots import pairs_of_images
 from dq_plugins.recipe import Step
 from dq_plugins.report import Table
 
@@ -65,10 +64,7 @@ VARIANTS: dict[str, tuple[Step, ...]] = {
     "all": of_parts(PARTS),
     "default, static ranges": tuple(STATIC if s.name == STATIC.name else s for s in dq.get("recipe", "default").steps),
 }
-
-
 COLUMNS = ("median", "worst", "power", "drift", "cpu_seconds", "over_recording")
-SHOWN = 8  # images of a picture
 
 
 def steps_of(variant: str) -> tuple[Step, ...]:
@@ -89,15 +85,13 @@ def recording(case: Case, seed: int) -> float:
         return time.process_time() - start
 
 
-def measure(case: Case, variant: str, seed: int, reference: np.ndarray, bits: dict[str, int], file: Path) -> dict:
-    """PSNR of every image, drift of the channels' means, and seconds of planning; some images are written to a file."""
+def measure(case: Case, variant: str, seed: int, reference: np.ndarray, bits: dict[str, int]) -> dict:
+    """PSNR of every image, drift of the channels' means, and seconds of planning."""
     case.calibration(seed)  # recorded before the clock starts
     start = time.process_time()
     plan = case.plan(steps_of(variant), seed, **bits, **targets_of(variant))
     seconds = time.process_time() - start
     images = case.images(dq.apply(case.denoiser, plan, backend="simulate"), len(reference))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.save(file, images[:SHOWN])
     error = images.astype(np.float64) - reference
     return {
         "psnr": image_psnr(images, reference),
@@ -116,35 +110,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--variants", nargs="+", help="only these")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    parser.add_argument("--pictures", type=Path, help="draw the first images of the first seed, a row for each variant")
-    parser.add_argument("--work", type=Path, default=Path("ablation-work"), help="folder for recordings and images")
+    parser.add_argument("--work", type=Path, default=Path("ablation-work"), help="folder for recordings")
     args = parser.parse_args()
     args.steps = args.steps or usual_steps(args.model)
     bits = {"weight_bits": args.weight_bits, "act_bits": args.act_bits}
     settings = {"model": args.model, "images": args.images, "steps": args.steps, **bits}
     records = Records(f"ablation-{args.model}-w{args.weight_bits}a{args.act_bits}", settings, args.out)
-    rows, pictures = [], {}
-    folder = args.work / f"{args.model}-{args.steps}"
-    case = Case(args.model, args.steps, folder)
+    case, rows = Case(args.model, args.steps, args.work / f"{args.model}-{args.steps}"), []
     reference = case.images(case.denoiser, args.images)
     for seed in range(args.seeds):
         records.get(f"recording, {seed}", partial(recording, case, seed))
     for label in args.variants or VARIANTS:
-        files = [folder / f"{records.path.stem}-{label}-{seed}.npy" for seed in range(args.seeds)]
-        for seed, file in enumerate(files):
-            records.get(f"{label}, {seed}", partial(measure, case, label, seed, reference, bits, file))
+        for seed in range(args.seeds):
+            records.get(f"{label}, {seed}", partial(measure, case, label, seed, reference, bits))
         found = derive(records.path.stem, records.data)[label]
-        rows.append(
-            [label, *(found[k] for k in ("median", "worst", "power", "drift", "cpu_seconds", "over_recording"))]
-        )
+        rows.append([label, *(found[column] for column in COLUMNS)])
         print(*rows[-1], flush=True)
-        if files[0].exists():
-            pictures[label] = np.load(files[0])
-    if args.pictures:
-        shown = {"full precision": reference[:SHOWN], **pictures}
-        titles = [f"noise {place}" for place in range(min(SHOWN, args.images))]
-        args.pictures.parent.mkdir(parents=True, exist_ok=True)
-        pairs_of_images(shown, titles).savefig(args.pictures, dpi=130)
     title = f"{args.model}, W{args.weight_bits}A{args.act_bits}, {args.images} images x {args.seeds} seeds"
     print(Table([title, "PSNR, median", "worst", "error power", "drift", "CPU s to plan", "/ recording"], rows))
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from benchmarks.derived import derive
 from benchmarks.peers import NAMES, linear_and_conv, simulated_bytes
 from benchmarks.peers.__main__ import arguments, side_by_side
 from benchmarks.peers.comparison import feature_distance, paired_interval, psnr
@@ -33,6 +34,12 @@ def test_features_are_as_far_apart_as_images_are_different() -> None:
     near, far = (feature_distance(reference + size * noise, reference)[0] for size in (0.01, 0.1))
     assert feature_distance(reference, reference) == [0.0]
     assert 0 < near < far
+
+
+def test_error_power_is_the_mean_over_all_images_of_what_ran() -> None:
+    runs = {"ours, 0": {"psnr": [10.0, 20.0]}, "ours, 1": {"psnr": [20.0, 20.0]}, "other, 0": {"failed": "why"}}
+    found = derive("peers-digits-W4A4", {"table": [["ours"]], "settings": {}, **runs})
+    assert found == {"table": [["ours"]], "power": {"ours": pytest.approx((0.1 + 3 * 0.01) / 4)}}
 
 
 def test_the_interval_is_of_differences_and_holds_their_mean() -> None:
