@@ -199,7 +199,7 @@ def compare(
         print(f"\n{model}, {label}, {bench.case.steps} steps\n\n{table}\n", flush=True)
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
-        bench.pictures(found, label).savefig(pictures / f"pictures-{model}-{label}.png", dpi=130)
+        bench.pictures(found, label).savefig(pictures / f"pictures-{model}-{label}.png", dpi=100)
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
