@@ -46,7 +46,7 @@ FEW_DIRECTIONS = Step(
     "low-rank",
     {"share": 0.1, "ranks": (1, 2, 4, 8, 16), "most": 1.0, "price": 0.3, "wide_price": 1.0},
 )
-"""A tenth more bytes: half of the images' error at W8A8, and less; on one model they keep the picture at 4 bits."""
+"""For up to a tenth more bytes; on one model they keep the picture at 4 bits: docs/recipes.md."""
 MANY_DIRECTIONS = Step(
     "low-rank",
     {"share": 0.5, "ranks": (1, 2, 4, 8, 16, 32), "most": 1.0, "price": 0.1, "wide_price": 1.0},
