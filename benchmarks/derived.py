@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,11 @@ def by_label(data: Mapping[str, Any]) -> dict[str, list[Any]]:
     return dict(found)
 
 
+def error_power(psnr: Iterable[float]) -> float:
+    """Mean over images of the error power that their PSNR in dB says."""
+    return statistics.fmean(10 ** (-value / 10) for value in psnr)
+
+
 def ablation(data: Mapping[str, Any]) -> Derived:
     """Median and worst PSNR of all seeds' images, mean error power; means of the rest, planning over recording."""
     labels, found = by_label(data), dict[str, Any]()
@@ -36,7 +41,7 @@ def ablation(data: Mapping[str, Any]) -> Derived:
         found[label] = {
             "median": statistics.median(every),
             "worst": min(every),
-            "power": statistics.fmean(10 ** (-value / 10) for value in every),
+            "power": error_power(every),
             **{key: statistics.fmean(run[key] for run in runs) for key in ("drift", "cpu_seconds")},
         }
         if recording:
@@ -199,7 +204,7 @@ def binarydm(data: Mapping[str, Any]) -> Derived:
 def peers(data: Mapping[str, Any]) -> Derived:
     """The table, as images are judged together, not one by one; and every method's mean error power."""
     powers = {
-        label: statistics.fmean(10 ** (-value / 10) for run in runs for value in run["psnr"])
+        label: error_power(value for run in runs for value in run["psnr"])
         for label, runs in by_label(data).items()
         if all("psnr" in run for run in runs)  # what failed has none
     }
@@ -210,7 +215,7 @@ def by_images(data: Mapping[str, Any]) -> Derived:
     """Median and worst PSNR of all seeds' images, mean error power, and the median over seeds of each one's."""
     found: Derived = {}
     for label, runs in by_label(data).items():
-        powers = [statistics.fmean(10 ** (-value / 10) for value in run["psnr"]) for run in runs]
+        powers = [error_power(run["psnr"]) for run in runs]
         every = [value for run in runs for value in run["psnr"]]
         found[label] = {
             "median": statistics.median(every),

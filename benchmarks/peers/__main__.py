@@ -168,10 +168,11 @@ def side_by_side(reference: np.ndarray, files: Mapping[str, Path]) -> Figure:
     return pairs_of_images(rows, [f"noise {place}" for place in range(len(reference[:SHOWN]))])
 
 
-def compare(
-    bench: Bench, peers: list[str], label: str, seeds: int, only: list[str] | None, out: Path, pictures: Path | None
-) -> None:
-    """All methods at some widths. Those that ``only`` does not name are taken from the record, if they are there."""
+def compare(bench: Bench, peers: list[str], label: str, seeds: int, only: list[str] | None, out: Path) -> list[str]:
+    """All methods at some widths. Those that ``only`` does not name are taken from the record, if they are there.
+
+    Returns the names of those that ran.
+    """
     model = bench.case.name
     records = Records(f"peers-{model}-{label}", {"images": bench.images, "model": model, "widths": label}, out)
     sampling = records.get("sampling CPU s", bench.sampling_seconds)
@@ -197,9 +198,7 @@ def compare(
         records.put("table", table.rows)
         plot(table.rows, f"{model}, {label}", out / f"peers-{model}-{label}.png")
         print(f"\n{model}, {label}, {bench.case.steps} steps\n\n{table}\n", flush=True)
-    if pictures is not None:
-        pictures.mkdir(parents=True, exist_ok=True)
-        bench.pictures(found, label).savefig(pictures / f"pictures-{model}-{label}.png", dpi=100)
+    return list(found)
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -232,7 +231,10 @@ def main() -> None:
     for model in args.models:
         bench = Bench(model, args.images, args.work.resolve())
         for label in args.widths:
-            compare(bench, args.peers, label, args.seeds, args.only, args.out, args.pictures)
+            names = compare(bench, args.peers, label, args.seeds, args.only, args.out)
+            if args.pictures is not None:
+                args.pictures.mkdir(parents=True, exist_ok=True)
+                bench.pictures(names, label).savefig(args.pictures / f"pictures-{model}-{label}.png", dpi=100)
 
 
 if __name__ == "__main__":
